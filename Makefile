@@ -1,0 +1,52 @@
+# make setup: everything into .venv; make demo: the whole pipeline; make test: lint, types and the quick tests.
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+# One thread for each test process: with more they only get into each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+PARALLEL := -n $(JOBS) --dist loadfile
+
+.PHONY: setup demo lint test test-slow test-gpu test-all format clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "error: $(PYTHON) was not found; install Python 3.11 or later, or name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $$($(PYTHON) -V) is too old; 3.11 or later is needed, for example: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "error: $(PYTHON) has no venv module; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,demo]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python examples/demo.py
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test: lint
+	$(PYTEST) $(PARALLEL) -m "not slow and not gpu"
+
+test-slow: setup
+	$(PYTEST) $(PARALLEL) -m "slow and not gpu"
+
+test-gpu: setup
+	$(PYTEST) -m gpu
+
+test-all: lint
+	$(PYTEST) $(PARALLEL)
+
+format: setup
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) *.egg-info build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,48 @@
+"""Token stores of made-up episodes, for the tests that read tokens."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from vidtok_plugin.store import StoredEpisode, StoreMetadata, TokenStoreWriter
+
+METADATA = StoreMetadata(
+    adapter_hash="abc",
+    tokenizer={},
+    codebook_size=12,
+    fsq_levels=(4, 3),
+    height=2,
+    width=3,
+    temporal_factor=2,
+    fps=30.0,
+    action_space={"kind": "discrete", "size": 5},
+)
+
+
+def episode_data(steps: int, first_code: int = 0) -> dict[str, torch.Tensor]:
+    """Codes that tell their step, and actions that tell their frame; the last step lacks its second frame."""
+    codes = (first_code + torch.arange(steps)) % 12
+    frames = torch.arange(2 * steps).view(steps, 2) - 1  # of each step; step 0 is frame 0 alone
+    num_actions = torch.full((steps,), 2, dtype=torch.uint8)
+    num_actions[0], num_actions[-1] = 0, 1 if steps > 1 else 0
+    return {
+        "codes": codes[:, None, None].expand(steps, 2, 3).to(torch.int32).contiguous(),
+        "actions": frames.clamp(min=0) % 5,
+        "num_actions": num_actions,
+    }
+
+
+def write_episodes(
+    folder: Path, split: str, steps: Sequence[int], *, metadata: StoreMetadata = METADATA, per_shard: int = 2
+) -> Path:
+    """A split of episodes of so many steps each, the codes of the i-th counting up from i."""
+    writer = TokenStoreWriter(folder, metadata)
+    for begin in range(0, len(steps), per_shard):
+        numbers = range(begin, min(begin + per_shard, len(steps)))
+        entries = [
+            StoredEpisode(name=f"{i}.mp4", steps=steps[i], frames=2 * steps[i] - 2, digest=str(i))
+            for i in numbers
+        ]
+        writer.write_shard(split, entries, [episode_data(steps[i], i) for i in numbers])
+    return folder

@@ -1,0 +1,170 @@
+"""Recording Atari play gives complete, reproducible episodes whose actions are the ones that were taken."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vidtok_plugin.video import find_episodes, read_frames
+from vidtok_plugin.video.resizing import resize
+from world_model import record as record_module
+from world_model.record import CoveringPolicy, RecordConfig, record
+
+pytest.importorskip("ale_py")
+
+
+def config(output: Path, **changes: object) -> RecordConfig:
+    tiny = RecordConfig(
+        env="ALE/Boxing-v5",
+        output=str(output),
+        train_episodes=2,
+        validation_episodes=1,
+        test_episodes=0,
+        frames_per_episode=20,
+        min_frames=5,
+        size=32,
+        warmup=3,
+        seed=7,
+    )
+    return dataclasses.replace(tiny, **changes)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> RecordConfig:
+    cfg = config(tmp_path_factory.mktemp("boxing"))
+    record(cfg, show_progress=False)
+    return cfg
+
+
+def test_each_split_has_its_own_episodes(recorded: RecordConfig) -> None:
+    train = find_episodes(Path(recorded.output) / "train")
+    validation = find_episodes(Path(recorded.output) / "validation")
+    assert [episode.path.name for episode in train] == ["episode_00000.mp4", "episode_00001.mp4"]
+    assert len(validation) == 1 and not (Path(recorded.output) / "test").exists()
+    assert len({episode.meta["seed"] for episode in train + validation}) == 3
+    assert not any(path.name.startswith(".") for path in Path(recorded.output).rglob("*"))
+
+
+def test_an_episode_tells_how_it_was_made(recorded: RecordConfig) -> None:
+    episode = find_episodes(Path(recorded.output) / "train")[0]
+    meta = episode.meta
+    assert meta["environment"] == "ALE/Boxing-v5" and meta["num_frames"] == episode.num_frames == 20
+    assert (meta["frame_skip"], meta["sticky_actions"], meta["fps"], meta["size"]) == (2, 0.0, 30.0, 32)
+    assert meta["action_space"]["kind"] == "discrete" and meta["action_space"]["size"] == 18
+    assert meta["action_space"]["meanings"][:3] == ["NOOP", "FIRE", "UP"]
+    assert episode.actions.dtype == np.int64 and episode.actions[0] == 0
+
+
+def test_replaying_the_actions_gives_the_video(recorded: RecordConfig) -> None:
+    """actions[i] led from frame i-1 to frame i: shifted by one, this fails."""
+    episode = find_episodes(Path(recorded.output) / "train")[1]
+    actions = iter(episode.actions[1:].tolist())
+    env = record_module._make_env(recorded)
+    frames = [
+        frame for _, frame in record_module._play(recorded, env, episode.meta["seed"], lambda: next(actions))
+    ]
+    env.close()
+    replayed = resize(np.stack(frames), 32, 32).astype(int)
+    video = read_frames(episode.path).astype(int)
+    assert video.shape == replayed.shape == (20, 32, 32, 3)
+    assert np.abs(video - replayed).mean() < 3
+
+
+def test_recording_again_keeps_what_is_there(recorded: RecordConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_module, "_record_episode", lambda *_: pytest.fail("nothing is missing"))
+    record(recorded, show_progress=False)
+
+
+def test_an_interrupted_recording_ends_as_an_unbroken_one(
+    recorded: RecordConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config(tmp_path)
+    real, calls = record_module.save_episode_files, []
+
+    def interrupted(*args: object) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(*args)
+
+    monkeypatch.setattr(record_module, "save_episode_files", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        record(cfg, show_progress=False)
+    monkeypatch.undo()
+    record(cfg, show_progress=False)
+    for split in ("train", "validation"):
+        again, once = find_episodes(tmp_path / split), find_episodes(Path(recorded.output) / split)
+        assert len(again) == len(once)
+        for ours, theirs in zip(again, once, strict=True):
+            np.testing.assert_array_equal(ours.actions, theirs.actions)
+            np.testing.assert_array_equal(read_frames(ours.path), read_frames(theirs.path))
+
+
+def test_a_folder_of_another_recipe_is_refused(recorded: RecordConfig) -> None:
+    with pytest.raises(ValueError, match=r"frame_skip=2, not 3; name another output"):
+        record(config(Path(recorded.output), frame_skip=3), show_progress=False)
+    with pytest.raises(ValueError, match=r"more episodes than the 1 asked for"):
+        record(config(Path(recorded.output), train_episodes=1), show_progress=False)
+
+
+def test_an_unknown_game_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"env must be one of .*ALE/Nonesuch-v5"):
+        record(config(tmp_path, env="ALE/Nonesuch-v5"), show_progress=False)
+
+
+class ShortGame:
+    """A game that ends after 4, 9, 4, 9 ... steps, seen by what the recorder uses of it."""
+
+    def __init__(self) -> None:
+        self.games, self.left = 0, 0
+        self.action_space = type("Discrete", (), {"n": 2})
+        self.unwrapped = self
+
+    def get_action_meanings(self) -> list[str]:
+        return ["NOOP", "FIRE"]
+
+    def reset(self, seed: int) -> tuple[np.ndarray, dict[str, object]]:
+        self.games += 1
+        self.left = 4 if self.games % 2 else 9
+        return np.zeros((16, 16, 3), np.uint8), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, object]]:
+        self.left -= 1
+        return np.zeros((16, 16, 3), np.uint8), 0.0, self.left == 0, False, {}
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_file_is_one_unbroken_game_and_too_short_ones_are_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_module, "_make_env", lambda cfg: ShortGame())
+    cfg = config(tmp_path, frame_skip=1, warmup=0, size=16, min_frames=6, validation_episodes=0)
+    record(cfg, show_progress=False)
+    episodes = find_episodes(tmp_path / "train")
+    assert [episode.num_frames for episode in episodes] == [10, 10, 10, 10]  # 40 frames were asked for
+
+
+def test_policy_takes_all_actions_equally_often_and_holds_them() -> None:
+    policy = CoveringPolicy(5, (2, 4), np.random.default_rng(0))
+    actions = np.array([policy() for _ in range(3000)])
+    assert np.bincount(actions, minlength=5) == pytest.approx(600, rel=0.1)
+    changes = np.flatnonzero(np.diff(actions)) + 1
+    assert np.diff(changes).min() >= 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frame_skip": 0}, "frame_skip must be at least 1, got 0"),
+        ({"hold": (5, 2)}, "hold must be"),
+        ({"sticky_actions": 1.0}, "sticky_actions must be in"),
+        ({"min_frames": 50}, "min_frames must be at most frames_per_episode"),
+        ({"fps": 0.0}, "fps must be above 0"),
+    ],
+)
+def test_config_mistakes_are_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **changes)

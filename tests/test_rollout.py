@@ -1,0 +1,271 @@
+"""Rollouts continue their prompts token by token under their actions, and decode exactly."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vidtok_plugin import VidTok
+from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from world_model.actions import ActionSpec, GroupedActions, group_actions
+from world_model.architecture import TokenSpec, WorldModelConfig
+from world_model.generator import StepGenerator
+from world_model.model import WorldModel
+from world_model.rollout import rollout, stream_rollout
+from world_model.sampler import Sampler
+from world_model.transformer import TransformerConfig
+
+F = 4  # frames of a latent step
+SIZE = 16  # pixels: a grid of 2 x 2
+SAMPLER = Sampler(seed=3)
+
+
+def tiny_adapter(version: str = "1.0") -> TokenizerAdapter:
+    torch.manual_seed(0)
+    tokenizer = VidTok.from_preset(
+        "vidtok_tiny", ch=4, ch_mult=(1, 1, 1, 1), fsq_levels=(4, 3), version=version
+    )
+    return TokenizerAdapter(tokenizer)
+
+
+@pytest.fixture(scope="module", params=["1.0", "1.1"])
+def adapter(request: pytest.FixtureRequest) -> TokenizerAdapter:
+    return tiny_adapter(request.param)
+
+
+def random_model(kind: str = "discrete", size: int = 5, max_steps: int = 6) -> WorldModel:
+    """With no weight at zero, as after training."""
+    torch.manual_seed(0)
+    tokens = TokenSpec(
+        codebook_size=12,
+        height=2,
+        width=2,
+        temporal_factor=F,
+        fsq_levels=(4, 3),
+        actions=ActionSpec(kind=kind, size=size),  # type: ignore[arg-type]
+    )
+    sizes = TransformerConfig(width=24, depth=1, heads=2)
+    model = WorldModel(WorldModelConfig(tokens=tokens, max_steps=max_steps, transformer=sizes))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def video(batch: int = 2, frames: int = 1 + 2 * F) -> Tensor:
+    return torch.rand(batch, 3, frames, SIZE, SIZE, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def actions(batch: int, frames: int) -> Tensor:
+    return torch.randint(5, (batch, frames), generator=torch.Generator().manual_seed(2))
+
+
+def test_a_rollout_is_the_prompt_and_then_what_its_tokens_decode_to(adapter: TokenizerAdapter) -> None:
+    prompt = video()
+    result = rollout(
+        random_model(), adapter, prompt=prompt, actions=actions(2, 17), num_frames=8, sampler=SAMPLER
+    )
+    decoded = adapter.decode(result.tokens).clamp(-1, 1)
+    assert result.video.shape == (2, 3, 17, SIZE, SIZE)
+    assert torch.equal(result.video[:, :, :9], prompt)
+    torch.testing.assert_close(result.imagined, decoded[:, :, 9:], rtol=0, atol=1e-4)
+    torch.testing.assert_close(result.prompt_reconstruction, decoded[:, :, :9], rtol=0, atol=1e-4)
+    assert result.tokens.num_frames.tolist() == [17, 17]
+    assert torch.equal(result.tokens.ids[:, : 3 * 4], adapter.encode(prompt).ids)
+    assert result.generated_tokens == 2 * 2 * 4 and result.tokens_per_second > 0
+
+
+def test_greedy_rollouts_take_the_likeliest_token_each_time() -> None:
+    adapter, model, prompt, acts = tiny_adapter(), random_model(), video(), actions(2, 17)
+    result = rollout(
+        model, adapter, prompt=prompt, actions=acts, num_frames=8, sampler=Sampler(temperature=0)
+    )
+    ids, grouped = adapter.encode(prompt).ids, group_actions(acts, F)
+    with torch.no_grad():
+        for slot in range(3 * 4, 5 * 4):
+            codes = torch.cat([ids, torch.zeros(2, 20 - slot, dtype=torch.int64)], dim=1).view(2, 5, 2, 2)
+            likeliest = model(codes, grouped).flatten(1, 3)[:, slot].argmax(-1)
+            ids = torch.cat([ids, likeliest[:, None]], dim=1)
+    assert torch.equal(result.tokens.ids, ids)
+
+
+def test_a_rollout_is_the_same_whatever_the_batch_around_it() -> None:
+    adapter, model, prompt, acts = tiny_adapter(), random_model(), video(3), actions(3, 17)
+    together = rollout(model, adapter, prompt=prompt, actions=acts, num_frames=8, sampler=SAMPLER)
+    alone = rollout(
+        model, adapter, prompt=prompt[2:], actions=acts[2:], num_frames=8, sampler=SAMPLER, indices=[2]
+    )
+    assert torch.equal(alone.tokens.ids, together.tokens.ids[2:])
+    other = rollout(model, adapter, prompt=prompt, actions=acts, num_frames=8, sampler=Sampler(seed=4))
+    assert not torch.equal(other.tokens.ids, together.tokens.ids)
+
+
+def test_equal_prompts_have_different_futures() -> None:
+    prompt, acts = video(1).expand(8, -1, -1, -1, -1), actions(1, 17).expand(8, -1)
+    result = rollout(
+        random_model(), tiny_adapter(), prompt=prompt, actions=acts, num_frames=8, sampler=SAMPLER
+    )
+    assert len({tuple(row) for row in result.tokens.ids.tolist()}) > 1
+
+
+def test_actions_change_the_future_from_their_step_on() -> None:
+    adapter, model, prompt, acts = tiny_adapter(), random_model(), video(8), actions(8, 21)
+    one = rollout(model, adapter, prompt=prompt, actions=acts, num_frames=12, sampler=SAMPLER)
+    changed = acts.clone()
+    changed[:, 13:] = (acts[:, 13:] + 1) % 5  # of step 4
+    other = rollout(model, adapter, prompt=prompt, actions=changed, num_frames=12, sampler=SAMPLER)
+    assert torch.equal(one.tokens.ids[:, : 4 * 4], other.tokens.ids[:, : 4 * 4])
+    assert not torch.equal(one.tokens.ids[:, 4 * 4 :], other.tokens.ids[:, 4 * 4 :])
+
+
+@pytest.mark.parametrize("kind", ["none", "discrete", "continuous"])
+def test_every_kind_of_action_goes(kind: str) -> None:
+    model = random_model(kind, 0 if kind == "none" else 3)
+    acts = {"none": None, "discrete": torch.randint(3, (2, 13)), "continuous": torch.randn(2, 13, 3)}[kind]
+    result = rollout(model, tiny_adapter(), prompt=video(2, 9), actions=acts, num_frames=4)
+    assert result.video.shape[2] == 13
+
+
+def test_uint8_prompts_are_scaled() -> None:
+    prompt = ((video() + 1) * 127.5).round().to(torch.uint8)
+    result = rollout(random_model(), tiny_adapter(), prompt=prompt, actions=actions(2, 13), num_frames=4)
+    torch.testing.assert_close(result.video[:, :, :9], prompt / 127.5 - 1)
+
+
+@pytest.mark.parametrize("max_steps", [2, 4, 5])
+def test_beyond_the_context_the_window_moves_by_whole_steps(max_steps: int) -> None:
+    """Each step drawn is what the model says of the newest steps alone, as a window of their own."""
+    model, sampler = random_model(max_steps=max_steps), Sampler(temperature=0)
+    codes = torch.randint(12, (2, 7, 2, 2))
+    grouped = group_actions(actions(2, 1 + 16 * F), F)
+    generator = StepGenerator(model, codes, grouped[:7], sampler)
+    kept, held = max_steps - max(1, max_steps // 4), 0
+    for step in range(7, 17):
+        held = kept if step == 7 or held == max_steps else held
+        drawn = generator.step(grouped[step : step + 1])
+        window = torch.cat([codes[:, step - held :], drawn[:, None]], dim=1)
+        with torch.no_grad():
+            logits = model(window, grouped[step - held : step + 1])[:, -1]
+        assert torch.equal(logits.argmax(-1), drawn)
+        codes, held = torch.cat([codes, drawn[:, None]], dim=1), held + 1
+
+
+def test_a_fork_goes_on_independently() -> None:
+    model, grouped = random_model(), group_actions(actions(2, 1 + 8 * F), F)
+    generator = StepGenerator(model, torch.randint(12, (2, 3, 2, 2)), grouped[:3], SAMPLER)
+    fork = generator.fork()
+    fork.step(GroupedActions(values=grouped.values[:, 4:5], known=grouped.known[:, 4:5]))
+    futures = [generator.step(grouped[3:4]) for generator in (generator.fork(), generator)]
+    assert torch.equal(*futures)
+
+
+def test_a_stream_gives_the_rollouts_frames_step_by_step(adapter: TokenizerAdapter) -> None:
+    model, prompt, acts = random_model(), video(), actions(2, 17)
+    whole = rollout(model, adapter, prompt=prompt, actions=acts, num_frames=8, sampler=SAMPLER)
+    seen = []
+
+    def policy(frames: Tensor) -> Tensor:
+        seen.append(frames)
+        return acts[:, 9 + 4 * len(seen) - 4 : 9 + 4 * len(seen)]
+
+    stream = stream_rollout(
+        model, adapter, prompt=prompt, policy=policy, actions=acts[:, :9], num_frames=8, sampler=SAMPLER
+    )
+    given = list(stream)
+    assert [frames.shape[2] for frames in given] == [F, F]
+    assert torch.equal(seen[0], prompt[:, :, -F:]) and torch.equal(seen[1], given[0])
+    if adapter.tokenizer.architecture.version == "1.0":  # 1.1 differs a little at the seams without lookahead
+        torch.testing.assert_close(torch.cat(given, dim=2), whole.imagined, rtol=0, atol=1e-4)
+
+
+def test_a_stream_without_an_end_goes_on() -> None:
+    policy: Callable[[Tensor], Tensor] = lambda frames: torch.ones(1, F, dtype=torch.int64)  # noqa: E731
+    stream = stream_rollout(random_model(max_steps=3), tiny_adapter(), prompt=video(1, 1), policy=policy)
+    assert all(frames.shape == (1, 3, F, SIZE, SIZE) for frames in islice(stream, 5))
+    stream = stream_rollout(random_model("none", 0), tiny_adapter(), prompt=video(1, 5))
+    assert next(stream).shape[2] == F
+
+
+def test_interleaved_streams_stay_independent() -> None:
+    model, adapter = random_model("none", 0), tiny_adapter()
+    streams = [
+        stream_rollout(model, adapter, prompt=video(2, frames), num_frames=12, sampler=SAMPLER)
+        for frames in (5, 9)
+    ]
+    interleaved = list(zip(*streams, strict=True))
+    for i, frames in enumerate((5, 9)):
+        alone = stream_rollout(model, adapter, prompt=video(2, frames), num_frames=12, sampler=SAMPLER)
+        for one, other in zip(alone, interleaved, strict=True):
+            assert torch.equal(one, other[i])
+
+
+def rollout_with(**changes: Any) -> None:
+    arguments: dict[str, Any] = {"prompt": video(), "actions": actions(2, 17), "num_frames": 8}
+    rollout(random_model(), tiny_adapter(), **arguments | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": video(2, 8)}, r"1 \+ k \* 4 frames .* got 8; the nearest that fit are 5 and 9"),
+        ({"prompt": video(2, 4)}, "got 4; the nearest that fit are 1 and 5"),
+        ({"num_frames": 6}, "positive multiple of 4 .* got 6; the nearest that fit are 4 and 8"),
+        ({"num_frames": 0}, "got 0; the nearest that fits is 4"),
+        (
+            {"num_frames": 4},
+            r"shape \(2, 13\), one for each frame \(9 of the prompt and 4 to imagine\), got \(2, 17\)",
+        ),
+        ({"actions": None}, "one for each of the 17 frames .* got none"),
+        ({"actions": actions(1, 17)}, r"shape \(2, 17\).*got \(1, 17\)"),
+        ({"actions": actions(2, 17) + 1}, r"must be in 0\.\.4.*got 1\.\.5"),
+        ({"actions": torch.zeros(2, 17)}, "must be integers of shape"),
+        ({"prompt": video()[..., :8]}, "16 x 16 pixels .* got 16 x 8"),
+        ({"prompt": video()[..., :12]}, "width must be a multiple of 8"),
+        ({"prompt": video() * 100}, r"must be in \[-1, 1\]"),
+        ({"indices": [0]}, "indices must name each of the 2 rollouts, got 1"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rollout_with(**changes)
+
+
+def test_unfitting_policies_are_named() -> None:
+    model, adapter = random_model(), tiny_adapter()
+    with pytest.raises(ValueError, match="policy must be given, since the world model learned actions"):
+        stream_rollout(model, adapter, prompt=video())
+    with pytest.raises(ValueError, match="policy must be left out"):
+        stream_rollout(random_model("none", 0), adapter, prompt=video(), policy=lambda frames: frames)
+    stream = stream_rollout(
+        model, adapter, prompt=video(), policy=lambda frames: torch.zeros(2, 3, dtype=torch.int64)
+    )
+    with pytest.raises(ValueError, match=r"the 4 actions of the next latent step .*\(2, 4\), got \(2, 3\)"):
+        next(stream)
+
+
+def test_another_adapter_is_refused() -> None:
+    model, adapter = random_model(), tiny_adapter()
+    model.adapter_hash = "abc"
+    with pytest.raises(ValueError, match="the one whose tokens the model learned, abc, got"):
+        rollout(model, adapter, prompt=video(), actions=actions(2, 13), num_frames=4)
+    config = model.config
+    assert config.tokens is not None
+    other = WorldModel(replace(config, tokens=replace(config.tokens, codebook_size=24, fsq_levels=(8, 3))))
+    with pytest.raises(ValueError, match="codebook_size must be the model's, 24, got 12"):
+        rollout(other, adapter, prompt=video(), actions=actions(2, 13), num_frames=4)
+
+
+def test_a_saved_model_brings_its_adapter(tmp_path: Any) -> None:
+    model, adapter = random_model(), tiny_adapter()
+    model.save_pretrained(tmp_path, adapter)
+    again, its_adapter = (
+        WorldModel.from_pretrained(tmp_path),
+        TokenizerAdapter.from_pretrained(tmp_path / "adapter"),
+    )
+    assert again.adapter_hash == its_adapter.hash == adapter.hash
+    arguments: dict[str, Any] = {"prompt": video(), "actions": actions(2, 13), "num_frames": 4}
+    one, other = rollout(model, adapter, **arguments), rollout(again, its_adapter, **arguments)
+    assert torch.equal(one.video, other.video)

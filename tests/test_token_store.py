@@ -1,0 +1,132 @@
+"""A token store gives back what was written, within its episodes, and knows whose tokens it holds."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from stores import METADATA, episode_data, write_episodes
+
+from vidtok_plugin.store import StoredEpisode, TokenStore, TokenStoreWriter
+
+
+def test_episodes_come_back_as_they_were_written(tmp_path: Path) -> None:
+    store = TokenStore(write_episodes(tmp_path, "train", [5, 1, 7]), "train")
+    assert len(store) == 3 and store.num_steps == 13 and store.num_tokens == 13 * 6
+    assert store.metadata == METADATA
+    assert [episode.name for episode in store.episodes] == ["0.mp4", "1.mp4", "2.mp4"]
+    for index, steps in enumerate((5, 1, 7)):
+        written, window = episode_data(steps, index), store.window(index, 0, steps)
+        assert torch.equal(window["codes"], written["codes"].long())
+        assert torch.equal(window["actions"], written["actions"])
+        assert torch.equal(window["actions_known"].sum(-1), written["num_actions"].long())
+        assert window["valid"].all() and window["start"] == 0
+
+
+def test_a_window_is_a_part_of_its_episode(tmp_path: Path) -> None:
+    store = TokenStore(write_episodes(tmp_path, "train", [5, 4]))
+    window = store.window(1, 1, 3)
+    assert window["codes"][:, 0, 0].tolist() == [2, 3, 4]
+    assert window["actions"].tolist() == [[1, 2], [3, 4], [0, 1]]
+    assert window["actions_known"].tolist() == [[True, True], [True, True], [True, False]]
+
+
+@pytest.mark.parametrize(
+    ("episode", "start", "length"), [(0, 3, 3), (0, -1, 2), (0, 0, 0), (2, 0, 1), (-1, 0, 1)]
+)
+def test_a_window_outside_its_episode_is_refused(
+    tmp_path: Path, episode: int, start: int, length: int
+) -> None:
+    store = TokenStore(write_episodes(tmp_path, "train", [5, 4]))
+    with pytest.raises(
+        ValueError, match=r"must lie within its episode's steps 0\.\.4|episode must be in 0\.\.1"
+    ):
+        store.window(episode, start, length)
+
+
+def test_many_windows_end_with_their_episodes(tmp_path: Path) -> None:
+    store = TokenStore(write_episodes(tmp_path, "train", [5, 4, 2], per_shard=3))
+    windows = store.windows([1, 0], [2, 0], 4)
+    assert windows["valid"].tolist() == [[True, True, False, False], [True] * 4]
+    assert windows["codes"][0, :, 0, 0].tolist() == [3, 4, 0, 0]  # not the next episode's
+    assert not windows["actions_known"][0, 2:].any()
+    assert windows["start"].tolist() == [2, 0]
+
+
+def test_splits_are_read_apart_or_together(tmp_path: Path) -> None:
+    write_episodes(tmp_path, "validation", [3])
+    write_episodes(tmp_path, "train", [5, 4])
+    assert [episode.split for episode in TokenStore(tmp_path).episodes] == ["train", "train", "validation"]
+    assert TokenStore(tmp_path, "validation").window(0, 1, 2)["codes"][:, 0, 0].tolist() == [1, 2]
+    with pytest.raises(
+        FileNotFoundError, match="no episodes of the split test; it has the splits train, validation"
+    ):
+        TokenStore(tmp_path, "test")
+
+
+def test_a_store_grows_by_shards_while_it_is_read(tmp_path: Path) -> None:
+    store = TokenStore(write_episodes(tmp_path, "train", [5]))
+    write_episodes(tmp_path, "train", [3, 4])
+    assert len(store) == 1 and store.window(0, 4, 1)["codes"][0, 0, 0] == 4
+    assert TokenStore(tmp_path).steps.tolist() == [5, 3, 4]
+
+
+def test_an_interrupted_shard_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_episodes(tmp_path, "train", [5])
+    entry = StoredEpisode(name="x.mp4", steps=3, frames=5, digest="")
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vidtok_plugin.store.os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        TokenStoreWriter(tmp_path, METADATA).write_shard("train", [entry], [episode_data(3)])
+    monkeypatch.undo()
+    assert len(TokenStore(tmp_path)) == 1
+    TokenStoreWriter(tmp_path, METADATA).write_shard("train", [entry], [episode_data(3)])
+    assert TokenStore(tmp_path).steps.tolist() == [5, 3]
+
+
+def test_videos_without_actions_have_none(tmp_path: Path) -> None:
+    writer = TokenStoreWriter(tmp_path, replace(METADATA, action_space={}))
+    entry = StoredEpisode(name="x.mp4", steps=3, frames=5, digest="")
+    writer.write_shard("train", [entry], [{"codes": episode_data(3)["codes"]}])
+    assert set(TokenStore(tmp_path).window(0, 0, 2).keys()) == {"codes", "valid", "start"}
+
+
+def test_another_tokenizers_store_is_refused(tmp_path: Path) -> None:
+    store = TokenStore(write_episodes(tmp_path, "train", [5]))
+    store.check(SimpleNamespace(hash="abc"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="was written by another tokenizer, abc, not by xyz; tokenize"):
+        store.check(SimpleNamespace(hash="xyz"))  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match="adapter_hash must be the same throughout the store .*, abc, got xyz"
+    ):
+        TokenStoreWriter(tmp_path, replace(METADATA, adapter_hash="xyz"))
+    with pytest.raises(ValueError, match="fps must be the same"):
+        TokenStoreWriter(tmp_path, replace(METADATA, fps=15.0))
+
+
+def test_what_is_no_store_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="missing doesn't exist"):
+        TokenStore(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError, match="is no token store"):
+        TokenStore(tmp_path)
+    TokenStoreWriter(tmp_path, METADATA)
+    with pytest.raises(FileNotFoundError, match="has no episodes; its writing has only begun"):
+        TokenStore(tmp_path)
+    (tmp_path / "store.json").write_text('{"format": 99}')
+    with pytest.raises(ValueError, match="format of .* must be 1, got 99"):
+        TokenStore(tmp_path)
+
+
+def test_windows_are_read_fast(tmp_path: Path) -> None:
+    """Thousands a second; far slower, they would hold up training."""
+    store = TokenStore(write_episodes(tmp_path, "train", [200] * 8))
+    start = time.perf_counter()
+    for _ in range(10):
+        store.windows([index % 8 for index in range(100)], range(100), 8)
+    assert time.perf_counter() - start < 1

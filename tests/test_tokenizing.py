@@ -1,0 +1,132 @@
+"""Recorded episodes become tokens and actions in a store, the same as when they are encoded whole."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vidtok_plugin import VidTok
+from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from vidtok_plugin.tokenizing import write_store
+from vidtok_plugin.video.episodes import find_episodes, find_videos, save_episode_files
+from vidtok_plugin.video.reading import read_frames
+from vidtok_plugin.video.writing import write_video
+from world_model.actions import group_actions
+
+FRAMES = {"a": 17, "b": 11, "c": 1}  # 11: a last step of two frames
+
+
+def tiny_adapter(seed: int = 0) -> TokenizerAdapter:
+    torch.manual_seed(seed)
+    return TokenizerAdapter(VidTok.from_preset("vidtok_tiny", ch=4, ch_mult=(1, 1, 1, 1), fsq_levels=(4, 3)))
+
+
+def write_episode(path: Path, frames: int, *, size: int = 16, fps: float = 30, meta: Any = None) -> None:
+    rng = np.random.default_rng(frames)
+    write_video(path, rng.integers(0, 256, (frames, size, size, 3), dtype=np.uint8), fps=fps)
+    space = {"kind": "discrete", "size": 3, "meanings": ["noop", "left", "right"]}
+    save_episode_files(
+        path, rng.integers(0, 3, frames), meta or {"fps": fps, "num_frames": frames, "action_space": space}
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("episodes")
+    for name, frames in FRAMES.items():
+        write_episode(root / f"{name}.mp4", frames)
+    return root
+
+
+@pytest.mark.parametrize("chunk_frames", [1, 6, 64])
+def test_a_stored_episode_is_what_the_adapter_makes_of_its_video(
+    folder: Path, tmp_path: Path, chunk_frames: int
+) -> None:
+    adapter, episodes = tiny_adapter(), find_episodes(folder)
+    store = write_store(adapter, episodes, tmp_path, chunk_frames=chunk_frames, episodes_per_shard=2)
+    assert [episode.frames for episode in store.episodes] == list(FRAMES.values())
+    for index, episode in enumerate(episodes):
+        window = store.window(index, 0, int(store.steps[index]))
+        video = torch.from_numpy(read_frames(episode.path)).permute(3, 0, 1, 2)[None]
+        assert torch.equal(window["codes"].flatten(), adapter.encode(video).ids[0])
+        grouped = group_actions(torch.from_numpy(episode.actions)[None], 4)
+        assert torch.equal(window["actions"], grouped.values[0])
+        assert torch.equal(window["actions_known"], grouped.known[0])
+
+
+def test_the_store_tells_how_it_was_made(folder: Path, tmp_path: Path) -> None:
+    adapter = tiny_adapter()
+    store = write_store(adapter, find_episodes(folder), tmp_path)
+    store.check(adapter)
+    meta = store.metadata
+    assert (meta.codebook_size, meta.fsq_levels, meta.height, meta.width) == (12, (4, 3), 2, 2)
+    assert (meta.temporal_factor, meta.fps) == (4, 30)
+    assert meta.action_space["meanings"] == ["noop", "left", "right"]
+    assert meta.tokenizer["ch"] == 4
+    assert [episode.name for episode in store.episodes] == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+def test_an_interrupted_writing_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, episodes = tiny_adapter(), find_episodes(folder)
+    write_store(adapter, episodes[:2], tmp_path, episodes_per_shard=1)
+    encoded = []
+
+    def encode(adapter: TokenizerAdapter, episode: Any, chunk_frames: int) -> Any:
+        encoded.append(episode.path.name)
+        return original(adapter, episode, chunk_frames)
+
+    from vidtok_plugin import tokenizing
+
+    original = tokenizing.encode_episode
+    monkeypatch.setattr(tokenizing, "encode_episode", encode)
+    store = write_store(adapter, episodes, tmp_path)
+    assert encoded == ["c.mp4"] and len(store) == 3
+    write_store(adapter, episodes, tmp_path)
+    assert encoded == ["c.mp4"]
+
+
+def test_videos_without_actions_are_stored_by_their_paths(folder: Path, tmp_path: Path) -> None:
+    store = write_store(tiny_adapter(), find_videos(folder), tmp_path, root=folder.parent, split="test")
+    assert store.metadata.action_space == {}
+    assert store.episodes[0].name == f"{folder.name}/a.mp4" and store.episodes[0].split == "test"
+
+
+def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
+    adapter, episodes = tiny_adapter(), find_episodes(folder)
+    write_store(adapter, episodes[:1], tmp_path / "store")
+    with pytest.raises(ValueError, match="adapter_hash must be the same throughout the store"):
+        write_store(tiny_adapter(1), episodes, tmp_path / "store")
+    with pytest.raises(ValueError, match="there must be at least one episode"):
+        write_store(adapter, [], tmp_path / "store")
+    with pytest.raises(ValueError, match=r"names must differ, got a\.mp4 twice"):
+        write_store(adapter, [episodes[0], episodes[0]], tmp_path / "store")
+
+    write_episode(tmp_path / "wide" / "w.mp4", 9, size=24)
+    with pytest.raises(ValueError, match="height must be the same throughout one store, 2, got 3"):
+        write_store(adapter, [*episodes, *find_episodes(tmp_path / "wide")], tmp_path / "other")
+    write_episode(tmp_path / "odd" / "o.mp4", 9, size=20)
+    with pytest.raises(ValueError, match="height must be a multiple of 8"):
+        write_store(adapter, find_episodes(tmp_path / "odd"), tmp_path / "other")
+    write_episode(tmp_path / "silent" / "s.mp4", 9, meta={"fps": 30})
+    with pytest.raises(ValueError, match="its JSON must tell the action space of its discrete actions"):
+        write_store(adapter, find_episodes(tmp_path / "silent"), tmp_path / "other")
+    kl = TokenizerAdapter(VidTok.from_preset("vidtok_kl_causal_488_4chn", ch=4))
+    with pytest.raises(ValueError, match="must be discrete"):
+        write_store(kl, episodes, tmp_path / "other")
+
+
+def test_a_changed_video_is_not_taken_for_the_stored_one(tmp_path: Path) -> None:
+    adapter = tiny_adapter()
+    write_episode(tmp_path / "videos" / "v.mp4", 9)
+    write_store(adapter, find_episodes(tmp_path / "videos"), tmp_path / "store")
+    write_episode(tmp_path / "videos" / "v.mp4", 13)
+    with pytest.raises(ValueError, match=r"v\.mp4 has changed since it was written"):
+        write_store(adapter, find_episodes(tmp_path / "videos"), tmp_path / "store")
+    frames = np.zeros((9, 16, 16, 3), dtype=np.uint8)
+    write_video(tmp_path / "videos" / "v.mp4", frames, fps=30)  # its actions are still those of 13 frames
+    with pytest.raises(ValueError, match="one action for each frame, got 13 actions for 9 frames"):
+        write_store(adapter, find_episodes(tmp_path / "videos"), tmp_path / "other")

@@ -1,0 +1,176 @@
+"""Training data follow from seed and epoch alone, and resume with the very next batch."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from vidtok_plugin.video import VideoDataConfig, VideoDataModule, write_video
+from vidtok_plugin.video.sampler import EpochSampler
+
+BATCHES = 4  # in an epoch
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("videos")
+    rng = np.random.default_rng(0)
+    for name in ("a.mp4", "b.mp4"):
+        write_video(root / name, rng.integers(0, 256, (30, 8, 8, 3), dtype=np.uint8), fps=30)
+    return root
+
+
+def config(folder: Path, **changes: Any) -> VideoDataConfig:
+    values: dict[str, Any] = {
+        "train": (str(folder),),
+        "validation": (str(folder),),
+        "clip_length": 3,
+        "height": 8,
+        "width": 8,
+        "batch_size": 2,
+        "clips_per_epoch": 2 * BATCHES + 1,  # the odd one is left out
+        "validation_clips": 3,
+        "seed": 5,
+    }
+    return VideoDataConfig(**values | changes)
+
+
+class Recorder(pl.LightningModule):
+    """Learns nothing, and notes what it sees: the sums of each batch's clips."""
+
+    def __init__(self, manual: bool = False) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.automatic_optimization = not manual
+        self.seen: list[tuple[int, list[float]]] = []
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        self.seen.append((self.current_epoch, batch.double().flatten(1).sum(1).tolist()))
+        loss = self.weight * batch.mean()
+        if not self.automatic_optimization:
+            self.optimizers().step()  # type: ignore[union-attr]
+        return loss
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.log("validation", batch.mean())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(
+    cfg: VideoDataConfig, output: Path, resume: Path | None = None, manual: bool = False, **trainer: Any
+) -> list[tuple[int, list[float]]]:
+    module = Recorder(manual)
+    checkpoints = ModelCheckpoint(dirpath=output, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[checkpoints],
+        **trainer,
+    ).fit(module, VideoDataModule(cfg), ckpt_path=resume, weights_only=False)
+    return module.seen
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty")
+@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+class TestResumption:
+    @pytest.mark.parametrize(
+        ("limit", "manual"),
+        [
+            ({"max_steps": 10}, False),
+            ({"max_epochs": 3}, False),
+            ({"max_epochs": 3, "val_check_interval": 3}, False),
+            ({"max_steps": 10, "val_check_interval": 2}, True),
+        ],
+    )
+    def test_a_resumed_run_sees_what_an_unbroken_one_sees(
+        self, folder: Path, tmp_path: Path, limit: dict[str, Any], manual: bool
+    ) -> None:
+        """StatefulDataLoader under Lightning skips the rest of an epoch, or repeats the first epoch's
+        order."""
+        whole = fit(config(folder), tmp_path / "whole", manual=manual, **limit)
+        assert len({clip for _, batch in whole for clip in batch}) > len(whole)  # they differ
+        for step in (1, BATCHES - 1, BATCHES, BATCHES + 2):
+            resume = tmp_path / "whole" / f"step={step}.ckpt"
+            assert (
+                fit(config(folder), tmp_path / f"{step}", resume, manual=manual, **limit) == whole[step:]
+            ), step
+
+    @pytest.mark.parametrize("step", [2, BATCHES, BATCHES + 1])
+    def test_prefetched_batches_are_neither_lost_nor_repeated(
+        self, folder: Path, tmp_path: Path, step: int
+    ) -> None:
+        """Two workers have up to four batches under way when the checkpoint is written."""
+        whole = fit(config(folder), tmp_path / "whole", max_steps=BATCHES + 3)
+        assert fit(config(folder, num_workers=2), tmp_path / "a", max_steps=step) == whole[:step]
+        resume = tmp_path / "a" / f"step={step}.ckpt"
+        for workers in (0, 2):
+            resumed = fit(
+                config(folder, num_workers=workers), tmp_path / f"{workers}", resume, max_steps=BATCHES + 3
+            )
+            assert resumed == whole[step:]
+
+    def test_an_epoch_cut_by_the_trainer_resumes_alike(self, folder: Path, tmp_path: Path) -> None:
+        limit = {"max_steps": 7, "limit_train_batches": 3}
+        whole = fit(config(folder), tmp_path / "whole", **limit)
+        assert [epoch for epoch, _ in whole] == [0, 0, 0, 1, 1, 1, 2]
+        for step in (2, 3, 4):
+            resume = tmp_path / "whole" / f"step={step}.ckpt"
+            assert fit(config(folder), tmp_path / f"{step}", resume, **limit) == whole[step:]
+
+    def test_a_checkpoint_holds_the_samples_consumed(self, folder: Path, tmp_path: Path) -> None:
+        fit(config(folder), tmp_path, max_steps=BATCHES + 1)
+        states = [
+            torch.load(tmp_path / f"step={step}.ckpt", weights_only=False)["VideoDataModule"]["train"]
+            for step in (1, BATCHES, BATCHES + 1)
+        ]
+        assert states == [{"epoch": 0, "samples": 2}, {"epoch": 0, "samples": 8}, {"epoch": 1, "samples": 2}]
+
+
+def test_each_epoch_has_an_order_of_its_own() -> None:
+    sampler = EpochSampler(100, batch_size=4, seed=1)
+    again = EpochSampler(100, batch_size=4, seed=1)
+    again.set_epoch(2)
+    assert sampler.order(2) == again.order(2) == [index for _, index in again]
+    assert sampler.order(2) != sampler.order(1) != EpochSampler(100, batch_size=4, seed=2).order(1)
+    assert sorted(sampler.order(3)) == list(range(100))
+
+
+@pytest.mark.parametrize("start", [0, 12])
+def test_ranks_share_an_epoch_out_between_them(start: int) -> None:
+    keys = []
+    for rank in range(3):
+        sampler = EpochSampler(25, batch_size=2, seed=0, rank=rank, world_size=3)
+        assert len(sampler) == 8
+        sampler.start_at(1, start)
+        keys.append(list(sampler))
+    joined = [key for step in zip(*keys, strict=True) for key in step]
+    assert joined == [(1, index) for index in sampler.order(1)[start:]]
+
+
+def test_an_epoch_without_a_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="one batch of 8 on each of 2 ranks, got 15"):
+        EpochSampler(15, batch_size=8, seed=0, world_size=2)
+
+
+def test_data_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="lists of folders"):
+        config(folder, train=str(folder))
+    with pytest.raises(ValueError, match="clip_length must be at least 1, got 0"):
+        config(folder, clip_length=0)
+    with pytest.raises(ValueError, match="train_weights must be one positive number for each of the 1"):
+        config(folder, train_weights=(1.0, 2.0))
+    with pytest.raises(FileNotFoundError, match="has no videos"):
+        VideoDataModule(config(tmp_path)).setup()
+    with pytest.raises(ValueError, match="a clip takes 31"):
+        VideoDataModule(config(folder, clip_length=31)).setup()

@@ -1,0 +1,238 @@
+"""Videos are read as they were written, and what cannot be read is said in one clear sentence."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vidtok_plugin.video import VideoWriter, find_episodes, find_videos, probe, read_frames, write_video
+from vidtok_plugin.video.episodes import save_episode_files
+from vidtok_plugin.video.reading import ReaderPool, count_frames
+from vidtok_plugin.video.resizing import area_weights, resize, resize_and_crop, resize_weights
+
+
+def moving_square(num_frames: int, size: int = 32) -> np.ndarray:
+    """Frames that all differ: a white square on colours, one pixel further in each frame."""
+    frames = np.empty((num_frames, size, size, 3), np.uint8)
+    frames[:] = (200, 40, 90)
+    for index, frame in enumerate(frames):
+        left = index % (size - 6)
+        frame[8:14, left : left + 6] = 255
+        frame[20:24, :4] = (index * 3) % 256
+    return frames
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> tuple[Path, np.ndarray]:
+    frames = moving_square(50)
+    write_video(tmp_path / "clip.mp4", frames, fps=30)
+    return tmp_path / "clip.mp4", frames
+
+
+def test_frames_are_read_as_written(clip: tuple[Path, np.ndarray]) -> None:
+    """yuv420p would cost the colours: at 32x32 it leaves errors of 20 and more here."""
+    path, frames = clip
+    read = read_frames(path)
+    assert read.dtype == np.uint8 and read.shape == frames.shape
+    error = np.abs(read.astype(int) - frames)
+    assert error.mean() < 2 and error.max() < 16
+
+
+def test_probe_tells_length_size_and_rate(tmp_path: Path) -> None:
+    write_video(tmp_path / "wide.mp4", moving_square(5, 32)[:, :16], fps=12.5)
+    info = probe(tmp_path / "wide.mp4")
+    assert (info.num_frames, info.height, info.width, info.fps) == (5, 16, 32, 12.5)
+    assert count_frames(tmp_path / "wide.mp4") == 5
+
+
+def test_random_access_equals_reading_in_order(clip: tuple[Path, np.ndarray]) -> None:
+    path, _ = clip
+    everything = read_frames(path)
+    for indices in ([49], [0, 1, 2], [48, 3, 17], list(range(31, 48)), [7, 7], [5]):
+        np.testing.assert_array_equal(read_frames(path, indices), everything[indices])
+
+
+@pytest.mark.parametrize("width", [8, 16, 40, 48, 72])
+def test_narrow_videos_are_read_too(tmp_path: Path, width: int) -> None:
+    """decord 0.6 takes row padding for channels at widths such as 16, 48 and 72, and fails on batches of
+    them."""
+    frames = moving_square(9, 72)[:, :, :width]
+    write_video(tmp_path / "narrow.mp4", frames, fps=30)
+    read = read_frames(tmp_path / "narrow.mp4")
+    assert read.shape == frames.shape and np.abs(read.astype(int) - frames).mean() < 2
+    np.testing.assert_array_equal(read_frames(tmp_path / "narrow.mp4", [7, 2]), read[[7, 2]])
+    assert probe(tmp_path / "narrow.mp4").width == width
+
+
+def test_readers_of_the_parent_are_not_used_after_a_fork(clip: tuple[Path, np.ndarray]) -> None:
+    """A decord reader that was opened before a fork hangs or crashes in the child."""
+    path, _ = clip
+    pool = ReaderPool()
+    expected = read_frames(path, [20], pool=pool)
+    mine = pool.reader(path)
+    pool._process = -1  # as if the pool had been made in another process
+    assert pool.reader(path) is not mine
+    np.testing.assert_array_equal(read_frames(path, [20], pool=pool), expected)
+
+
+def test_pool_keeps_the_most_recent_readers_open(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.mp4" for i in range(3)]
+    for path in paths:
+        write_video(path, moving_square(3), fps=30)
+    pool = ReaderPool(capacity=2)
+    first, second = pool.reader(paths[0]), pool.reader(paths[1])
+    assert pool.reader(paths[0]) is first
+    pool.reader(paths[2])  # drops the second, the least recent
+    assert pool.reader(paths[0]) is first and pool.reader(paths[1]) is not second
+
+
+def test_a_file_that_was_rewritten_is_opened_again(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    write_video(path, moving_square(3), fps=30)
+    assert len(read_frames(path)) == 3
+    write_video(path, moving_square(8), fps=30)
+    assert len(read_frames(path)) == 8
+
+
+@pytest.mark.parametrize("content", [b"", b"no video at all" * 50])
+def test_a_file_that_is_no_video_is_named_with_the_cause(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "notes.mp4").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"Video .*notes\.mp4 cannot be read: .*remove or replace it\."
+    ) as caught:
+        read_frames(tmp_path / "notes.mp4")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_video_cut_off_is_named(clip: tuple[Path, np.ndarray]) -> None:
+    path, _ = clip
+    path.write_bytes(path.read_bytes()[: os.path.getsize(path) // 2])
+    with pytest.raises(ValueError, match=r"clip\.mp4 cannot be read"):
+        probe(path)
+
+
+def test_a_video_that_says_too_many_frames_is_named(
+    clip: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers may over-report their length; decord then fails deep inside, or repeats frames."""
+    path, _ = clip
+
+    class Overreporting:
+        def __len__(self) -> int:
+            return 60
+
+        def seek(self, index: int) -> None:
+            pass
+
+        def get_batch(self, indices: list[int]) -> None:
+            raise RuntimeError(
+                "[12:00:00] video_reader.cc:1: Check failed: run_ Unable to handle EOF\nStack trace:\n1"
+            )
+
+    monkeypatch.setattr(ReaderPool, "reader", lambda self, path: Overreporting())
+    with pytest.raises(
+        ValueError, match=r"clip\.mp4 cannot be decoded at frames 50\.\.59.*Unable to handle EOF"
+    ):
+        read_frames(path, range(50, 60))
+
+
+def test_missing_files_and_indices_outside_are_named(clip: tuple[Path, np.ndarray]) -> None:
+    path, _ = clip
+    with pytest.raises(FileNotFoundError, match=r"none\.mp4 doesn't exist"):
+        probe(path.with_name("none.mp4"))
+    with pytest.raises(ValueError, match=r"has frames 0\.\.49, got index 50"):
+        read_frames(path, [0, 50])
+
+
+def test_a_video_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    with pytest.raises(KeyboardInterrupt), VideoWriter(path, fps=30) as writer:
+        writer.write(moving_square(4))
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    with VideoWriter(path, fps=30) as writer:
+        writer.write(moving_square(4))
+        writer.write(moving_square(1)[0])
+        assert not path.exists()
+    assert [child.name for child in tmp_path.iterdir()] == ["clip.mp4"] and count_frames(path) == 5
+
+
+def test_writer_refuses_what_is_no_video(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        write_video(tmp_path / "a.mp4", moving_square(2).astype(np.float32), fps=30)
+    with pytest.raises(ValueError, match="no frames"):
+        write_video(tmp_path / "a.mp4", [], fps=30)
+    with pytest.raises(ValueError, match="as the first"):
+        write_video(tmp_path / "a.mp4", [moving_square(2), moving_square(2, 48)], fps=30)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_videos_are_found_in_subfolders_and_hidden_ones_left_out(tmp_path: Path) -> None:
+    for name in ("b.mp4", "a/c.AVI", "a/notes.txt", ".d.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_videos(tmp_path) == [tmp_path / "a/c.AVI", tmp_path / "b.mp4"]
+
+
+def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none doesn't exist"):
+        find_videos(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match=r"has no videos.*\.mp4, \.avi"):
+        find_videos(tmp_path)
+    (tmp_path / "file.mp4").touch()
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        find_videos(tmp_path / "file.mp4")
+
+
+def test_episodes_have_actions_and_meta(clip: tuple[Path, np.ndarray]) -> None:
+    path, frames = clip
+    actions = np.arange(len(frames), dtype=np.int64) % 4
+    meta = {"num_frames": len(frames), "action_space": {"kind": "discrete", "size": 4}}
+    save_episode_files(path, actions, meta)
+    (episode,) = find_episodes(path.parent)
+    np.testing.assert_array_equal(episode.actions, actions)
+    assert (episode.path, episode.meta, episode.num_frames) == (path, meta, 50)
+
+
+def test_actions_that_do_not_fit_are_named(clip: tuple[Path, np.ndarray]) -> None:
+    path, _ = clip
+    with pytest.raises(FileNotFoundError, match=r"has no clip\.actions\.npy"):
+        find_episodes(path.parent)
+    np.save(path.with_suffix(".actions.npy"), np.zeros(49, np.int64))
+    path.with_suffix(".json").write_text(json.dumps({"num_frames": 50}))
+    with pytest.raises(ValueError, match="one action for each frame, got 49 for 50"):
+        find_episodes(path.parent)
+    np.save(path.with_suffix(".actions.npy"), np.zeros((50, 2, 2), np.float32))
+    with pytest.raises(ValueError, match=r"shape \(t,\) or floats"):
+        find_episodes(path.parent)
+    np.save(path.with_suffix(".actions.npy"), np.full(50, 7))
+    path.with_suffix(".json").write_text(json.dumps({"action_space": {"kind": "discrete", "size": 4}}))
+    with pytest.raises(ValueError, match=r"actions in 0\.\.3.*got 7\.\.7"):
+        find_episodes(path.parent)
+
+
+@pytest.mark.parametrize(("source", "target"), [(210, 64), (64, 64), (7, 3), (16, 40)])
+def test_resizing_keeps_flat_areas_flat(source: int, target: int) -> None:
+    np.testing.assert_allclose(resize_weights(source, target).sum(axis=1), 1, atol=1e-5)
+
+
+def test_shrinking_takes_the_mean_of_what_is_covered() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3), dtype=np.uint8)
+    blocks = frames.reshape(2, 4, 2, 4, 3, 3).mean(axis=(2, 4))
+    np.testing.assert_allclose(resize(frames, 4, 4), blocks, atol=0.51)
+    np.testing.assert_allclose(area_weights(4, 2, 0.5, 2.0), [[0.5, 0.5, 0, 0], [0, 0.5, 0.5, 0]])
+
+
+def test_a_video_of_the_right_size_passes_untouched() -> None:
+    frames = moving_square(2)
+    assert resize(frames, 32, 32) is frames
+    np.testing.assert_array_equal(resize_and_crop(frames, 32, 32), frames)
+
+
+def test_another_shape_is_covered_and_its_middle_cut_out() -> None:
+    frames = np.zeros((1, 20, 60, 3), np.uint8)
+    frames[:, :, 20:40] = 255  # the middle third
+    assert (resize_and_crop(frames, 10, 10) == 255).all()
+    assert resize_and_crop(frames, 33, 17).shape == (1, 33, 17, 3)

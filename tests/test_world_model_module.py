@@ -1,0 +1,109 @@
+"""A world model trains by `trainer.fit` on a token store, under its config, and resumes what it was."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from stores import write_episodes
+
+from vidtok_plugin import training
+from vidtok_plugin.config import load_config, to_yaml
+from world_model import TokenDataModule, WorldModelModule, WorldModelRunConfig
+from world_model.data import window_actions
+
+LIGHTNING_NOISE = pytest.mark.filterwarnings(
+    "ignore:The .*_dataloader.* does not have many workers", "ignore:Checkpoint directory .* exists"
+)
+SMALL = [
+    "model.max_steps=4",
+    "model.transformer.width=24",
+    "model.transformer.depth=1",
+    "model.transformer.heads=2",
+    "data.window_steps=4",
+    "optimizer.lr=1e-2",
+    "optimizer.warmup_steps=2",
+    "loggers=[csv]",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+    "trainer.log_every_n_steps=1",
+    "trainer.max_epochs=-1",
+]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tokens")
+    write_episodes(root, "train", [9, 12, 5])
+    return write_episodes(root, "validation", [7, 2])
+
+
+def config(store: Path, output: Path, *overrides: str) -> WorldModelRunConfig:
+    return load_config(
+        WorldModelRunConfig, [], [f"data.store={store}", f"output={output}", *SMALL, *overrides]
+    )
+
+
+@LIGHTNING_NOISE
+def test_it_learns_by_trainer_fit(store: Path, tmp_path: Path) -> None:
+    """Codes count up by one a step: soon known, whatever the episode."""
+    cfg = config(store, tmp_path, "trainer.max_steps=60")
+    module, data = WorldModelModule(cfg), TokenDataModule(cfg)
+    trainer = pl.Trainer(**cfg.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer.fit(module, data)
+    assert trainer.callback_metrics["val/cross_entropy"] < 0.7  # from log 12 = 2.5
+    assert trainer.callback_metrics["val/accuracy"] > 0.8
+    assert module.model.adapter_hash == "abc"
+
+
+@LIGHTNING_NOISE
+def test_validation_is_the_mean_over_scored_tokens(store: Path, tmp_path: Path) -> None:
+    cfg = config(store, tmp_path, "data.validation_batch_size=1")
+    module, data = WorldModelModule(cfg), TokenDataModule(cfg)
+    trainer = pl.Trainer(**cfg.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    metrics = trainer.validate(module, data, verbose=False)[0]
+    losses: list[torch.Tensor] = []
+    with torch.no_grad():
+        for batch in data.val_dataloader():
+            token_losses = module.model.token_losses(batch["codes"], window_actions(batch))
+            losses.append(token_losses[batch["valid"][:, 1:]].flatten())
+    assert torch.cat(losses).shape == (7 * 6,)
+    assert metrics["val/cross_entropy"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)
+
+
+@LIGHTNING_NOISE
+def test_a_resumed_run_ends_as_an_uninterrupted_one(store: Path, tmp_path: Path) -> None:
+    def run(output: Path, *overrides: str) -> dict[str, Any]:
+        cfg = config(store, output, "checkpoint_every=1", *overrides)
+        torch.manual_seed(0)
+        module = WorldModelModule(cfg)
+        last = cfg.last_checkpoint if cfg.last_checkpoint.exists() else None
+        training.build_trainer(cfg).fit(module, TokenDataModule(cfg), ckpt_path=last)
+        return module.model.state_dict()
+
+    whole = run(tmp_path / "whole", "trainer.max_steps=6")
+    run(tmp_path / "parts", "trainer.max_steps=3")
+    parts = run(tmp_path / "parts", "trainer.max_steps=6")
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@LIGHTNING_NOISE
+def test_resuming_with_another_architecture_is_one_clear_error(store: Path, tmp_path: Path) -> None:
+    cfg = config(store, tmp_path, "trainer.max_steps=1")
+    training.fit(cfg, WorldModelModule(cfg), TokenDataModule(cfg))
+    other = config(store, tmp_path, "trainer.max_steps=2", "model.code_width=32")
+    with pytest.raises(ValueError, match=r"of this very architecture, .* model.code_width \(64, not 32\)"):
+        training.fit(other, WorldModelModule(other), TokenDataModule(other))
+
+
+def test_a_config_comes_back_from_yaml(store: Path, tmp_path: Path) -> None:
+    cfg = config(store, tmp_path, "model.tokens={codebook_size: 12, height: 2, width: 3, temporal_factor: 2}")
+    (tmp_path / "cfg.yaml").write_text(to_yaml(cfg))
+    assert load_config(WorldModelRunConfig, [tmp_path / "cfg.yaml"]) == cfg
+
+
+def test_windows_longer_than_the_context_are_refused(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="data.window_steps must be at most model.max_steps, 4, got 5"):
+        config(store, tmp_path, "data.window_steps=5")

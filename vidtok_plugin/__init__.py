@@ -1,0 +1,8 @@
+"""VidTok video tokenizers as a plugin for latent world models and video generators."""
+
+from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from vidtok_plugin.adapter.tokens import TokenGrid, VideoTokens
+from vidtok_plugin.tokenizer.model import VidTok
+from vidtok_plugin.tokenizer.presets import Preset, presets
+
+__all__ = ["Preset", "TokenGrid", "TokenizerAdapter", "VidTok", "VideoTokens", "presets"]

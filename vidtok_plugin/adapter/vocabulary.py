@@ -1,0 +1,86 @@
+"""Vocabulary: FSQ indices as ids, with special tokens after the codebook, whole or split into factors."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """The ids of a codebook with these FSQ levels, followed by those of the special tokens.
+
+    Example:
+        >>> vocabulary = Vocabulary(levels=(8,) * 6, special_tokens=("bos", "eos"))
+        >>> vocabulary.size, vocabulary.special_ids, vocabulary.factor_sizes
+        (262146, {'bos': 262144, 'eos': 262145}, (512, 512))
+    """
+
+    levels: tuple[int, ...]
+    special_tokens: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(set(self.special_tokens)) != len(self.special_tokens):
+            raise ValueError(
+                f"TokenizerAdapter: special_tokens must differ from each other, got {self.special_tokens}."
+            )
+
+    @property
+    def codebook_size(self) -> int:
+        return math.prod(self.levels)
+
+    @property
+    def size(self) -> int:
+        return self.codebook_size + len(self.special_tokens)
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        return {name: self.codebook_size + i for i, name in enumerate(self.special_tokens)}
+
+    @property
+    def factor_sizes(self) -> tuple[int, ...]:
+        """Products of consecutive levels, least significant first: the cut in two with the smallest larger half."""
+        if len(self.levels) == 1:
+            return self.levels
+        cuts = [(math.prod(self.levels[:i]), math.prod(self.levels[i:])) for i in range(1, len(self.levels))]
+        return min(cuts, key=max)
+
+    def split(self, ids: Tensor) -> Tensor:
+        """Codebook ids (..., n) -> factors (..., n, k), least significant first."""
+        self.check_codebook_ids(ids)
+        factors, rest = [], ids
+        for size in self.factor_sizes:
+            factors.append(rest % size)
+            rest = rest // size
+        return torch.stack(factors, dim=-1)
+
+    def join(self, factors: Tensor) -> Tensor:
+        """Factors (..., n, k) -> codebook ids (..., n)."""
+        sizes = self.factor_sizes
+        if factors.shape[-1] != len(sizes):
+            raise ValueError(
+                f"TokenizerAdapter: factors must end in a dimension of {len(sizes)}, got {tuple(factors.shape)}."
+            )
+        ids = torch.zeros_like(factors[..., 0])
+        for k in reversed(range(len(sizes))):
+            _check_range(factors[..., k], sizes[k], f"factor {k}")
+            ids = ids * sizes[k] + factors[..., k]
+        return ids
+
+    def check_codebook_ids(self, ids: Tensor) -> None:
+        """A ValueError that names the first id that is no code."""
+        _check_range(ids, self.codebook_size, "ids of codes")
+
+
+def _check_range(ids: Tensor, size: int, what: str) -> None:
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(f"TokenizerAdapter: {what} must be whole numbers, got {ids.dtype}.")
+    if ids.device.type != "cpu":
+        return  # checking values would wait for the device
+    wrong = (ids < 0) | (ids >= size)
+    if wrong.any():
+        place = tuple(wrong.nonzero()[0].tolist())
+        raise ValueError(
+            f"TokenizerAdapter: {what} must be 0 to {size - 1}, got {int(ids[place])} at position {place}."
+        )

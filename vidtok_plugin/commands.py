@@ -1,0 +1,120 @@
+"""What both command lines share: common arguments, logging, and errors as one sentence."""
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from vidtok_plugin.config import load_config, to_yaml
+
+T = TypeVar("T")
+Command = Callable[[argparse.Namespace], None]
+
+
+def add_command(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, run: Command, help: str
+) -> argparse.ArgumentParser:
+    """Add the subcommand `name`, which calls `run(args)`; every command gets --traceback."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(name, help=help, description=help)
+    parser.add_argument("--traceback", action="store_true", help="show where an error arose")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Add --config (repeatable), --print-config and `key=value` overrides; see `config_from`."""
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        required=required,
+        metavar="FILE.yaml",
+        help="config file; repeat it to merge several from left to right",
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the merged config and stop")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="override a key, such as seed=1"
+    )
+
+
+def config_from(args: argparse.Namespace, schema: type[T]) -> T:
+    """The config that the arguments name; with --print-config it is printed and the command ends there."""
+    cfg = load_config(schema, args.config, args.overrides)
+    if args.print_config:
+        print(to_yaml(cfg), end="")
+        raise SystemExit(0)
+    return cfg
+
+
+def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+    """Parse the arguments, run their command, and return the exit code, 2 for a user's mistake."""
+    args = parse_arguments(parser, argv)
+    if not hasattr(args, "run"):
+        parser.print_help(sys.stderr)
+        return 2
+    set_up_logging()
+    try:
+        args.run(args)
+    except _user_errors() as error:
+        if args.traceback:
+            Console(stderr=True).print_exception()
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse, letting `key=value` overrides stand anywhere among the options (argparse alone does not)."""
+    args, rest = parser.parse_known_args(argv)
+    unknown = [argument for argument in rest if argument.startswith("-") or not hasattr(args, "overrides")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def set_up_logging(level: int = logging.INFO) -> None:
+    """Log to stderr through rich, Lightning's messages among ours, without the noise named here."""
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
+    handler.addFilter(_is_no_noise)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    for name in ("vidtok_plugin", "world_model", "lightning"):
+        logging.getLogger(name).setLevel(level)
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).handlers = []
+        logging.getLogger(name).propagate = True
+    logging.captureWarnings(True)
+    # Lightning 2.6 under torch 2.13 calls a deprecated function of torch at each step.
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # A run that is resumed finds its own checkpoints.
+    warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty")
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    """False for Lightning's advertisement of a product, and its news of hardware that is not there."""
+    noise = ("LitLogger", "TPU available: False", "HPU available: False")
+    return not any(text in record.getMessage() for text in noise)
+
+
+def _user_errors() -> tuple[type[BaseException], ...]:
+    """ValueError, OSError and Lightning's error for wrong settings, if Lightning was imported at all."""
+    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
+    return (ValueError, OSError, *([lightning.MisconfigurationException] if lightning else []))
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,161 @@
+"""Config files: YAML merged by OmegaConf, then checked once against typed dataclasses, at the entry point."""
+
+import dataclasses
+import difflib
+import enum
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vidtok_plugin.config_schema import ConfigError, SchemaCheck, Source, key_name
+
+T = TypeVar("T")
+
+
+def load_config(schema: type[T], paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> T:
+    """Merge YAML files from left to right, then `key=value` overrides, into an instance of `schema`.
+
+    `schema` is a dataclass; `config_schema` lists the types that its fields may have. Interpolations such as
+    `${model.width}` see the merged result, the dataclasses' defaults included, and are resolved here.
+    Mappings merge key by key; lists are replaced whole (`sizes.0=3` overrides one element).
+    Raises ConfigError, a ValueError, for any mistake in a file or an override, and FileNotFoundError.
+
+    >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+    ... class RunConfig:
+    ...     width: int = 8
+    ...     depth: int = 2
+    >>> load_config(RunConfig, [], ["width=32", "depth=${width}"])
+    RunConfig(width=32, depth=32)
+    """
+    sources: list[Source] = []
+    try:
+        merged = OmegaConf.create(_defaults(schema))
+        for path in [paths] if isinstance(paths, str | Path) else paths:
+            loaded = _read(Path(path))
+            sources.append((str(path), OmegaConf.to_container(loaded, resolve=False)))
+            merged = typing.cast(DictConfig, OmegaConf.merge(merged, loaded))
+        for override in overrides:
+            key, value = _parse_override(override)
+            OmegaConf.update(merged, key, value)
+            for part in reversed(_split(key)):
+                value = {part: value}
+            sources.append((f"override '{override}'", value))
+        plain = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        where = tuple(_split(error.full_key or ""))
+        raise ConfigError(f"{key_name(where, sources)}: {str(error).splitlines()[0]}.") from error
+    return SchemaCheck(schema, sources).dataclass(schema, plain, ())
+
+
+def to_dict(cfg: Any) -> dict[str, Any]:
+    """A config as plain dicts, lists, numbers and strings: what its YAML holds.
+
+    >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+    ... class RunConfig:
+    ...     size: tuple[int, int] = (64, 64)
+    >>> to_dict(RunConfig())
+    {'size': [64, 64]}
+    """
+    return {field.name: _plain(getattr(cfg, field.name)) for field in dataclasses.fields(cfg) if field.init}
+
+
+def to_yaml(cfg: Any) -> str:
+    """A config as YAML that `load_config` reads back to an equal instance."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escape(to_dict(cfg))))
+
+
+def check_keywords(field: str, given: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """Check that a `dict[str, Any]` field holds only keywords of `function`, Lightning's Trainer for example.
+
+    >>> check_keywords("fit", {"step": 3}, lambda steps: None)
+    Traceback (most recent call last):
+    vidtok_plugin.config_schema.ConfigError: unknown key fit.step; the nearest known key is fit.steps.
+    """
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
+    for key in given:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, 1, 0.0)[0]
+            raise ConfigError(f"unknown key {field}.{key}; the nearest known key is {field}.{nearest}.")
+
+
+def _read(path: Path) -> DictConfig:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"config file {path} {what}; give a YAML file.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None:
+            raise ConfigError(f"config file {path} has no keys; write some into it or leave it out.")
+        if not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"config file {path} must hold keys and values, such as `seed: 0`.")
+        return typing.cast(DictConfig, OmegaConf.create(text))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config file {path} is not a text file; give a YAML file.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {_yaml_problem(error)}.") from error
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not all(_split(key)):
+        is_file = override.endswith((".yaml", ".yml"))
+        hint = f"for a config file use --config {override}" if is_file else "for example seed=1"
+        raise ConfigError(f"override '{override}' must read key=value; {hint}.")
+    try:
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        problem = _yaml_problem(error) if isinstance(error, yaml.YAMLError) else str(error).splitlines()[0]
+        raise ConfigError(f"override '{override}' has a value that is not valid YAML: {problem}.") from error
+    return key, typing.cast(dict[str, Any], value)["value"]
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return place + str(problem or error).splitlines()[0]
+
+
+def _split(key: str) -> list[str]:
+    return key.replace("[", ".").replace("]", "").split(".")
+
+
+def _defaults(schema: Any) -> dict[str, Any]:
+    """The defaults as a tree, so that interpolations see them; required keys are left out."""
+    tree: dict[str, Any] = {}
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        if field.default is not dataclasses.MISSING:
+            tree[field.name] = _escape(_plain(field.default))
+        elif field.default_factory is not dataclasses.MISSING:
+            tree[field.name] = _escape(_plain(field.default_factory()))
+        elif dataclasses.is_dataclass(hints[field.name]):
+            tree[field.name] = _defaults(hints[field.name])
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return value.name
+    return str(value) if isinstance(value, Path) else value
+
+
+def _escape(value: Any) -> Any:
+    """Keep a literal `${` from being read as an interpolation."""
+    if isinstance(value, dict):
+        return {key: _escape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escape(item) for item in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value

@@ -1,0 +1,239 @@
+"""The token store: episodes as tokens and actions in memory-mapped shards, read in windows.
+
+    STORE/store.json                 what the tokens are: the adapter's hash, grid, codebook, rate, actions
+    STORE/train/shard_00000/         a memory-mapped TensorDict of many episodes' steps, one after another
+    STORE/train/shard_00000/episodes.json   where each episode begins, and the file that it came from
+
+A shard appears whole or not at all and never changes, so that a store may be read while it is written to.
+
+Shapes: N steps of a shard, T of a window, H W rows and columns, f frames a step, a components of a continuous
+action.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from vidtok_plugin.adapter.adapter import TokenizerAdapter
+
+FORMAT = 1
+METADATA_FILE = "store.json"
+EPISODES_FILE = "episodes.json"
+SHARD = "shard_{:05d}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreMetadata:
+    """What all tokens of a store have in common."""
+
+    adapter_hash: str
+    tokenizer: Mapping[str, Any]  # its architecture, for the reader's information
+    codebook_size: int
+    fsq_levels: tuple[int, ...] | None
+    height: int  # of the grid
+    width: int
+    temporal_factor: int
+    fps: float
+    action_space: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # kind, size and meanings; empty without actions
+    format: int = FORMAT
+
+    def check_same(self, other: "StoreMetadata", where: str) -> None:
+        """A ValueError that names what differs."""
+        ours, theirs = asdict(self), asdict(other)
+        for name, value in ours.items():
+            if value != theirs[name]:
+                raise ValueError(
+                    f"TokenStore: {name} must be the same throughout {where}, {value}, got "
+                    f"{theirs[name]}; write another "
+                    "store, or remove this one."
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredEpisode:
+    """An episode's place and origin."""
+
+    name: str  # the source file, relative to the folder that was tokenized
+    steps: int
+    frames: int
+    digest: str  # SHA-256 of the source files
+    split: str = ""
+    shard: int = 0
+    start: int = 0  # first step in the shard
+
+
+class TokenStore:
+    """Reads a store, or one split of it; raises ValueError or FileNotFoundError where there is none.
+
+    Example:
+        store = TokenStore("runs/demo/tokens", split="train")
+        store.check(adapter)
+        store.window(episode=0, start=10, length=8)["codes"]  # (8, H, W) int64
+    """
+
+    def __init__(self, folder: str | Path, split: str | None = None) -> None:
+        self.folder = Path(folder)
+        self.split = split
+        self.metadata = read_metadata(self.folder)
+        splits = sorted(path.name for path in self.folder.iterdir() if any(path.glob("shard_*")))
+        if not splits or (split is not None and split not in splits):
+            wanted = "" if split is None else f" of the split {split}"
+            there = f"it has the splits {', '.join(splits)}" if splits else "its writing has only begun"
+            raise FileNotFoundError(f"TokenStore: {self.folder} has no episodes{wanted}; {there}.")
+        self._shards: list[dict[str, Tensor]] = []
+        self.episodes: list[StoredEpisode] = []
+        for name in splits if split is None else [split]:
+            for path in sorted((self.folder / name).glob("shard_*")):
+                for entry in json.loads((path / EPISODES_FILE).read_text()):
+                    self.episodes.append(StoredEpisode(**entry, split=name, shard=len(self._shards)))
+                self._shards.append(_open_shard(path))
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        return len(self.episodes)
+
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """Number of latent steps of each episode, (episodes,) int64."""
+        return np.array([episode.steps for episode in self.episodes], dtype=np.int64)
+
+    @property
+    def num_steps(self) -> int:
+        return int(self.steps.sum())
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_steps * self.metadata.height * self.metadata.width
+
+    def check(self, adapter: "TokenizerAdapter") -> None:
+        """A ValueError unless this very adapter wrote the store."""
+        if adapter.hash != self.metadata.adapter_hash:
+            raise ValueError(
+                f"TokenStore: {self.folder} was written by another tokenizer, {self.metadata.adapter_hash}, "
+                f"not by {adapter.hash}; tokenize the videos anew, or load the adapter that wrote it."
+            )
+
+    def window(self, episode: int, start: int, length: int) -> TensorDict:
+        """`length` steps of one episode from `start` on: see `windows`, without the first axis.
+
+        Raises:
+            ValueError: there is no such episode, or the window leaves it.
+        """
+        if not 0 <= episode < len(self):
+            raise ValueError(f"TokenStore: episode must be in 0..{len(self) - 1}, got {episode}.")
+        steps = self.episodes[episode].steps
+        if start < 0 or length < 1 or start + length > steps:
+            raise ValueError(
+                f"TokenStore: a window must lie within its episode's steps 0..{steps - 1}, got "
+                f"{length} steps from "
+                f"{start} of episode {episode}."
+            )
+        return self.windows([episode], [start], length)[0]
+
+    def windows(self, episodes: Sequence[int], starts: Sequence[int], length: int) -> TensorDict:
+        """Windows of `length` steps of the given episodes, as many as there are; where an episode ends, zeros
+        follow.
+
+        codes (b, T, H, W) int64; valid (b, T) bool, False after the episode's end; start (b,) int64; and, if
+        the videos had actions, actions (b, T, f[, a]) and actions_known (b, T, f) bool.
+        """
+        b, meta = len(episodes), self.metadata
+        first = self._shards[0]
+        data = {
+            "codes": torch.zeros(b, length, meta.height, meta.width, dtype=torch.int64),
+            "valid": torch.zeros(b, length, dtype=torch.bool),
+            "start": torch.tensor([int(start) for start in starts], dtype=torch.int64),
+        }
+        counts = torch.zeros(b, length, dtype=torch.int64)
+        if "actions" in first:
+            shape = (b, length, *first["actions"].shape[1:])
+            data["actions"] = torch.zeros(shape, dtype=first["actions"].dtype)
+        for row, (index, start) in enumerate(zip(episodes, starts, strict=True)):
+            episode = self.episodes[index]
+            begin = episode.start + int(start)
+            end = min(begin + length, episode.start + episode.steps)
+            shard, count = self._shards[episode.shard], end - begin
+            data["codes"][row, :count] = shard["codes"][begin:end]
+            data["valid"][row, :count] = True
+            if "actions" in shard:
+                data["actions"][row, :count] = shard["actions"][begin:end]
+                counts[row, :count] = shard["num_actions"][begin:end]
+        if "actions" in data:
+            data["actions_known"] = torch.arange(meta.temporal_factor) < counts[..., None]
+        return TensorDict(data, batch_size=[b])
+
+
+class TokenStoreWriter:
+    """Appends shards to a store, or begins one; a ValueError if what is there is of another kind."""
+
+    def __init__(self, folder: str | Path, metadata: StoreMetadata) -> None:
+        self.folder = Path(folder)
+        if (self.folder / METADATA_FILE).exists():
+            read_metadata(self.folder).check_same(metadata, f"the store {self.folder}")
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f".{METADATA_FILE}.part"
+        partial.write_text(json.dumps(asdict(metadata), indent=2) + "\n")
+        os.replace(partial, self.folder / METADATA_FILE)
+
+    def write_shard(
+        self, split: str, episodes: Sequence[StoredEpisode], data: Sequence[Mapping[str, Tensor]]
+    ) -> Path:
+        """Write episodes, each with its codes (N, H, W), and its actions (N, f[, a]) and their numbers (N,)
+        if any."""
+        parent = self.folder / split
+        parent.mkdir(exist_ok=True)
+        path = parent / SHARD.format(len(list(parent.glob("shard_*"))))
+        partial = parent / f".{path.name}.part"
+        shutil.rmtree(partial, ignore_errors=True)  # what an interrupted writer left
+        steps = TensorDict(
+            {name: torch.cat([part[name] for part in data]) for name in data[0]},
+            batch_size=[sum(episode.steps for episode in episodes)],
+        )
+        steps.memmap(partial)
+        entries, start = [], 0
+        for episode in episodes:
+            entry = {name: getattr(episode, name) for name in ("name", "steps", "frames", "digest")}
+            entries.append({**entry, "start": start})
+            start += episode.steps
+        (partial / EPISODES_FILE).write_text(json.dumps(entries, indent=2) + "\n")
+        os.replace(partial, path)
+        return path
+
+
+def read_metadata(folder: str | Path) -> StoreMetadata:
+    """What the tokens of a store are."""
+    path = Path(folder) / METADATA_FILE
+    if not path.is_file():
+        what = "is no token store: it has no store.json" if path.parent.is_dir() else "doesn't exist"
+        raise FileNotFoundError(f"TokenStore: {folder} {what}; write one with `vidtok-plugin tokenize`.")
+    values = json.loads(path.read_text())
+    if values.get("format") != FORMAT:
+        raise ValueError(
+            f"TokenStore: the format of {folder} must be {FORMAT}, got {values.get('format')}; "
+            "tokenize the videos anew."
+        )
+    levels = values.pop("fsq_levels")
+    return StoreMetadata(**values, fsq_levels=None if levels is None else tuple(levels))
+
+
+def _open_shard(path: Path) -> dict[str, Tensor]:
+    # As plain tensors on the mapped files: the memory-mapped class takes much longer to index.
+    shard = {}
+    for name, tensor in TensorDict.load_memmap(path).items():
+        assert isinstance(tensor, Tensor)
+        shard[name] = tensor.as_subclass(Tensor)
+    return shard

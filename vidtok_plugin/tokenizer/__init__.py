@@ -1,0 +1,1 @@
+"""The VidTok family: network, regularizers, presets, streams, weights and training."""

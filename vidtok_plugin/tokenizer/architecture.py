@@ -1,0 +1,113 @@
+"""What a VidTok is made of, as data: the settings in which the members of the family differ."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from vidtok_plugin.tokenizer.layers import TimePadding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A member of the VidTok family (`vidtok.md`; arXiv 2412.13061, section 3).
+
+    Levels count from 0, the full resolution. Where a tuple of levels is None, the family's default holds.
+
+    Raises:
+        ValueError: for settings that make no network.
+
+    Example:
+        >>> Architecture(regularizer="fsq", fsq_levels=(8, 8, 8, 8)).codebook_size
+        4096
+    """
+
+    regularizer: Literal["fsq", "kl"]
+    fsq_levels: tuple[int, ...] | None = None  # FSQ: levels of each latent channel
+    kl_channels: int | None = None  # KL: latent channels
+    causal: bool = True
+    version: Literal["1.0", "1.1"] = "1.0"  # how causal models pad and interpolate in time
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    encoder_spatial_levels: tuple[int, ...] | None = None  # default: all but the deepest
+    encoder_temporal_levels: tuple[int, ...] | None = None  # default: the two above the deepest
+    decoder_spatial_levels: tuple[int, ...] | None = None  # default: all but 0
+    decoder_temporal_levels: tuple[int, ...] | None = None  # default: 1 and 2
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.fsq_levels is not None) != (self.regularizer == "fsq") or (self.kl_channels is not None) != (
+            self.regularizer == "kl"
+        ):
+            raise ValueError(
+                "Architecture: regularizer 'fsq' takes fsq_levels and 'kl' takes kl_channels, "
+                f"got {self.regularizer!r} with fsq_levels={self.fsq_levels}, kl_channels={self.kl_channels}."
+            )
+        if self.fsq_levels is not None and (not self.fsq_levels or min(self.fsq_levels) < 2):
+            raise ValueError(f"Architecture: every FSQ level must be 2 or more, got {self.fsq_levels}.")
+        if self.version == "1.1" and not self.causal:
+            raise ValueError("Architecture: version 1.1 is a way of causal padding; set causal=true or version='1.0'.")
+        if min(self.ch, self.num_res_blocks, len(self.ch_mult), *self.ch_mult) < 1:
+            raise ValueError(
+                "Architecture: ch, ch_mult and num_res_blocks must be 1 or more, "
+                f"got {self.ch}, {self.ch_mult}, {self.num_res_blocks}."
+            )
+        for name in ("spatial", "temporal"):
+            down, up = getattr(self, f"{name}_down"), getattr(self, f"{name}_up")
+            if len(down) != len(up):
+                raise ValueError(
+                    f"Architecture: encoder and decoder must have as many {name} levels, got {down} and {up}."
+                )
+            if not set(down) | set(up) <= set(range(len(self.ch_mult))):
+                raise ValueError(
+                    f"Architecture: {name} levels must be 0 to {len(self.ch_mult) - 1}, got {down} and {up}."
+                )
+
+    @property
+    def time_padding(self) -> TimePadding:
+        if not self.causal:
+            return TimePadding.SYMMETRIC
+        return TimePadding.FIRST_FRAME if self.version == "1.1" else TimePadding.ZEROS
+
+    @property
+    def depth(self) -> int:
+        return len(self.ch_mult)
+
+    @property
+    def spatial_down(self) -> tuple[int, ...]:
+        levels = self.encoder_spatial_levels
+        return tuple(range(self.depth - 1)) if levels is None else levels
+
+    @property
+    def temporal_down(self) -> tuple[int, ...]:
+        levels = self.encoder_temporal_levels
+        return (self.depth - 3, self.depth - 2) if levels is None else levels
+
+    @property
+    def spatial_up(self) -> tuple[int, ...]:
+        levels = self.decoder_spatial_levels
+        return tuple(range(1, self.depth)) if levels is None else levels
+
+    @property
+    def temporal_up(self) -> tuple[int, ...]:
+        return (1, 2) if self.decoder_temporal_levels is None else self.decoder_temporal_levels
+
+    @property
+    def spatial_factor(self) -> int:
+        return 2 ** len(self.spatial_down)
+
+    @property
+    def temporal_factor(self) -> int:
+        return 2 ** len(self.temporal_down)
+
+    @property
+    def latent_channels(self) -> int:
+        if self.fsq_levels is not None:
+            return len(self.fsq_levels)
+        assert self.kl_channels is not None
+        return self.kl_channels
+
+    @property
+    def codebook_size(self) -> int | None:
+        """Number of codes; None for KL."""
+        return None if self.fsq_levels is None else math.prod(self.fsq_levels)

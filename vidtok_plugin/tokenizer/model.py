@@ -1,0 +1,218 @@
+"""VidTok: the tokenizer that users build, load, call and save."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from einops import rearrange, repeat
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from vidtok_plugin.errors import nearest
+from vidtok_plugin.tokenizer import weights as weights_io
+from vidtok_plugin.tokenizer.architecture import Architecture
+from vidtok_plugin.tokenizer.network import Decoder, Encoder
+from vidtok_plugin.tokenizer.presets import get_preset
+from vidtok_plugin.tokenizer.regularizers import FSQ, KL, Regularized
+from vidtok_plugin.tokenizer.streams import DecoderStream, Encoded, EncoderStream
+from vidtok_plugin.tokenizer.video_checks import as_float_video
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """What a VidTok makes of a video."""
+
+    reconstruction: Tensor  # of the video's shape
+    latents: Tensor  # (b, c, T, H, W)
+    indices: Tensor | None  # (b, T, H, W); None for KL
+    regularizer_terms: dict[str, Tensor] | None  # unweighted, by name; None in eval mode
+
+
+class VidTok(nn.Module):
+    """A VidTok autoencoder (arXiv 2412.13061): video `(b, 3, t, h, w)` in [-1, 1] <-> latents `(b, c, T, H, W)`.
+
+    Example:
+        >>> tok = VidTok.from_preset("vidtok_fsq_causal_488_32768", ch=4).eval()
+        >>> encoded = tok.encode(torch.zeros(1, 3, 17, 16, 16))
+        >>> encoded.indices.shape, tok.decode(encoded.latents).shape
+        (torch.Size([1, 5, 2, 2]), torch.Size([1, 3, 17, 16, 16]))
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.encoder = Encoder(architecture)
+        self.decoder = Decoder(architecture)
+        self.regularization = FSQ(architecture.fsq_levels) if architecture.fsq_levels is not None else KL()
+
+    # Making, loading and saving
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> Self:
+        """A model of that preset with random weights; keywords override fields of its `Architecture`."""
+        return cls(override_architecture(get_preset(name).architecture, overrides))
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, preset: str | None = None, **overrides: Any) -> Self:
+        """A model with the weights of `source`, in eval mode.
+
+        source: a preset's name (a published one is downloaded from the Hugging Face hub, then cached), a folder
+            written by `save_pretrained`, a `.ckpt` (published, or of our own training) or a `.safetensors` file;
+            a bare weights file needs `preset`.
+
+        Raises:
+            FileNotFoundError: if there is no such file or preset, or the hub cannot be reached.
+            ValueError: if the file is damaged or its weights are those of another architecture.
+        """
+        architecture, state_dict = weights_io.load(source, preset)
+        model = cls(override_architecture(architecture, overrides))
+        weights_io.load_strictly(model, state_dict, source)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `model.safetensors` and `config.yaml` into `folder`."""
+        weights_io.save(folder, self.architecture, self.state_dict())
+
+    # Sizes
+
+    @property
+    def causal(self) -> bool:
+        return self.architecture.causal
+
+    @property
+    def temporal_factor(self) -> int:
+        return self.architecture.temporal_factor
+
+    @property
+    def spatial_factor(self) -> int:
+        return self.architecture.spatial_factor
+
+    @property
+    def latent_channels(self) -> int:
+        return self.architecture.latent_channels
+
+    @property
+    def codebook_size(self) -> int | None:
+        """Number of codes; None for KL."""
+        return self.architecture.codebook_size
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def num_latents(self, num_frames: int) -> int:
+        """Latent steps of a clip: `1 + ceil((t - 1) / f)` if causal, else `ceil(t / f)`."""
+        f = self.temporal_factor
+        return 1 + -(-(num_frames - 1) // f) if self.causal else -(-num_frames // f)
+
+    def num_frames(self, num_latents: int) -> int:
+        """Frames that so many latent steps decode to: `1 + (T - 1) f` if causal, else `T f`."""
+        f = self.temporal_factor
+        return max(0, 1 + (num_latents - 1) * f) if self.causal else num_latents * f
+
+    # Whole clips
+
+    def encode(
+        self,
+        video: Tensor,
+        *,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+        validate: bool = False,
+    ) -> Encoded:
+        """Video (b, 3, t, h, w) -> latents (b, c, T, H, W), and indices (b, T, H, W) for FSQ.
+
+        A clip that does not fill its last group of frames is completed with copies of its last frame. A KL model
+        gives the posterior's mean, or with `sample` a sample drawn with `generator`.
+        """
+        if (sample or generator is not None) and self.codebook_size is not None:
+            raise ValueError("VidTok: sample and generator are for KL models; FSQ codes are deterministic.")
+        return self.regularize(self._encode(self._check(video, validate)), sample=sample, generator=generator)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (b, c, T, H, W) -> video (b, 3, num_frames(T), h, w), about [-1, 1]."""
+        channels = self.latent_channels
+        if latents.ndim != 5 or latents.shape[1] != channels or latents.shape[2] == 0:
+            raise ValueError(
+                f"VidTok: latents must have the shape (b, {channels}, T, H, W) with T >= 1, got {tuple(latents.shape)}."
+            )
+        x = rearrange(latents.to(self.dtype), "b c t h w -> b t h w c")
+        y = rearrange(self.decoder(x), "b t h w c -> b c t h w")
+        return y[:, :, y.shape[2] - self.num_frames(latents.shape[2]) :]
+
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """Indices (b, T, H, W) -> video (b, 3, num_frames(T), h, w); FSQ models only."""
+        return self.decode(self.indices_to_latents(indices))
+
+    def indices_to_latents(self, indices: Tensor) -> Tensor:
+        """Indices (b, T, H, W) -> quantized latents (b, c, T, H, W); FSQ models only."""
+        if not isinstance(self.regularization, FSQ):
+            raise ValueError("VidTok: a KL model has no indices; decode its latents.")
+        size = self.codebook_size
+        if indices.device.type == "cpu" and indices.numel() and not 0 <= indices.min() <= indices.max() < size:
+            raise ValueError(
+                f"VidTok: indices must be 0 to {size - 1}, got {indices.min()} to {indices.max()}."
+            )
+        return self.regularization.indices_to_latents(indices)
+
+    def forward(self, video: Tensor) -> Reconstruction:
+        """Encodes and decodes; in training a KL model samples, and the regularizer gives its losses' terms."""
+        z = self._encode(self._check(video, validate=False))
+        regularized: Regularized = self.regularization(z, sample=self.training, with_terms=self.training)
+        reconstruction = self.decode(regularized.latents)
+        return Reconstruction(
+            reconstruction=reconstruction[:, :, : video.shape[2]],
+            latents=regularized.latents,
+            indices=regularized.indices,
+            regularizer_terms=regularized.terms,
+        )
+
+    # Streams
+
+    def encoder_stream(self, state: TensorDict | None = None) -> EncoderStream:
+        """A stream of frames to latents, fresh or going on from a stream's `state`; causal models only."""
+        return EncoderStream(self, state)
+
+    def decoder_stream(self, lookahead: bool = True, state: TensorDict | None = None) -> DecoderStream:
+        """A stream of latents to frames; `lookahead=False` never waits for the next latent (see `DecoderStream`)."""
+        return DecoderStream(self, lookahead, state)
+
+    def regularize(
+        self, z: Tensor, *, sample: bool = False, generator: torch.Generator | None = None
+    ) -> Encoded:
+        """The encoder's output (b, c, T, H, W) -> latents and indices."""
+        regularized: Regularized = self.regularization(
+            z, sample=sample, generator=generator, with_terms=False
+        )
+        return Encoded(latents=regularized.latents, indices=regularized.indices)
+
+    def _check(self, video: Tensor, validate: bool) -> Tensor:
+        return as_float_video(
+            video, who="VidTok", spatial_factor=self.spatial_factor, dtype=self.dtype, validate=validate
+        )
+
+    def _encode(self, video: Tensor) -> Tensor:
+        x = rearrange(video, "b c t h w -> b t h w c")
+        missing = self.num_frames(self.num_latents(x.shape[1])) - x.shape[1]
+        front = self.temporal_factor - 1 if self.causal else 0
+        x = torch.cat([_copies(x[:, :1], front), x, _copies(x[:, -1:], missing)], dim=1)
+        return rearrange(self.encoder(x), "b t h w c -> b c t h w")
+
+
+def override_architecture(architecture: Architecture, overrides: dict[str, Any]) -> Architecture:
+    """`architecture` with other values of some fields; an unknown field is an error that names the nearest."""
+    known = [field.name for field in fields(Architecture)]
+    for name in overrides:
+        if name not in known:
+            raise ValueError(f"VidTok: no architecture setting {name!r}; the nearest is {nearest(name, known)!r}.")
+    return replace(architecture, **overrides)
+
+
+def _copies(frame: Tensor, count: int) -> Tensor:
+    return repeat(frame, "b 1 h w c -> b n h w c", n=count)
+

@@ -1,0 +1,102 @@
+"""TokenizerModule: the optimisation and the logging of a VidTok, for Lightning's Trainer."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from vidtok_plugin.optimization import OptimizerConfig, configure_optimizers
+from vidtok_plugin.tokenizer.model import VidTok
+from vidtok_plugin.tokenizer.objective import ObjectiveConfig, frame_psnr, objective
+from vidtok_plugin.tokenizer.presets import get_preset
+from vidtok_plugin.tokenizer.video_checks import check_multiple
+from vidtok_plugin.tokenizer.weights import architecture_settings
+from vidtok_plugin.training import RunConfig
+from vidtok_plugin.video.data import VideoDataConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRunConfig(RunConfig):
+    """A run that trains or fine-tunes a tokenizer."""
+
+    preset: str = "vidtok_tiny"
+    from_scratch: bool = False  # random weights; else those of `pretrained`
+    pretrained: str | None = None  # what VidTok.from_pretrained takes; by default the preset's own
+    architecture: dict[str, Any] = field(default_factory=dict)  # overrides of the preset's, from scratch only
+    data: VideoDataConfig
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    output: Path = Path("runs/tokenizer")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        architecture = get_preset(self.preset).architecture
+        if self.architecture and not self.from_scratch:
+            raise ValueError(
+                "TokenizerRunConfig: architecture overrides make weights that no checkpoint has; "
+                "add from_scratch=true or leave them out."
+            )
+        if self.from_scratch and self.pretrained is not None:
+            raise ValueError("TokenizerRunConfig: from_scratch=true and pretrained exclude each other.")
+        for name in ("height", "width"):
+            check_multiple(
+                getattr(self.data, name),
+                architecture.spatial_factor,
+                who="TokenizerRunConfig",
+                name=f"data.{name}",
+                of="the tokenizer's spatial factor",
+            )
+
+    def build(self) -> VidTok:
+        if self.from_scratch:
+            return VidTok.from_preset(self.preset, **self.architecture)
+        if self.pretrained is None:
+            return VidTok.from_pretrained(self.preset)
+        return VidTok.from_pretrained(self.pretrained, preset=None)
+
+
+class TokenizerModule(pl.LightningModule):
+    """Trains `self.tokenizer` on batches of video (b, 3, t, h, w); `trainer.fit(TokenizerModule(cfg), data)`."""
+
+    def __init__(self, cfg: TokenizerRunConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.tokenizer = cfg.build()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        return configure_optimizers(
+            self.tokenizer.parameters(), self.cfg.optimizer, int(self.trainer.estimated_stepping_batches)
+        )
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        if self.cfg.optimizer.gradient_clip is not None:
+            self.clip_gradients(optimizer, self.cfg.optimizer.gradient_clip, "norm")
+
+    def training_step(self, video: Tensor, batch_index: int) -> Tensor:
+        out = self.tokenizer(video)
+        loss, parts = objective(self.cfg.objective, video, out, self.global_step)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": part for name, part in parts.items()})
+        self.log("train/psnr", frame_psnr(video, out.reconstruction.detach()).mean(), prog_bar=True)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._used_codes = torch.zeros(self.tokenizer.codebook_size or 0, dtype=torch.bool, device=self.device)
+
+    def validation_step(self, video: Tensor, batch_index: int) -> None:
+        out = self.tokenizer(video)
+        self.log("val/psnr", frame_psnr(video, out.reconstruction).mean(), prog_bar=True, batch_size=len(video))
+        self.log("val/l1", (video - out.reconstruction).abs().mean(), batch_size=len(video))
+        if out.indices is not None:
+            self._used_codes[out.indices.flatten()] = True
+
+    def on_validation_epoch_end(self) -> None:
+        if len(self._used_codes):
+            self.log("val/codebook_usage", self._used_codes.float().mean())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["architecture"] = architecture_settings(self.tokenizer.architecture)

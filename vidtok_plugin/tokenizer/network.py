@@ -1,0 +1,137 @@
+"""VidTok's encoder and decoder.
+
+Shapes: video and latents come and go as `(b, t, h, w, c)`; parameter names are those of the published checkpoints.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidtok_plugin.tokenizer.architecture import Architecture
+from vidtok_plugin.tokenizer.blocks import (
+    Middle,
+    SpatialDownsample,
+    SpatialUpsample,
+    TemporalDownsample,
+    TemporalUpsample,
+    spatial_block,
+    temporal_block,
+)
+from vidtok_plugin.tokenizer.layers import (
+    ChannelNorm,
+    State,
+    StreamLayer,
+    step_through,
+    time_conv,
+)
+
+
+class Level(nn.Module):
+    """The spatial or the temporal layers of one level: residual blocks, and a resampling layer if there is one."""
+
+    def __init__(self, blocks: list[StreamLayer], *, down: StreamLayer | None = None, up: StreamLayer | None = None):
+        super().__init__()
+        self.block = nn.ModuleList(blocks)
+        if down is not None:
+            self.downsample = down
+        if up is not None:
+            self.upsample = up
+
+
+def level_layers(i: int, **levels: Level) -> list[tuple[str, StreamLayer]]:
+    """The layers of level `i` in the order in which they run: the pairs of blocks, then the resampling layers."""
+    blocks = zip(*(level.block for level in levels.values()), strict=True)
+    layers = [
+        (f"{name}.{i}.block.{j}", block)
+        for j, pair in enumerate(blocks)
+        for name, block in zip(levels, pair, strict=True)
+    ]
+    for name, level in levels.items():
+        for kind in ("downsample", "upsample"):
+            if hasattr(level, kind):
+                layers.append((f"{name}.{i}.{kind}", getattr(level, kind)))
+    return layers
+
+
+class Encoder(StreamLayer):
+    """Video `(b, t, h, w, 3)` -> latents before the regularizer `(b, T, H, W, c)`."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        padding, dropout = arch.time_padding, arch.dropout
+        self.conv_in = time_conv(3, arch.ch, padding=padding)
+        self.down, self.down_temporal = nn.ModuleList(), nn.ModuleList()
+        width = arch.ch
+        for i, mult in enumerate(arch.ch_mult):
+            widths = [width] + [arch.ch * mult] * arch.num_res_blocks
+            width = widths[-1]
+            self.down.append(
+                Level(
+                    [spatial_block(a, b, dropout=dropout) for a, b in zip(widths, widths[1:], strict=False)],
+                    down=SpatialDownsample(width) if i in arch.spatial_down else None,
+                )
+            )
+            self.down_temporal.append(
+                Level(
+                    [temporal_block(b, padding=padding, dropout=dropout) for b in widths[1:]],
+                    down=TemporalDownsample(width, padding=padding) if i in arch.temporal_down else None,
+                )
+            )
+        self.mid = Middle(width, padding=padding, dropout=dropout)
+        self.norm_out = ChannelNorm(width)
+        parameters = 2 if arch.regularizer == "kl" else 1  # of each latent channel: mean and log variance, or value
+        self.conv_out = time_conv(width, parameters * arch.latent_channels, padding=padding)
+
+    def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
+        layers: list[tuple[str, StreamLayer]] = [("conv_in", self.conv_in)]
+        for i, (down, down_temporal) in enumerate(zip(self.down, self.down_temporal, strict=True)):
+            layers += level_layers(i, down=down, down_temporal=down_temporal)
+        layers.append(("mid", self.mid))
+        return step_and_project(self, layers, x, state, last)
+
+
+class Decoder(StreamLayer):
+    """Latents `(b, T, H, W, c)` -> frames `(b, T f, h, w, 3)`; a causal model's first `f - 1` are its padding."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        padding, dropout = arch.time_padding, arch.dropout
+        deepest_first = sorted(arch.temporal_up, reverse=True)
+        width = arch.ch * arch.ch_mult[-1]
+        self.conv_in = time_conv(arch.latent_channels, width, padding=padding)
+        self.mid = Middle(width, padding=padding, dropout=dropout)
+        levels, temporal_levels = [], []
+        for i in reversed(range(arch.depth)):
+            widths = [width] + [arch.ch * arch.ch_mult[i]] * (arch.num_res_blocks + 1)
+            width = widths[-1]
+            levels.append(
+                Level(
+                    [spatial_block(a, b, dropout=dropout) for a, b in zip(widths, widths[1:], strict=False)],
+                    up=SpatialUpsample(width) if i in arch.spatial_up else None,
+                )
+            )
+            up = None
+            if i in deepest_first:
+                up = TemporalUpsample(width, padding=padding, first_frames=2 ** deepest_first.index(i))
+            temporal_levels.append(
+                Level([temporal_block(b, padding=padding, dropout=dropout) for b in widths[1:]], up=up)
+            )
+        self.up = nn.ModuleList(reversed(levels))
+        self.up_temporal = nn.ModuleList(reversed(temporal_levels))
+        self.norm_out = ChannelNorm(width)
+        self.conv_out = time_conv(width, 3, padding=padding)
+
+    def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
+        layers: list[tuple[str, StreamLayer]] = [("conv_in", self.conv_in), ("mid", self.mid)]
+        for i in reversed(range(len(self.up))):
+            layers += level_layers(i, up=self.up[i], up_temporal=self.up_temporal[i])
+        return step_and_project(self, layers, x, state, last)
+
+
+def step_and_project(
+    network: Encoder | Decoder, layers: list[tuple[str, StreamLayer]], x: Tensor, state: State, last: bool
+) -> tuple[Tensor, State]:
+    """Runs `layers`, then the network's `norm_out`, SiLU and `conv_out`."""
+    state = state or {}
+    x, states = step_through(layers, x, state, last)
+    x, out = network.conv_out.step(F.silu(network.norm_out(x)), state.get("conv_out"), last)
+    return x, None if out is None else {**states, "conv_out": out}

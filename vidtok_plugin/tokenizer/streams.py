@@ -1,0 +1,218 @@
+"""Streams: a causal VidTok on video that comes a few frames at a time, with the whole clip's result.
+
+A stream owns its state and the model has none, so any number of streams may run at once on one model. A state is never
+changed in place: a fork shares it until one of the two goes on.
+"""
+
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from einops import rearrange, repeat
+from tensordict import TensorDict
+from torch import Tensor
+
+from vidtok_plugin.tokenizer.video_checks import as_float_video
+
+if TYPE_CHECKING:
+    from vidtok_plugin.tokenizer.model import VidTok
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Latents of a video, and their indices in the codebook if it has one."""
+
+    latents: Tensor  # (b, c, T, H, W)
+    indices: Tensor | None  # (b, T, H, W) int64; None for KL
+
+
+class Stream:
+    """What both streams share: a state that the caller can take, save, move and fork, and an end."""
+
+    def __init__(self, model: "VidTok", state: TensorDict | None) -> None:
+        if not model.causal:
+            raise ValueError(
+                f"{type(self).__name__}: a non-causal VidTok sees later frames, so it cannot run on a stream; "
+                "use encode() and decode() on whole clips, or a causal model."
+            )
+        self.model = model
+        self._state: dict[str, Any] | None = _as_dict(state)
+        self._ended = False
+
+    @property
+    def state(self) -> TensorDict:
+        """All that the stream knows of the past, with batch size (b,); empty before the first push."""
+        if self._state is None:
+            return TensorDict({}, batch_size=[])
+        return TensorDict(self._state, batch_size=[_first_tensor(self._state).shape[0]])
+
+    def fork(self) -> Self:
+        """A copy that goes on independently."""
+        return copy(self)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the state (the model stays where it is) and returns the stream."""
+        if self._state is not None:
+            self._state = _as_dict(self.state.to(device))
+        return self
+
+    def _start_push(self, x: Tensor) -> None:
+        if self._ended:
+            raise ValueError(f"{type(self).__name__}: the stream has been flushed; start another.")
+        if self._state is not None and x.shape[0] != self.state.batch_size[0]:
+            raise ValueError(
+                f"{type(self).__name__}: the stream has batches of {self.state.batch_size[0]}, got {x.shape[0]}."
+            )
+
+
+class EncoderStream(Stream):
+    """Frames in, the latents that they complete out.
+
+    The first frame gives the first latent, every f further frames another. State: the frames of the group begun
+    (fewer than f), and for each temporal convolution the one or two frames before its next.
+
+    Example:
+        >>> from vidtok_plugin import VidTok
+        >>> stream = VidTok.from_preset("vidtok_kl_causal_488_4chn", ch=4).encoder_stream()
+        >>> [stream.push(torch.zeros(1, 3, n, 8, 8)).latents.shape[2] for n in (1, 3, 1)], stream.flush().latents.shape[2]
+        ([1, 0, 1], 0)
+    """
+
+    def push(self, frames: Tensor, *, validate: bool = False) -> Encoded:
+        """Frames (b, 3, n, h, w), n >= 1 -> the latents that they complete, perhaps T = 0."""
+        self._start_push(frames)
+        model = self.model
+        video = as_float_video(
+            frames,
+            who="EncoderStream",
+            spatial_factor=model.spatial_factor,
+            dtype=model.dtype,
+            validate=validate,
+        )
+        x = rearrange(video, "b c t h w -> b t h w c")
+        if self._state is None:
+            x = torch.cat([repeat(x[:, :1], "b 1 h w c -> b n h w c", n=model.temporal_factor - 1), x], dim=1)
+        else:
+            x = torch.cat([self._state["pending"], x], dim=1)
+        return self._encode_groups(x)
+
+    def flush(self) -> Encoded:
+        """Ends the stream: completes a last partial group with copies of its last frame, as `encode` does."""
+        if self._state is None or self._ended:
+            raise ValueError("EncoderStream: nothing has been pushed since it began; push frames first.")
+        x = self._state["pending"]
+        if x.shape[1]:
+            missing = self.model.temporal_factor - x.shape[1]
+            x = torch.cat([x, repeat(x[:, -1:], "b 1 h w c -> b n h w c", n=missing)], dim=1)
+        encoded = self._encode_groups(x)
+        self._ended = True
+        return encoded
+
+    def _encode_groups(self, x: Tensor) -> Encoded:
+        model = self.model
+        network = None if self._state is None else self._state["network"]
+        whole = x.shape[1] // model.temporal_factor * model.temporal_factor
+        x, pending = x[:, :whole], x[:, whole:]
+        if whole == 0:
+            assert self._state is not None  # the first frame completes a group
+            self._state = {"pending": _own(pending), "network": network}
+            return self._no_latents(x)
+        z, network = model.encoder.step(x, network, last=False)
+        self._state = {"pending": _own(pending), "network": _own(network)}
+        return model.regularize(rearrange(z, "b t h w c -> b c t h w"))
+
+    def _no_latents(self, x: Tensor) -> Encoded:
+        b, _, h, w, _ = x.shape
+        s = self.model.spatial_factor
+        shape = (0, h // s, w // s)
+        indices = None
+        if self.model.codebook_size is not None:
+            indices = torch.zeros(b, *shape, dtype=torch.int64, device=x.device)
+        return Encoded(latents=x.new_zeros(b, self.model.latent_channels, *shape), indices=indices)
+
+
+class DecoderStream(Stream):
+    """Latents in, the frames that are final out, in whole groups.
+
+    After k >= 1 latents, v1.0 has given `1 + (k - 1) f` frames. v1.1 interpolates linearly in time, so that a group of
+    frames is final once the next latent is known: it has given `1 + max(0, k - 2) f`, and `flush()` gives the rest.
+    With `lookahead=False` v1.1 gives each group at once too, decoded as if the stream ended there: its last frames at
+    each seam differ a little from the whole clip's, and no later frame does.
+
+    Example:
+        >>> from vidtok_plugin import VidTok
+        >>> stream = VidTok.from_preset("vidtok_kl_causal_488_4chn_v1_1", ch=4).decoder_stream()
+        >>> [stream.push(torch.zeros(1, 4, 1, 1, 1)).shape[2] for _ in range(3)], stream.flush().shape[2]
+        ([1, 0, 4], 4)
+    """
+
+    def __init__(self, model: "VidTok", lookahead: bool, state: TensorDict | None) -> None:
+        super().__init__(model, state)
+        self.lookahead = lookahead
+        self._waits = model.architecture.version == "1.1"
+
+    def push(self, latents: Tensor) -> Tensor:
+        """Latents (b, c, T, H, W) -> the frames (b, 3, n, h, w) that are final now."""
+        self._start_push(latents)
+        channels = self.model.latent_channels
+        if latents.ndim != 5 or latents.shape[1] != channels:
+            raise ValueError(
+                f"DecoderStream: latents must have the shape (b, {channels}, T, H, W), got {tuple(latents.shape)}."
+            )
+        if latents.shape[2] == 0:
+            return self._no_frames(latents)
+        f, before, first = self.model.temporal_factor, self._state, self._state is None
+        x = rearrange(latents.to(self.model.dtype), "b c t h w -> b t h w c")
+        y, network = self._step(x, before, last=False)
+        if self._waits and not self.lookahead:
+            self._state = {"ready": y[:, :0].clone(), "network": _own(network)}
+            y, _ = self._step(x, before, last=True)
+            count = x.shape[1] * f - (f - 1) * first
+            return rearrange(y[:, y.shape[1] - count :], "b t h w c -> b c t h w")
+        # The first f - 1 frames are those of the padding before the first one.
+        ready = y[:, f - 1 :] if before is None else torch.cat([before["ready"], y], dim=1)
+        # v1.1 knows a frame of the next group already: it stays here, so that what goes out are whole groups.
+        whole = ready.shape[1] - (ready.shape[1] - first) % f
+        self._state = {"ready": _own(ready[:, whole:]), "network": _own(network)}
+        return rearrange(ready[:, :whole], "b t h w c -> b c t h w")
+
+    def flush(self) -> Tensor:
+        """Ends the stream: the frames (b, 3, n, h, w) still held back; none without lookahead."""
+        if self._state is None or self._ended:
+            raise ValueError("DecoderStream: nothing has been pushed since it began; push latents first.")
+        ready = self._state["ready"]
+        if self._waits and self.lookahead:
+            no_latents = self._state["network"]["conv_in"][:, :0]
+            y, _ = self._step(no_latents, self._state, last=True)
+            ready = torch.cat([ready, y], dim=1)
+        self._ended = True
+        return rearrange(ready, "b t h w c -> b c t h w")
+
+    def _step(self, x: Tensor, state: dict[str, Any] | None, last: bool) -> tuple[Tensor, Any]:
+        return self.model.decoder.step(x, None if state is None else state["network"], last)
+
+    def _no_frames(self, latents: Tensor) -> Tensor:
+        b, _, _, h, w = latents.shape
+        s = self.model.spatial_factor
+        return latents.new_zeros(b, 3, 0, h * s, w * s)
+
+
+def _own(state: Any) -> Any:
+    """A copy that does not keep the larger tensors alive that a state's tensors are views of."""
+    if isinstance(state, dict):
+        return {name: _own(part) for name, part in state.items() if part is not None}
+    return state.clone(memory_format=torch.contiguous_format)
+
+
+def _as_dict(state: TensorDict | None) -> dict[str, Any] | None:
+    if state is None or state.is_empty():
+        return None
+    return state.to_dict()
+
+
+def _first_tensor(state: dict[str, Any]) -> Tensor:
+    for part in state.values():
+        return _first_tensor(part) if isinstance(part, dict) else part
+    raise AssertionError("a state has tensors")
+

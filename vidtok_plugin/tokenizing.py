@@ -1,0 +1,202 @@
+"""Videos to tokens: episodes are encoded as streams, chunk by chunk, and written into a token store."""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import rearrange
+from rich.progress import track
+from torch import Tensor
+
+from vidtok_plugin.store import StoredEpisode, StoreMetadata, TokenStore, TokenStoreWriter
+from vidtok_plugin.video.episodes import Episode, actions_path
+from vidtok_plugin.video.reading import probe, read_frames
+
+if TYPE_CHECKING:
+    from vidtok_plugin.adapter.adapter import TokenizerAdapter
+    from vidtok_plugin.adapter.tokens import VideoTokens
+
+logger = logging.getLogger(__name__)
+
+
+def write_store(
+    adapter: "TokenizerAdapter",
+    episodes: Sequence[Episode | Path],
+    output: str | Path,
+    *,
+    split: str = "train",
+    root: str | Path | None = None,
+    episodes_per_shard: int = 32,
+    chunk_frames: int = 64,
+    progress: bool = False,
+) -> TokenStore:
+    """Encode `episodes` and append them to the store `output`; -> that split of it.
+
+    A path stands for a video without actions. Episodes that the store has already are left out, so that an
+    interrupted call goes on where it stopped (by whole shards). They are known by their paths relative to
+    `root`, or by their names alone.
+
+    Raises:
+        ValueError: episodes that differ in size, rate or actions from each other or from what is stored, or
+        have changed
+            since; a video whose size doesn't fit the tokenizer; another tokenizer's store.
+    """
+    if not episodes:
+        raise ValueError("write_store: there must be at least one episode, got none.")
+    if adapter.kind != "discrete":
+        raise ValueError(
+            f"write_store: the adapter must be discrete (FSQ), got {adapter.kind}; a store holds codes."
+        )
+    if min(episodes_per_shard, chunk_frames) < 1:
+        raise ValueError(
+            f"write_store: episodes_per_shard and chunk_frames must be at least 1, got {episodes_per_shard} "
+            f"and {chunk_frames}."
+        )
+    names = _names(episodes, root)
+    metadata = _metadata(adapter, episodes[0])
+    writer = TokenStoreWriter(output, metadata)
+    stored = _stored(Path(output), split)
+    missing = []
+    for name, episode in zip(names, episodes, strict=True):
+        _metadata(adapter, episode).check_same(metadata, "one store")
+        digest = _digest(episode)
+        if name not in stored:
+            missing.append((name, digest, episode))
+        elif stored[name] != digest:
+            raise ValueError(
+                f"write_store: {name} has changed since it was written to {output}; remove the store, "
+                "or write another."
+            )
+    logger.info("%s: %d of %d episodes to encode", output, len(missing), len(episodes))
+    queue = track(missing, f"tokens ({split})", disable=not progress)
+    for batch in _batches(queue, episodes_per_shard):
+        entries, data = [], []
+        for name, digest, episode in batch:
+            data.append(encode_episode(adapter, episode, chunk_frames))
+            frames = _num_frames(episode)
+            entries.append(
+                StoredEpisode(name=name, steps=len(data[-1]["codes"]), frames=frames, digest=digest)
+            )
+        writer.write_shard(split, entries, data)
+    return TokenStore(output, split)
+
+
+def encode_episode(
+    adapter: "TokenizerAdapter", episode: Episode | Path, chunk_frames: int = 64
+) -> dict[str, Tensor]:
+    """One episode's codes (N, H, W) int32, and, if it has actions, actions (N, f[, a]) and num_actions (N,)
+    uint8.
+
+    `actions` are those that led to each step's frames: none for step 0, fewer than f for a last, partial
+    step.
+    """
+    path = episode if isinstance(episode, Path) else episode.path
+    frames = _num_frames(episode)
+    if probe(path).num_frames != frames:
+        raise ValueError(
+            f"Episode {path}: it must have one action for each frame, got {frames} actions for "
+            f"{probe(path).num_frames} frames."
+        )
+    stream, codes = adapter.stream(), []
+    with torch.no_grad():
+        for begin in range(0, frames, chunk_frames):
+            chunk = torch.from_numpy(read_frames(path, range(begin, min(begin + chunk_frames, frames))))
+            video = rearrange(chunk, "t h w c -> 1 c t h w").to(adapter.tokenizer.device)
+            codes.append(_codes(stream.push(video)))
+        codes.append(_codes(stream.flush()))
+    data = {"codes": torch.cat(codes).to("cpu", torch.int32)}
+    if isinstance(episode, Path):
+        return data
+    steps, f = len(data["codes"]), adapter.temporal_factor
+    actions = torch.from_numpy(episode.actions)
+    grouped = actions.new_zeros(steps * f, *actions.shape[1:])
+    grouped[f : f + frames - 1] = actions[1:]
+    data["actions"] = grouped.view(steps, f, *actions.shape[1:])
+    data["num_actions"] = (frames - 1 - (torch.arange(steps) - 1) * f).clamp(0, f).to(torch.uint8)
+    data["num_actions"][0] = 0
+    return data
+
+
+def _codes(tokens: "VideoTokens") -> Tensor:
+    """One video's codes (N, H, W)."""
+    return rearrange(tokens.ids, "1 (N H W) -> N H W", H=tokens.grid.H, W=tokens.grid.W)
+
+
+def _metadata(adapter: "TokenizerAdapter", episode: Episode | Path) -> StoreMetadata:
+    info = probe(episode if isinstance(episode, Path) else episode.path)
+    grid = adapter.grid(1, info.height, info.width)
+    return StoreMetadata(
+        adapter_hash=adapter.hash,
+        tokenizer=_plain(asdict(adapter.tokenizer.architecture)),
+        codebook_size=adapter.codebook_size,
+        fsq_levels=adapter.tokenizer.architecture.fsq_levels,
+        height=grid.H,
+        width=grid.W,
+        temporal_factor=adapter.temporal_factor,
+        fps=round(info.fps, 3) if isinstance(episode, Path) else float(episode.meta["fps"]),
+        action_space={} if isinstance(episode, Path) else _action_space(episode),
+    )
+
+
+def _action_space(episode: Episode) -> dict[str, Any]:
+    space = dict(episode.meta.get("action_space", {}))
+    kind = "discrete" if episode.actions.ndim == 1 else "continuous"
+    size = space.get("size", None if kind == "discrete" else episode.actions.shape[1])
+    if space.get("kind", kind) != kind or size is None:
+        raise ValueError(
+            f"Episode {episode.path}: its JSON must tell the action space of its {kind} actions, such as "
+            f'{{"kind": "{kind}", "size": 4}}, got {space}.'
+        )
+    return {**space, "kind": kind, "size": size}
+
+
+def _num_frames(episode: Episode | Path) -> int:
+    return probe(episode).num_frames if isinstance(episode, Path) else episode.num_frames
+
+
+def _names(episodes: Sequence[Episode | Path], root: str | Path | None) -> list[str]:
+    paths = [episode if isinstance(episode, Path) else episode.path for episode in episodes]
+    names = [path.name if root is None else path.relative_to(root).as_posix() for path in paths]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(
+            f"write_store: the episodes' names must differ, got {twice} twice; tell their common root."
+        )
+    return names
+
+
+def _digest(episode: Episode | Path) -> str:
+    path = episode if isinstance(episode, Path) else episode.path
+    digest = hashlib.sha256()
+    for source in [path] if isinstance(episode, Path) else [path, actions_path(path)]:
+        with open(source, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _stored(folder: Path, split: str) -> dict[str, str]:
+    """Names and digests of the episodes that are there."""
+    if not any((folder / split).glob("shard_*")):
+        return {}
+    return {episode.name: episode.digest for episode in TokenStore(folder, split).episodes}
+
+
+def _batches(items: Any, size: int) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back, so that settings compare equal."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}

@@ -1,0 +1,82 @@
+"""A training run: Lightning's Trainer with checkpoints, logs, seeds and resumption, for tokenizer and world model."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from vidtok_plugin.config import check_keywords, to_yaml
+
+logger = logging.getLogger(__name__)
+
+# Keys of the Trainer that a run sets itself, and what to use instead.
+RESERVED = {
+    "gradient_clip_val": "optimizer.gradient_clip",
+    "gradient_clip_algorithm": "optimizer.gradient_clip",
+    "logger": "loggers",
+    "callbacks": "the Python interface",
+    "default_root_dir": "output",
+    "enable_checkpointing": "checkpoint_every",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What all training runs share."""
+
+    output: Path  # of checkpoints, logs, the resolved config, and the model at the end
+    seed: int = 0
+    checkpoint_every: int = 500  # batches
+    loggers: tuple[Literal["csv", "tensorboard"], ...] = ("csv", "tensorboard")
+    trainer: dict[str, Any] = field(default_factory=dict)  # keywords of Lightning's Trainer
+
+    def __post_init__(self) -> None:
+        for key in self.trainer:
+            if key in RESERVED:
+                raise ValueError(f"{type(self).__name__}: trainer.{key} is set by {RESERVED[key]}; use that.")
+        check_keywords("trainer", self.trainer, pl.Trainer)
+        if self.checkpoint_every < 1:
+            raise ValueError(f"{type(self).__name__}: checkpoint_every must be 1 or more, got {self.checkpoint_every}.")
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.output / "checkpoints" / "last.ckpt"
+
+
+def build_trainer(cfg: RunConfig, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
+    """The Trainer of a run, on whatever device the machine has unless `cfg.trainer` says otherwise."""
+    loggers: list[Logger] = []
+    if "csv" in cfg.loggers:
+        loggers.append(CSVLogger(cfg.output, name="logs"))
+    if "tensorboard" in cfg.loggers:
+        loggers.append(TensorBoardLogger(cfg.output, name="tensorboard"))
+    checkpoints = ModelCheckpoint(
+        dirpath=cfg.last_checkpoint.parent,
+        filename="step-{step:08d}",
+        auto_insert_metric_name=False,
+        every_n_train_steps=cfg.checkpoint_every,
+        save_last=True,
+        save_on_train_epoch_end=False,
+    )
+    settings: dict[str, Any] = {"enable_model_summary": False, **cfg.trainer}
+    return pl.Trainer(
+        **settings, logger=loggers, callbacks=[checkpoints, *callbacks], default_root_dir=cfg.output
+    )
+
+
+def fit(cfg: RunConfig, module: pl.LightningModule, data: pl.LightningDataModule, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
+    """Trains, going on from the run's last checkpoint if there is one; writes the resolved config beside it."""
+    cfg.output.mkdir(parents=True, exist_ok=True)
+    (cfg.output / "config.yaml").write_text(to_yaml(cfg))
+    trainer = build_trainer(cfg, callbacks)
+    last = cfg.last_checkpoint if cfg.last_checkpoint.exists() else None
+    if last is not None:
+        logger.info("Going on from %s.", last)
+    trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    trainer.save_checkpoint(cfg.last_checkpoint)
+    return trainer

@@ -1,0 +1,171 @@
+"""Folders of videos as Lightning training and validation data."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vidtok_plugin.video.clips import ClipDataset, find_sources
+from vidtok_plugin.video.sampler import EpochSampler, ResumableLoader
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoDataConfig:
+    """Which clips to train and validate on.
+
+    `train` and `validation` are folders, searched with their subfolders, or patterns such as `data/*/train`.
+    Clips are all alike unless `train_weights` has a number for each entry of `train`, which the folders of a
+    pattern share.
+    """
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...] = ()
+    train_weights: tuple[float, ...] | None = None
+    clip_length: int = 17
+    frame_interval: int = 1  # 1 takes neighbouring frames, 2 every other frame ...
+    height: int = 256
+    width: int = 256
+    batch_size: int = 8  # of each rank
+    num_workers: int = 0
+    seed: int = 0
+    clips_per_epoch: int | None = None  # as many as fit into the videos without overlap by default
+    validation_every: int | None = None  # frames between the clips' starts; without overlap by default
+    validation_clips: int | None = None  # at most, evenly spaced over all
+    horizontal_flip: bool = False
+    skip_short: bool = False  # leave out videos that are shorter than a clip
+    skip_unreadable: bool = False  # leave out videos that cannot be read, if they are few
+    open_videos: int = 32  # readers kept open in each worker
+    cache_mb: int = (
+        0  # decoded training videos in each worker's memory, in MiB: a great help for small videos
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.train, str) or isinstance(self.validation, str):
+            raise ValueError(
+                "VideoDataConfig: train and validation must be lists of folders, got a string; use [...]."
+            )
+        if not self.train:
+            raise ValueError("VideoDataConfig: train must name at least one folder of videos, got none.")
+        for field in ("clip_length", "frame_interval", "height", "width", "batch_size", "open_videos"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"VideoDataConfig: {field} must be at least 1, got {getattr(self, field)}.")
+        for field in ("num_workers", "seed", "cache_mb"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"VideoDataConfig: {field} must be at least 0, got {getattr(self, field)}.")
+        for field in ("clips_per_epoch", "validation_every", "validation_clips"):
+            if getattr(self, field) is not None and getattr(self, field) < 1:
+                raise ValueError(
+                    f"VideoDataConfig: {field} must be at least 1 or null, got {getattr(self, field)}."
+                )
+        weights = self.train_weights
+        if weights is not None and (len(weights) != len(self.train) or min(weights) <= 0):
+            raise ValueError(
+                "VideoDataConfig: train_weights must be one positive number for each of the"
+                f" {len(self.train)} entries of train, got {list(weights)}."
+            )
+
+
+class VideoDataModule(pl.LightningDataModule):
+    """Batches `(b, 3, t, h, w)`, float32 in [-1, 1], of random clips to train on and evenly spaced ones to
+    validate on.
+
+    The order and the clips follow from the seed and the epoch alone. Training that resumes from a checkpoint
+    goes on with the very next batch, in the middle of an epoch as at its end, whatever the number of workers.
+
+    Example:
+        >>> data = VideoDataModule(VideoDataConfig(train=("data/train",)))   # doctest: +SKIP
+        >>> trainer.fit(module, data)   # doctest: +SKIP
+    """
+
+    def __init__(self, cfg: VideoDataConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.train_clips: ClipDataset | None = None
+        self.validation_clips: ClipDataset | None = None
+        self._train_loader: ResumableLoader | None = None
+        self._position: dict[str, Any] | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Finds and probes the videos.
+
+        Raises:
+            FileNotFoundError: a folder that is missing or empty.
+            ValueError: a file that is no video, or is too short for a clip.
+        """
+        cfg = self.cfg
+        shape: dict[str, Any] = {
+            "clip_length": cfg.clip_length,
+            "frame_interval": cfg.frame_interval,
+            "height": cfg.height,
+            "width": cfg.width,
+            "skip_short": cfg.skip_short,
+            "skip_unreadable": cfg.skip_unreadable,
+            "open_videos": cfg.open_videos,
+        }
+        if stage in (None, "fit") and self.train_clips is None:
+            self.train_clips = ClipDataset.random(
+                find_sources(cfg.train, cfg.train_weights),
+                num_clips=cfg.clips_per_epoch,
+                weighted=cfg.train_weights is not None,
+                seed=cfg.seed,
+                horizontal_flip=cfg.horizontal_flip,
+                cache_mb=cfg.cache_mb,
+                **shape,
+            )
+        if stage in (None, "fit", "validate") and cfg.validation and self.validation_clips is None:
+            self.validation_clips = ClipDataset.every(
+                find_sources(cfg.validation),
+                every=cfg.validation_every,
+                most_clips=cfg.validation_clips,
+                **shape,
+            )
+
+    def train_dataloader(self) -> ResumableLoader:
+        assert self.train_clips is not None, "setup() comes first"
+        trainer = self.trainer
+        sampler = EpochSampler(
+            len(self.train_clips),
+            batch_size=self.cfg.batch_size,
+            seed=self.cfg.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+        workers = self.cfg.num_workers
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata 0.11 under torch 2.13
+            loader = ResumableLoader(
+                self.train_clips,
+                batch_size=self.cfg.batch_size,
+                sampler=sampler,
+                num_workers=workers,
+                persistent_workers=workers > 0,
+                drop_last=True,
+            )
+        if trainer:
+            limit = trainer.limit_train_batches
+            batches = min(len(loader), limit) if isinstance(limit, int) else int(len(loader) * limit)
+            sampler.epoch_end = batches * self.cfg.batch_size * sampler.num_replicas
+        if self._position is not None:
+            loader.load_state_dict(self._position)
+            self._position = None
+        self._train_loader = loader
+        return loader
+
+    def val_dataloader(self) -> DataLoader[Tensor] | list[DataLoader[Tensor]]:
+        if self.validation_clips is None:
+            return []
+        return DataLoader(
+            self.validation_clips,
+            batch_size=self.cfg.batch_size,
+            num_workers=self.cfg.num_workers,
+            shuffle=False,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._position = state_dict.get("train")

@@ -1,0 +1,137 @@
+"""Finding videos, and recorded episodes: a video with each frame's action and the story of its making beside
+it."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One unbroken recording.
+
+    `actions[i]` led from frame i-1 to frame i, and `actions[0]` is ignored: int64 `(t,)` or float32 `(t, a)`.
+    `meta` is the JSON beside the video: `fps`, `num_frames`, `action_space` and how it was made.
+    """
+
+    path: Path
+    actions: np.ndarray
+    meta: Mapping[str, Any]
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.actions)
+
+
+def actions_path(video: str | os.PathLike[str]) -> Path:
+    """`clip.actions.npy` of `clip.mp4`."""
+    return Path(video).with_suffix(".actions.npy")
+
+
+def meta_path(video: str | os.PathLike[str]) -> Path:
+    """`clip.json` of `clip.mp4`."""
+    return Path(video).with_suffix(".json")
+
+
+def find_videos(folder: str | os.PathLike[str]) -> list[Path]:
+    """All videos in a folder and its subfolders, sorted; hidden files are left out.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no video in it.
+    """
+    root = Path(folder)
+    if not root.exists():
+        raise FileNotFoundError(
+            f"Folder {folder} doesn't exist; check the path, or record or copy videos there."
+        )
+    if not root.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, not a folder; name the folder that it is in.")
+    paths = sorted(
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+    if not paths:
+        raise FileNotFoundError(
+            f"Folder {folder} has no videos: no file in it or its subfolders ends in"
+            f" {', '.join(VIDEO_SUFFIXES)}."
+        )
+    return paths
+
+
+def find_episodes(folder: str | os.PathLike[str]) -> list[Episode]:
+    """All episodes in a folder and its subfolders, sorted.
+
+    Raises:
+        FileNotFoundError: there is no such folder, no video in it, or a video without its actions or JSON.
+        ValueError: actions or JSON that don't fit.
+    """
+    return [load_episode(path) for path in find_videos(folder)]
+
+
+def load_episode(path: str | os.PathLike[str]) -> Episode:
+    """The episode of one video file."""
+    video = Path(path)
+    for part in (actions_path(video), meta_path(video)):
+        if not part.exists():
+            raise FileNotFoundError(
+                f"Episode {video} has no {part.name} beside it; finish its recording, write the file, or"
+                f" move the"
+                " video elsewhere."
+            )
+    try:
+        meta = json.loads(meta_path(video).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"Episode {video}: {meta_path(video).name} is no JSON ({error}).") from None
+    if not isinstance(meta, dict):
+        raise ValueError(
+            f"Episode {video}: {meta_path(video).name} must hold an object, got {type(meta).__name__}."
+        )
+    try:
+        actions = np.load(actions_path(video), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"Episode {video}: {actions_path(video).name} cannot be read ({error}).") from None
+    _check_actions(video, actions, meta)
+    return Episode(path=video, actions=actions, meta=meta)
+
+
+def save_episode_files(video: str | os.PathLike[str], actions: np.ndarray, meta: Mapping[str, Any]) -> None:
+    """Writes the actions and then the JSON beside a video that is there already, so that the JSON ends an
+    episode."""
+    _check_actions(Path(video), actions, meta)
+    partial = actions_path(video).with_name(f".{actions_path(video).name}.part")
+    with open(partial, "wb") as file:
+        np.save(file, actions)
+    os.replace(partial, actions_path(video))
+    partial = meta_path(video).with_name(f".{meta_path(video).name}.part")
+    partial.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, meta_path(video))
+
+
+def _check_actions(video: Path, actions: np.ndarray, meta: Mapping[str, Any]) -> None:
+    name = actions_path(video).name
+    discrete = actions.ndim == 1 and np.issubdtype(actions.dtype, np.integer)
+    continuous = actions.ndim == 2 and np.issubdtype(actions.dtype, np.floating)
+    if not (discrete or continuous):
+        raise ValueError(
+            f"Episode {video}: {name} must be integers of shape (t,) or floats of shape (t, a),"
+            f" got {actions.dtype} of {actions.shape}."
+        )
+    if "num_frames" in meta and len(actions) != meta["num_frames"]:
+        raise ValueError(
+            f"Episode {video}: {name} must hold one action for each frame, got {len(actions)} for"
+            f" {meta['num_frames']} frames."
+        )
+    size = meta.get("action_space", {}).get("size")
+    if discrete and size is not None and len(actions) and not 0 <= actions.min() <= actions.max() < size:
+        raise ValueError(
+            f"Episode {video}: {name} must hold actions in 0..{size - 1}, as its action_space says,"
+            f" got {actions.min()}..{actions.max()}."
+        )

@@ -1,0 +1,166 @@
+"""Reading frames of video files with decord, by readers that stay open in the process that uses them."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import decord
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """What a video file says of itself."""
+
+    path: Path
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+
+
+class ReaderPool:
+    """The most recently used decord readers of this process, so that clips from few files don't reopen them.
+
+    A reader is a decoder with threads and file handles of its own: it doesn't survive a fork. So a pool that
+    finds itself in another process starts anew, and drops none of the parent's. A file that changed on disk
+    is opened again.
+    """
+
+    def __init__(self, capacity: int = 16) -> None:
+        if capacity < 1:
+            raise ValueError(f"ReaderPool: capacity must be at least 1, got {capacity}.")
+        self.capacity = capacity
+        self._process = os.getpid()
+        self._readers: OrderedDict[tuple[str, int, int], decord.VideoReader] = OrderedDict()
+        self._inherited: list[OrderedDict[tuple[str, int, int], decord.VideoReader]] = []
+
+    def reader(self, path: str | os.PathLike[str]) -> decord.VideoReader:
+        """The open reader of a file."""
+        if self._process != os.getpid():
+            # Kept, not freed: the destructor of a reader that was forked waits for threads that aren't here.
+            self._inherited.append(self._readers)
+            self._process, self._readers = os.getpid(), OrderedDict()
+        status = _stat(path)
+        key = (os.fspath(path), status.st_mtime_ns, status.st_size)
+        reader = self._readers.pop(key, None)
+        if reader is None:
+            reader = _open(path)
+            while len(self._readers) >= self.capacity:
+                self._readers.popitem(last=False)
+        self._readers[key] = reader
+        return reader
+
+    def clear(self) -> None:
+        """Closes all readers of this process."""
+        if self._process == os.getpid():
+            self._readers.clear()
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"capacity": self.capacity}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(state["capacity"])  # type: ignore[misc]
+
+
+_POOL = ReaderPool()
+
+
+def probe(path: str | os.PathLike[str]) -> VideoInfo:
+    """Length, size and rate of a video file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no video.
+    """
+    reader = _POOL.reader(path)
+    height, width = _read(path, reader, [0]).shape[1:3]
+    return VideoInfo(
+        path=Path(path), num_frames=len(reader), height=height, width=width, fps=float(reader.get_avg_fps())
+    )
+
+
+def count_frames(path: str | os.PathLike[str]) -> int:
+    """Length of a video file, without decoding any of it; errors as `probe`."""
+    return len(_open(path))
+
+
+def read_frames(
+    path: str | os.PathLike[str], indices: Sequence[int] | None = None, *, pool: ReaderPool | None = None
+) -> np.ndarray:
+    """Frames of a video file as uint8 RGB `(t, h, w, 3)`; all of them without `indices`.
+
+    Readers come from `pool`, or from one that all calls without it share.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no video, an index is outside it, or it holds fewer frames than it says.
+    """
+    reader = (_POOL if pool is None else pool).reader(path)
+    indices = range(len(reader)) if indices is None else indices
+    outside = [index for index in indices if not 0 <= index < len(reader)]
+    if outside:
+        raise ValueError(f"Video {path} has frames 0..{len(reader) - 1}, got index {outside[0]}.")
+    if len(indices) == 0:
+        raise ValueError(f"Video {path}: read_frames needs at least one index, got none.")
+    return _read(path, reader, indices)
+
+
+def _stat(path: str | os.PathLike[str]) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"Video {path} doesn't exist; check the path.") from None
+
+
+def _open(path: str | os.PathLike[str]) -> decord.VideoReader:
+    if os.path.isdir(path):
+        raise ValueError(f"Video {path} is a folder, not a file; name a file in it.")
+    if _stat(path).st_size == 0:
+        raise ValueError(f"Video {path} cannot be read: the file is empty; remove or replace it.")
+    try:
+        reader = decord.VideoReader(os.fspath(path), ctx=decord.cpu(0), num_threads=1)
+    except (decord.DECORDError, RuntimeError) as error:
+        raise ValueError(
+            f"Video {path} cannot be read: it is no video, or is damaged or cut off ({_cause(error)});"
+            " remove or replace it."
+        ) from None
+    if len(reader) == 0:
+        raise ValueError(f"Video {path} cannot be read: it has no frames; remove or replace it.")
+    return reader
+
+
+def _read(path: str | os.PathLike[str], reader: decord.VideoReader, indices: Sequence[int]) -> np.ndarray:
+    try:
+        reader.seek(0)  # without it, a read after one that ended near the file's end may give wrong frames
+        return reader.get_batch(list(indices)).asnumpy()
+    except (decord.DECORDError, RuntimeError, IndexError) as error:
+        if "from_size == to_size" in str(error):
+            return np.stack([_without_padding(reader[index].asnumpy()) for index in indices])
+        raise ValueError(
+            f"Video {path} cannot be decoded at frames {min(indices)}..{max(indices)}, though it says that"
+            f" it has {len(reader)} ({_cause(error)}); it is damaged or says too many: re-encode or remove"
+            f" it."
+        ) from None
+
+
+def _without_padding(frame: np.ndarray) -> np.ndarray:
+    """A frame `(h, w, 3)`, where decord 0.6 takes the padding of rows for channels.
+
+    FFmpeg pads rows to a multiple of some bytes; where that is a multiple of the width, which happens at
+    widths such as 16, 24, 48 and 72, decord gives `(h, w, c)` with c > 3, and its get_batch fails.
+    """
+    height, width, channels = frame.shape
+    return frame.reshape(height, width * channels)[:, : width * 3].reshape(height, width, 3)
+
+
+def _cause(error: Exception) -> str:
+    """The sentence in decord's message, without its stack trace and source lines."""
+    text = str(error).split("Stack trace")[0].strip()
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    sentence = first.rsplit("Check failed:", 1)[-1]
+    if "] " in sentence and sentence.startswith("["):
+        sentence = sentence.split("] ", 1)[1]
+    return sentence.strip().rstrip(".") or type(error).__name__

@@ -1,0 +1,127 @@
+"""The order of training samples: a function of the seed and the epoch, which resumes exactly where it
+stopped."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DistributedSampler
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+POSITION = "epoch_and_samples"  # how the position is found inside the loader's own state
+
+
+class EpochSampler(DistributedSampler[tuple[int, int]]):
+    """Gives this rank's keys `(epoch, index)`, shuffled anew each epoch, without the last partial batch of
+    all ranks.
+
+    `start_at(epoch, samples)` lets the next iteration begin in the middle: after `samples` samples, counted
+    over all ranks, so that the position means the same for any number of ranks. It is a DistributedSampler so
+    that Lightning tells it the epoch and puts none of its own in its place.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+    ) -> None:
+        super().__init__(range(num_samples), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        if num_samples < batch_size * world_size:
+            raise ValueError(
+                f"EpochSampler: an epoch must have at least one batch of {batch_size} on each of"
+                f" {world_size} ranks, got {num_samples} samples; lower batch_size or raise the clips."
+            )
+        self.num_keys = num_samples
+        self.size = num_samples - num_samples % (batch_size * world_size)
+        self.epoch_end = self.size  # samples after which the trainer turns to the next epoch
+        self.samples = 0  # where the next iteration starts
+
+    def start_at(self, epoch: int, samples: int) -> None:
+        """Sets where the next iteration starts; the end of an epoch is the start of the next."""
+        self.epoch, self.samples = (epoch, samples) if samples < self.epoch_end else (epoch + 1, 0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called at the start of each epoch; the epoch that is being resumed keeps its position."""
+        if epoch != self.epoch:
+            self.epoch, self.samples = epoch, 0
+
+    def __len__(self) -> int:
+        return self.size // self.num_replicas
+
+    def __iter__(self) -> "_EpochIterator":
+        return _EpochIterator(self)
+
+    def order(self, epoch: int) -> list[int]:
+        """The order of an epoch over all ranks."""
+        if not self.shuffle:
+            return list(range(self.size))
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+        return torch.randperm(self.num_keys, generator=generator)[: self.size].tolist()
+
+
+class _EpochIterator(Iterator[tuple[int, int]]):
+    """Takes its start from the sampler with its first key, since loaders make iterators that they don't
+    use."""
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+        self.epoch, self.samples = sampler.epoch, sampler.samples
+        self.order: list[int] | None = None
+
+    def __iter__(self) -> "_EpochIterator":
+        return self
+
+    def __next__(self) -> tuple[int, int]:
+        if self.order is None:
+            self.epoch, self.samples = self.sampler.epoch, self.sampler.samples
+            self.sampler.samples = 0
+            self.order = self.sampler.order(self.epoch)
+        place = self.samples + self.sampler.rank
+        if place >= len(self.order):
+            raise StopIteration
+        self.samples += self.sampler.num_replicas
+        return self.epoch, self.order[place]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Called by the loader, which keeps it with the batch, so that prefetched batches don't count."""
+        return {POSITION: (self.epoch, self.samples)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise NotImplementedError("ResumableLoader sets the position through EpochSampler.start_at.")
+
+
+class ResumableLoader(StatefulDataLoader):
+    """A StatefulDataLoader whose state is no more than the epoch and the number of samples consumed in it.
+
+    Its own state has the workers' number and layout in it, resumes at the end of an epoch with nothing left,
+    and is ignored by Lightning where an epoch just ended; this one may be loaded into a loader with other
+    workers.
+    """
+
+    sampler: EpochSampler
+
+    def state_dict(self) -> dict[str, Any]:
+        position = _find(super().state_dict(), POSITION)
+        if position is None:
+            raise RuntimeError(
+                "ResumableLoader: torchdata's state doesn't hold the sampler's position any more."
+            )
+        return {"epoch": position[0], "samples": position[1]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({})
+        self.sampler.start_at(state_dict["epoch"], state_dict["samples"])
+
+
+def _find(state: Any, key: str) -> Any:
+    """The value of a key anywhere in nested dicts."""
+    if not isinstance(state, dict):
+        return None
+    if key in state:
+        return state[key]
+    return next((found for value in state.values() if (found := _find(value, key)) is not None), None)

@@ -1,0 +1,28 @@
+"""World models over video tokens: trained on recorded episodes, rolled out under actions."""
+
+from world_model.actions import ActionSpec, GroupedActions, group_actions
+from world_model.architecture import TokenSpec, WorldModelConfig
+from world_model.data import TokenDataConfig, TokenDataModule
+from world_model.model import WorldModel
+from world_model.module import WorldModelModule, WorldModelRunConfig
+from world_model.rollout import RolloutResult, rollout, stream_rollout
+from world_model.sampler import Sampler
+from world_model.transformer import TransformerConfig
+
+__all__ = [
+    "ActionSpec",
+    "GroupedActions",
+    "RolloutResult",
+    "Sampler",
+    "TokenDataConfig",
+    "TokenDataModule",
+    "TokenSpec",
+    "TransformerConfig",
+    "WorldModel",
+    "WorldModelConfig",
+    "WorldModelModule",
+    "WorldModelRunConfig",
+    "group_actions",
+    "rollout",
+    "stream_rollout",
+]

@@ -1,0 +1,158 @@
+"""Actions: one for each video frame, grouped by the latent step that their frames went into, and embedded.
+
+A causal tokenizer with temporal factor f makes latent step 0 of frame 0 and step k of frames 1+(k-1)f .. kf.
+`actions[i]` led from frame i-1 to frame i. So step k sees the f actions of its own frames, each at its place
+in the group; step 0 sees none, since what led to frame 0 is outside the recording.
+
+Shapes: b clips, t frames, T latent steps, f frames a step, a components of a continuous action, d width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+ActionKind = Literal["none", "discrete", "continuous"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionSpec:
+    """What an action is: one of `size` choices, a vector of `size` components, or nothing."""
+
+    kind: ActionKind = "none"
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("none", "discrete", "continuous"):
+            raise ValueError(f"ActionSpec: kind must be none, discrete or continuous, got {self.kind!r}.")
+        if (self.size == 0) != (self.kind == "none") or self.size < 0:
+            raise ValueError(
+                f"ActionSpec: size must be 0 for kind none and positive otherwise, got {self.size} for "
+                f"{self.kind}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedActions:
+    """The actions of latent steps; where `known` is False there is none, or it isn't told."""
+
+    values: Tensor  # (b, T, f) int64, or (b, T, f, a) float
+    known: Tensor  # (b, T, f) bool
+
+    def __getitem__(self, steps: slice) -> "GroupedActions":
+        """The actions of the given latent steps."""
+        return GroupedActions(values=self.values[:, steps], known=self.known[:, steps])
+
+    @property
+    def num_steps(self) -> int:
+        return self.known.shape[1]
+
+    def to(self, device: torch.device | str) -> "GroupedActions":
+        return GroupedActions(values=self.values.to(device), known=self.known.to(device))
+
+    @staticmethod
+    def cat(parts: "Sequence[GroupedActions]") -> "GroupedActions":
+        """Joins parts along the latent steps."""
+        return GroupedActions(
+            values=torch.cat([part.values for part in parts], dim=1),
+            known=torch.cat([part.known for part in parts], dim=1),
+        )
+
+
+def group_actions(actions: Tensor, temporal_factor: int) -> GroupedActions:
+    """Group (b, t[, a]) actions by latent step: (b, T, f[, a]), T = 1 + ceil((t - 1) / f).
+
+    Step 0 has no known action (`actions[:, 0]` is ignored); a last, partial group is known as far as it goes.
+
+    Example:
+        >>> grouped = group_actions(torch.tensor([[7, 1, 2, 3, 4, 5, 6]]), temporal_factor=4)
+        >>> grouped.values.tolist()
+        [[[0, 0, 0, 0], [1, 2, 3, 4], [5, 6, 0, 0]]]
+        >>> grouped.known[0, 2].tolist()
+        [True, True, False, False]
+    """
+    if temporal_factor < 1:
+        raise ValueError(f"group_actions: temporal_factor must be at least 1, got {temporal_factor}.")
+    if actions.ndim not in (2, 3) or actions.shape[1] == 0:
+        raise ValueError(
+            "group_actions: actions must have the shape (b, t) or (b, t, a) with t >= 1, got "
+            f"{tuple(actions.shape)}."
+        )
+    b, t = actions.shape[:2]
+    steps = 1 + -(-(t - 1) // temporal_factor)
+    padded = actions.new_zeros(b, steps * temporal_factor, *actions.shape[2:])
+    padded[:, temporal_factor : temporal_factor + t - 1] = actions[:, 1:]
+    known = torch.zeros(b, steps * temporal_factor, dtype=torch.bool, device=actions.device)
+    known[:, temporal_factor : temporal_factor + t - 1] = True
+    return GroupedActions(
+        values=rearrange(padded, "b (T f) ... -> b T f ...", f=temporal_factor),
+        known=rearrange(known, "b (T f) -> b T f", f=temporal_factor),
+    )
+
+
+def check_actions(actions: Tensor, spec: ActionSpec, who: str, *, values: bool) -> Tensor:
+    """Check actions (b, t[, a]) or (b, f[, a]) against `spec`; -> int64 or float32. `values` looks at the
+    values too."""
+    if spec.kind == "none":
+        raise ValueError(f"{who}: the world model was trained without actions; leave them out.")
+    if spec.kind == "discrete":
+        if actions.ndim != 2 or actions.is_floating_point() or actions.dtype == torch.bool:
+            raise ValueError(
+                f"{who}: actions must be integers of shape (b, t), got {actions.dtype} of "
+                f"{tuple(actions.shape)}."
+            )
+        if values and actions.numel() and not 0 <= int(actions.min()) <= int(actions.max()) < spec.size:
+            raise ValueError(
+                f"{who}: actions must be in 0..{spec.size - 1}, the world model's action space, "
+                f"got {int(actions.min())}..{int(actions.max())}."
+            )
+        return actions.long()
+    if actions.ndim != 3 or actions.shape[2] != spec.size or not actions.is_floating_point():
+        raise ValueError(
+            f"{who}: actions must be floats of shape (b, t, {spec.size}), got {actions.dtype} of "
+            f"{tuple(actions.shape)}."
+        )
+    if values and not bool(actions.isfinite().all()):
+        raise ValueError(f"{who}: actions must be finite, got nan or infinity.")
+    return actions.float()
+
+
+class ActionEmbedding(nn.Module):
+    """The f actions of a latent step -> one vector: each embedded at its place, joined, and projected from
+    zero.
+
+    The projection starts at zero, so that an untrained model ignores actions; an unknown action has an
+    embedding of its own.
+    """
+
+    def __init__(self, spec: ActionSpec, temporal_factor: int, width: int, action_width: int = 32) -> None:
+        super().__init__()
+        if spec.kind == "none":
+            raise ValueError("ActionEmbedding: there are no actions to embed for kind none.")
+        self.spec = spec
+        self.temporal_factor = temporal_factor
+        self.embed: nn.Module = (
+            nn.Embedding(spec.size, action_width)
+            if spec.kind == "discrete"
+            else nn.Linear(spec.size, action_width)
+        )
+        self.unknown = nn.Parameter(torch.zeros(action_width))
+        self.join = nn.Linear(temporal_factor * action_width, width)
+        self.project = nn.Linear(width, width)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, actions: GroupedActions) -> Tensor:
+        """(b, T, f[, a]) -> (b, T, d)."""
+        if actions.known.shape[2] != self.temporal_factor:
+            raise ValueError(
+                f"ActionEmbedding: actions must come {self.temporal_factor} a latent step (the "
+                "tokenizer's temporal "
+                f"factor), got {actions.known.shape[2]}; group them with group_actions."
+            )
+        embedded = torch.where(actions.known[..., None], self.embed(actions.values), self.unknown)
+        joined = self.join(rearrange(embedded, "b T f e -> b T (f e)"))
+        return self.project(nn.functional.silu(joined))

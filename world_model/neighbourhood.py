@@ -1,0 +1,61 @@
+"""What each slot is told of the latent step before its own: the tokens around its place, which are all known
+by then.
+
+Shapes: b clips, T steps, H W rows and columns, V codes, d width, k size of the neighbourhood (odd).
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def neighbours(codes: Tensor, size: int) -> Tensor:
+    """The k x k codes around each place: (..., H, W) -> (..., H, W, k * k), -1 beyond the border.
+
+    Example:
+        >>> neighbours(torch.tensor([[1, 2, 3]]), 3)[0, 0].tolist()
+        [-1, -1, -1, -1, 1, 2, -1, -1, -1]
+    """
+    padded = F.pad(codes, (size // 2,) * 4, value=-1)
+    return rearrange(padded.unfold(-2, size, 1).unfold(-2, size, 1), "... H W y x -> ... H W (y x)")
+
+
+class PreviousStep(nn.Module):
+    """A convolution over the embedded tokens of the step before; a learned vector where there is none."""
+
+    def __init__(self, size: int, code_width: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(code_width, width, size, padding=size // 2, bias=False)
+        self.absent = nn.Parameter(torch.zeros(width))
+        nn.init.normal_(self.conv.weight, std=(code_width * size * size) ** -0.5)
+
+    def forward(self, codes: Tensor, table: Tensor, absent_first: bool) -> Tensor:
+        """The steps before (b, T, H, W) and the code table (V, c) -> (b, T, H, W, d), or one step more if the
+        first of the steps asked for has none before it."""
+        b, _, height, width = codes.shape
+        embedded = rearrange(F.embedding(codes, table), "b T H W c -> (b T) c H W")
+        told = rearrange(self.conv(embedded), "(b T) d H W -> b T H W d", b=b)
+        if absent_first:
+            told = torch.cat([self.absent.expand(b, 1, height, width, -1), told], dim=1)
+        return told
+
+
+class CopyBias(nn.Module):
+    """Adds to the logits of the codes around the place in the step before, by amounts read off the hidden
+    state.
+
+    Much of a video stays, or moves by a place: a pointer says so at once, without learning it for every code.
+    """
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.size = size
+        self.amounts = nn.Linear(width, size * size)
+        nn.init.zeros_(self.amounts.weight)
+        nn.init.zeros_(self.amounts.bias)
+
+    def forward(self, logits: Tensor, hidden: Tensor, around: Tensor) -> Tensor:
+        """logits (..., V), hidden (..., d), around (..., k * k) as `neighbours` gives it."""
+        amounts = self.amounts(hidden) * (around >= 0)
+        return logits.scatter_add(-1, around.clamp(min=0), amounts.to(logits.dtype))

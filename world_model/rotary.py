@@ -1,0 +1,55 @@
+"""Rotary positions over (latent step, row, column): each axis turns its own share of a head's channels.
+
+RoPE as of Su et al. (arXiv 2104.09864), by axes. Attention then depends on differences of step, row and
+column alone.
+
+Shapes: n slots in raster order (step, row, column), e width of a head.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Angles' cosines and sines of n slots."""
+
+    cos: Tensor  # (n, e / 2)
+    sin: Tensor  # (n, e / 2)
+
+    def __getitem__(self, slots: slice) -> "Rotation":
+        return Rotation(self.cos[slots], self.sin[slots])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Turn x (..., n, e)."""
+        x1, x2 = x.chunk(2, dim=-1)
+        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
+        return torch.cat([x1 * cos - x2 * sin, x1 * sin + x2 * cos], dim=-1)
+
+
+def grid_rotation(steps: int, height: int, width: int, head_width: int, base: float = 100.0) -> Rotation:
+    """The rotation of every slot of a grid.
+
+    A third of the channel pairs (rounded down) belongs to the rows, as many to the columns, the rest to the
+    steps. On an axis the wavelengths grow geometrically from 2 pi to nearly 2 pi * base positions.
+    """
+    pairs = head_width // 2
+    if head_width % 2 or pairs < 3:
+        raise ValueError(
+            "grid_rotation: the width of a head must be even and at least 6 (a channel pair for each "
+            "axis), got "
+            f"{head_width}; change the model's width or number of heads."
+        )
+    spatial = pairs // 3
+    shares = (pairs - 2 * spatial, spatial, spatial)
+    positions = torch.cartesian_prod(torch.arange(steps), torch.arange(height), torch.arange(width)).view(
+        -1, 3
+    )
+    angles = []
+    for axis, share in enumerate(shares):
+        frequencies = base ** (-torch.arange(share, dtype=torch.float64) / share)
+        angles.append(positions[:, axis, None] * frequencies)
+    angle = torch.cat(angles, dim=-1)
+    return Rotation(angle.cos().float(), angle.sin().float())

@@ -1,0 +1,94 @@
+"""Drawing tokens from logits, by temperature, top-k and top-p, with randomness that belongs to each
+rollout."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How a rollout draws its tokens.
+
+    Logits are divided by `temperature` (0 takes the likeliest token); then only the `top_k` likeliest stay;
+    then only the likeliest whose probabilities, summed in falling order, reach `top_p`. Equal `seed`s give
+    equal rollouts, each by its own index, whatever the batch around it.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"Sampler: temperature must be 0 (greedy) or above, got {self.temperature}.")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"Sampler: top_k must be at least 1, or None for all, got {self.top_k}.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"Sampler: top_p must be in (0, 1], or None for all, got {self.top_p}.")
+        if self.seed < 0:
+            raise ValueError(f"Sampler: seed must be 0 or above, got {self.seed}.")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The distribution (b, V) that tokens are drawn from; greedy's has a single 1 in each row."""
+        if self.greedy:
+            return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+        p, order = self._kept(logits)
+        return p if order is None else torch.zeros_like(logits, dtype=p.dtype).scatter(-1, order, p)
+
+    def draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        """Tokens (b,) for logits (b, V) and uniform numbers (b,) in [0, 1), by the inverse of the cumulative
+        sum."""
+        if self.greedy:
+            return logits.argmax(-1)
+        p, order = self._kept(logits)
+        cumulative = p.cumsum(-1)
+        total = cumulative[:, -1:]  # which rounding may leave off 1
+        drawn = torch.searchsorted(cumulative, uniforms.to(p)[:, None] * total, right=True)
+        # A number rounded up to 1 would fall behind the last token that has a probability.
+        drawn = torch.minimum(drawn, (cumulative < total).sum(-1, keepdim=True))
+        return (drawn if order is None else order.gather(-1, drawn))[:, 0]
+
+    def _kept(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The probabilities after top-k and top-p, in falling order with the codes' ids; in order of ids
+        without."""
+        scaled = logits.float() / self.temperature
+        if self.top_k is None and self.top_p is None:
+            return scaled.softmax(-1), None
+        scaled, order = scaled.sort(dim=-1, descending=True, stable=True)
+        if self.top_k is not None:
+            scaled, order = scaled[:, : self.top_k], order[:, : self.top_k]
+        p = scaled.softmax(-1)
+        if self.top_p is not None:
+            before = p.cumsum(-1) - p  # of the likelier ones
+            p = p * (before < self.top_p)
+            p = p / p.sum(-1, keepdim=True)
+        return p, order
+
+
+class RolloutNoise:
+    """Uniform numbers for each rollout of a batch, from a generator of its own."""
+
+    def __init__(self, seed: int, indices: Sequence[int]) -> None:
+        self._generators = [np.random.default_rng([seed, index]) for index in indices]
+
+    def uniforms(self, count: int) -> Tensor:
+        """The next `count` numbers of each rollout, (b, count) float64 in [0, 1)."""
+        return torch.from_numpy(np.stack([generator.random(count) for generator in self._generators]))
+
+    def fork(self) -> "RolloutNoise":
+        """A copy that goes on independently, with the same numbers."""
+        twin = RolloutNoise(0, ())
+        for generator in self._generators:
+            copy = np.random.default_rng()
+            copy.bit_generator.state = generator.bit_generator.state
+            twin._generators.append(copy)
+        return twin

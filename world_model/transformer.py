@@ -1,0 +1,186 @@
+"""The causal transformer: pre-norm blocks of RMSNorm, attention with QK-norm and rotary positions, and
+SwiGLU.
+
+`forward` takes a whole sequence; `step` the next tokens after those in a cache, with the same result. The
+cache belongs to the caller, and `Transformer.step` alone advances its position.
+
+Shapes: b sequences, n tokens, d width, k heads, e width of a head.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from world_model.attention import AttentionBackend, causal_attention
+from world_model.cache import LayerCache, TransformerCache
+from world_model.rotary import Rotation
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Sizes of the transformer. `attention`: `auto` is xformers on CUDA where installed, else PyTorch's
+    SDPA."""
+
+    width: int = 256
+    depth: int = 4
+    heads: int = 8
+    mlp_ratio: float = 2.67
+    dropout: float = 0.0
+    attention: AttentionBackend = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"TransformerConfig: {name} must be at least 1, got {getattr(self, name)}.")
+        if self.width % self.heads or self.head_width % 2 or self.head_width < 6:
+            raise ValueError(
+                "TransformerConfig: width must be heads times an even number of at least 6, got width "
+                f"{self.width} for "
+                f"{self.heads} heads."
+            )
+        if self.mlp_ratio <= 0:
+            raise ValueError(f"TransformerConfig: mlp_ratio must be positive, got {self.mlp_ratio}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"TransformerConfig: dropout must be in [0, 1), got {self.dropout}.")
+        if self.attention not in ("auto", "sdpa", "xformers"):
+            raise ValueError(
+                f"TransformerConfig: attention must be auto, sdpa or xformers, got {self.attention!r}."
+            )
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of the SwiGLU, a multiple of 8."""
+        return max(8, round(self.mlp_ratio * self.width / 8) * 8)
+
+
+class RMSNorm(nn.Module):
+    """`x / rms(x) * weight` over the last axis."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=1e-6)
+
+
+class Attention(nn.Module):
+    """Causal self-attention; queries and keys are normalised before they are turned by their positions."""
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__()
+        self.heads = cfg.heads
+        self.backend: AttentionBackend = cfg.attention
+        self.qkv = nn.Linear(cfg.width, 3 * cfg.width, bias=False)
+        self.q_norm = RMSNorm(cfg.head_width)
+        self.k_norm = RMSNorm(cfg.head_width)
+        self.out = nn.Linear(cfg.width, cfg.width, bias=False)
+
+    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
+        """x (b, n, d) -> (b, n, d)."""
+        q, k, v = self._project(x, rotation)
+        return self._join(causal_attention(q, k, v, self.backend))
+
+    def step(self, x: Tensor, rotation: Rotation, cache: LayerCache) -> Tensor:
+        """As `forward` for the tokens after those in the cache, whose buffers it fills."""
+        q, k, v = self._project(x, rotation)
+        return self._join(causal_attention(q, *cache.append(k, v), self.backend))
+
+    def _project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = rearrange(self.qkv(x), "b n (three k e) -> three b k n e", three=3, k=self.heads)
+        return rotation(self.q_norm(q)), rotation(self.k_norm(k)), v
+
+    def _join(self, x: Tensor) -> Tensor:
+        return self.out(rearrange(x, "b k n e -> b n (k e)"))
+
+
+class SwiGLU(nn.Module):
+    """`out(silu(gate(x)) * value(x))` (Shazeer, arXiv 2002.05202)."""
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__()
+        self.gate_value = nn.Linear(cfg.width, 2 * cfg.mlp_width, bias=False)
+        self.out = nn.Linear(cfg.mlp_width, cfg.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.gate_value(x).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * value)
+
+
+class Block(nn.Module):
+    """Attention and SwiGLU, each on the normalised residual stream."""
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(cfg.width)
+        self.attention = Attention(cfg)
+        self.mlp_norm = RMSNorm(cfg.width)
+        self.mlp = SwiGLU(cfg)
+        self.dropout = nn.Dropout(cfg.dropout)
+
+    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+    def step(self, x: Tensor, rotation: Rotation, cache: LayerCache) -> Tensor:
+        x = x + self.attention.step(self.attention_norm(x), rotation, cache)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Transformer(nn.Module):
+    """Blocks and a last norm. `rotation` holds the positions of the very tokens given."""
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.depth))
+        self.norm = RMSNorm(cfg.width)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Variance-preserving, and each branch's last projection zero: at the start every block is the
+        identity."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            for linear in (block.attention.qkv, block.mlp.gate_value):
+                nn.init.normal_(linear.weight, std=self.cfg.width**-0.5)
+            for linear in (block.attention.out, block.mlp.out):
+                nn.init.zeros_(linear.weight)
+
+    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
+        """(b, n, d) -> (b, n, d)."""
+        for block in self.blocks:
+            x = block(x, rotation)
+        return self.norm(x)
+
+    def step(self, x: Tensor, rotation: Rotation, cache: TransformerCache) -> tuple[Tensor, TransformerCache]:
+        """The next tokens (b, n, d) after those in the cache."""
+        cache.check_room(x.shape[1])
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            x = block.step(x, rotation, cache.layer(index))
+        return self.norm(x), cache.advanced(x.shape[1])
+
+    def init_cache(
+        self,
+        batch: int,
+        capacity: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> TransformerCache:
+        return TransformerCache.empty(
+            layers=self.cfg.depth,
+            batch=batch,
+            heads=self.cfg.heads,
+            capacity=capacity,
+            head_width=self.cfg.head_width,
+            device=device,
+            dtype=dtype,
+        )
