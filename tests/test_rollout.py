@@ -26,9 +26,7 @@ SAMPLER = Sampler(seed=3)
 
 def tiny_adapter(version: str = "1.0") -> TokenizerAdapter:
     torch.manual_seed(0)
-    tokenizer = VidTok.from_preset(
-        "vidtok_tiny", ch=4, ch_mult=(1, 1, 1, 1), fsq_levels=(4, 3), version=version
-    )
+    tokenizer = VidTok.from_preset("vidtok_tiny", ch=4, ch_mult=(1, 1, 1, 1), fsq_levels=(4, 3), version=version)
     return TokenizerAdapter(tokenizer)
 
 
@@ -65,9 +63,7 @@ def actions(batch: int, frames: int) -> Tensor:
 
 def test_a_rollout_is_the_prompt_and_then_what_its_tokens_decode_to(adapter: TokenizerAdapter) -> None:
     prompt = video()
-    result = rollout(
-        random_model(), adapter, prompt=prompt, actions=actions(2, 17), num_frames=8, sampler=SAMPLER
-    )
+    result = rollout(random_model(), adapter, prompt=prompt, actions=actions(2, 17), num_frames=8, sampler=SAMPLER)
     decoded = adapter.decode(result.tokens).clamp(-1, 1)
     assert result.video.shape == (2, 3, 17, SIZE, SIZE)
     assert torch.equal(result.video[:, :, :9], prompt)
@@ -80,9 +76,7 @@ def test_a_rollout_is_the_prompt_and_then_what_its_tokens_decode_to(adapter: Tok
 
 def test_greedy_rollouts_take_the_likeliest_token_each_time() -> None:
     adapter, model, prompt, acts = tiny_adapter(), random_model(), video(), actions(2, 17)
-    result = rollout(
-        model, adapter, prompt=prompt, actions=acts, num_frames=8, sampler=Sampler(temperature=0)
-    )
+    result = rollout(model, adapter, prompt=prompt, actions=acts, num_frames=8, sampler=Sampler(temperature=0))
     ids, grouped = adapter.encode(prompt).ids, group_actions(acts, F)
     with torch.no_grad():
         for slot in range(3 * 4, 5 * 4):
@@ -95,9 +89,7 @@ def test_greedy_rollouts_take_the_likeliest_token_each_time() -> None:
 def test_a_rollout_is_the_same_whatever_the_batch_around_it() -> None:
     adapter, model, prompt, acts = tiny_adapter(), random_model(), video(3), actions(3, 17)
     together = rollout(model, adapter, prompt=prompt, actions=acts, num_frames=8, sampler=SAMPLER)
-    alone = rollout(
-        model, adapter, prompt=prompt[2:], actions=acts[2:], num_frames=8, sampler=SAMPLER, indices=[2]
-    )
+    alone = rollout(model, adapter, prompt=prompt[2:], actions=acts[2:], num_frames=8, sampler=SAMPLER, indices=[2])
     assert torch.equal(alone.tokens.ids, together.tokens.ids[2:])
     other = rollout(model, adapter, prompt=prompt, actions=acts, num_frames=8, sampler=Sampler(seed=4))
     assert not torch.equal(other.tokens.ids, together.tokens.ids)
@@ -105,9 +97,7 @@ def test_a_rollout_is_the_same_whatever_the_batch_around_it() -> None:
 
 def test_equal_prompts_have_different_futures() -> None:
     prompt, acts = video(1).expand(8, -1, -1, -1, -1), actions(1, 17).expand(8, -1)
-    result = rollout(
-        random_model(), tiny_adapter(), prompt=prompt, actions=acts, num_frames=8, sampler=SAMPLER
-    )
+    result = rollout(random_model(), tiny_adapter(), prompt=prompt, actions=acts, num_frames=8, sampler=SAMPLER)
     assert len({tuple(row) for row in result.tokens.ids.tolist()}) > 1
 
 
@@ -192,8 +182,7 @@ def test_a_stream_without_an_end_goes_on() -> None:
 def test_interleaved_streams_stay_independent() -> None:
     model, adapter = random_model("none", 0), tiny_adapter()
     streams = [
-        stream_rollout(model, adapter, prompt=video(2, frames), num_frames=12, sampler=SAMPLER)
-        for frames in (5, 9)
+        stream_rollout(model, adapter, prompt=video(2, frames), num_frames=12, sampler=SAMPLER) for frames in (5, 9)
     ]
     interleaved = list(zip(*streams, strict=True))
     for i, frames in enumerate((5, 9)):
@@ -239,9 +228,7 @@ def test_unfitting_policies_are_named() -> None:
         stream_rollout(model, adapter, prompt=video())
     with pytest.raises(ValueError, match="policy must be left out"):
         stream_rollout(random_model("none", 0), adapter, prompt=video(), policy=lambda frames: frames)
-    stream = stream_rollout(
-        model, adapter, prompt=video(), policy=lambda frames: torch.zeros(2, 3, dtype=torch.int64)
-    )
+    stream = stream_rollout(model, adapter, prompt=video(), policy=lambda frames: torch.zeros(2, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"the 4 actions of the next latent step .*\(2, 4\), got \(2, 3\)"):
         next(stream)
 

@@ -51,9 +51,7 @@ def test_validation_scores_every_step_but_an_episodes_first_once(folder: Path, l
     scored = []
     for row in range(len(windows)):
         valid = int(batch["valid"][row].sum())
-        scored += [
-            (int(batch["codes"][row, 0, 0, 0]), int(batch["start"][row]) + step) for step in range(1, valid)
-        ]
+        scored += [(int(batch["codes"][row, 0, 0, 0]), int(batch["start"][row]) + step) for step in range(1, valid)]
     steps = [step for _, step in scored]
     assert sorted(steps) == sorted([1, 2, 3, 4, 5, 6, 1])
 

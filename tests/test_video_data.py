@@ -102,22 +102,16 @@ class TestResumption:
         assert len({clip for _, batch in whole for clip in batch}) > len(whole)  # they differ
         for step in (1, BATCHES - 1, BATCHES, BATCHES + 2):
             resume = tmp_path / "whole" / f"step={step}.ckpt"
-            assert (
-                fit(config(folder), tmp_path / f"{step}", resume, manual=manual, **limit) == whole[step:]
-            ), step
+            assert fit(config(folder), tmp_path / f"{step}", resume, manual=manual, **limit) == whole[step:], step
 
     @pytest.mark.parametrize("step", [2, BATCHES, BATCHES + 1])
-    def test_prefetched_batches_are_neither_lost_nor_repeated(
-        self, folder: Path, tmp_path: Path, step: int
-    ) -> None:
+    def test_prefetched_batches_are_neither_lost_nor_repeated(self, folder: Path, tmp_path: Path, step: int) -> None:
         """Two workers have up to four batches under way when the checkpoint is written."""
         whole = fit(config(folder), tmp_path / "whole", max_steps=BATCHES + 3)
         assert fit(config(folder, num_workers=2), tmp_path / "a", max_steps=step) == whole[:step]
         resume = tmp_path / "a" / f"step={step}.ckpt"
         for workers in (0, 2):
-            resumed = fit(
-                config(folder, num_workers=workers), tmp_path / f"{workers}", resume, max_steps=BATCHES + 3
-            )
+            resumed = fit(config(folder, num_workers=workers), tmp_path / f"{workers}", resume, max_steps=BATCHES + 3)
             assert resumed == whole[step:]
 
     def test_an_epoch_cut_by_the_trainer_resumes_alike(self, folder: Path, tmp_path: Path) -> None:

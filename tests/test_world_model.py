@@ -60,9 +60,7 @@ def of_step(actions: GroupedActions | None, step: int) -> GroupedActions | None:
     return None if actions is None else actions[step : step + 1]
 
 
-def logits_step_by_step(
-    model: WorldModel, codes: Tensor, actions: GroupedActions | None, prefilled: int
-) -> Tensor:
+def logits_step_by_step(model: WorldModel, codes: Tensor, actions: GroupedActions | None, prefilled: int) -> Tensor:
     """The logits (b, T, H, W, V) of the steps after `prefilled` ones, fed token by token."""
     cache, previous, token = model.init_cache(codes.shape[0]), None, None
     if prefilled:
@@ -219,9 +217,7 @@ def test_weights_of_another_architecture_are_one_clear_error(tmp_path: Path) -> 
     random_model().save_pretrained(tmp_path / "a")
     random_model(VARIANTS["no neighbourhood"]).save_pretrained(tmp_path / "b")
     (tmp_path / "a" / "model.safetensors").replace(tmp_path / "b" / "model.safetensors")
-    with pytest.raises(
-        ValueError, match="the weights in .*b are those of another architecture: .* is unexpected"
-    ):
+    with pytest.raises(ValueError, match="the weights in .*b are those of another architecture: .* is unexpected"):
         WorldModel.from_pretrained(tmp_path / "b")
     (tmp_path / "b" / "config.yaml").write_text("regularizer: fsq\n")
     with pytest.raises(ValueError, match="holds a model of another kind"):

@@ -40,9 +40,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(store: Path, output: Path, *overrides: str) -> WorldModelRunConfig:
-    return load_config(
-        WorldModelRunConfig, [], [f"data.store={store}", f"output={output}", *SMALL, *overrides]
-    )
+    return load_config(WorldModelRunConfig, [], [f"data.store={store}", f"output={output}", *SMALL, *overrides])
 
 
 @LIGHTNING_NOISE

@@ -1,9 +1,39 @@
-"""The `vidtok-plugin` command."""
+"""The `vidtok-plugin` command: it only wires; heavy imports wait until a command needs them."""
 
 import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
 
 from vidtok_plugin.commands import add_command, add_config_arguments, config_from, run_command
+
+
+def list_presets(args: argparse.Namespace) -> None:
+    from vidtok_plugin.tokenizer.presets import HUB_REPOSITORY, presets
+
+    table = Table(
+        "preset", "regularizer", "causal", "t x h x w", "latents", "PSNR", "SSIM", "LPIPS", "FVD", "checkpoint"
+    )
+    for preset in presets().values():
+        arch, metrics = preset.architecture, preset.metrics
+        size = f"{arch.codebook_size} codes" if arch.codebook_size else f"{arch.latent_channels} channels"
+        scores = (
+            ["-"] * 4 if metrics is None else [str(v) for v in (metrics.psnr, metrics.ssim, metrics.lpips, metrics.fvd)]
+        )
+        table.add_row(
+            preset.name,
+            arch.regularizer,
+            f"v{arch.version}" if arch.causal else "no",
+            "x".join(map(str, preset.compression)),
+            size,
+            *scores,
+            "in this package" if preset.checkpoint is None else f"{HUB_REPOSITORY}/{preset.checkpoint}",
+        )
+    # As wide as the table, also where the output is no terminal, so that no name is cut.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def fit(args: argparse.Namespace) -> None:
@@ -14,17 +44,66 @@ def fit(args: argparse.Namespace) -> None:
     from vidtok_plugin.video.data import VideoDataModule
 
     cfg = config_from(args, TokenizerRunConfig)
-    pl.seed_everything(cfg.seed, workers=True)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module = TokenizerModule(cfg)
-    training.fit(cfg, module, VideoDataModule(cfg.data))
-    module.tokenizer.save_pretrained(cfg.output / "model")
+    trainer = training.fit(cfg, module, VideoDataModule(cfg.data))
+    if trainer.is_global_zero:
+        module.tokenizer.save_pretrained(cfg.output / "model")
+
+
+def validate(args: argparse.Namespace) -> None:
+    from vidtok_plugin import training
+    from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
+    from vidtok_plugin.video.data import VideoDataModule
+
+    cfg = config_from(args, TokenizerRunConfig)
+    training.validate(cfg, TokenizerModule(cfg), VideoDataModule(cfg.data))
+
+
+def reconstruct(args: argparse.Namespace) -> None:
+    from vidtok_plugin.tokenizer.model import VidTok
+    from vidtok_plugin.tokenizer.reconstruction import reconstruct_video
+
+    psnr = reconstruct_video(VidTok.from_pretrained(args.model, preset=args.preset), args.video, args.output)
+    print(f"{args.output}: PSNR {psnr:.2f} dB")
+
+
+def tokenize(args: argparse.Namespace) -> None:
+    from vidtok_plugin.adapter.adapter import TokenizerAdapter
+    from vidtok_plugin.tokenizer.model import VidTok
+    from vidtok_plugin.tokenizing import write_store
+    from vidtok_plugin.video.episodes import actions_path, find_videos, load_episode
+
+    videos = find_videos(args.folder)
+    episodes = [load_episode(path) if actions_path(path).exists() else path for path in videos]
+    adapter = TokenizerAdapter(VidTok.from_pretrained(args.model, preset=args.preset))
+    store = write_store(adapter, episodes, args.output, split=args.split, root=args.folder, progress=True)
+    print(f"{args.output}: {len(store)} episodes, {store.num_tokens} tokens")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vidtok-plugin", description="Train and use VidTok video tokenizers.")
     commands = parser.add_subparsers(metavar="COMMAND")
+    add_command(commands, "presets", list_presets, "list the published models and the one in this package")
     add_config_arguments(add_command(commands, "fit", fit, "train or fine-tune a tokenizer"))
+    add_config_arguments(add_command(commands, "validate", validate, "score a run's last checkpoint"))
+
+    command = add_command(commands, "reconstruct", reconstruct, "encode and decode a video")
+    command.add_argument("video", type=Path)
+    add_model_arguments(command)
+    command.add_argument("--output", type=Path, required=True, metavar="out.mp4")
+
+    command = add_command(commands, "tokenize", tokenize, "write the tokens of a folder of videos into a store")
+    command.add_argument("folder", type=Path)
+    add_model_arguments(command)
+    command.add_argument("--output", type=Path, required=True, metavar="STORE")
+    command.add_argument("--split", default="train", help="the store's split to write to (default: train)")
     return parser
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="a preset's name, a folder or a weights file")
+    parser.add_argument("--preset", help="the preset of a bare weights file")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

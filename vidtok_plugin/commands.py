@@ -37,9 +37,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True)
         help="config file; repeat it to merge several from left to right",
     )
     parser.add_argument("--print-config", action="store_true", help="print the merged config and stop")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="override a key, such as seed=1"
-    )
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="override a key, such as seed=1")
 
 
 def config_from(args: argparse.Namespace, schema: type[T]) -> T:

@@ -65,9 +65,7 @@ class SchemaCheck:
         siblings = difflib.get_close_matches(path[-1], here, 1)
         dotted = [".".join((*path[:-1], name)) for name in siblings] + namesakes
         nearest = dotted or difflib.get_close_matches(".".join(path), everywhere, 1, 0.0)
-        return ConfigError(
-            f"unknown key {key_name(path, self.sources)}; the nearest known key is {nearest[0]}."
-        )
+        return ConfigError(f"unknown key {key_name(path, self.sources)}; the nearest known key is {nearest[0]}.")
 
     def dataclass(self, schema: Any, value: Any, path: tuple[str, ...]) -> Any:
         if not isinstance(value, dict):

@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
+from vidtok_plugin.muon import Muon
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -16,6 +18,7 @@ class OptimizerConfig:
     """
 
     lr: float = 1e-3
+    muon_lr: float | None = None  # if given, matrices and kernels are trained by Muon at this rate, the rest by AdamW
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0  # of matrices and kernels only
     warmup_steps: int = 0
@@ -23,6 +26,8 @@ class OptimizerConfig:
     gradient_clip: float | None = None  # largest norm of all gradients together
 
     def __post_init__(self) -> None:
+        if self.muon_lr is not None and self.muon_lr <= 0:
+            raise ValueError(f"OptimizerConfig: muon_lr must be above 0 or null, got {self.muon_lr}.")
         if self.lr <= 0 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(
                 f"OptimizerConfig: lr must be above 0 and betas in [0, 1), got {self.lr} and {self.betas}."
@@ -30,9 +35,7 @@ class OptimizerConfig:
         if min(self.weight_decay, self.warmup_steps, self.decay_steps) < 0:
             raise ValueError("OptimizerConfig: weight_decay, warmup_steps and decay_steps must not be negative.")
         if self.gradient_clip is not None and self.gradient_clip <= 0:
-            raise ValueError(
-                f"OptimizerConfig: gradient_clip must be above 0 or null, got {self.gradient_clip}."
-            )
+            raise ValueError(f"OptimizerConfig: gradient_clip must be above 0 or null, got {self.gradient_clip}.")
 
     def rate(self, step: int, max_steps: int) -> float:
         """Share of `lr` at a step (from 0) of a run of `max_steps`; -1 for a run without an end.
@@ -47,15 +50,31 @@ class OptimizerConfig:
 
 
 def configure_optimizers(
-    parameters: Iterable[nn.Parameter], cfg: OptimizerConfig, max_steps: int
+    parameters: Iterable[nn.Parameter],
+    cfg: OptimizerConfig,
+    max_steps: int,
+    tables: Iterable[nn.Parameter] = (),
 ) -> OptimizerLRSchedulerConfig:
-    """What a Lightning module's `configure_optimizers` returns: the optimizer, and its schedule by batches."""
+    """What a Lightning module's `configure_optimizers` returns: the optimizer, and its schedule by batches.
+
+    `tables` are matrices that hold a vector for each of many things, as embeddings do, and map nothing: Muon
+    is not for them.
+    """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    vectors = {id(parameter) for parameter in tables}
+    kernels = [p for p in trained if p.ndim > 1 and id(p) not in vectors]
+    rest = [p for p in trained if p.ndim <= 1]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": cfg.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": kernels, "weight_decay": cfg.weight_decay},
+        {"params": [p for p in trained if p.ndim > 1 and id(p) in vectors], "weight_decay": cfg.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
-    optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
+    optimizer: torch.optim.Optimizer
+    if cfg.muon_lr is not None:
+        groups[0] |= {"muon": True, "lr": cfg.muon_lr}
+        optimizer = Muon([group for group in groups if group["params"]], lr=cfg.lr, betas=cfg.betas)
+    else:
+        groups = [group for group in groups if group["params"]]
+        optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cfg.rate(step, max_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

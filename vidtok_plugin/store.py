@@ -1,6 +1,7 @@
 """The token store: episodes as tokens and actions in memory-mapped shards, read in windows.
 
     STORE/store.json                 what the tokens are: the adapter's hash, grid, codebook, rate, actions
+    STORE/adapter/                   the adapter that wrote them, to decode what a model makes of them
     STORE/train/shard_00000/         a memory-mapped TensorDict of many episodes' steps, one after another
     STORE/train/shard_00000/episodes.json   where each episode begins, and the file that it came from
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 METADATA_FILE = "store.json"
+ADAPTER_FOLDER = "adapter"
 EPISODES_FILE = "episodes.json"
 SHARD = "shard_{:05d}"
 
@@ -45,20 +47,17 @@ class StoreMetadata:
     width: int
     temporal_factor: int
     fps: float
-    action_space: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # kind, size and meanings; empty without actions
+    action_space: Mapping[str, Any] = field(default_factory=dict)  # kind, size and meanings; empty without actions
     format: int = FORMAT
 
-    def check_same(self, other: "StoreMetadata", where: str) -> None:
-        """A ValueError that names what differs."""
+    def check_same(self, other: "StoreMetadata", whose: str) -> None:
+        """A ValueError that names what differs in `other`, and whose it is."""
         ours, theirs = asdict(self), asdict(other)
         for name, value in ours.items():
             if value != theirs[name]:
                 raise ValueError(
-                    f"TokenStore: {name} must be the same throughout {where}, {value}, got "
-                    f"{theirs[name]}; write another "
-                    "store, or remove this one."
+                    f"TokenStore: {name} must be the same throughout a store, {value}, got {theirs[name]} of "
+                    f"{whose}; write another store."
                 )
 
 
@@ -121,10 +120,7 @@ class TokenStore:
     def check(self, adapter: "TokenizerAdapter") -> None:
         """A ValueError unless this very adapter wrote the store."""
         if adapter.hash != self.metadata.adapter_hash:
-            raise ValueError(
-                f"TokenStore: {self.folder} was written by another tokenizer, {self.metadata.adapter_hash}, "
-                f"not by {adapter.hash}; tokenize the videos anew, or load the adapter that wrote it."
-            )
+            raise _written_by_another(str(self.folder), self.metadata.adapter_hash, adapter.hash)
 
     def window(self, episode: int, start: int, length: int) -> TensorDict:
         """`length` steps of one episode from `start` on: see `windows`, without the first axis.
@@ -137,9 +133,8 @@ class TokenStore:
         steps = self.episodes[episode].steps
         if start < 0 or length < 1 or start + length > steps:
             raise ValueError(
-                f"TokenStore: a window must lie within its episode's steps 0..{steps - 1}, got "
-                f"{length} steps from "
-                f"{start} of episode {episode}."
+                f"TokenStore: a window must lie within its episode's steps 0..{steps - 1}, got {length} "
+                f"steps from {start} of episode {episode}."
             )
         return self.windows([episode], [start], length)[0]
 
@@ -182,16 +177,17 @@ class TokenStoreWriter:
     def __init__(self, folder: str | Path, metadata: StoreMetadata) -> None:
         self.folder = Path(folder)
         if (self.folder / METADATA_FILE).exists():
-            read_metadata(self.folder).check_same(metadata, f"the store {self.folder}")
+            there = read_metadata(self.folder)
+            if there.adapter_hash != metadata.adapter_hash:
+                raise _written_by_another(self.folder, there.adapter_hash, metadata.adapter_hash)
+            there.check_same(metadata, f"the episodes to be added to {self.folder}")
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f".{METADATA_FILE}.part"
         partial.write_text(json.dumps(asdict(metadata), indent=2) + "\n")
         os.replace(partial, self.folder / METADATA_FILE)
 
-    def write_shard(
-        self, split: str, episodes: Sequence[StoredEpisode], data: Sequence[Mapping[str, Tensor]]
-    ) -> Path:
+    def write_shard(self, split: str, episodes: Sequence[StoredEpisode], data: Sequence[Mapping[str, Tensor]]) -> Path:
         """Write episodes, each with its codes (N, H, W), and its actions (N, f[, a]) and their numbers (N,)
         if any."""
         parent = self.folder / split
@@ -223,11 +219,18 @@ def read_metadata(folder: str | Path) -> StoreMetadata:
     values = json.loads(path.read_text())
     if values.get("format") != FORMAT:
         raise ValueError(
-            f"TokenStore: the format of {folder} must be {FORMAT}, got {values.get('format')}; "
-            "tokenize the videos anew."
+            f"TokenStore: the format of {folder} must be {FORMAT}, got {values.get('format')}; tokenize the "
+            "videos anew."
         )
     levels = values.pop("fsq_levels")
     return StoreMetadata(**values, fsq_levels=None if levels is None else tuple(levels))
+
+
+def _written_by_another(folder: str | Path, theirs: str, ours: str) -> ValueError:
+    return ValueError(
+        f"TokenStore: {folder} was written by another tokenizer (adapter hash {theirs}, not {ours}); "
+        "tokenize the videos anew into another folder, or load the adapter that wrote it."
+    )
 
 
 def _open_shard(path: Path) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ from einops import rearrange
 from rich.progress import track
 from torch import Tensor
 
-from vidtok_plugin.store import StoredEpisode, StoreMetadata, TokenStore, TokenStoreWriter
+from vidtok_plugin.config import to_dict
+from vidtok_plugin.store import ADAPTER_FOLDER, StoredEpisode, StoreMetadata, TokenStore, TokenStoreWriter
 from vidtok_plugin.video.episodes import Episode, actions_path
 from vidtok_plugin.video.reading import probe, read_frames
 
@@ -48,9 +49,7 @@ def write_store(
     if not episodes:
         raise ValueError("write_store: there must be at least one episode, got none.")
     if adapter.kind != "discrete":
-        raise ValueError(
-            f"write_store: the adapter must be discrete (FSQ), got {adapter.kind}; a store holds codes."
-        )
+        raise ValueError(f"write_store: the adapter must be discrete (FSQ), got {adapter.kind}; a store holds codes.")
     if min(episodes_per_shard, chunk_frames) < 1:
         raise ValueError(
             f"write_store: episodes_per_shard and chunk_frames must be at least 1, got {episodes_per_shard} "
@@ -59,17 +58,18 @@ def write_store(
     names = _names(episodes, root)
     metadata = _metadata(adapter, episodes[0])
     writer = TokenStoreWriter(output, metadata)
+    if not (Path(output) / ADAPTER_FOLDER).exists():
+        adapter.save_pretrained(Path(output) / ADAPTER_FOLDER)
     stored = _stored(Path(output), split)
     missing = []
     for name, episode in zip(names, episodes, strict=True):
-        _metadata(adapter, episode).check_same(metadata, "one store")
+        metadata.check_same(replace(metadata, **_facts(adapter, episode)), name)
         digest = _digest(episode)
         if name not in stored:
             missing.append((name, digest, episode))
         elif stored[name] != digest:
             raise ValueError(
-                f"write_store: {name} has changed since it was written to {output}; remove the store, "
-                "or write another."
+                f"write_store: {name} has changed since it was written to {output}; remove the store, or write another."
             )
     logger.info("%s: %d of %d episodes to encode", output, len(missing), len(episodes))
     queue = track(missing, f"tokens ({split})", disable=not progress)
@@ -78,16 +78,12 @@ def write_store(
         for name, digest, episode in batch:
             data.append(encode_episode(adapter, episode, chunk_frames))
             frames = _num_frames(episode)
-            entries.append(
-                StoredEpisode(name=name, steps=len(data[-1]["codes"]), frames=frames, digest=digest)
-            )
+            entries.append(StoredEpisode(name=name, steps=len(data[-1]["codes"]), frames=frames, digest=digest))
         writer.write_shard(split, entries, data)
     return TokenStore(output, split)
 
 
-def encode_episode(
-    adapter: "TokenizerAdapter", episode: Episode | Path, chunk_frames: int = 64
-) -> dict[str, Tensor]:
+def encode_episode(adapter: "TokenizerAdapter", episode: Episode | Path, chunk_frames: int = 64) -> dict[str, Tensor]:
     """One episode's codes (N, H, W) int32, and, if it has actions, actions (N, f[, a]) and num_actions (N,)
     uint8.
 
@@ -127,19 +123,27 @@ def _codes(tokens: "VideoTokens") -> Tensor:
 
 
 def _metadata(adapter: "TokenizerAdapter", episode: Episode | Path) -> StoreMetadata:
-    info = probe(episode if isinstance(episode, Path) else episode.path)
-    grid = adapter.grid(1, info.height, info.width)
+    architecture = adapter.tokenizer.architecture
     return StoreMetadata(
         adapter_hash=adapter.hash,
-        tokenizer=_plain(asdict(adapter.tokenizer.architecture)),
+        tokenizer=to_dict(architecture),
         codebook_size=adapter.codebook_size,
-        fsq_levels=adapter.tokenizer.architecture.fsq_levels,
-        height=grid.H,
-        width=grid.W,
+        fsq_levels=architecture.fsq_levels,
         temporal_factor=adapter.temporal_factor,
-        fps=round(info.fps, 3) if isinstance(episode, Path) else float(episode.meta["fps"]),
-        action_space={} if isinstance(episode, Path) else _action_space(episode),
+        **_facts(adapter, episode),
     )
+
+
+def _facts(adapter: "TokenizerAdapter", episode: Episode | Path) -> dict[str, Any]:
+    """What all episodes of a store must have in common."""
+    info = probe(episode if isinstance(episode, Path) else episode.path)
+    grid = adapter.grid(1, info.height, info.width)
+    return {
+        "height": grid.H,
+        "width": grid.W,
+        "fps": round(info.fps, 3) if isinstance(episode, Path) else float(episode.meta["fps"]),
+        "action_space": {} if isinstance(episode, Path) else _action_space(episode),
+    }
 
 
 def _action_space(episode: Episode) -> dict[str, Any]:
@@ -163,9 +167,7 @@ def _names(episodes: Sequence[Episode | Path], root: str | Path | None) -> list[
     names = [path.name if root is None else path.relative_to(root).as_posix() for path in paths]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(
-            f"write_store: the episodes' names must differ, got {twice} twice; tell their common root."
-        )
+        raise ValueError(f"write_store: the episodes' names must differ, got {twice} twice; tell their common root.")
     return names
 
 
@@ -195,8 +197,3 @@ def _batches(items: Any, size: int) -> Iterator[list[Any]]:
             batch = []
     if batch:
         yield batch
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back, so that settings compare equal."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}

@@ -64,12 +64,12 @@ def build_trainer(cfg: RunConfig, callbacks: Sequence[pl.Callback] = ()) -> pl.T
         save_on_train_epoch_end=False,
     )
     settings: dict[str, Any] = {"enable_model_summary": False, **cfg.trainer}
-    return pl.Trainer(
-        **settings, logger=loggers, callbacks=[checkpoints, *callbacks], default_root_dir=cfg.output
-    )
+    return pl.Trainer(**settings, logger=loggers, callbacks=[checkpoints, *callbacks], default_root_dir=cfg.output)
 
 
-def fit(cfg: RunConfig, module: pl.LightningModule, data: pl.LightningDataModule, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
+def fit(
+    cfg: RunConfig, module: pl.LightningModule, data: pl.LightningDataModule, callbacks: Sequence[pl.Callback] = ()
+) -> pl.Trainer:
     """Trains, going on from the run's last checkpoint if there is one; writes the resolved config beside it."""
     cfg.output.mkdir(parents=True, exist_ok=True)
     (cfg.output / "config.yaml").write_text(to_yaml(cfg))
@@ -80,3 +80,10 @@ def fit(cfg: RunConfig, module: pl.LightningModule, data: pl.LightningDataModule
     trainer.fit(module, data, ckpt_path=last, weights_only=True)
     trainer.save_checkpoint(cfg.last_checkpoint)
     return trainer
+
+
+def validate(cfg: RunConfig, module: pl.LightningModule, data: pl.LightningDataModule) -> None:
+    """Scores the run's last checkpoint on its validation data, and prints the measures."""
+    if not cfg.last_checkpoint.exists():
+        raise FileNotFoundError(f"validate: there is no checkpoint {cfg.last_checkpoint}; run fit first.")
+    build_trainer(cfg).validate(module, data, ckpt_path=cfg.last_checkpoint, weights_only=True)

@@ -30,8 +30,7 @@ class ActionSpec:
             raise ValueError(f"ActionSpec: kind must be none, discrete or continuous, got {self.kind!r}.")
         if (self.size == 0) != (self.kind == "none") or self.size < 0:
             raise ValueError(
-                f"ActionSpec: size must be 0 for kind none and positive otherwise, got {self.size} for "
-                f"{self.kind}."
+                f"ActionSpec: size must be 0 for kind none and positive otherwise, got {self.size} for {self.kind}."
             )
 
 
@@ -78,8 +77,7 @@ def group_actions(actions: Tensor, temporal_factor: int) -> GroupedActions:
         raise ValueError(f"group_actions: temporal_factor must be at least 1, got {temporal_factor}.")
     if actions.ndim not in (2, 3) or actions.shape[1] == 0:
         raise ValueError(
-            "group_actions: actions must have the shape (b, t) or (b, t, a) with t >= 1, got "
-            f"{tuple(actions.shape)}."
+            f"group_actions: actions must have the shape (b, t) or (b, t, a) with t >= 1, got {tuple(actions.shape)}."
         )
     b, t = actions.shape[:2]
     steps = 1 + -(-(t - 1) // temporal_factor)
@@ -101,13 +99,12 @@ def check_actions(actions: Tensor, spec: ActionSpec, who: str, *, values: bool) 
     if spec.kind == "discrete":
         if actions.ndim != 2 or actions.is_floating_point() or actions.dtype == torch.bool:
             raise ValueError(
-                f"{who}: actions must be integers of shape (b, t), got {actions.dtype} of "
-                f"{tuple(actions.shape)}."
+                f"{who}: actions must be integers of shape (b, t), got {actions.dtype} of {tuple(actions.shape)}."
             )
         if values and actions.numel() and not 0 <= int(actions.min()) <= int(actions.max()) < spec.size:
             raise ValueError(
-                f"{who}: actions must be in 0..{spec.size - 1}, the world model's action space, "
-                f"got {int(actions.min())}..{int(actions.max())}."
+                f"{who}: actions must be in 0..{spec.size - 1}, the world model's action space, got "
+                f"{int(actions.min())}..{int(actions.max())}."
             )
         return actions.long()
     if actions.ndim != 3 or actions.shape[2] != spec.size or not actions.is_floating_point():
@@ -135,9 +132,7 @@ class ActionEmbedding(nn.Module):
         self.spec = spec
         self.temporal_factor = temporal_factor
         self.embed: nn.Module = (
-            nn.Embedding(spec.size, action_width)
-            if spec.kind == "discrete"
-            else nn.Linear(spec.size, action_width)
+            nn.Embedding(spec.size, action_width) if spec.kind == "discrete" else nn.Linear(spec.size, action_width)
         )
         self.unknown = nn.Parameter(torch.zeros(action_width))
         self.join = nn.Linear(temporal_factor * action_width, width)
@@ -149,9 +144,8 @@ class ActionEmbedding(nn.Module):
         """(b, T, f[, a]) -> (b, T, d)."""
         if actions.known.shape[2] != self.temporal_factor:
             raise ValueError(
-                f"ActionEmbedding: actions must come {self.temporal_factor} a latent step (the "
-                "tokenizer's temporal "
-                f"factor), got {actions.known.shape[2]}; group them with group_actions."
+                f"ActionEmbedding: actions must come {self.temporal_factor} a latent step (the tokenizer's "
+                f"temporal factor), got {actions.known.shape[2]}; group them with group_actions."
             )
         embedded = torch.where(actions.known[..., None], self.embed(actions.values), self.unknown)
         joined = self.join(rearrange(embedded, "b T f e -> b T (f e)"))

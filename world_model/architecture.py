@@ -25,8 +25,8 @@ class TokenSpec:
                 raise ValueError(f"TokenSpec: {name} must be at least 1, got {getattr(self, name)}.")
         if self.fsq_levels is not None and prod(self.fsq_levels) != self.codebook_size:
             raise ValueError(
-                f"TokenSpec: fsq_levels must multiply to codebook_size, {self.codebook_size}, "
-                f"got {list(self.fsq_levels)}."
+                f"TokenSpec: fsq_levels must multiply to codebook_size, {self.codebook_size}, got "
+                f"{list(self.fsq_levels)}."
             )
 
     @property
@@ -42,15 +42,11 @@ class WorldModelConfig:
     max_steps: int = 8  # context, in latent steps
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     previous_neighbourhood: int = 3  # how far around each slot the step before is told: odd, 0 for not at all
-    copy_neighbourhood: int = (
-        1  # as far may a slot point at a token of the step before: odd, 0 for not at all
-    )
+    copy_neighbourhood: int = 1  # as far may a slot point at a token of the step before: odd, 0 for not at all
     code_width: int = 64  # width of the codes' embeddings in the neighbourhood
     action_width: int = 32
     rotary_base: float = 100.0
-    corruption: float = (
-        0.0  # in training, up to this share of a clip's input tokens is replaced by random codes
-    )
+    corruption: float = 0.0  # in training, up to this share of a clip's input tokens is replaced by random codes
     action_dropout: float = 0.0  # in training, this share of steps is not told its actions
 
     def __post_init__(self) -> None:
@@ -71,7 +67,7 @@ class WorldModelConfig:
         """This architecture for the given tokens; a ValueError if it was set for others."""
         if self.tokens is not None and self.tokens != tokens:
             raise ValueError(
-                f"WorldModelConfig: tokens must be those of the data, {tokens}, got {self.tokens}; "
-                "leave them out of the config, or write the store anew with the tokenizer meant."
+                f"WorldModelConfig: tokens must be those of the data, {tokens}, got {self.tokens}; leave "
+                "them out of the config, or write the store anew with the tokenizer meant."
             )
         return replace(self, tokens=tokens)

@@ -23,8 +23,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend 
     installed."""
     if backend == "xformers" and not q.is_cuda:
         raise ValueError(
-            f"attention: xformers runs on CUDA alone, got tensors on {q.device}; set attention to auto "
-            "or sdpa."
+            f"attention: xformers runs on CUDA alone, got tensors on {q.device}; set attention to auto or sdpa."
         )
     if backend == "xformers" or (backend == "auto" and q.is_cuda and _xformers() is not None):
         return _xformers_attention(q, k, v)
@@ -45,9 +44,8 @@ def _xformers_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     ops = _xformers()
     if ops is None:
         raise ValueError(
-            "attention: xformers is not installed; install the package's extra `xformers`, or set "
-            "attention to auto "
-            "or sdpa."
+            "attention: xformers is not installed; install the package's extra `xformers`, or set attention "
+            "to auto or sdpa."
         )
     # Aligned at the end; a single query sees all keys.
     bias = ops.fmha.attn_bias.LowerTriangularFromBottomRightMask() if q.shape[2] > 1 else None

@@ -15,9 +15,7 @@ from torch import Tensor
 
 from vidtok_plugin.store import TokenStore
 
-SMOOTHINGS = tuple(
-    10 ** (exponent / 4) for exponent in range(-16, 9)
-)  # of the counts, tried on the training data
+SMOOTHINGS = tuple(10 ** (exponent / 4) for exponent in range(-16, 9))  # of the counts, tried on the training data
 EM_ROUNDS = 50
 
 
@@ -52,18 +50,14 @@ class Baselines:
 
         smoothing = max(SMOOTHINGS, key=lambda s: float(left_out(s).log().mean()))
         unigram = (counts + smoothing * overall) / (steps + smoothing)
-        p = torch.cat(
-            [part[1:].flatten() for part in left_out(smoothing).split([len(part) for part in stored])]
-        )
+        p = torch.cat([part[1:].flatten() for part in left_out(smoothing).split([len(part) for part in stored])])
         same = torch.cat([(part[1:] == part[:-1]).flatten() for part in stored])
         return cls(unigram=unigram, smoothing=smoothing, copy_weight=_fit_weight(same, p))
 
     @classmethod
     def fit_store(cls, store: TokenStore) -> "Baselines":
         """Fit on all episodes of a store (of its training split)."""
-        episodes = (
-            store.window(index, 0, episode.steps)["codes"] for index, episode in enumerate(store.episodes)
-        )
+        episodes = (store.window(index, 0, episode.steps)["codes"] for index, episode in enumerate(store.episodes))
         return cls.fit(episodes, store.metadata.codebook_size)
 
     def token_losses(self, codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,9 +85,7 @@ def _counts(codes: Tensor, codebook_size: int) -> Tensor:
     """How often each code stands at each place: (N, H, W) -> (H, W, V) float64."""
     _, height, width = codes.shape
     places = torch.arange(height * width).view(height, width)
-    flat = torch.bincount(
-        (places * codebook_size + codes).flatten(), minlength=height * width * codebook_size
-    )
+    flat = torch.bincount((places * codebook_size + codes).flatten(), minlength=height * width * codebook_size)
     return flat.view(height, width, codebook_size).double()
 
 

@@ -73,8 +73,7 @@ class TransformerCache:
         if self.length + count > self.capacity:
             raise ValueError(
                 f"TransformerCache: {count} more tokens don't fit: it holds {self.length} of at most "
-                f"{self.capacity}; "
-                "start a new cache from the newest latent steps."
+                f"{self.capacity}; start a new cache from the newest latent steps."
             )
 
     def rewound(self) -> "TransformerCache":

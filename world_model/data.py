@@ -40,8 +40,8 @@ class TokenDataConfig:
     def __post_init__(self) -> None:
         if self.window_steps < 2:
             raise ValueError(
-                "TokenDataConfig: window_steps must be at least 2 (a step of context, a step to learn), "
-                f"got {self.window_steps}."
+                "TokenDataConfig: window_steps must be at least 2 (a step of context, a step to learn), got "
+                f"{self.window_steps}."
             )
         for name in ("batch_size", "validation_batch_size"):
             if getattr(self, name) < 1:
@@ -51,8 +51,7 @@ class TokenDataConfig:
                 raise ValueError(f"TokenDataConfig: {name} must be at least 0, got {getattr(self, name)}.")
         if self.validation_windows is not None and self.validation_windows < 1:
             raise ValueError(
-                "TokenDataConfig: validation_windows must be at least 1 or null, got "
-                f"{self.validation_windows}."
+                f"TokenDataConfig: validation_windows must be at least 1 or null, got {self.validation_windows}."
             )
 
 
@@ -90,9 +89,7 @@ class WindowDataset(Dataset[TensorDict]):
         self.ends = np.cumsum(counts)
         self.every = every
         if self.ends[-1] == 0:
-            raise ValueError(
-                f"WindowDataset: {store.folder} has no episode of at least 2 latent steps to learn from."
-            )
+            raise ValueError(f"WindowDataset: {store.folder} has no episode of at least 2 latent steps to learn from.")
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -143,9 +140,7 @@ class TokenDataModule(pl.LightningDataModule):
             self.train_windows = WindowDataset(TokenStore(cfg.store, cfg.train), cfg.window_steps)
         if stage in (None, "fit", "validate") and self.validation_windows is None:
             store = TokenStore(cfg.store, cfg.validation)
-            self.validation_windows = WindowDataset(
-                store, cfg.window_steps, every=cfg.window_steps - 1, partial=True
-            )
+            self.validation_windows = WindowDataset(store, cfg.window_steps, every=cfg.window_steps - 1, partial=True)
 
     def train_dataloader(self) -> ResumableLoader:
         assert self.train_windows is not None, "setup() comes first"

@@ -34,16 +34,13 @@ class StepGenerator:
     ) -> None:
         if model.config.max_steps < 2:
             raise ValueError(
-                "StepGenerator: the model's max_steps must be at least 2 to continue a past, got 1; "
-                "train another."
+                "StepGenerator: the model's max_steps must be at least 2 to continue a past, got 1; train another."
             )
         if codes.shape[1] < 1:
             raise ValueError("StepGenerator: the past must have at least 1 latent step, got 0.")
         batch = codes.shape[0]
         if indices is not None and len(indices) != batch:
-            raise ValueError(
-                f"StepGenerator: indices must name each of the {batch} rollouts, got {len(indices)}."
-            )
+            raise ValueError(f"StepGenerator: indices must name each of the {batch} rollouts, got {len(indices)}.")
         self.model = model
         self.sampler = sampler
         self.noise = RolloutNoise(sampler.seed, range(batch) if indices is None else indices)

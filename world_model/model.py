@@ -95,8 +95,16 @@ class WorldModel(nn.Module):
     def device(self) -> torch.device:
         return self.begin.device
 
-    # -- whole windows
-    # -----------------------------------------------------------------------------------------------
+    def tables(self) -> list[nn.Parameter]:
+        """The parameters that hold a vector for each of many things, which optimizers may treat apart."""
+        tables = [*self.embedding.parameters(), *self.head.parameters(), self.place]
+        if self.around_embedding is not None:
+            tables += self.around_embedding.parameters()
+        if self.actions is not None:
+            tables += self.actions.embed.parameters()
+        return tables
+
+    # Whole windows
 
     def forward(self, codes: Tensor, actions: GroupedActions | None = None) -> Tensor:
         """Logits (b, T, H, W, V) of every token, each from those before it; codes (b, T, H, W), T <=
@@ -115,22 +123,16 @@ class WorldModel(nn.Module):
         inputs are corrupted and actions dropped as the config says.
         """
         if codes.shape[1] < 2:
-            raise ValueError(
-                f"WorldModel: a window must have at least 2 steps to score, got {codes.shape[1]}."
-            )
+            raise ValueError(f"WorldModel: a window must have at least 2 steps to score, got {codes.shape[1]}.")
         inputs = codes
         if self.training:
             inputs, actions = self._corrupt(codes), self._drop(actions)
         hidden = self._hidden(inputs, actions)
         logits = self._logits(hidden[:, 1:], self._around(inputs), self.head())
-        losses = F.cross_entropy(
-            logits.flatten(0, 2).float(), codes[:, 1:].flatten().long(), reduction="none"
-        )
+        losses = F.cross_entropy(logits.flatten(0, 2).float(), codes[:, 1:].flatten().long(), reduction="none")
         return losses.view_as(codes[:, 1:])
 
-    def loss(
-        self, codes: Tensor, actions: GroupedActions | None = None, valid: Tensor | None = None
-    ) -> Tensor:
+    def loss(self, codes: Tensor, actions: GroupedActions | None = None, valid: Tensor | None = None) -> Tensor:
         """Mean of `token_losses` over the steps that `valid` (b, T) marks; all of them without it."""
         losses = self.token_losses(codes, actions)
         if valid is None:
@@ -138,8 +140,7 @@ class WorldModel(nn.Module):
         weight = valid[:, 1:, None, None].expand_as(losses)
         return (losses * weight).sum() / weight.sum().clamp(min=1)
 
-    # -- token by token
-    # ----------------------------------------------------------------------------------------------
+    # Token by token
 
     def init_cache(
         self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -188,8 +189,7 @@ class WorldModel(nn.Module):
             logits = self.copy_bias(logits, hidden[:, 0], context.around[:, slot])
         return logits, cache
 
-    # -- folders
-    # -----------------------------------------------------------------------------------------------------
+    # Folders
 
     def save_pretrained(self, folder: str | Path, adapter: "TokenizerAdapter | None" = None) -> None:
         """Write model.safetensors and config.yaml, and the adapter into `adapter/` if it is given."""
@@ -197,8 +197,7 @@ class WorldModel(nn.Module):
         if adapter is not None and self.adapter_hash not in (None, adapter.hash):
             raise ValueError(
                 "WorldModel: the adapter must be the one whose tokens the model learned, "
-                f"{self.adapter_hash}, "
-                f"got {adapter.hash}."
+                f"{self.adapter_hash}, got {adapter.hash}."
             )
         adapter_hash = self.adapter_hash if adapter is None else adapter.hash
         contents = pretrained.Contents(world_model=self.config, adapter_hash=adapter_hash)
@@ -219,8 +218,7 @@ class WorldModel(nn.Module):
         pretrained.load_strictly(model, weights, folder)
         return model
 
-    # -- parts
-    # -------------------------------------------------------------------------------------------------------
+    # Parts
 
     def _hidden(self, codes: Tensor, actions: GroupedActions | None) -> Tensor:
         """(b, T, H, W) -> (b, T, H * W, d)."""
@@ -262,9 +260,7 @@ class WorldModel(nn.Module):
             told = told + around.flatten(2, 3)
         if self.actions is None:
             if actions is not None:
-                raise ValueError(
-                    "WorldModel: it was made without actions (tokens.actions.kind none); leave them out."
-                )
+                raise ValueError("WorldModel: it was made without actions (tokens.actions.kind none); leave them out.")
             return told
         if actions is None or actions.num_steps != steps:
             got = "none" if actions is None else str(actions.num_steps)
@@ -298,18 +294,17 @@ class WorldModel(nn.Module):
         """Whole steps begin where others end, and `previous` is told but at the start of a window."""
         if cache.length % self.tokens.tokens_per_step or (cache.length == 0) != (previous is None):
             raise ValueError(
-                "WorldModel: a step must begin where another ends, knowing it unless the cache is "
-                "empty; the cache holds "
-                f"{cache.length} tokens, {self.tokens.tokens_per_step} make a step, and previous "
-                f"{'was not' if previous is None else 'was'} given."
+                "WorldModel: a step must begin where another ends, knowing it unless the cache is empty; "
+                f"the cache holds {cache.length} tokens, {self.tokens.tokens_per_step} make a step, and "
+                f"previous {'was not' if previous is None else 'was'} given."
             )
 
     def _check_codes(self, codes: Tensor) -> None:
         grid = (self.tokens.height, self.tokens.width)
         if codes.ndim != 4 or codes.shape[2:] != grid or codes.is_floating_point():
             raise ValueError(
-                f"WorldModel: codes must be integers of shape (b, T, {grid[0]}, {grid[1]}), "
-                f"got {codes.dtype} of {tuple(codes.shape)}."
+                f"WorldModel: codes must be integers of shape (b, T, {grid[0]}, {grid[1]}), got "
+                f"{codes.dtype} of {tuple(codes.shape)}."
             )
 
     def _corrupt(self, codes: Tensor) -> Tensor:

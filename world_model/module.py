@@ -11,9 +11,10 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.nn import functional as F
 
+from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.config import to_dict
 from vidtok_plugin.optimization import OptimizerConfig, configure_optimizers
-from vidtok_plugin.store import read_metadata
+from vidtok_plugin.store import ADAPTER_FOLDER, TokenStore, read_metadata
 from vidtok_plugin.training import RunConfig
 from world_model.architecture import WorldModelConfig
 from world_model.data import TokenDataConfig, token_spec, window_actions
@@ -53,10 +54,19 @@ class WorldModelModule(pl.LightningModule):
         metadata = read_metadata(cfg.data.store)
         self.model = WorldModel(cfg.model.for_tokens(token_spec(metadata)), metadata.adapter_hash)
 
+    def adapter(self) -> TokenizerAdapter:
+        """The adapter that wrote the tokens, to be saved with the model."""
+        adapter = TokenizerAdapter.from_pretrained(Path(self.cfg.data.store) / ADAPTER_FOLDER)
+        TokenStore(self.cfg.data.store).check(adapter)
+        return adapter
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         steps = self.trainer.estimated_stepping_batches
         return configure_optimizers(
-            self.model.parameters(), self.cfg.optimizer, -1 if steps == float("inf") else int(steps)
+            self.model.parameters(),
+            self.cfg.optimizer,
+            max_steps=-1 if steps == float("inf") else int(steps),
+            tables=self.model.tables(),
         )
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
@@ -85,13 +95,10 @@ class WorldModelModule(pl.LightningModule):
         saved, ours = checkpoint.get("world_model"), to_dict(self.model.config)
         if saved != ours:
             if saved is None:
-                raise ValueError(
-                    "WorldModelModule: the checkpoint must be a world model's, got one of another kind."
-                )
+                raise ValueError("WorldModelModule: the checkpoint must be a world model's, got one of another kind.")
             keys = [key for key in ours if saved.get(key) != ours[key]]
             raise ValueError(
-                f"WorldModelModule: the checkpoint must be of this very architecture, but it differs in "
-                f"{', '.join(f'model.{key} ({saved.get(key)}, not {ours[key]})' for key in keys)}; "
-                "resume with the config "
-                "that it was trained with, or start anew in another output folder."
+                "WorldModelModule: the checkpoint must be of this very architecture, but it differs in "
+                f"{', '.join(f'model.{key} ({saved.get(key)}, not {ours[key]})' for key in keys)}; resume "
+                "with the config that it was trained with, or start anew in another output folder."
             )

@@ -38,9 +38,7 @@ def load(folder: Path) -> tuple[Contents, dict[str, Tensor]]:
         raise FileNotFoundError(f"WorldModel: there is no folder {folder}; check the path.")
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"WorldModel: {folder} has no {name}; give a folder that save_pretrained wrote."
-            )
+            raise FileNotFoundError(f"WorldModel: {folder} has no {name}; give a folder that save_pretrained wrote.")
     if "world_model:" not in (folder / CONFIG_FILE).read_text():
         raise ValueError(
             f"WorldModel: {folder} holds a model of another kind (its {CONFIG_FILE} has no key world_model); "
@@ -50,9 +48,7 @@ def load(folder: Path) -> tuple[Contents, dict[str, Tensor]]:
     try:
         return contents, load_file(folder / WEIGHTS_FILE)
     except SafetensorError as error:
-        raise ValueError(
-            f"WorldModel: {folder / WEIGHTS_FILE} is no whole safetensors file ({error})."
-        ) from error
+        raise ValueError(f"WorldModel: {folder / WEIGHTS_FILE} is no whole safetensors file ({error}).") from error
 
 
 def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:

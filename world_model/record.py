@@ -66,9 +66,7 @@ class RecordConfig:
         }
         for field, least in at_least.items():
             if getattr(self, field) < least:
-                raise ValueError(
-                    f"RecordConfig: {field} must be at least {least}, got {getattr(self, field)}."
-                )
+                raise ValueError(f"RecordConfig: {field} must be at least {least}, got {getattr(self, field)}.")
         if self.min_frames > self.frames_per_episode:
             raise ValueError(
                 f"RecordConfig: min_frames must be at most frames_per_episode ({self.frames_per_episode}),"
@@ -155,8 +153,7 @@ def _make_env(cfg: RecordConfig) -> Any:
         import gymnasium
     except ImportError as error:
         raise ValueError(
-            f"record: {error.name} is missing, which plays Atari; install it with: pip install"
-            f" 'vidtok-plugin[demo]'."
+            f"record: {error.name} is missing, which plays Atari; install it with: pip install 'vidtok-plugin[demo]'."
         ) from None
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     gymnasium.register_envs(ale_py)

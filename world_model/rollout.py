@@ -43,6 +43,7 @@ class RolloutResult:
     prompt_reconstruction: Tensor  # (b, 3, prompt frames, h, w): the prompt as the tokenizer gives it back
     generated_tokens: int  # of all rollouts together
     generation_seconds: float  # that the world model took to draw them
+    seconds: float  # encoding of the prompt, generation and decoding
 
     @property
     def imagined(self) -> Tensor:
@@ -92,6 +93,7 @@ def rollout(
         model, actions, batch, prompt_frames + num_frames, what, "rollout", validate=validate
     )
 
+    begin = time.perf_counter()
     codes = _encode(adapter, video)
     prompt_steps = codes.shape[1]
     start = time.perf_counter()
@@ -113,6 +115,7 @@ def rollout(
         prompt_reconstruction=decoded[:, :, :prompt_frames],
         generated_tokens=batch * len(drawn) * model.tokens.tokens_per_step,
         generation_seconds=seconds,
+        seconds=time.perf_counter() - begin,
     )
 
 
@@ -145,9 +148,8 @@ def stream_rollout(
     acts = model.tokens.actions.kind != "none"
     if acts != (policy is not None):
         raise ValueError(
-            f"stream_rollout: policy must be {'given, since' if acts else 'left out, unless'} the "
-            "world model learned "
-            f"actions, got {policy}."
+            f"stream_rollout: policy must be {'given, since' if acts else 'left out, unless'} the world "
+            f"model learned actions, got {policy}."
         )
     if actions is None and acts:
         past: GroupedActions | None = _unknown_actions(model, batch, prompt_frames)

@@ -21,8 +21,8 @@ def check_adapter(model: WorldModel, adapter: "TokenizerAdapter", who: str) -> N
         )
     if model.adapter_hash is not None and model.adapter_hash != adapter.hash:
         raise ValueError(
-            f"{who}: the adapter must be the one whose tokens the model learned, {model.adapter_hash}, "
-            f"got {adapter.hash}."
+            f"{who}: the adapter must be the one whose tokens the model learned, {model.adapter_hash}, got "
+            f"{adapter.hash}."
         )
     for name in ("codebook_size", "temporal_factor"):
         ours, theirs = getattr(model.tokens, name), getattr(adapter, name)
@@ -30,9 +30,7 @@ def check_adapter(model: WorldModel, adapter: "TokenizerAdapter", who: str) -> N
             raise ValueError(f"{who}: the adapter's {name} must be the model's, {ours}, got {theirs}.")
 
 
-def check_prompt(
-    model: WorldModel, adapter: "TokenizerAdapter", prompt: Tensor, who: str, *, validate: bool
-) -> Tensor:
+def check_prompt(model: WorldModel, adapter: "TokenizerAdapter", prompt: Tensor, who: str, *, validate: bool) -> Tensor:
     """The prompt as float video on the model's device, of a size and length that fit."""
     video = as_float_video(
         prompt, who=who, spatial_factor=adapter.spatial_factor, dtype=torch.float32, validate=validate
@@ -40,17 +38,15 @@ def check_prompt(
     tokens, s = model.tokens, adapter.spatial_factor
     if video.shape[3:] != (tokens.height * s, tokens.width * s):
         raise ValueError(
-            f"{who}: the prompt must be {tokens.height * s} x {tokens.width * s} pixels (height x "
-            "width), as the model's "
-            f"training videos, got {video.shape[3]} x {video.shape[4]}; resize it."
+            f"{who}: the prompt must be {tokens.height * s} x {tokens.width * s} pixels (height x width), as "
+            f"the model's training videos, got {video.shape[3]} x {video.shape[4]}; resize it."
         )
     f, t = tokens.temporal_factor, video.shape[2]
     if (t - 1) % f:
         below = 1 + (t - 1) // f * f
         raise ValueError(
-            f"{who}: the prompt must have 1 + k * {f} frames ({f} is the tokenizer's temporal factor), "
-            f"got {t}; "
-            f"the nearest that fit are {below} and {below + f}."
+            f"{who}: the prompt must have 1 + k * {f} frames ({f} is the tokenizer's temporal factor), got "
+            f"{t}; the nearest that fit are {below} and {below + f}."
         )
     return video.to(model.device)
 
@@ -64,8 +60,7 @@ def check_num_frames(num_frames: int, temporal_factor: int, who: str) -> None:
     nearest = f"nearest that fit are {below} and {above}" if below else f"nearest that fits is {above}"
     raise ValueError(
         f"{who}: num_frames must be a positive multiple of {temporal_factor} (the tokenizer's temporal "
-        "factor), "
-        f"got {num_frames}; the {nearest}."
+        f"factor), got {num_frames}; the {nearest}."
     )
 
 
@@ -77,24 +72,21 @@ def check_rollout_actions(
     if actions is None:
         if spec.kind != "none":
             raise ValueError(
-                f"{who}: actions must be given, one for each of the {frames} frames ({what}), since "
-                "the world model "
-                "learned them, got none."
+                f"{who}: actions must be given, one for each of the {frames} frames ({what}), since the "
+                "world model learned them, got none."
             )
         return None
     checked = check_actions(actions, spec, who, values=actions.device.type == "cpu" or validate)
     if checked.shape[:2] != (batch, frames):
         raise ValueError(
             f"{who}: actions must have the shape ({batch}, "
-            f"{frames}{', ' + str(spec.size) if checked.ndim == 3 else ''}), "
-            f"one for each frame ({what}), got {tuple(checked.shape)}."
+            f"{frames}{', ' + str(spec.size) if checked.ndim == 3 else ''}), one for each frame ({what}), "
+            f"got {tuple(checked.shape)}."
         )
     return group_actions(checked.to(model.device), model.tokens.temporal_factor)
 
 
-def check_step_actions(
-    model: WorldModel, actions: Tensor, batch: int, who: str, *, validate: bool
-) -> GroupedActions:
+def check_step_actions(model: WorldModel, actions: Tensor, batch: int, who: str, *, validate: bool) -> GroupedActions:
     """What a policy returned, (b, f[, a]): the actions of one latent step."""
     f, spec = model.tokens.temporal_factor, model.tokens.actions
     checked = check_actions(actions, spec, who, values=actions.device.type == "cpu" or validate)
@@ -104,6 +96,4 @@ def check_step_actions(
             f"({batch}, {f}{', ' + str(spec.size) if checked.ndim == 3 else ''}), got {tuple(checked.shape)}."
         )
     values = checked.to(model.device)[:, None]
-    return GroupedActions(
-        values=values, known=torch.ones(values.shape[:3], dtype=torch.bool, device=values.device)
-    )
+    return GroupedActions(values=values, known=torch.ones(values.shape[:3], dtype=torch.bool, device=values.device))

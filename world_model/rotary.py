@@ -38,15 +38,12 @@ def grid_rotation(steps: int, height: int, width: int, head_width: int, base: fl
     pairs = head_width // 2
     if head_width % 2 or pairs < 3:
         raise ValueError(
-            "grid_rotation: the width of a head must be even and at least 6 (a channel pair for each "
-            "axis), got "
-            f"{head_width}; change the model's width or number of heads."
+            "grid_rotation: the width of a head must be even and at least 6 (a channel pair for each axis), "
+            f"got {head_width}; change the model's width or number of heads."
         )
     spatial = pairs // 3
     shares = (pairs - 2 * spatial, spatial, spatial)
-    positions = torch.cartesian_prod(torch.arange(steps), torch.arange(height), torch.arange(width)).view(
-        -1, 3
-    )
+    positions = torch.cartesian_prod(torch.arange(steps), torch.arange(height), torch.arange(width)).view(-1, 3)
     angles = []
     for axis, share in enumerate(shares):
         frequencies = base ** (-torch.arange(share, dtype=torch.float64) / share)

@@ -18,6 +18,8 @@ from world_model.attention import AttentionBackend, causal_attention
 from world_model.cache import LayerCache, TransformerCache
 from world_model.rotary import Rotation
 
+NORM_EPS = 1e-6
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
@@ -26,7 +28,7 @@ class TransformerConfig:
 
     width: int = 256
     depth: int = 4
-    heads: int = 8
+    heads: int = 4
     mlp_ratio: float = 2.67
     dropout: float = 0.0
     attention: AttentionBackend = "auto"
@@ -38,17 +40,14 @@ class TransformerConfig:
         if self.width % self.heads or self.head_width % 2 or self.head_width < 6:
             raise ValueError(
                 "TransformerConfig: width must be heads times an even number of at least 6, got width "
-                f"{self.width} for "
-                f"{self.heads} heads."
+                f"{self.width} for {self.heads} heads."
             )
         if self.mlp_ratio <= 0:
             raise ValueError(f"TransformerConfig: mlp_ratio must be positive, got {self.mlp_ratio}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"TransformerConfig: dropout must be in [0, 1), got {self.dropout}.")
         if self.attention not in ("auto", "sdpa", "xformers"):
-            raise ValueError(
-                f"TransformerConfig: attention must be auto, sdpa or xformers, got {self.attention!r}."
-            )
+            raise ValueError(f"TransformerConfig: attention must be auto, sdpa or xformers, got {self.attention!r}.")
 
     @property
     def head_width(self) -> int:
@@ -68,7 +67,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=1e-6)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=NORM_EPS)
 
 
 class Attention(nn.Module):
@@ -79,8 +78,7 @@ class Attention(nn.Module):
         self.heads = cfg.heads
         self.backend: AttentionBackend = cfg.attention
         self.qkv = nn.Linear(cfg.width, 3 * cfg.width, bias=False)
-        self.q_norm = RMSNorm(cfg.head_width)
-        self.k_norm = RMSNorm(cfg.head_width)
+        self.qk_scale = nn.Parameter(torch.ones(2 * cfg.head_width))  # of queries, of keys
         self.out = nn.Linear(cfg.width, cfg.width, bias=False)
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
@@ -94,8 +92,11 @@ class Attention(nn.Module):
         return self._join(causal_attention(q, *cache.append(k, v), self.backend))
 
     def _project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = rearrange(self.qkv(x), "b n (three k e) -> three b k n e", three=3, k=self.heads)
-        return rotation(self.q_norm(q)), rotation(self.k_norm(k)), v
+        q_k, v = rearrange(self.qkv(x), "b n (three k e) -> b three k n e", three=3, k=self.heads).split([2, 1], dim=1)
+        scale = rearrange(self.qk_scale.to(q_k.dtype), "(two e) -> two 1 1 e", two=2)
+        q_k = F.rms_norm(q_k, scale.shape[-1:], eps=NORM_EPS) * scale
+        q, k = rotation(q_k).unbind(dim=1)
+        return q, k, v[:, 0]
 
     def _join(self, x: Tensor) -> Tensor:
         return self.out(rearrange(x, "b k n e -> b n (k e)"))

@@ -130,9 +130,7 @@ class TokenizerAdapter(nn.Module):
                 f"TokenizerAdapter: {folder} has no {CONFIG_FILE}; it is no folder written by save_pretrained."
             )
         config = load_config(AdapterConfig, [folder / CONFIG_FILE])
-        adapter = cls(
-            VidTok.from_pretrained(folder / TOKENIZER_FOLDER), config.special_tokens, config.patch_size
-        )
+        adapter = cls(VidTok.from_pretrained(folder / TOKENIZER_FOLDER), config.special_tokens, config.patch_size)
         if adapter.kind == "continuous":
             adapter.load_state_dict(load_file(folder / STATISTICS_FILE))
         return adapter
@@ -314,6 +312,4 @@ def _leave_out_tokenizer(module: nn.Module, state_dict: dict[str, Any], prefix: 
 
 def _expect_no_tokenizer(module: nn.Module, incompatible: Any) -> None:
     tokenizer_keys = [f"tokenizer.{name}" for name in module.tokenizer.state_dict()]
-    incompatible.missing_keys[:] = [
-        key for key in incompatible.missing_keys if not key.endswith(tuple(tokenizer_keys))
-    ]
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not key.endswith(tuple(tokenizer_keys))]

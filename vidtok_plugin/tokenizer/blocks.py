@@ -26,9 +26,7 @@ from vidtok_plugin.tokenizer.layers import (
 class ResidualBlock(StreamLayer):
     """norm1, SiLU, conv1, norm2, SiLU, dropout, conv2, plus the input (through a 1x1 conv where the width changes)."""
 
-    def __init__(
-        self, conv1: StreamLayer, conv2: StreamLayer, c_in: int, c_out: int, *, dropout: float
-    ) -> None:
+    def __init__(self, conv1: StreamLayer, conv2: StreamLayer, c_in: int, c_out: int, *, dropout: float) -> None:
         super().__init__()
         self.norm1, self.conv1 = ChannelNorm(c_in), conv1
         self.norm2, self.conv2 = ChannelNorm(c_out), conv2

@@ -52,9 +52,7 @@ class FrameLayer(StreamLayer):
         return self.on_frames(x), None
 
 
-def step_through(
-    layers: "list[tuple[str, StreamLayer]]", x: Tensor, state: State, last: bool
-) -> tuple[Tensor, State]:
+def step_through(layers: "list[tuple[str, StreamLayer]]", x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
     """Runs `layers` in order; their states live in a dict under their names."""
     states: dict[str, State] = {}
     for name, layer in layers:
@@ -76,9 +74,7 @@ def pad_front(x: Tensor, state: Tensor | None, frames: int, padding: TimePadding
 class TimeConv(StreamLayer):
     """A convolution with kernel 3 in time and, if `spatial`, in height and width; `stride` is that in time."""
 
-    def __init__(
-        self, c_in: int, c_out: int, *, padding: TimePadding, spatial: bool = True, stride: int = 1
-    ) -> None:
+    def __init__(self, c_in: int, c_out: int, *, padding: TimePadding, spatial: bool = True, stride: int = 1) -> None:
         super().__init__()
         self.padding, self.spatial, self.stride = padding, spatial, stride
         self.weight = nn.Parameter(torch.empty(c_out, c_in, *((3, 3, 3) if spatial else (3,))))
@@ -92,18 +88,35 @@ class TimeConv(StreamLayer):
             x, state = pad_front(x, state, 3 - self.stride, self.padding)
         else:
             x = F.pad(x, (0, 0, 0, 0, 0, 0, 2 - self.stride, 1))
-        if self.spatial:
-            y = F.conv3d(
-                rearrange(x, "b t h w c -> b c t h w"),
-                self.weight,
-                self.bias,
-                stride=(self.stride, 1, 1),
-                padding=(0, 1, 1),
-            )
-            return rearrange(y, "b c t h w -> b t h w c"), state
-        # As a picture of t x (h w) positions: a 2D kernel has a fast path everywhere, a (3, 1, 1) one has not.
-        y = F.conv2d(rearrange(x, "b t h w c -> b c t (h w)"), self.weight.unsqueeze(-1), self.bias)
-        return rearrange(y, "b c t (h w) -> b t h w c", h=x.shape[2]), state
+        if not self.spatial:
+            # As a picture of t x (h w) positions: a 2D kernel has a fast path everywhere, a (3, 1, 1) one has not.
+            y = F.conv2d(rearrange(x, "b t h w c -> b c t (h w)"), self.weight.unsqueeze(-1), self.bias)
+            return rearrange(y, "b c t (h w) -> b t h w c", h=x.shape[2]), state
+        if x.device.type == "cpu":
+            return self._by_taps(x), state
+        y = F.conv3d(
+            rearrange(x, "b t h w c -> b c t h w"),
+            self.weight,
+            self.bias,
+            stride=(self.stride, 1, 1),
+            padding=(0, 1, 1),
+        )
+        return rearrange(y, "b c t h w -> b t h w c"), state
+
+    def _by_taps(self, x: Tensor) -> Tensor:
+        """The convolution as the sum of one in 2D for each frame of the kernel.
+
+        On a CPU it is as fast as conv3d, and 5 to 20 times as fast as what PyTorch falls back to for some shapes
+        (a single clip in one thread).
+        """
+        count = (x.shape[1] - 3) // self.stride + 1
+        y: Tensor | None = None
+        for k in range(3):
+            frames = x[:, k : k + self.stride * (count - 1) + 1 : self.stride]
+            frames = rearrange(frames, "b t h w c -> (b t) c h w")
+            tap = F.conv2d(frames, self.weight[:, :, k], self.bias if k == 0 else None, padding=1)
+            y = tap if y is None else y + tap
+        return rearrange(y, "(b t) c h w -> b t h w c", b=x.shape[0])
 
 
 class PointConv(FrameLayer):
@@ -149,9 +162,7 @@ class CausalKey(StreamLayer):
         return self.conv.step(x, state, last)
 
 
-def time_conv(
-    c_in: int, c_out: int, *, padding: TimePadding, spatial: bool = True, stride: int = 1
-) -> StreamLayer:
+def time_conv(c_in: int, c_out: int, *, padding: TimePadding, spatial: bool = True, stride: int = 1) -> StreamLayer:
     """A `TimeConv` under its published name."""
     conv = TimeConv(c_in, c_out, padding=padding, spatial=spatial, stride=stride)
     return CausalKey(conv) if padding.causal else conv

@@ -155,9 +155,7 @@ class VidTok(nn.Module):
             raise ValueError("VidTok: a KL model has no indices; decode its latents.")
         size = self.codebook_size
         if indices.device.type == "cpu" and indices.numel() and not 0 <= indices.min() <= indices.max() < size:
-            raise ValueError(
-                f"VidTok: indices must be 0 to {size - 1}, got {indices.min()} to {indices.max()}."
-            )
+            raise ValueError(f"VidTok: indices must be 0 to {size - 1}, got {indices.min()} to {indices.max()}.")
         return self.regularization.indices_to_latents(indices)
 
     def forward(self, video: Tensor) -> Reconstruction:
@@ -182,13 +180,9 @@ class VidTok(nn.Module):
         """A stream of latents to frames; `lookahead=False` never waits for the next latent (see `DecoderStream`)."""
         return DecoderStream(self, lookahead, state)
 
-    def regularize(
-        self, z: Tensor, *, sample: bool = False, generator: torch.Generator | None = None
-    ) -> Encoded:
+    def regularize(self, z: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Encoded:
         """The encoder's output (b, c, T, H, W) -> latents and indices."""
-        regularized: Regularized = self.regularization(
-            z, sample=sample, generator=generator, with_terms=False
-        )
+        regularized: Regularized = self.regularization(z, sample=sample, generator=generator, with_terms=False)
         return Encoded(latents=regularized.latents, indices=regularized.indices)
 
     def _check(self, video: Tensor, validate: bool) -> Tensor:
@@ -215,4 +209,3 @@ def override_architecture(architecture: Architecture, overrides: dict[str, Any])
 
 def _copies(frame: Tensor, count: int) -> Tensor:
     return repeat(frame, "b 1 h w c -> b n h w c", n=count)
-

@@ -89,14 +89,18 @@ class TokenizerModule(pl.LightningModule):
 
     def validation_step(self, video: Tensor, batch_index: int) -> None:
         out = self.tokenizer(video)
-        self.log("val/psnr", frame_psnr(video, out.reconstruction).mean(), prog_bar=True, batch_size=len(video))
-        self.log("val/l1", (video - out.reconstruction).abs().mean(), batch_size=len(video))
+        scores = {
+            "val/psnr": frame_psnr(video, out.reconstruction).mean(),
+            "val/l1": (video - out.reconstruction).abs().mean(),
+        }
+        self.log_dict(scores, prog_bar=True, batch_size=len(video), sync_dist=True)
         if out.indices is not None:
             self._used_codes[out.indices.flatten()] = True
 
     def on_validation_epoch_end(self) -> None:
         if len(self._used_codes):
-            self.log("val/codebook_usage", self._used_codes.float().mean())
+            used = self.all_gather(self._used_codes.float()).view(-1, len(self._used_codes)).amax(0)
+            self.log("val/codebook_usage", used.mean())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["architecture"] = architecture_settings(self.tokenizer.architecture)

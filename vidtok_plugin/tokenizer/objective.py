@@ -35,9 +35,7 @@ class ObjectiveConfig:
         return self.entropy_weight * (1 + (self.entropy_annealing_factor - 1) * share)
 
 
-def objective(
-    cfg: ObjectiveConfig, video: Tensor, out: Reconstruction, step: int
-) -> tuple[Tensor, dict[str, Tensor]]:
+def objective(cfg: ObjectiveConfig, video: Tensor, out: Reconstruction, step: int) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch, and its parts by name for the log, unweighted.
 
     video: the target (b, 3, t, h, w) in [-1, 1]; step: the number of batches before this one.

@@ -8,6 +8,7 @@ from vidtok_plugin.errors import nearest
 from vidtok_plugin.tokenizer.architecture import Architecture
 
 HUB_REPOSITORY = "microsoft/VidTok"
+METRICS = ("psnr", "ssim", "lpips", "fvd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ def _published() -> dict[str, Preset]:
         result[name + suffix] = Preset(
             name=name + suffix,
             architecture=replace(base, **_VARIANTS[compression]),
-            metrics=None if metrics is None else Metrics(**dict(zip(("psnr", "ssim", "lpips", "fvd"), metrics))),
+            metrics=None if metrics is None else Metrics(**dict(zip(METRICS, metrics, strict=True))),
             checkpoint=f"{folder}/{name}{suffix}.ckpt",
         )
     return result

@@ -43,6 +43,7 @@ class Stream:
     @property
     def state(self) -> TensorDict:
         """All that the stream knows of the past, with batch size (b,); empty before the first push."""
+        self._check_open()
         if self._state is None:
             return TensorDict({}, batch_size=[])
         return TensorDict(self._state, batch_size=[_first_tensor(self._state).shape[0]])
@@ -53,16 +54,23 @@ class Stream:
 
     def to(self, device: torch.device | str) -> Self:
         """Moves the state (the model stays where it is) and returns the stream."""
-        if self._state is not None:
+        if self._state is not None and not self._ended:
             self._state = _as_dict(self.state.to(device))
         return self
 
-    def _start_push(self, x: Tensor) -> None:
+    def _check_open(self) -> None:
         if self._ended:
             raise ValueError(f"{type(self).__name__}: the stream has been flushed; start another.")
-        if self._state is not None and x.shape[0] != self.state.batch_size[0]:
+
+    def _check_fits(self, x: Tensor, before: Tensor, what: str) -> None:
+        """A ValueError unless `x` (b, t, h, w, c) has the batch and the size of `before`, a part of the state."""
+        (b, _, h, w, _), (got_b, _, got_h, got_w, _) = before.shape, x.shape
+        if got_b != b:
+            raise ValueError(f"{type(self).__name__}: the stream has batches of {b}, got {got_b}.")
+        if (got_h, got_w) != (h, w):
             raise ValueError(
-                f"{type(self).__name__}: the stream has batches of {self.state.batch_size[0]}, got {x.shape[0]}."
+                f"{type(self).__name__}: the stream has {what} of {h} x {w}, got {got_h} x {got_w}; "
+                "start a stream for each size."
             )
 
 
@@ -75,13 +83,15 @@ class EncoderStream(Stream):
     Example:
         >>> from vidtok_plugin import VidTok
         >>> stream = VidTok.from_preset("vidtok_kl_causal_488_4chn", ch=4).encoder_stream()
-        >>> [stream.push(torch.zeros(1, 3, n, 8, 8)).latents.shape[2] for n in (1, 3, 1)], stream.flush().latents.shape[2]
-        ([1, 0, 1], 0)
+        >>> [stream.push(torch.zeros(1, 3, n, 8, 8)).latents.shape[2] for n in (1, 3, 1)]
+        [1, 0, 1]
+        >>> stream.flush().latents.shape[2]
+        0
     """
 
     def push(self, frames: Tensor, *, validate: bool = False) -> Encoded:
         """Frames (b, 3, n, h, w), n >= 1 -> the latents that they complete, perhaps T = 0."""
-        self._start_push(frames)
+        self._check_open()
         model = self.model
         video = as_float_video(
             frames,
@@ -94,6 +104,7 @@ class EncoderStream(Stream):
         if self._state is None:
             x = torch.cat([repeat(x[:, :1], "b 1 h w c -> b n h w c", n=model.temporal_factor - 1), x], dim=1)
         else:
+            self._check_fits(x, self._state["pending"], "frames")
             x = torch.cat([self._state["pending"], x], dim=1)
         return self._encode_groups(x)
 
@@ -154,7 +165,7 @@ class DecoderStream(Stream):
 
     def push(self, latents: Tensor) -> Tensor:
         """Latents (b, c, T, H, W) -> the frames (b, 3, n, h, w) that are final now."""
-        self._start_push(latents)
+        self._check_open()
         channels = self.model.latent_channels
         if latents.ndim != 5 or latents.shape[1] != channels:
             raise ValueError(
@@ -164,6 +175,8 @@ class DecoderStream(Stream):
             return self._no_frames(latents)
         f, before, first = self.model.temporal_factor, self._state, self._state is None
         x = rearrange(latents.to(self.model.dtype), "b c t h w -> b t h w c")
+        if before is not None:
+            self._check_fits(x, before["network"]["conv_in"], "latents")
         y, network = self._step(x, before, last=False)
         if self._waits and not self.lookahead:
             self._state = {"ready": y[:, :0].clone(), "network": _own(network)}
@@ -215,4 +228,3 @@ def _first_tensor(state: dict[str, Any]) -> Tensor:
     for part in state.values():
         return _first_tensor(part) if isinstance(part, dict) else part
     raise AssertionError("a state has tensors")
-

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,9 +41,7 @@ def find_sources(patterns: Sequence[str], weights: Sequence[float] | None = None
         ValueError: weights that don't fit.
     """
     if isinstance(patterns, str):
-        raise ValueError(
-            f"find_sources: folders must be a list, got the string {patterns!r}; write [{patterns}]."
-        )
+        raise ValueError(f"find_sources: folders must be a list, got the string {patterns!r}; write [{patterns}].")
     if weights is not None and (len(weights) != len(patterns) or any(weight <= 0 for weight in weights)):
         raise ValueError(
             f"find_sources: weights must be one positive number for each of the {len(patterns)} folders,"
@@ -53,8 +52,7 @@ def find_sources(patterns: Sequence[str], weights: Sequence[float] | None = None
         # A pattern without any match is kept as it is, so that the error is that of a missing folder.
         folders = sorted(path for path in glob.glob(pattern) if Path(path).is_dir()) or [pattern]
         sources += [
-            Source(name=folder, videos=tuple(find_videos(folder)), weight=weight / len(folders))
-            for folder in folders
+            Source(name=folder, videos=tuple(find_videos(folder)), weight=weight / len(folders)) for folder in folders
         ]
     return sources
 
@@ -68,8 +66,7 @@ class IndexedVideo:
 
 
 class ClipDataset(Dataset[Tensor]):
-    """Clips `(3, t, height, width)`, float32 in [-1, 1], of `clip_length` frames, `frame_interval` frames
-    apart.
+    """Clips `(3, t, height, width)`, float32 in [-1, 1], of frames that are `frame_interval` apart.
 
     Make one with `ClipDataset.random` or `ClipDataset.every`. A key is `index` or `(epoch, index)`; a random
     clip follows from (seed, epoch, index) alone, so that neither workers nor their number, nor a resumption
@@ -98,8 +95,7 @@ class ClipDataset(Dataset[Tensor]):
         open_videos: int = 32,
         cache_mb: int = 0,
     ) -> None:
-        """With `starts`, pairs (number of the video, first frame), those clips; else `num_clips` random
-        ones."""
+        """With `starts`, pairs (number of the video, first frame), those clips; else random ones."""
         self.videos = list(videos)
         self.clip_length, self.height, self.width = clip_length, height, width
         self.frame_interval, self.seed = frame_interval, seed
@@ -207,6 +203,11 @@ class ClipDataset(Dataset[Tensor]):
     def __len__(self) -> int:
         return self.num_clips
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the cache: a worker that is started by pickling fills its own."""
+        freed = sum(frames.nbytes for frames in self.cache.values())
+        return self.__dict__ | {"cache": {}, "cache_left": self.cache_left + freed}
+
     def __getitem__(self, key: int | tuple[int, int]) -> Tensor:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         if not 0 <= index < self.num_clips:
@@ -226,9 +227,7 @@ class ClipDataset(Dataset[Tensor]):
                 if not self.skip_unreadable:
                     raise
                 logger.warning("another clip is taken, since: %s", error)
-        raise ValueError(
-            f"ClipDataset: {MOST_DRAWS} clips in a row cannot be read; see the log for the causes."
-        )
+        raise ValueError(f"ClipDataset: {MOST_DRAWS} clips in a row cannot be read; see the log for the causes.")
 
     def _clip(self, number: int, start: int, *, flip: bool) -> Tensor:
         stop = start + _span(self.clip_length, self.frame_interval)
@@ -262,15 +261,12 @@ def _span(clip_length: int, frame_interval: int) -> int:
     """Frames of the video from a clip's first to its last."""
     if clip_length < 1 or frame_interval < 1:
         raise ValueError(
-            f"ClipDataset: clip_length and frame_interval must be at least 1, got {clip_length} and"
-            f" {frame_interval}."
+            f"ClipDataset: clip_length and frame_interval must be at least 1, got {clip_length} and {frame_interval}."
         )
     return (clip_length - 1) * frame_interval + 1
 
 
-def _index(
-    paths: Sequence[Path], span: int, *, skip_short: bool, skip_unreadable: bool
-) -> list[IndexedVideo]:
+def _index(paths: Sequence[Path], span: int, *, skip_short: bool, skip_unreadable: bool) -> list[IndexedVideo]:
     """The videos that are long enough for a clip; the others are errors, or counted and logged if skipping
     them."""
     videos, short, unreadable = [], 0, 0

@@ -38,15 +38,11 @@ class VideoDataConfig:
     skip_short: bool = False  # leave out videos that are shorter than a clip
     skip_unreadable: bool = False  # leave out videos that cannot be read, if they are few
     open_videos: int = 32  # readers kept open in each worker
-    cache_mb: int = (
-        0  # decoded training videos in each worker's memory, in MiB: a great help for small videos
-    )
+    cache_mb: int = 0  # decoded training videos in each worker's memory, in MiB: a great help for small videos
 
     def __post_init__(self) -> None:
         if isinstance(self.train, str) or isinstance(self.validation, str):
-            raise ValueError(
-                "VideoDataConfig: train and validation must be lists of folders, got a string; use [...]."
-            )
+            raise ValueError("VideoDataConfig: train and validation must be lists of folders, got a string; use [...].")
         if not self.train:
             raise ValueError("VideoDataConfig: train must name at least one folder of videos, got none.")
         for field in ("clip_length", "frame_interval", "height", "width", "batch_size", "open_videos"):
@@ -57,9 +53,7 @@ class VideoDataConfig:
                 raise ValueError(f"VideoDataConfig: {field} must be at least 0, got {getattr(self, field)}.")
         for field in ("clips_per_epoch", "validation_every", "validation_clips"):
             if getattr(self, field) is not None and getattr(self, field) < 1:
-                raise ValueError(
-                    f"VideoDataConfig: {field} must be at least 1 or null, got {getattr(self, field)}."
-                )
+                raise ValueError(f"VideoDataConfig: {field} must be at least 1 or null, got {getattr(self, field)}.")
         weights = self.train_weights
         if weights is not None and (len(weights) != len(self.train) or min(weights) <= 0):
             raise ValueError(

@@ -48,9 +48,7 @@ def find_videos(folder: str | os.PathLike[str]) -> list[Path]:
     """
     root = Path(folder)
     if not root.exists():
-        raise FileNotFoundError(
-            f"Folder {folder} doesn't exist; check the path, or record or copy videos there."
-        )
+        raise FileNotFoundError(f"Folder {folder} doesn't exist; check the path, or record or copy videos there.")
     if not root.is_dir():
         raise NotADirectoryError(f"{folder} is a file, not a folder; name the folder that it is in.")
     paths = sorted(
@@ -60,8 +58,7 @@ def find_videos(folder: str | os.PathLike[str]) -> list[Path]:
     )
     if not paths:
         raise FileNotFoundError(
-            f"Folder {folder} has no videos: no file in it or its subfolders ends in"
-            f" {', '.join(VIDEO_SUFFIXES)}."
+            f"Folder {folder} has no videos: no file in it or its subfolders ends in {', '.join(VIDEO_SUFFIXES)}."
         )
     return paths
 
@@ -91,9 +88,7 @@ def load_episode(path: str | os.PathLike[str]) -> Episode:
     except json.JSONDecodeError as error:
         raise ValueError(f"Episode {video}: {meta_path(video).name} is no JSON ({error}).") from None
     if not isinstance(meta, dict):
-        raise ValueError(
-            f"Episode {video}: {meta_path(video).name} must hold an object, got {type(meta).__name__}."
-        )
+        raise ValueError(f"Episode {video}: {meta_path(video).name} must hold an object, got {type(meta).__name__}.")
     try:
         actions = np.load(actions_path(video), allow_pickle=False)
     except (ValueError, EOFError) as error:

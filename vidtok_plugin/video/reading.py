@@ -1,6 +1,8 @@
 """Reading frames of video files with decord, by readers that stay open in the process that uses them."""
 
+import atexit
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +10,8 @@ from pathlib import Path
 
 import decord
 import numpy as np
+
+_pools: "weakref.WeakSet[ReaderPool]" = weakref.WeakSet()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,25 +28,20 @@ class VideoInfo:
 class ReaderPool:
     """The most recently used decord readers of this process, so that clips from few files don't reopen them.
 
-    A reader is a decoder with threads and file handles of its own: it doesn't survive a fork. So a pool that
-    finds itself in another process starts anew, and drops none of the parent's. A file that changed on disk
-    is opened again.
+    A reader has threads of its own, which a forked process doesn't have: freed there, by the garbage
+    collector for example, the reader hangs or aborts. So all pools close their readers before a fork, and
+    open them anew when they are used. A file that changed on disk is opened again, too.
     """
 
     def __init__(self, capacity: int = 16) -> None:
         if capacity < 1:
             raise ValueError(f"ReaderPool: capacity must be at least 1, got {capacity}.")
         self.capacity = capacity
-        self._process = os.getpid()
         self._readers: OrderedDict[tuple[str, int, int], decord.VideoReader] = OrderedDict()
-        self._inherited: list[OrderedDict[tuple[str, int, int], decord.VideoReader]] = []
+        _pools.add(self)
 
     def reader(self, path: str | os.PathLike[str]) -> decord.VideoReader:
         """The open reader of a file."""
-        if self._process != os.getpid():
-            # Kept, not freed: the destructor of a reader that was forked waits for threads that aren't here.
-            self._inherited.append(self._readers)
-            self._process, self._readers = os.getpid(), OrderedDict()
         status = _stat(path)
         key = (os.fspath(path), status.st_mtime_ns, status.st_size)
         reader = self._readers.pop(key, None)
@@ -54,9 +53,8 @@ class ReaderPool:
         return reader
 
     def clear(self) -> None:
-        """Closes all readers of this process."""
-        if self._process == os.getpid():
-            self._readers.clear()
+        """Closes all readers."""
+        self._readers.clear()
 
     def __getstate__(self) -> dict[str, int]:
         return {"capacity": self.capacity}
@@ -65,7 +63,14 @@ class ReaderPool:
         self.__init__(state["capacity"])  # type: ignore[misc]
 
 
-_POOL = ReaderPool()
+def _close_all() -> None:
+    for pool in list(_pools):
+        pool.clear()
+
+
+os.register_at_fork(before=_close_all)
+atexit.register(_close_all)  # while the interpreter is whole
+_pool = ReaderPool()
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -75,7 +80,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         FileNotFoundError: there is no such file.
         ValueError: the file is no video.
     """
-    reader = _POOL.reader(path)
+    reader = _pool.reader(path)
     height, width = _read(path, reader, [0]).shape[1:3]
     return VideoInfo(
         path=Path(path), num_frames=len(reader), height=height, width=width, fps=float(reader.get_avg_fps())
@@ -98,7 +103,7 @@ def read_frames(
         FileNotFoundError: there is no such file.
         ValueError: the file is no video, an index is outside it, or it holds fewer frames than it says.
     """
-    reader = (_POOL if pool is None else pool).reader(path)
+    reader = (_pool if pool is None else pool).reader(path)
     indices = range(len(reader)) if indices is None else indices
     outside = [index for index in indices if not 0 <= index < len(reader)]
     if outside:

@@ -27,9 +27,7 @@ def linear_weights(source: int, target: int) -> np.ndarray:
 @lru_cache(maxsize=64)
 def resize_weights(source: int, target: int) -> np.ndarray:
     """The float32 matrix `(target, source)` that resizes one axis; its rows sum to 1."""
-    weights = (
-        area_weights(source, target, 0.0, source) if target <= source else linear_weights(source, target)
-    )
+    weights = area_weights(source, target, 0.0, source) if target <= source else linear_weights(source, target)
     weights.setflags(write=False)
     return weights
 

@@ -12,8 +12,7 @@ POSITION = "epoch_and_samples"  # how the position is found inside the loader's 
 
 
 class EpochSampler(DistributedSampler[tuple[int, int]]):
-    """Gives this rank's keys `(epoch, index)`, shuffled anew each epoch, without the last partial batch of
-    all ranks.
+    """Gives this rank's keys `(epoch, index)`, shuffled anew each epoch, without a last partial batch.
 
     `start_at(epoch, samples)` lets the next iteration begin in the middle: after `samples` samples, counted
     over all ranks, so that the position means the same for any number of ranks. It is a DistributedSampler so
@@ -108,9 +107,7 @@ class ResumableLoader(StatefulDataLoader):
     def state_dict(self) -> dict[str, Any]:
         position = _find(super().state_dict(), POSITION)
         if position is None:
-            raise RuntimeError(
-                "ResumableLoader: torchdata's state doesn't hold the sampler's position any more."
-            )
+            raise RuntimeError("ResumableLoader: torchdata's state doesn't hold the sampler's position any more.")
         return {"epoch": position[0], "samples": position[1]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -49,8 +49,7 @@ class VideoWriter:
         """Appends frames; all must have the size of the first."""
         if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or frames.shape[-1] != 3:
             raise ValueError(
-                f"VideoWriter: frames must be uint8 of shape (t, h, w, 3), got {frames.dtype} of"
-                f" {frames.shape}."
+                f"VideoWriter: frames must be uint8 of shape (t, h, w, 3), got {frames.dtype} of {frames.shape}."
             )
         frames = frames if frames.ndim == 4 else frames[None]
         container, stream = self._open(height=frames.shape[1], width=frames.shape[2])

@@ -1,0 +1,251 @@
+"""From real gameplay to imagined gameplay: records a game, trains tokenizer and world model on it, and rolls out.
+
+    python examples/demo.py [key=value ...]
+
+Overrides reach the demo's own config (`rollouts.prompts=32`, `record.env=ALE/Pong-v5`) and, with a prefix, the two
+training configs (`tokenizer.trainer.max_steps=100`, `tokenizer.from_scratch=true`, `world_model.seed=1`). Each stage
+leaves a mark that names all it depended on: a second run does again only the stages for which that has changed, and one
+that was interrupted goes on in the middle.
+"""
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from demo_pictures import draw_curves, draw_reconstruction, draw_rollouts, write_rollout_video
+from rich.console import Console
+from rich.table import Table
+
+from vidtok_plugin import TokenizerAdapter, VidTok, training
+from vidtok_plugin.commands import add_command, run_command
+from vidtok_plugin.config import load_config, to_dict
+from vidtok_plugin.store import TokenStore
+from vidtok_plugin.tokenizer.evaluation import mean_frame_psnr, reconstruction_psnr
+from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
+from vidtok_plugin.tokenizing import write_store
+from vidtok_plugin.video.clips import ClipDataset, find_sources
+from vidtok_plugin.video.data import VideoDataModule
+from vidtok_plugin.video.episodes import find_episodes, find_videos
+from world_model import Sampler, WorldModel, WorldModelModule, WorldModelRunConfig
+from world_model.data import TokenDataModule
+from world_model.evaluation import cross_entropies, held_out_prompts, score_rollouts
+from world_model.record import SPLITS, RecordConfig, record
+
+logger = logging.getLogger("vidtok_plugin.demo")
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+SECTIONS = ("tokenizer", "world_model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutsConfig:
+    """Which rollouts the demo scores and shows."""
+
+    prompts: int = 64
+    prompt_frames: int = 13
+    future_frames: int = 16
+    sampler: Sampler = field(default_factory=Sampler)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The demo's own settings; `tokenizer/demo.yaml` and `world_model/demo.yaml` hold the training's."""
+
+    record: RecordConfig
+    rollouts: RolloutsConfig
+    tokenizer_clips: int = 32  # held-out clips that its PSNR is measured on
+    output: Path = Path("runs/demo")
+
+
+class Stages:
+    """Runs each stage unless its mark says that it is done with the same inputs; keeps the seconds of each."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.count = folder / "stages", count
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.key, self.number = "", 0
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, inputs: Any, work: Callable[[], None], made: Path, redo: Sequence[Path] = ()) -> None:
+        """`inputs` and all stages before decide; `redo` are the folders to remove when they have changed."""
+        self.number += 1
+        started = json.dumps([self.key, inputs], sort_keys=True, default=str)
+        self.key = sha256(started.encode()).hexdigest()
+        mark = self.folder / f"{name}.json"
+        before = json.loads(mark.read_text()) if mark.exists() else {"key": None, "done": False, "seconds": 0.0}
+        title = f"[{self.number}/{self.count}] {name}"
+        if before["key"] == self.key and before["done"] and made.exists():
+            self.seconds[name] = before["seconds"]
+            logger.info("%s: done before, in %.0f s", title, before["seconds"])
+            return
+        if before["key"] != self.key:
+            before["seconds"] = 0.0
+            for path in redo:
+                shutil.rmtree(path, ignore_errors=True)
+        logger.info("%s ...", title)
+        mark.write_text(json.dumps({"key": self.key, "done": False, "seconds": before["seconds"]}))
+        start = time.perf_counter()
+        work()
+        self.seconds[name] = before["seconds"] + time.perf_counter() - start
+        mark.write_text(json.dumps({"key": self.key, "done": True, "seconds": self.seconds[name]}))
+        logger.info("%s: %.0f s", title, self.seconds[name])
+
+
+def demo(args: argparse.Namespace) -> None:
+    own = [o for o in args.overrides if not o.startswith(tuple(f"{name}." for name in SECTIONS))]
+    cfg = load_config(DemoConfig, [CONFIGS / "demo.yaml"], own)
+    out = cfg.output
+    tokenizer_cfg = section(
+        "tokenizer",
+        TokenizerRunConfig,
+        args.overrides,
+        output=out / "tokenizer",
+        **{"data.train": f"[{out}/episodes/train]", "data.validation": f"[{out}/episodes/validation]"},
+        **{"data.height": cfg.record.size, "data.width": cfg.record.size},
+    )
+    model_cfg = section(
+        "world_model",
+        WorldModelRunConfig,
+        args.overrides,
+        output=out / "world_model",
+        **{"data.store": out / "tokens"},
+    )
+    stages = Stages(out, 5)
+    model_folder = out / "world_model" / "model"
+    stages.run("record", to_dict(cfg.record), lambda: record(cfg.record), out / "episodes", [out / "episodes"])
+    stages.run(
+        "tokenizer",
+        to_dict(tokenizer_cfg),
+        lambda: train_tokenizer(tokenizer_cfg),
+        tokenizer_cfg.output / "model",
+        [tokenizer_cfg.output],
+    )
+    stages.run("tokens", {}, lambda: tokenize(out), out / "tokens", [out / "tokens"])
+    stages.run(
+        "world_model", to_dict(model_cfg), lambda: train_world_model(model_cfg), model_folder, [model_cfg.output]
+    )
+    summary_file = out / "summary.json"
+    stages.run(
+        "rollouts",
+        [to_dict(cfg.rollouts), cfg.tokenizer_clips],
+        lambda: evaluate(cfg, tokenizer_cfg, model_cfg, summary_file),
+        summary_file,
+    )
+    summary = json.loads(summary_file.read_text())
+    summary["seconds"] = round(sum(stages.seconds.values()), 1)
+    summary_file.write_text(json.dumps(summary, indent=2) + "\n")
+    print_summary(summary, stages.seconds, out)
+
+
+def section(name: str, schema: type, overrides: Sequence[str], **settings: Any) -> Any:
+    """A training run's config: its file, what follows from the demo's settings, and the overrides with its prefix."""
+    chosen = [f"{key}={value}" for key, value in settings.items()]
+    chosen += [o.removeprefix(f"{name}.") for o in overrides if o.startswith(f"{name}.")]
+    return load_config(schema, [CONFIGS / name / "demo.yaml"], chosen)
+
+
+def train_tokenizer(cfg: TokenizerRunConfig) -> None:
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    module = TokenizerModule(cfg)
+    training.fit(cfg, module, VideoDataModule(cfg.data))
+    module.tokenizer.save_pretrained(cfg.output / "model")
+
+
+def tokenize(out: Path) -> None:
+    adapter = TokenizerAdapter(VidTok.from_pretrained(out / "tokenizer" / "model"))
+    for split in SPLITS:
+        write_store(
+            adapter,
+            find_episodes(out / "episodes" / split),
+            out / "tokens",
+            split=split,
+            episodes_per_shard=4,
+            progress=True,
+        )
+
+
+def train_world_model(cfg: WorldModelRunConfig) -> None:
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    module = WorldModelModule(cfg)
+    training.fit(cfg, module, TokenDataModule(cfg))
+    module.model.save_pretrained(cfg.output / "model", module.adapter())
+
+
+def evaluate(
+    cfg: DemoConfig, tokenizer_cfg: TokenizerRunConfig, model_cfg: WorldModelRunConfig, summary_file: Path
+) -> None:
+    out = cfg.output
+    folder = model_cfg.output / "model"
+    model = WorldModel.from_pretrained(folder).eval()
+    adapter = TokenizerAdapter.from_pretrained(folder / "adapter")
+    summary: dict[str, float] = {}
+
+    data = tokenizer_cfg.data
+    clips = ClipDataset.every(
+        find_sources([str(out / "episodes" / "test")]),
+        clip_length=data.clip_length,
+        height=data.height,
+        width=data.width,
+        most_clips=cfg.tokenizer_clips,
+    )
+    held_out = [clips[i] for i in range(len(clips))]
+    shipped = VidTok.from_pretrained("vidtok_tiny")
+    summary["tokenizer_psnr"] = reconstruction_psnr(adapter.tokenizer, held_out)
+    summary["tokenizer_psnr_before"] = reconstruction_psnr(shipped, held_out)
+    summary["tokenizer_psnr_baseline"] = mean_frame_psnr(find_videos(out / "episodes" / "train"), held_out)
+    whole = TokenStore(out / "tokens")
+    used = {int(code) for i in range(len(whole)) for code in whole.window(i, 0, int(whole.steps[i]))["codes"].unique()}
+    summary["codebook_usage"] = len(used) / adapter.codebook_size
+
+    train, test = TokenStore(out / "tokens", "train"), TokenStore(out / "tokens", "test")
+    test.check(adapter)
+    entropies = cross_entropies(model, train, test, window_steps=model_cfg.data.window_steps)
+    summary["world_model_cross_entropy"] = entropies.world_model
+    summary["unigram_cross_entropy"] = entropies.unigram
+    summary["copy_cross_entropy"] = entropies.copy
+
+    prompts = held_out_prompts(
+        find_episodes(out / "episodes" / "test"),
+        count=cfg.rollouts.prompts,
+        prompt_frames=cfg.rollouts.prompt_frames,
+        future_frames=cfg.rollouts.future_frames,
+    )
+    scores, result = score_rollouts(model, adapter, prompts, sampler=cfg.rollouts.sampler, hold=cfg.record.hold)
+    summary |= asdict(scores)
+
+    fps = cfg.record.file_fps
+    write_rollout_video(out / "rollout.mp4", prompts, result, fps=fps)
+    draw_rollouts(out / "rollout.png", prompts, result)
+    draw_reconstruction(out / "reconstruction.png", held_out, shipped, adapter.tokenizer)
+    draw_curves(out / "curves.png", tokenizer_cfg.output, model_cfg.output, entropies)
+    summary_file.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def print_summary(summary: dict[str, float], seconds: dict[str, float], out: Path) -> None:
+    table = Table("measure", "value", title="From real gameplay to imagined gameplay")
+    for name, value in summary.items():
+        table.add_row(name, f"{value:.4g}")
+    console = Console()
+    console.print(table)
+    console.print("seconds by stage: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
+    console.print(f"Look at {out}/rollout.png, rollout.mp4, reconstruction.png and curves.png.", soft_wrap=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="demo.py", description="Record, train, imagine.")
+    commands = parser.add_subparsers()
+    command = add_command(commands, "run", demo, "run the demo")
+    command.add_argument("overrides", nargs="*", default=[], metavar="key=value")
+    return run_command(parser, ["run", *(sys.argv[1:] if argv is None else argv)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""Tokenizers at toy width whose every layer matters, and video for them."""
+
+from typing import Any
+
+import torch
+from golden_weights import fill
+from torch import Tensor
+
+from vidtok_plugin import VidTok
+
+TOY = {"ch": 4, "ch_mult": (1, 1, 1, 1), "num_res_blocks": 1}
+
+
+def toy_tokenizer(preset: str, **overrides: Any) -> VidTok:
+    """In eval mode and float64, so that equality means equality: rounding is far below any tolerance.
+
+    Its weights are filled, since layers along time start as the identity, and its encoder ends with large ones, so
+    that codes come from all of the codebook.
+    """
+    model: Any = fill(VidTok.from_preset(preset, **{**TOY, **overrides}))
+    if model.codebook_size is not None:
+        with torch.no_grad():
+            for name, parameter in model.encoder.conv_out.named_parameters():
+                parameter.mul_(4 if name.endswith("weight") else 1)
+    return model.eval().double()
+
+
+def random_video(num_frames: int, *, b: int = 1, h: int = 8, w: int = 16, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(b, 3, num_frames, h, w, generator=generator, dtype=torch.float64) * 2 - 1
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """The largest difference, in units of the largest value."""
+    assert a.shape == b.shape, (a.shape, b.shape)
+    return ((a - b).abs().max() / b.abs().max().clamp(min=1e-9)).item() if a.numel() else 0.0

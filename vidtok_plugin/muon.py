@@ -1,0 +1,82 @@
+"""Muon: momentum whose steps are orthogonalised, for matrices and kernels, with AdamW for all else.
+
+Keller Jordan's method (https://kellerjordan.github.io/posts/muon/); `torch.optim.Muon` takes matrices alone, and a
+tokenizer's weights are convolution kernels, here flattened to (outputs, inputs times kernel).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+
+
+class Muon(torch.optim.Optimizer):
+    """One optimizer of two kinds of groups: `muon=True` for weights of two or more dimensions, AdamW otherwise."""
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": 0.0, "muon": False}
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            update = self._muon if group["muon"] else self._adam
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                update(parameter, parameter.grad, self.state[parameter], group)
+        return loss
+
+    def _muon(self, parameter: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(grad, 1 - group["momentum"])
+        direction = grad.lerp(state["momentum"], group["momentum"]).flatten(1)
+        scale = max(1.0, direction.shape[0] / direction.shape[1]) ** 0.5
+        parameter.sub_(orthogonalise(direction).view_as(parameter), alpha=group["lr"] * scale)
+
+    def _adam(self, parameter: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        if not state:
+            state["step"] = 0
+            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["step"] += 1
+        (beta1, beta2), step = group["betas"], state["step"]
+        state["mean"].lerp_(grad, 1 - beta1)
+        state["square"].lerp_(grad.square(), 1 - beta2)
+        root = (state["square"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
+        parameter.addcdiv_(state["mean"], root, value=-group["lr"] / (1 - beta1**step))
+
+
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """Brings the singular values of a matrix near 1, by a quintic Newton-Schulz iteration.
+
+    Example:
+        >>> singular = torch.linalg.svdvals(orthogonalise(torch.randn(8, 32)))
+        >>> bool(((singular > 0.6) & (singular < 1.3)).all())
+        True
+    """
+    a, b, c = NEWTON_SCHULZ
+    x = matrix / (matrix.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(ITERATIONS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x

@@ -1,0 +1,28 @@
+"""How well a tokenizer reconstructs held-out video."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vidtok_plugin.tokenizer.model import VidTok
+from vidtok_plugin.tokenizer.objective import frame_psnr
+from vidtok_plugin.video.reading import read_frames
+
+
+@torch.no_grad()
+def reconstruction_psnr(tokenizer: VidTok, clips: Iterable[Tensor]) -> float:
+    """Mean PSNR in dB over all frames of clips (3, t, h, w) in [-1, 1], reconstructed one by one."""
+    psnr = [frame_psnr(clip[None], tokenizer(clip[None]).reconstruction).flatten() for clip in clips]
+    return float(torch.cat(psnr).mean())
+
+
+def mean_frame_psnr(train: Sequence[Path], clips: Iterable[Tensor], *, every: int = 16) -> float:
+    """The same for the mean of the training videos' frames (each `every`-th) in place of a reconstruction."""
+    total, count = torch.zeros(()), 0
+    for path in train:
+        frames = torch.from_numpy(read_frames(path))[::every].float() / 127.5 - 1
+        total, count = total + frames.sum(0), count + len(frames)
+    mean = (total / count).permute(2, 0, 1)[None, :, None]
+    return float(torch.cat([frame_psnr(clip[None], mean.expand_as(clip[None])).flatten() for clip in clips]).mean())

@@ -1,0 +1,91 @@
+"""The `world-model` command: it only wires; heavy imports wait until a command needs them."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from vidtok_plugin.commands import add_command, add_config_arguments, config_from, run_command
+
+
+def record_command(args: argparse.Namespace) -> None:
+    from dataclasses import fields
+
+    from vidtok_plugin.config import load_config
+    from world_model.record import RecordConfig, record
+
+    given = {field.name: getattr(args, field.name, None) for field in fields(RecordConfig)}
+    settings = [f"{name}={value}" for name, value in given.items() if value is not None]
+    cfg = load_config(RecordConfig, [], settings + args.overrides)
+    record(cfg)
+    print(f"{cfg.output}: recorded {cfg.env}")
+
+
+def fit(args: argparse.Namespace) -> None:
+    import lightning.pytorch as pl
+
+    from vidtok_plugin import training
+    from world_model.data import TokenDataModule
+    from world_model.module import WorldModelModule, WorldModelRunConfig
+
+    cfg = config_from(args, WorldModelRunConfig)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    module = WorldModelModule(cfg)
+    trainer = training.fit(cfg, module, TokenDataModule(cfg))
+    if trainer.is_global_zero:
+        module.model.save_pretrained(cfg.output / "model", module.adapter())
+
+
+def validate(args: argparse.Namespace) -> None:
+    from vidtok_plugin import training
+    from world_model.data import TokenDataModule
+    from world_model.module import WorldModelModule, WorldModelRunConfig
+
+    cfg = config_from(args, WorldModelRunConfig)
+    training.validate(cfg, WorldModelModule(cfg), TokenDataModule(cfg))
+
+
+def rollout_command(args: argparse.Namespace) -> None:
+    from world_model.rollout_files import rollout_file
+    from world_model.sampler import Sampler
+
+    sampler = Sampler(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
+    result = rollout_file(
+        args.model,
+        args.prompt,
+        args.output,
+        actions=args.actions,
+        prompt_frames=args.prompt_frames,
+        num_frames=args.frames,
+        sampler=sampler,
+    )
+    print(f"{args.output}: {args.frames} frames imagined, {result.tokens_per_second:.0f} tokens a second")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="world-model", description="Record, train and roll out world models.")
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    command = add_command(commands, "record", record_command, "record real Atari play as mp4, with its actions")
+    command.add_argument("--env", required=True, help="such as ALE/Boxing-v5")
+    command.add_argument("--output", required=True, metavar="FOLDER")
+    command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="such as train_episodes=8")
+
+    add_config_arguments(add_command(commands, "fit", fit, "train a world model on a token store"))
+    add_config_arguments(add_command(commands, "validate", validate, "score a run's last checkpoint"))
+
+    command = add_command(commands, "rollout", rollout_command, "imagine how a video goes on")
+    command.add_argument("--model", type=Path, required=True, metavar="FOLDER")
+    command.add_argument("--prompt", type=Path, required=True, metavar="clip.mp4")
+    command.add_argument("--actions", type=Path, metavar="clip.actions.npy", help="default: the file beside the prompt")
+    command.add_argument("--output", type=Path, required=True, metavar="out.mp4")
+    command.add_argument("--prompt-frames", type=int, default=13, help="frames taken from the prompt's start")
+    command.add_argument("--frames", type=int, default=32, help="frames to imagine")
+    command.add_argument("--temperature", type=float, default=1.0)
+    command.add_argument("--top-k", type=int)
+    command.add_argument("--top-p", type=float)
+    command.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(build_parser(), argv)
