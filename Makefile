@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n $(JOBS) --dist loadfile
 
-.PHONY: setup demo lint test test-slow test-gpu test-all format clean
+.PHONY: setup demo vidtok-tiny lint test test-slow test-gpu test-all format clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/python examples/demo.py
+
+# The tokenizer that ships with the package, trained again from nothing: some hours.
+vidtok-tiny: setup
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[pretrain]'
+	$(BIN)/python examples/train_vidtok_tiny.py
 
 lint: setup
 	$(BIN)/ruff check

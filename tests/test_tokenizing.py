@@ -56,6 +56,26 @@ def test_a_stored_episode_is_what_the_adapter_makes_of_its_video(
         assert torch.equal(window["actions_known"], grouped.known[0])
 
 
+def test_clips_are_streams_of_their_own_that_share_a_frame(folder: Path, tmp_path: Path) -> None:
+    adapter, episodes = tiny_adapter(), find_episodes(folder)
+    store = write_store(adapter, episodes, tmp_path, clip_frames=9)
+    assert [(e.name, e.first_frame, e.frames, e.steps) for e in store.episodes] == [
+        ("a.mp4", 0, 9, 3),
+        ("a.mp4", 8, 9, 3),
+        ("b.mp4", 0, 9, 3),
+        ("b.mp4", 8, 3, 2),
+        ("c.mp4", 0, 1, 1),
+    ]
+    video = torch.from_numpy(read_frames(episodes[0].path, range(8, 17))).permute(3, 0, 1, 2)[None]
+    window = store.window(1, 0, 3)
+    assert torch.equal(window["codes"].flatten(), adapter.encode(video).ids[0])
+    assert window["actions"][1:].flatten().tolist() == episodes[0].actions[9:17].tolist()
+    with pytest.raises(ValueError, match="clip_frames must be the same throughout a store, 9, got None"):
+        write_store(adapter, episodes, tmp_path)
+    with pytest.raises(ValueError, match=r"clip_frames must be 1 \+ k \* 4 .* got 8; .* 5 and 9"):
+        write_store(adapter, episodes, tmp_path, clip_frames=8)
+
+
 def test_the_store_tells_how_it_was_made(folder: Path, tmp_path: Path) -> None:
     adapter = tiny_adapter()
     store = write_store(adapter, find_episodes(folder), tmp_path)
@@ -73,9 +93,9 @@ def test_an_interrupted_writing_goes_on(folder: Path, tmp_path: Path, monkeypatc
     write_store(adapter, episodes[:2], tmp_path, episodes_per_shard=1)
     encoded = []
 
-    def encode(adapter: TokenizerAdapter, episode: Any, chunk_frames: int) -> Any:
+    def encode(adapter: TokenizerAdapter, episode: Any, *arguments: Any) -> Any:
         encoded.append(episode.path.name)
-        return original(adapter, episode, chunk_frames)
+        return original(adapter, episode, *arguments)
 
     from vidtok_plugin import tokenizing
 

@@ -48,6 +48,7 @@ class StoreMetadata:
     temporal_factor: int
     fps: float
     action_space: Mapping[str, Any] = field(default_factory=dict)  # kind, size and meanings; empty without actions
+    clip_frames: int | None = None  # frames that were encoded as a stream of their own; None for whole videos
     format: int = FORMAT
 
     def check_same(self, other: "StoreMetadata", whose: str) -> None:
@@ -63,9 +64,10 @@ class StoreMetadata:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredEpisode:
-    """An episode's place and origin."""
+    """The place and the origin of an unbroken stretch of tokens, whose first step is a single frame."""
 
     name: str  # the source file, relative to the folder that was tokenized
+    first_frame: int = 0  # in that file
     steps: int
     frames: int
     digest: str  # SHA-256 of the source files
@@ -202,7 +204,7 @@ class TokenStoreWriter:
         steps.memmap(partial)
         entries, start = [], 0
         for episode in episodes:
-            entry = {name: getattr(episode, name) for name in ("name", "steps", "frames", "digest")}
+            entry = {name: getattr(episode, name) for name in ("name", "first_frame", "steps", "frames", "digest")}
             entries.append({**entry, "start": start})
             start += episode.steps
         (partial / EPISODES_FILE).write_text(json.dumps(entries, indent=2) + "\n")

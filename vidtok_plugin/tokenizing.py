@@ -31,6 +31,7 @@ def write_store(
     *,
     split: str = "train",
     root: str | Path | None = None,
+    clip_frames: int | None = None,
     episodes_per_shard: int = 32,
     chunk_frames: int = 64,
     progress: bool = False,
@@ -41,10 +42,13 @@ def write_store(
     interrupted call goes on where it stopped (by whole shards). They are known by their paths relative to
     `root`, or by their names alone.
 
+    With `clip_frames`, 1 + k f of them, each video is cut into clips, the last frame of one being the first of
+    the next, and each is encoded as a stream of its own and stored as an episode. A rollout's prompt is such a
+    stream, whose first step is a single frame: a model that learns of whole videos alone seldom sees that.
+
     Raises:
         ValueError: episodes that differ in size, rate or actions from each other or from what is stored, or
-        have changed
-            since; a video whose size doesn't fit the tokenizer; another tokenizer's store.
+            have changed since; a video whose size doesn't fit the tokenizer; another tokenizer's store.
     """
     if not episodes:
         raise ValueError("write_store: there must be at least one episode, got none.")
@@ -55,8 +59,15 @@ def write_store(
             f"write_store: episodes_per_shard and chunk_frames must be at least 1, got {episodes_per_shard} "
             f"and {chunk_frames}."
         )
+    f = adapter.temporal_factor
+    if clip_frames is not None and (clip_frames <= 1 or (clip_frames - 1) % f):
+        below = 1 + max(1, (clip_frames - 1) // f) * f
+        raise ValueError(
+            f"write_store: clip_frames must be 1 + k * {f} ({f} is the tokenizer's temporal factor), got "
+            f"{clip_frames}; the nearest that fit are {below} and {below + f}."
+        )
     names = _names(episodes, root)
-    metadata = _metadata(adapter, episodes[0])
+    metadata = replace(_metadata(adapter, episodes[0]), clip_frames=clip_frames)
     writer = TokenStoreWriter(output, metadata)
     if not (Path(output) / ADAPTER_FOLDER).exists():
         adapter.save_pretrained(Path(output) / ADAPTER_FOLDER)
@@ -76,31 +87,35 @@ def write_store(
     for batch in _batches(queue, episodes_per_shard):
         entries, data = [], []
         for name, digest, episode in batch:
-            data.append(encode_episode(adapter, episode, chunk_frames))
-            frames = _num_frames(episode)
-            entries.append(StoredEpisode(name=name, steps=len(data[-1]["codes"]), frames=frames, digest=digest))
+            for clip in _clips(_num_frames(episode), clip_frames):
+                data.append(encode_episode(adapter, episode, clip, chunk_frames))
+                steps, first = len(data[-1]["codes"]), clip.start
+                entries.append(
+                    StoredEpisode(name=name, first_frame=first, steps=steps, frames=len(clip), digest=digest)
+                )
         writer.write_shard(split, entries, data)
     return TokenStore(output, split)
 
 
-def encode_episode(adapter: "TokenizerAdapter", episode: Episode | Path, chunk_frames: int = 64) -> dict[str, Tensor]:
-    """One episode's codes (N, H, W) int32, and, if it has actions, actions (N, f[, a]) and num_actions (N,)
-    uint8.
+def encode_episode(
+    adapter: "TokenizerAdapter", episode: Episode | Path, frames: range | None = None, chunk_frames: int = 64
+) -> dict[str, Tensor]:
+    """The codes (N, H, W) int32 of some frames of an episode, all by default; and its actions if it has any:
+    actions (N, f[, a]) and num_actions (N,) uint8.
 
-    `actions` are those that led to each step's frames: none for step 0, fewer than f for a last, partial
-    step.
+    `actions` are those that led to each step's frames: none for step 0, fewer than f for a last, partial step.
     """
     path = episode if isinstance(episode, Path) else episode.path
-    frames = _num_frames(episode)
-    if probe(path).num_frames != frames:
+    frames = range(_num_frames(episode)) if frames is None else frames
+    if probe(path).num_frames != _num_frames(episode):
         raise ValueError(
-            f"Episode {path}: it must have one action for each frame, got {frames} actions for "
+            f"Episode {path}: it must have one action for each frame, got {_num_frames(episode)} actions for "
             f"{probe(path).num_frames} frames."
         )
     stream, codes = adapter.stream(), []
     with torch.no_grad():
-        for begin in range(0, frames, chunk_frames):
-            chunk = torch.from_numpy(read_frames(path, range(begin, min(begin + chunk_frames, frames))))
+        for begin in range(0, len(frames), chunk_frames):
+            chunk = torch.from_numpy(read_frames(path, frames[begin : begin + chunk_frames]))
             video = rearrange(chunk, "t h w c -> 1 c t h w").to(adapter.tokenizer.device)
             codes.append(_codes(stream.push(video)))
         codes.append(_codes(stream.flush()))
@@ -108,13 +123,21 @@ def encode_episode(adapter: "TokenizerAdapter", episode: Episode | Path, chunk_f
     if isinstance(episode, Path):
         return data
     steps, f = len(data["codes"]), adapter.temporal_factor
-    actions = torch.from_numpy(episode.actions)
+    actions = torch.from_numpy(episode.actions[frames.start : frames.stop])
     grouped = actions.new_zeros(steps * f, *actions.shape[1:])
-    grouped[f : f + frames - 1] = actions[1:]
+    grouped[f : f + len(frames) - 1] = actions[1:]
     data["actions"] = grouped.view(steps, f, *actions.shape[1:])
-    data["num_actions"] = (frames - 1 - (torch.arange(steps) - 1) * f).clamp(0, f).to(torch.uint8)
+    data["num_actions"] = (len(frames) - 1 - (torch.arange(steps) - 1) * f).clamp(0, f).to(torch.uint8)
     data["num_actions"][0] = 0
     return data
+
+
+def _clips(num_frames: int, clip_frames: int | None) -> list[range]:
+    """Where clips begin and end: each but the last has `clip_frames`, and shares a frame with the next."""
+    if clip_frames is None:
+        return [range(num_frames)]
+    starts = range(0, max(1, num_frames - 1), clip_frames - 1)
+    return [range(start, min(start + clip_frames, num_frames)) for start in starts]
 
 
 def _codes(tokens: "VideoTokens") -> Tensor:

@@ -78,7 +78,7 @@ def fit(
     if last is not None:
         logger.info("Going on from %s.", last)
     trainer.fit(module, data, ckpt_path=last, weights_only=True)
-    trainer.save_checkpoint(cfg.last_checkpoint)
+    trainer.save_checkpoint(cfg.last_checkpoint, weights_only=False)
     return trainer
 
 

@@ -43,7 +43,7 @@ class RolloutResult:
     prompt_reconstruction: Tensor  # (b, 3, prompt frames, h, w): the prompt as the tokenizer gives it back
     generated_tokens: int  # of all rollouts together
     generation_seconds: float  # that the world model took to draw them
-    seconds: float  # encoding of the prompt, generation and decoding
+    seconds: float  # that the rollout took in all, encoding and decoding included
 
     @property
     def imagined(self) -> Tensor:
@@ -83,6 +83,7 @@ def rollout(
         result = rollout(model, adapter, prompt=video, actions=actions, num_frames=32,
         sampler=Sampler(temperature=0.9)) result.video  # (b, 3, t, h, w)
     """
+    begun = time.perf_counter()
     check_adapter(model, adapter, "rollout")
     video = check_prompt(model, adapter, prompt, "rollout", validate=validate)
     batch, _, prompt_frames = video.shape[:3]
@@ -93,7 +94,6 @@ def rollout(
         model, actions, batch, prompt_frames + num_frames, what, "rollout", validate=validate
     )
 
-    begin = time.perf_counter()
     codes = _encode(adapter, video)
     prompt_steps = codes.shape[1]
     start = time.perf_counter()
@@ -102,20 +102,20 @@ def rollout(
     drawn = []
     for step in range(prompt_steps, prompt_steps + num_frames // f):
         drawn.append(generator.step(None if grouped is None else grouped[step : step + 1]))
-    if video.is_cuda:
-        torch.cuda.synchronize(video.device)
-    seconds = time.perf_counter() - start
+    _wait_for(video.device)
+    generation_seconds = time.perf_counter() - start
 
     codes = torch.cat([codes, torch.stack(drawn, dim=1)], dim=1)
     tokens = _video_tokens(adapter, codes, prompt_frames + num_frames)
     decoded = _decode(adapter, codes, f)
+    _wait_for(video.device)
     return RolloutResult(
         video=torch.cat([video, decoded[:, :, prompt_frames:]], dim=2),
         tokens=tokens,
         prompt_reconstruction=decoded[:, :, :prompt_frames],
         generated_tokens=batch * len(drawn) * model.tokens.tokens_per_step,
-        generation_seconds=seconds,
-        seconds=time.perf_counter() - begin,
+        generation_seconds=generation_seconds,
+        seconds=time.perf_counter() - begun,
     )
 
 
@@ -206,6 +206,12 @@ def _decode(adapter: "TokenizerAdapter", codes: Tensor, temporal_factor: int) ->
     for step in range(1, codes.shape[1]):
         frames.append(stream.push(_video_tokens(adapter, codes[:, step : step + 1], temporal_factor)))
     return torch.cat([*frames, stream.flush()], dim=2).clamp(-1, 1)
+
+
+def _wait_for(device: torch.device) -> None:
+    """CUDA runs on its own; times are only known once it is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _video_tokens(adapter: "TokenizerAdapter", codes: Tensor, num_frames: int) -> "VideoTokens":

@@ -33,7 +33,8 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         if self.patch_size[0] != 1 or min(self.patch_size) < 1:
             raise ValueError(
-                f"TokenizerAdapter: patch_size must be 1 in time and 1 or more in rows and columns, got {self.patch_size}."
+                f"TokenizerAdapter: patch_size must be 1 in time, and 1 or more in rows and columns, "
+                f"got {self.patch_size}."
             )
 
 
@@ -64,7 +65,8 @@ class TokenizerAdapter(nn.Module):
         levels = tokenizer.architecture.fsq_levels
         if levels is not None and patch_size != (1, 1, 1):
             raise ValueError(
-                f"TokenizerAdapter: discrete tokens are single codes, so patch_size must be (1, 1, 1), got {patch_size}."
+                f"TokenizerAdapter: discrete tokens are single codes, so patch_size must be (1, 1, 1), "
+                f"got {patch_size}."
             )
         if tokenizer.dtype not in (torch.float32, torch.float64):
             raise ValueError(
@@ -267,7 +269,8 @@ class TokenizerAdapter(nn.Module):
     def fit_latent_stats(self, videos: Iterable[Tensor]) -> None:
         """Sets the mean and the standard deviation of each channel to those of these videos' latents."""
         self._check_continuous()
-        count, total, squares = 0, 0.0, 0.0
+        count = 0
+        total, squares = (torch.zeros_like(self.latent_mean, dtype=torch.float64) for _ in range(2))
         for video in videos:
             with torch.autocast(video.device.type, enabled=False):
                 latents = self.tokenizer.encode(video).latents.double()
@@ -311,5 +314,6 @@ def _leave_out_tokenizer(module: nn.Module, state_dict: dict[str, Any], prefix: 
 
 
 def _expect_no_tokenizer(module: nn.Module, incompatible: Any) -> None:
+    assert isinstance(module, TokenizerAdapter)
     tokenizer_keys = [f"tokenizer.{name}" for name in module.tokenizer.state_dict()]
     incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not key.endswith(tuple(tokenizer_keys))]

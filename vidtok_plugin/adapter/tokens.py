@@ -70,4 +70,4 @@ def video_tokens(values: Tensor, num_frames: int) -> VideoTokens:
     """Tokens of videos that all have `num_frames` frames."""
     b = values.shape[0]
     counts = torch.full((b,), num_frames, dtype=torch.int64, device=values.device)
-    return VideoTokens(grid_values=values, num_frames=counts, batch_size=[b])
+    return VideoTokens(grid_values=values, num_frames=counts, batch_size=[b])  # type: ignore[call-arg]

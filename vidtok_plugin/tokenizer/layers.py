@@ -110,13 +110,12 @@ class TimeConv(StreamLayer):
         (a single clip in one thread).
         """
         count = (x.shape[1] - 3) // self.stride + 1
-        y: Tensor | None = None
+        taps = []
         for k in range(3):
             frames = x[:, k : k + self.stride * (count - 1) + 1 : self.stride]
             frames = rearrange(frames, "b t h w c -> (b t) c h w")
-            tap = F.conv2d(frames, self.weight[:, :, k], self.bias if k == 0 else None, padding=1)
-            y = tap if y is None else y + tap
-        return rearrange(y, "(b t) c h w -> b t h w c", b=x.shape[0])
+            taps.append(F.conv2d(frames, self.weight[:, :, k], self.bias if k == 0 else None, padding=1))
+        return rearrange(taps[0] + taps[1] + taps[2], "(b t) c h w -> b t h w c", b=x.shape[0])
 
 
 class PointConv(FrameLayer):

@@ -151,9 +151,9 @@ class VidTok(nn.Module):
 
     def indices_to_latents(self, indices: Tensor) -> Tensor:
         """Indices (b, T, H, W) -> quantized latents (b, c, T, H, W); FSQ models only."""
-        if not isinstance(self.regularization, FSQ):
-            raise ValueError("VidTok: a KL model has no indices; decode its latents.")
         size = self.codebook_size
+        if not isinstance(self.regularization, FSQ) or size is None:
+            raise ValueError("VidTok: a KL model has no indices; decode its latents.")
         if indices.device.type == "cpu" and indices.numel() and not 0 <= indices.min() <= indices.max() < size:
             raise ValueError(f"VidTok: indices must be 0 to {size - 1}, got {indices.min()} to {indices.max()}.")
         return self.regularization.indices_to_latents(indices)

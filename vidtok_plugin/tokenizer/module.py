@@ -65,7 +65,7 @@ class TokenizerModule(pl.LightningModule):
     def __init__(self, cfg: TokenizerRunConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.tokenizer = cfg.build()
+        self.tokenizer = cfg.build().train()  # pretrained models come in eval mode
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return configure_optimizers(
@@ -99,8 +99,8 @@ class TokenizerModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if len(self._used_codes):
-            used = self.all_gather(self._used_codes.float()).view(-1, len(self._used_codes)).amax(0)
-            self.log("val/codebook_usage", used.mean())
+            used = self.trainer.strategy.reduce(self._used_codes.float(), reduce_op="sum")
+            self.log("val/codebook_usage", (used > 0).float().mean())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["architecture"] = architecture_settings(self.tokenizer.architecture)

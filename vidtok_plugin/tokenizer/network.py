@@ -3,6 +3,8 @@
 Shapes: video and latents come and go as `(b, t, h, w, c)`; parameter names are those of the published checkpoints.
 """
 
+from typing import cast
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,11 +39,11 @@ class Level(nn.Module):
             self.upsample = up
 
 
-def level_layers(i: int, **levels: Level) -> list[tuple[str, StreamLayer]]:
+def level_layers(i: int, **levels: nn.Module) -> list[tuple[str, StreamLayer]]:
     """The layers of level `i` in the order in which they run: the pairs of blocks, then the resampling layers."""
-    blocks = zip(*(level.block for level in levels.values()), strict=True)
+    blocks = zip(*(cast(nn.ModuleList, level.block) for level in levels.values()), strict=True)
     layers = [
-        (f"{name}.{i}.block.{j}", block)
+        (f"{name}.{i}.block.{j}", cast(StreamLayer, block))
         for j, pair in enumerate(blocks)
         for name, block in zip(levels, pair, strict=True)
     ]

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from vidtok_plugin.tokenizer.model import Reconstruction
 
@@ -52,5 +52,6 @@ def objective(cfg: ObjectiveConfig, video: Tensor, out: Reconstruction, step: in
 
 def frame_psnr(video: Tensor, reconstruction: Tensor) -> Tensor:
     """PSNR in dB of each frame: (b, 3, t, h, w) twice, in [-1, 1] -> (b, t); the reconstruction is clamped."""
-    error = (video - reconstruction.clamp(-1, 1)).float().square().mean(dim=(1, 3, 4))
-    return 10 * torch.log10(4 / error.clamp(min=1e-10))
+    return peak_signal_noise_ratio(
+        reconstruction.clamp(-1, 1).float(), video.float(), data_range=2.0, dim=(1, 3, 4), reduction="none"
+    )

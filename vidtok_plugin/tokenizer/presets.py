@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from vidtok_plugin.errors import nearest
 from vidtok_plugin.tokenizer.architecture import Architecture
 
 HUB_REPOSITORY = "microsoft/VidTok"
-METRICS = ("psnr", "ssim", "lpips", "fvd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,7 @@ _ROWS: tuple[tuple[Literal["kl", "fsq"], bool, str, int, Literal["1.0", "1.1"], 
     ("fsq", True, "888", 32768, "1.1", (27.95, 0.817, 0.142, 293.2)),
 )
 _FSQ_LEVELS = {4096: (8,) * 4, 32768: (8,) * 5, 262144: (8,) * 6}
-_VARIANTS = {  # what differs from the family's default placing of the levels
+_VARIANTS: dict[str, dict[str, Any]] = {  # what differs from the family's default placing of the levels
     "488": {},
     "41616": {"ch_mult": _FIVE_LEVELS},
     "288": {"encoder_temporal_levels": (1,), "decoder_temporal_levels": (2,)},
@@ -118,7 +117,9 @@ def _published() -> dict[str, Preset]:
         result[name + suffix] = Preset(
             name=name + suffix,
             architecture=replace(base, **_VARIANTS[compression]),
-            metrics=None if metrics is None else Metrics(**dict(zip(METRICS, metrics, strict=True))),
+            metrics=None
+            if metrics is None
+            else Metrics(psnr=metrics[0], ssim=metrics[1], lpips=metrics[2], fvd=metrics[3]),
             checkpoint=f"{folder}/{name}{suffix}.ckpt",
         )
     return result
