@@ -100,7 +100,7 @@ class TestResumption:
         order."""
         whole = fit(config(folder), tmp_path / "whole", manual=manual, **limit)
         assert len({clip for _, batch in whole for clip in batch}) > len(whole)  # they differ
-        for step in (1, BATCHES - 1, BATCHES, BATCHES + 2):
+        for step in (1, BATCHES, BATCHES + 2):
             resume = tmp_path / "whole" / f"step={step}.ckpt"
             assert fit(config(folder), tmp_path / f"{step}", resume, manual=manual, **limit) == whole[step:], step
 

@@ -1,0 +1,127 @@
+"""Users' mistakes end in one clear sentence with the remedy, and exit code 2."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vidtok_plugin import TokenizerAdapter, VidTok, cli
+from vidtok_plugin.tokenizing import write_store
+from vidtok_plugin.video.writing import write_video
+from world_model import cli as world_model_cli
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def fail(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command that must fail, and gives the sentence that it printed."""
+
+    def run(*argv: str, main: Callable[[list[str]], int] = cli.main) -> str:
+        assert main(list(argv)) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        assert len(errors) == 1 and "Traceback" not in "".join(lines)
+        return errors[0]
+
+    return run
+
+
+def fit(folder: Path, output: Path, *overrides: str) -> list[str]:
+    data = [f"data.train=[{folder}]", f"data.validation=[{folder}]", "trainer.enable_progress_bar=false"]
+    return ["fit", "--config", str(CONFIG), *data, f"output={output}", "trainer.max_steps=1", *overrides]
+
+
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "tokenizer" / "demo.yaml"
+WORLD_MODEL_CONFIG = CONFIG.parent.parent / "world_model" / "demo.yaml"
+
+
+def make_video(path: Path, frames: int, size: int = 64) -> Path:
+    write_video(path, np.random.default_rng(0).integers(0, 255, (frames, size, size, 3), dtype=np.uint8), fps=30)
+    return path
+
+
+def make_store(folder: Path, tokenizer: VidTok) -> Path:
+    video = make_video(folder / "clip.mp4", 40, size=16)
+    for split in ("train", "validation"):
+        write_store(TokenizerAdapter(tokenizer), [video], folder / "store", split=split)
+    return folder / "store"
+
+
+def tiny(**overrides: object) -> VidTok:
+    return VidTok.from_preset("vidtok_tiny", ch=4, ch_mult=(1, 1, 1, 1), **overrides)
+
+
+def test_missing_folder(fail: Run, tmp_path: Path) -> None:
+    assert "doesn't exist" in fail(*fit(tmp_path / "nowhere", tmp_path / "run"))
+
+
+def test_empty_folder(fail: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert ".mp4" in fail(*fit(tmp_path / "empty", tmp_path / "run"))
+
+
+def test_file_that_is_no_video(fail: Run, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "broken.mp4").write_text("no video")
+    message = fail(*fit(tmp_path / "clips", tmp_path / "run"))
+    assert "broken.mp4" in message and "remove or replace" in message
+
+
+def test_video_too_short_for_the_clip(fail: Run, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    make_video(tmp_path / "clips" / "short.mp4", 5)
+    message = fail(*fit(tmp_path / "clips", tmp_path / "run"))
+    assert "short.mp4" in message and "17" in message
+
+
+def test_size_that_is_no_multiple_of_the_spatial_factor(fail: Run, tmp_path: Path) -> None:
+    message = fail(*fit(tmp_path, tmp_path / "run", "data.height=60"))
+    assert "multiple of 8" in message and "56 and 64" in message
+
+
+def test_size_of_a_video_that_does_not_fit_names_those_that_do(fail: Run, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    make_video(tmp_path / "clips" / "odd.mp4", 9, size=20)
+    arguments = ["tokenize", str(tmp_path / "clips"), "--model", "vidtok_tiny", "--output", str(tmp_path / "store")]
+    assert "16 and 24" in fail(*arguments)
+
+
+def test_unknown_config_key_names_the_nearest(fail: Run, tmp_path: Path) -> None:
+    assert "optimizer.lr" in fail(*fit(tmp_path, tmp_path / "run", "optimizer.lrr=1"))
+
+
+def test_unknown_trainer_key_names_the_nearest(fail: Run, tmp_path: Path) -> None:
+    assert "trainer.max_steps" in fail(*fit(tmp_path, tmp_path / "run", "trainer.max_step=1"))
+
+
+def test_unknown_preset_names_the_nearest(fail: Run, tmp_path: Path) -> None:
+    message = fail("reconstruct", "x.mp4", "--model", "vidtok_tin", "--output", str(tmp_path / "out.mp4"))
+    assert "vidtok_tiny" in message
+
+
+def test_store_written_by_another_tokenizer(fail: Run, tmp_path: Path) -> None:
+    store = make_store(tmp_path, tiny())
+    tiny().save_pretrained(tmp_path / "other")  # other random weights
+    message = fail("tokenize", str(tmp_path), "--model", str(tmp_path / "other"), "--output", str(store))
+    assert "adapter_hash" in message or "another tokenizer" in message
+
+
+def test_checkpoint_of_another_architecture(fail: Run, tmp_path: Path) -> None:
+    store = make_store(tmp_path, tiny())
+    small = ["trainer.log_every_n_steps=1", "model.transformer.depth=1", "model.transformer.heads=2", "trainer.enable_progress_bar=false"]
+    arguments = ["fit", "--config", str(WORLD_MODEL_CONFIG), f"data.store={store}", f"output={tmp_path / 'run'}"]
+    arguments += ["trainer.max_steps=1", "data.window_steps=4", *small]
+    assert world_model_cli.main([*arguments, "model.transformer.width=32"]) == 0
+    message = fail(*arguments, "model.transformer.width=64", main=world_model_cli.main)
+    assert "architecture" in message
+
+
+def test_weights_of_another_architecture(fail: Run, tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path / "small")
+    video = make_video(tmp_path / "clip.mp4", 9)
+    weights = tmp_path / "small" / "model.safetensors"
+    arguments = ["reconstruct", str(video), "--model", str(weights), "--output", str(tmp_path / "out.mp4")]
+    assert "preset=" in fail(*arguments)
+    assert "another architecture" in fail(*arguments, "--preset", "vidtok_tiny")
