@@ -155,7 +155,7 @@ def section(name: str, schema: type, overrides: Sequence[str], **settings: Any) 
 def train_tokenizer(cfg: TokenizerRunConfig) -> None:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module = TokenizerModule(cfg)
-    training.fit(cfg, module, VideoDataModule(cfg.data))
+    training.fit(cfg, module, VideoDataModule(cfg))
     module.tokenizer.save_pretrained(cfg.output / "model")
 
 

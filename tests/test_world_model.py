@@ -207,7 +207,7 @@ def test_a_saved_model_is_read_back(name: str, tmp_path: Path) -> None:
     model = random_model(config)
     model.adapter_hash = "abc"
     model.save_pretrained(tmp_path / "model")
-    again = WorldModel.from_pretrained(tmp_path / "model").eval()
+    again = WorldModel.from_pretrained(tmp_path / "model")
     assert again.config == config and again.adapter_hash == "abc"
     codes, actions = torch.randint(12, (1, 2, 2, 3)), random_actions(config, 1, 2)
     assert torch.equal(again(codes, actions), model(codes, actions))

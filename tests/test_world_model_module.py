@@ -44,9 +44,10 @@ def config(store: Path, output: Path, *overrides: str) -> WorldModelRunConfig:
 
 
 @LIGHTNING_NOISE
-def test_it_learns_by_trainer_fit(store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("muon_lr", ["null", "0.02"])
+def test_it_learns_by_trainer_fit(store: Path, tmp_path: Path, muon_lr: str) -> None:
     """Codes count up by one a step: soon known, whatever the episode."""
-    cfg = config(store, tmp_path, "trainer.max_steps=60")
+    cfg = config(store, tmp_path, "trainer.max_steps=60", f"optimizer.muon_lr={muon_lr}")
     module, data = WorldModelModule(cfg), TokenDataModule(cfg)
     trainer = pl.Trainer(**cfg.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
     trainer.fit(module, data)

@@ -46,7 +46,7 @@ def fit(args: argparse.Namespace) -> None:
     cfg = config_from(args, TokenizerRunConfig)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module = TokenizerModule(cfg)
-    trainer = training.fit(cfg, module, VideoDataModule(cfg.data))
+    trainer = training.fit(cfg, module, VideoDataModule(cfg))
     if trainer.is_global_zero:
         module.tokenizer.save_pretrained(cfg.output / "model")
 
@@ -57,7 +57,7 @@ def validate(args: argparse.Namespace) -> None:
     from vidtok_plugin.video.data import VideoDataModule
 
     cfg = config_from(args, TokenizerRunConfig)
-    training.validate(cfg, TokenizerModule(cfg), VideoDataModule(cfg.data))
+    training.validate(cfg, TokenizerModule(cfg), VideoDataModule(cfg))
 
 
 def reconstruct(args: argparse.Namespace) -> None:

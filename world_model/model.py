@@ -207,7 +207,7 @@ class WorldModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "WorldModel":
-        """Read a folder written by `save_pretrained`.
+        """Read a folder written by `save_pretrained`; in eval mode.
 
         Raises:
             FileNotFoundError: the folder or a file in it is missing.
@@ -216,7 +216,7 @@ class WorldModel(nn.Module):
         contents, weights = pretrained.load(Path(folder))
         model = cls(contents.world_model, contents.adapter_hash)
         pretrained.load_strictly(model, weights, folder)
-        return model
+        return model.eval()
 
     # Parts
 

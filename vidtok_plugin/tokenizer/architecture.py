@@ -45,6 +45,8 @@ class Architecture:
             )
         if self.fsq_levels is not None and (not self.fsq_levels or min(self.fsq_levels) < 2):
             raise ValueError(f"Architecture: every FSQ level must be 2 or more, got {self.fsq_levels}.")
+        if self.version not in ("1.0", "1.1"):
+            raise ValueError(f"Architecture: version must be '1.0' or '1.1', got {self.version!r}.")
         if self.version == "1.1" and not self.causal:
             raise ValueError("Architecture: version 1.1 is a way of causal padding; set causal=true or version='1.0'.")
         if min(self.ch, self.num_res_blocks, len(self.ch_mult), *self.ch_mult) < 1:
@@ -52,12 +54,16 @@ class Architecture:
                 "Architecture: ch, ch_mult and num_res_blocks must be 1 or more, "
                 f"got {self.ch}, {self.ch_mult}, {self.num_res_blocks}."
             )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"Architecture: dropout must be in [0, 1), got {self.dropout}.")
         for name in ("spatial", "temporal"):
             down, up = getattr(self, f"{name}_down"), getattr(self, f"{name}_up")
             if len(down) != len(up):
                 raise ValueError(
                     f"Architecture: encoder and decoder must have as many {name} levels, got {down} and {up}."
                 )
+            if len(set(down)) != len(down) or len(set(up)) != len(up):
+                raise ValueError(f"Architecture: {name} levels must differ, got {down} and {up}.")
             if not set(down) | set(up) <= set(range(len(self.ch_mult))):
                 raise ValueError(
                     f"Architecture: {name} levels must be 0 to {len(self.ch_mult) - 1}, got {down} and {up}."

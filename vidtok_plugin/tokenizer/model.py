@@ -132,6 +132,8 @@ class VidTok(nn.Module):
         """
         if (sample or generator is not None) and self.codebook_size is not None:
             raise ValueError("VidTok: sample and generator are for KL models; FSQ codes are deterministic.")
+        if generator is not None and not sample:
+            raise ValueError("VidTok: a generator draws a sample; add sample=True or leave it out.")
         return self.regularize(self._encode(self._check(video, validate)), sample=sample, generator=generator)
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch.utils.data import DataLoader
 
 from vidtok_plugin.video.clips import ClipDataset, find_sources
 from vidtok_plugin.video.sampler import EpochSampler, ResumableLoader
+
+if TYPE_CHECKING:
+    from vidtok_plugin.tokenizer.module import TokenizerRunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,17 +69,18 @@ class VideoDataModule(pl.LightningDataModule):
     """Batches `(b, 3, t, h, w)`, float32 in [-1, 1], of random clips to train on and evenly spaced ones to
     validate on.
 
-    The order and the clips follow from the seed and the epoch alone. Training that resumes from a checkpoint
-    goes on with the very next batch, in the middle of an epoch as at its end, whatever the number of workers.
+    A whole run's config serves as well as its data's. The order and the clips follow from the seed and the epoch
+    alone. Training that resumes from a checkpoint goes on with the very next batch, in the middle of an epoch as at
+    its end, whatever the number of workers.
 
     Example:
         >>> data = VideoDataModule(VideoDataConfig(train=("data/train",)))   # doctest: +SKIP
         >>> trainer.fit(module, data)   # doctest: +SKIP
     """
 
-    def __init__(self, cfg: VideoDataConfig) -> None:
+    def __init__(self, cfg: "VideoDataConfig | TokenizerRunConfig") -> None:
         super().__init__()
-        self.cfg = cfg
+        self.cfg = cfg if isinstance(cfg, VideoDataConfig) else cfg.data
         self.train_clips: ClipDataset | None = None
         self.validation_clips: ClipDataset | None = None
         self._train_loader: ResumableLoader | None = None
