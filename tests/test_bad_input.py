@@ -110,7 +110,12 @@ def test_store_written_by_another_tokenizer(fail: Run, tmp_path: Path) -> None:
 
 def test_checkpoint_of_another_architecture(fail: Run, tmp_path: Path) -> None:
     store = make_store(tmp_path, tiny())
-    small = ["trainer.log_every_n_steps=1", "model.transformer.depth=1", "model.transformer.heads=2", "trainer.enable_progress_bar=false"]
+    small = [
+        "trainer.log_every_n_steps=1",
+        "model.transformer.depth=1",
+        "model.transformer.heads=2",
+        "trainer.enable_progress_bar=false",
+    ]
     arguments = ["fit", "--config", str(WORLD_MODEL_CONFIG), f"data.store={store}", f"output={tmp_path / 'run'}"]
     arguments += ["trainer.max_steps=1", "data.window_steps=4", *small]
     assert world_model_cli.main([*arguments, "model.transformer.width=32"]) == 0

@@ -73,7 +73,7 @@ def seconds_of(run: Path) -> dict[str, float]:
 
 def test_summary_has_every_measure(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
-    assert MEASURES == set(summary)
+    assert set(summary) == MEASURES
     assert all(isinstance(value, float | int) and value == value for value in summary.values())
 
 

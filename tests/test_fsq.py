@@ -65,9 +65,7 @@ def test_losses_are_the_published_ones(name: str) -> None:
 @given(levels=levels_strategy.filter(lambda levels: math.prod(levels) <= 4096), scale=st.floats(0.0, 3.0))
 def test_the_factorised_entropy_equals_the_plain_one(levels: tuple[int, ...], scale: float) -> None:
     z = scale * torch.randn(2, len(levels), 2, 3, 3, dtype=torch.float64)
-    torch.testing.assert_close(
-        terms(z, levels)["entropy"], plain_entropy(z, levels, clamp=False), rtol=1e-9, atol=1e-9
-    )
+    torch.testing.assert_close(terms(z, levels)["entropy"], plain_entropy(z, levels, clamp=False), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", LEVELS)
@@ -145,7 +143,7 @@ def test_every_latent_is_quantized_to_a_code(levels: tuple[int, ...], scale: flo
     fsq = FSQ(levels)
     quantized = fsq(scale * torch.randn(1, len(levels), 2, 3, 3), sample=False, with_terms=False)
     assert quantized.indices.dtype == torch.int64
-    assert 0 <= quantized.indices.min() and quantized.indices.max() < math.prod(levels)
+    assert quantized.indices.min() >= 0 and quantized.indices.max() < math.prod(levels)
     torch.testing.assert_close(fsq.indices_to_latents(quantized.indices), quantized.latents, rtol=0, atol=1e-6)
 
 

@@ -85,7 +85,7 @@ def test_latents_and_frames_have_the_sizes_promised(model: VidTok) -> None:
             assert encoded.indices is None
         else:
             assert encoded.indices.shape == (2, *grid) and encoded.indices.dtype == torch.int64
-            assert 0 <= encoded.indices.min() and encoded.indices.max() < model.codebook_size
+            assert encoded.indices.min() >= 0 and encoded.indices.max() < model.codebook_size
 
 
 @torch.no_grad()

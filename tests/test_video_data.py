@@ -9,8 +9,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from vidtok_plugin.loading import EpochSampler
 from vidtok_plugin.video import VideoDataConfig, VideoDataModule, write_video
-from vidtok_plugin.video.sampler import EpochSampler
 
 BATCHES = 4  # in an epoch
 

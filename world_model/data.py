@@ -1,16 +1,14 @@
 """Windows of a token store as Lightning training and validation data."""
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import numpy as np
 from tensordict import TensorDict
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from vidtok_plugin.loading import ResumableDataModule, ResumableLoader
 from vidtok_plugin.store import StoreMetadata, TokenStore, read_metadata
-from vidtok_plugin.video.sampler import EpochSampler, ResumableLoader
 from world_model.actions import ActionSpec, GroupedActions
 from world_model.architecture import TokenSpec
 
@@ -104,7 +102,7 @@ class WindowDataset(Dataset[TensorDict]):
         return self.store.windows(episodes.tolist(), ((indices - before) * self.every).tolist(), self.length)
 
 
-class TokenDataModule(pl.LightningDataModule):
+class TokenDataModule(ResumableDataModule):
     """Batches of windows, TensorDicts as `TokenStore.windows` gives them.
 
     The order follows from the seed and the epoch alone. Training that resumes from a checkpoint goes on with
@@ -120,8 +118,6 @@ class TokenDataModule(pl.LightningDataModule):
         self.cfg = cfg if isinstance(cfg, TokenDataConfig) else cfg.data
         self.train_windows: WindowDataset | None = None
         self.validation_windows: WindowDataset | None = None
-        self._train_loader: ResumableLoader | None = None
-        self._position: dict[str, Any] | None = None
 
     @property
     def token_spec(self) -> TokenSpec:
@@ -144,34 +140,7 @@ class TokenDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         assert self.train_windows is not None, "setup() comes first"
-        trainer, workers = self.trainer, self.cfg.num_workers
-        sampler = EpochSampler(
-            len(self.train_windows),
-            batch_size=self.cfg.batch_size,
-            seed=self.cfg.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-        )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata 0.11 under torch 2.13
-            loader = ResumableLoader(
-                self.train_windows,
-                batch_size=self.cfg.batch_size,
-                sampler=sampler,
-                num_workers=workers,
-                persistent_workers=workers > 0,
-                collate_fn=_whole,
-                drop_last=True,
-            )
-        if trainer:
-            limit = trainer.limit_train_batches
-            batches = min(len(loader), limit) if isinstance(limit, int) else int(len(loader) * limit)
-            sampler.epoch_end = batches * self.cfg.batch_size * sampler.num_replicas
-        if self._position is not None:
-            loader.load_state_dict(self._position)
-            self._position = None
-        self._train_loader = loader
-        return loader
+        return self.resumable_loader(self.train_windows, self.cfg, _whole)
 
     def val_dataloader(self) -> DataLoader[TensorDict]:
         assert self.validation_windows is not None, "setup() comes first"
@@ -185,12 +154,6 @@ class TokenDataModule(pl.LightningDataModule):
             num_workers=self.cfg.num_workers,
             collate_fn=_whole,
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._position = state_dict.get("train")
 
 
 def _whole(batch: Any) -> Any:

@@ -1,6 +1,8 @@
 """Reading and writing VidTok weights: folders, checkpoints, safetensors, the hub and the one that ships here."""
 
 import pickle
+import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.resources import files
@@ -21,6 +23,10 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
 PARTS = ("encoder.", "decoder.")  # the keys of a tokenizer; a published checkpoint also has `loss.*`
 LIGHTNING_PREFIX = "tokenizer."  # of our own training's checkpoints
+# What the wrong bytes of a damaged checkpoint lead the unpickler to.
+DAMAGE = (
+    EOFError, RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error
+)  # fmt: skip
 
 
 def save(folder: str | Path, architecture: Architecture, state_dict: Mapping[str, Tensor]) -> None:
@@ -33,18 +39,29 @@ def save(folder: str | Path, architecture: Architecture, state_dict: Mapping[str
 
 def load(source: str | Path, preset: str | None) -> tuple[Architecture, dict[str, Tensor]]:
     """Architecture and tokenizer weights of `source` (see `VidTok.from_pretrained`)."""
+    named = None if preset is None else get_preset(preset).architecture
+    architecture, state_dict = _find(source)
+    if architecture is None:
+        if named is None:
+            raise ValueError(
+                f"VidTok: {source} holds weights alone; name its architecture with preset=NAME "
+                f"(`vidtok-plugin presets` lists them){_guess(state_dict)}."
+            )
+        return named, state_dict
+    if named not in (None, architecture):
+        raise ValueError(
+            f"VidTok: {source} tells its own architecture, which is not that of preset={preset!r}; leave preset out."
+        )
+    return architecture, state_dict
+
+
+def _find(source: str | Path) -> tuple[Architecture | None, dict[str, Tensor]]:
+    """The weights of `source`, and its architecture if it tells it."""
     path = Path(source)
     if path.is_dir():
         return _load_folder(path)
     if path.is_file():
         state_dict, architecture = read_weights(path)
-        if preset is not None:
-            architecture = get_preset(preset).architecture
-        if architecture is None:
-            raise ValueError(
-                f"VidTok: {path} holds weights alone; name its architecture with preset=NAME "
-                f"(`vidtok-plugin presets` lists them){_guess(state_dict)}."
-            )
         return architecture, state_dict
     if str(source) in presets():
         found = get_preset(str(source))
@@ -86,12 +103,15 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Architecture | None]:
         own = {
             name.removeprefix(LIGHTNING_PREFIX): tensor
             for name, tensor in state_dict.items()
-            if name.startswith(LIGHTNING_PREFIX)
+            if isinstance(name, str) and name.startswith(LIGHTNING_PREFIX)
         }
         if own:
             state_dict = own
-            architecture = Architecture(**checkpoint["architecture"])
-    return {name: tensor for name, tensor in state_dict.items() if name.startswith(PARTS)}, architecture
+            architecture = _architecture_of(checkpoint, path)
+    weights = {name: tensor for name, tensor in state_dict.items() if isinstance(name, str) and name.startswith(PARTS)}
+    if not weights or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise ValueError(f"VidTok: {path} holds no weights of a VidTok (tensors named encoder.* and decoder.*).")
+    return weights, architecture
 
 
 def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path) -> None:
@@ -113,6 +133,17 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
     model.load_state_dict(state_dict)
 
 
+def _architecture_of(checkpoint: dict[str, object], path: Path) -> Architecture | None:
+    """What a checkpoint of our own training tells of its architecture."""
+    settings = checkpoint.get("architecture")
+    if not isinstance(settings, dict):
+        return None
+    try:
+        return Architecture(**settings)
+    except TypeError as error:
+        raise ValueError(f"VidTok: {path} has settings that this version does not know ({error}).") from error
+
+
 def _load_folder(folder: Path) -> tuple[Architecture, dict[str, Tensor]]:
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         if not (folder / name).is_file():
@@ -121,15 +152,23 @@ def _load_folder(folder: Path) -> tuple[Architecture, dict[str, Tensor]]:
 
 
 def _unpickle(path: Path) -> object:
+    with path.open("rb"):  # a file that may not be read says so itself
+        pass
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"VidTok: {path} is no checkpoint of plain tensors and settings, or needs arbitrary code to be read, "
             "which is refused; convert it to safetensors in a trusted place."
         ) from error
-    except (EOFError, RuntimeError) as error:
-        raise ValueError(f"VidTok: {path} is no whole checkpoint ({error}); fetch it again.") from error
+    except DAMAGE as error:
+        raise ValueError(f"VidTok: {path} is no whole checkpoint ({_first_line(error)}); fetch it again.") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 def _guess(state_dict: Mapping[str, Tensor]) -> str:

@@ -1,15 +1,13 @@
 """Folders of videos as Lightning training and validation data."""
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vidtok_plugin.loading import ResumableDataModule, ResumableLoader
 from vidtok_plugin.video.clips import ClipDataset, find_sources
-from vidtok_plugin.video.sampler import EpochSampler, ResumableLoader
 
 if TYPE_CHECKING:
     from vidtok_plugin.tokenizer.module import TokenizerRunConfig
@@ -65,7 +63,7 @@ class VideoDataConfig:
             )
 
 
-class VideoDataModule(pl.LightningDataModule):
+class VideoDataModule(ResumableDataModule):
     """Batches `(b, 3, t, h, w)`, float32 in [-1, 1], of random clips to train on and evenly spaced ones to
     validate on.
 
@@ -83,8 +81,6 @@ class VideoDataModule(pl.LightningDataModule):
         self.cfg = cfg if isinstance(cfg, VideoDataConfig) else cfg.data
         self.train_clips: ClipDataset | None = None
         self.validation_clips: ClipDataset | None = None
-        self._train_loader: ResumableLoader | None = None
-        self._position: dict[str, Any] | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Finds and probes the videos.
@@ -123,34 +119,7 @@ class VideoDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         assert self.train_clips is not None, "setup() comes first"
-        trainer = self.trainer
-        sampler = EpochSampler(
-            len(self.train_clips),
-            batch_size=self.cfg.batch_size,
-            seed=self.cfg.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-        )
-        workers = self.cfg.num_workers
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata 0.11 under torch 2.13
-            loader = ResumableLoader(
-                self.train_clips,
-                batch_size=self.cfg.batch_size,
-                sampler=sampler,
-                num_workers=workers,
-                persistent_workers=workers > 0,
-                drop_last=True,
-            )
-        if trainer:
-            limit = trainer.limit_train_batches
-            batches = min(len(loader), limit) if isinstance(limit, int) else int(len(loader) * limit)
-            sampler.epoch_end = batches * self.cfg.batch_size * sampler.num_replicas
-        if self._position is not None:
-            loader.load_state_dict(self._position)
-            self._position = None
-        self._train_loader = loader
-        return loader
+        return self.resumable_loader(self.train_clips, self.cfg)
 
     def val_dataloader(self) -> DataLoader[Tensor] | list[DataLoader[Tensor]]:
         if self.validation_clips is None:
@@ -161,9 +130,3 @@ class VideoDataModule(pl.LightningDataModule):
             num_workers=self.cfg.num_workers,
             shuffle=False,
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._position = state_dict.get("train")

@@ -1,11 +1,12 @@
-"""The order of training samples: a function of the seed and the epoch, which resumes exactly where it
-stopped."""
+"""Resumable loading: an order of samples that follows from seed and epoch, and goes on exactly where it stopped."""
 
-from collections.abc import Iterator
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
+import lightning.pytorch as pl
 import torch
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 POSITION = "epoch_and_samples"  # how the position is found inside the loader's own state
@@ -113,6 +114,65 @@ class ResumableLoader(StatefulDataLoader):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({})
         self.sampler.start_at(state_dict["epoch"], state_dict["samples"])
+
+
+class LoaderConfig(Protocol):
+    """What a data module's config says of its training loader."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def num_workers(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+class ResumableDataModule(pl.LightningDataModule):
+    """A data module whose checkpoint holds how far into which epoch training has come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._train_loader: ResumableLoader | None = None
+        self._position: dict[str, Any] | None = None
+
+    def resumable_loader(
+        self, dataset: Dataset[Any], cfg: LoaderConfig, collate_fn: Callable[[Any], Any] | None = None
+    ) -> ResumableLoader:
+        """The training loader, which goes on from a checkpoint's position if one was loaded."""
+        trainer = self.trainer
+        sampler = EpochSampler(
+            len(dataset),  # type: ignore[arg-type]
+            batch_size=cfg.batch_size,
+            seed=cfg.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata 0.11 under torch 2.13
+            loader = ResumableLoader(
+                dataset,
+                batch_size=cfg.batch_size,
+                sampler=sampler,
+                num_workers=cfg.num_workers,
+                persistent_workers=cfg.num_workers > 0,
+                collate_fn=collate_fn,
+                drop_last=True,
+            )
+        if trainer:
+            limit = trainer.limit_train_batches
+            batches = min(len(loader), limit) if isinstance(limit, int) else int(len(loader) * limit)
+            sampler.epoch_end = batches * cfg.batch_size * sampler.num_replicas
+        if self._position is not None:
+            loader.load_state_dict(self._position)
+            self._position = None
+        self._train_loader = loader
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._position = state_dict.get("train")
 
 
 def _find(state: Any, key: str) -> Any:
