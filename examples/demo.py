@@ -28,6 +28,7 @@ from rich.table import Table
 from vidtok_plugin import TokenizerAdapter, VidTok, training
 from vidtok_plugin.commands import add_command, run_command
 from vidtok_plugin.config import load_config, to_dict
+from vidtok_plugin.devices import default_device
 from vidtok_plugin.store import TokenStore
 from vidtok_plugin.tokenizer.evaluation import mean_frame_psnr, reconstruction_psnr
 from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
@@ -160,7 +161,7 @@ def train_tokenizer(cfg: TokenizerRunConfig) -> None:
 
 
 def tokenize(out: Path) -> None:
-    adapter = TokenizerAdapter(VidTok.from_pretrained(out / "tokenizer" / "model"))
+    adapter = TokenizerAdapter(VidTok.from_pretrained(out / "tokenizer" / "model").to(default_device()))
     for split in SPLITS:
         write_store(
             adapter,
@@ -184,8 +185,9 @@ def evaluate(
 ) -> None:
     out = cfg.output
     folder = model_cfg.output / "model"
-    model = WorldModel.from_pretrained(folder).eval()
-    adapter = TokenizerAdapter.from_pretrained(folder / "adapter")
+    device = default_device()
+    model = WorldModel.from_pretrained(folder).eval().to(device)
+    adapter = TokenizerAdapter.from_pretrained(folder / "adapter").to(device)
     summary: dict[str, float] = {}
 
     data = tokenizer_cfg.data
@@ -197,7 +199,7 @@ def evaluate(
         most_clips=cfg.tokenizer_clips,
     )
     held_out = [clips[i] for i in range(len(clips))]
-    shipped = VidTok.from_pretrained("vidtok_tiny")
+    shipped = VidTok.from_pretrained("vidtok_tiny").to(device)
     summary["tokenizer_psnr"] = reconstruction_psnr(adapter.tokenizer, held_out)
     summary["tokenizer_psnr_before"] = reconstruction_psnr(shipped, held_out)
     summary["tokenizer_psnr_baseline"] = mean_frame_psnr(find_videos(out / "episodes" / "train"), held_out)

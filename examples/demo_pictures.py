@@ -83,8 +83,8 @@ def draw_reconstruction(path: Path, clips: list[Tensor], before: VidTok, after: 
     chosen = [clips[i] for i in np.linspace(0, len(clips) - 1, min(6, len(clips))).round().astype(int)]
     rows = {
         "original": chosen,
-        "as shipped": [before(clip[None]).reconstruction[0] for clip in chosen],
-        "fine-tuned": [after(clip[None]).reconstruction[0] for clip in chosen],
+        "as shipped": [before(clip[None].to(before.device)).reconstruction[0] for clip in chosen],
+        "fine-tuned": [after(clip[None].to(after.device)).reconstruction[0] for clip in chosen],
     }
     figure, axes = plt.subplots(3, len(chosen), figsize=(1.9 * len(chosen), 5.9), squeeze=False)
     for line, (name, videos) in zip(axes, rows.items(), strict=True):

@@ -61,22 +61,25 @@ def validate(args: argparse.Namespace) -> None:
 
 
 def reconstruct(args: argparse.Namespace) -> None:
+    from vidtok_plugin.devices import default_device
     from vidtok_plugin.tokenizer.model import VidTok
     from vidtok_plugin.tokenizer.reconstruction import reconstruct_video
 
-    psnr = reconstruct_video(VidTok.from_pretrained(args.model, preset=args.preset), args.video, args.output)
+    tokenizer = VidTok.from_pretrained(args.model, preset=args.preset).to(default_device())
+    psnr = reconstruct_video(tokenizer, args.video, args.output)
     print(f"{args.output}: PSNR {psnr:.2f} dB")
 
 
 def tokenize(args: argparse.Namespace) -> None:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter
+    from vidtok_plugin.devices import default_device
     from vidtok_plugin.tokenizer.model import VidTok
     from vidtok_plugin.tokenizing import write_store
     from vidtok_plugin.video.episodes import actions_path, find_videos, load_episode
 
     videos = find_videos(args.folder)
     episodes = [load_episode(path) if actions_path(path).exists() else path for path in videos]
-    adapter = TokenizerAdapter(VidTok.from_pretrained(args.model, preset=args.preset))
+    adapter = TokenizerAdapter(VidTok.from_pretrained(args.model, preset=args.preset).to(default_device()))
     store = write_store(adapter, episodes, args.output, split=args.split, root=args.folder, progress=True)
     print(f"{args.output}: {len(store)} episodes, {store.num_tokens} tokens")
 

@@ -4,7 +4,7 @@ Shapes: b prompts, t h w frames and pixels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -65,6 +65,10 @@ class Prompts:
     def prompt(self) -> Tensor:
         return self.video[:, :, : self.prompt_frames]
 
+    def to(self, device: torch.device) -> "Prompts":
+        """These prompts on a device."""
+        return replace(self, video=self.video.to(device), actions=self.actions.to(device))
+
     @property
     def future(self) -> Tensor:
         return self.video[:, :, self.prompt_frames :]
@@ -111,6 +115,7 @@ def score_rollouts(
 
     Also gives the rollouts under the real actions.
     """
+    prompts = prompts.to(model.device)
     future = prompts.future
     frames = future.shape[2]
     real = rollout(model, adapter, prompt=prompts.prompt, actions=prompts.actions, num_frames=frames, sampler=sampler)
@@ -118,12 +123,12 @@ def score_rollouts(
     rng = np.random.default_rng(seed)
     for row in random_actions:
         policy = CoveringPolicy(model.tokens.actions.size, hold, rng)
-        row[prompts.prompt_frames :] = torch.tensor([policy() for _ in range(frames)])
+        row[prompts.prompt_frames :] = torch.tensor([policy() for _ in range(frames)]).to(row)
     other = rollout(model, adapter, prompt=prompts.prompt, actions=random_actions, num_frames=frames, sampler=sampler)
     copied = real.prompt_reconstruction[:, :, -1:].expand_as(future)
     psnr = frame_psnr(future, real.imagined).mean(1)
     delta = psnr - frame_psnr(future, other.imagined).mean(1)
-    low, _ = bootstrap_interval(delta.numpy(), seed=seed)
+    low, _ = bootstrap_interval(delta.cpu().numpy(), seed=seed)
     scores = RolloutScores(
         rollout_psnr=float(psnr.mean()),
         copy_last_frame_psnr=float(frame_psnr(future, copied).mean()),

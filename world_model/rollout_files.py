@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from vidtok_plugin.devices import default_device
 from vidtok_plugin.video.episodes import actions_path
 from vidtok_plugin.video.reading import probe, read_frames
 from vidtok_plugin.video.writing import write_video
@@ -32,21 +33,22 @@ def rollout_file(
             beside the prompt.
         ValueError: the video or the actions are too short, or do not fit the model.
     """
-    model = WorldModel.from_pretrained(model_folder).eval()
-    adapter = TokenizerAdapter.from_pretrained(model_folder / ADAPTER_FOLDER)
+    device = default_device()
+    model = WorldModel.from_pretrained(model_folder).eval().to(device)
+    adapter = TokenizerAdapter.from_pretrained(model_folder / ADAPTER_FOLDER).to(device)
     info = probe(prompt)
     if info.num_frames < prompt_frames:
         raise ValueError(
             f"rollout: {prompt} has {info.num_frames} frames, fewer than the prompt's {prompt_frames}; "
             "lower --prompt-frames."
         )
-    video = torch.from_numpy(read_frames(prompt, range(prompt_frames))).permute(3, 0, 1, 2)[None]
+    video = torch.from_numpy(read_frames(prompt, range(prompt_frames))).permute(3, 0, 1, 2)[None].to(device)
     taken = None
     if model.tokens.actions.kind != "none":
         path = actions_path(prompt) if actions is None else actions
         if not path.is_file():
             raise FileNotFoundError(f"rollout: there are no actions at {path}; name a file with --actions.")
-        taken = torch.from_numpy(np.load(path, allow_pickle=False))[None]
+        taken = torch.from_numpy(np.load(path, allow_pickle=False))[None].to(device)
         needed = prompt_frames + num_frames
         if taken.shape[1] < needed:
             raise ValueError(

@@ -14,7 +14,10 @@ from vidtok_plugin.video.reading import read_frames
 @torch.no_grad()
 def reconstruction_psnr(tokenizer: VidTok, clips: Iterable[Tensor]) -> float:
     """Mean PSNR in dB over all frames of clips (3, t, h, w) in [-1, 1], reconstructed one by one."""
-    psnr = [frame_psnr(clip[None], tokenizer(clip[None]).reconstruction).flatten() for clip in clips]
+    psnr = []
+    for clip in clips:
+        video = clip[None].to(tokenizer.device)
+        psnr.append(frame_psnr(video, tokenizer(video).reconstruction).flatten())
     return float(torch.cat(psnr).mean())
 
 

@@ -102,5 +102,17 @@ class TokenizerModule(pl.LightningModule):
             used = self.trainer.strategy.reduce(self._used_codes.float(), reduce_op="sum")
             self.log("val/codebook_usage", (used > 0).float().mean())
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved, ours = checkpoint.get("architecture"), architecture_settings(self.tokenizer.architecture)
+        if saved is None:
+            raise ValueError("TokenizerModule: the checkpoint must be a tokenizer's, got one of another kind.")
+        if saved != ours:
+            differences = [f"{key} ({saved.get(key)}, not {ours[key]})" for key in ours if saved.get(key) != ours[key]]
+            raise ValueError(
+                "TokenizerModule: the checkpoint must be of this very architecture, but it differs in "
+                f"{', '.join(differences)}; resume with the config that it was trained with, or start anew in another "
+                "output folder."
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["architecture"] = architecture_settings(self.tokenizer.architecture)
