@@ -68,11 +68,7 @@ class TokenizerAdapter(nn.Module):
                 f"TokenizerAdapter: discrete tokens are single codes, so patch_size must be (1, 1, 1), "
                 f"got {patch_size}."
             )
-        if tokenizer.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"TokenizerAdapter: the tokenizer must be in float32, since ids change in {tokenizer.dtype}; "
-                "call tokenizer.float()."
-            )
+        _check_float32(tokenizer)
         self.tokenizer = tokenizer.requires_grad_(False).eval()
         self.kind: Literal["discrete", "continuous"] = "continuous" if levels is None else "discrete"
         self._vocabulary = None
@@ -82,7 +78,7 @@ class TokenizerAdapter(nn.Module):
             self.register_buffer("latent_mean", torch.zeros(tokenizer.latent_channels))
             self.register_buffer("latent_std", torch.ones(tokenizer.latent_channels))
         self.register_state_dict_post_hook(_leave_out_tokenizer)
-        self.register_load_state_dict_post_hook(_expect_no_tokenizer)
+        self.register_load_state_dict_pre_hook(_keep_tokenizer)
 
     # The frozen tokenizer
 
@@ -151,10 +147,15 @@ class TokenizerAdapter(nn.Module):
             sizes.append(size // factor)
         return TokenGrid(self.tokenizer.num_latents(num_frames), *sizes)
 
+    def check_video(self, video: Tensor) -> None:
+        """A ValueError unless video (b, 3, t, h, w) fits whole patches and the tokenizer is still in float32."""
+        _check_float32(self.tokenizer)
+        self.grid(1, *video.shape[-2:])
+
     @torch.no_grad()
     def encode(self, video: Tensor, *, validate: bool = False) -> VideoTokens:
         """Video (b, 3, t, h, w) -> its tokens; in float32 whatever autocast is on, so that ids don't depend on it."""
-        self.grid(*video.shape[-3:])  # checks the size
+        self.check_video(video)
         with torch.autocast(video.device.type, enabled=False):
             encoded = self.tokenizer.encode(video, validate=validate)
         return self.tokens_from_latents(encoded.latents, encoded.indices, video.shape[2])
@@ -191,9 +192,9 @@ class TokenizerAdapter(nn.Module):
 
     def tokens_from_patches(self, patches: Tensor, grid: TokenGrid, num_frames: int | None = None) -> VideoTokens:
         """Generated patches (b, n, patch_dim) -> tokens, of a whole clip if `num_frames` is not given."""
-        self._check_fill(patches.shape[1], grid)
+        values = self._grid_of(patches, grid)
         frames = self.tokenizer.num_frames(grid.T) if num_frames is None else num_frames
-        return video_tokens(rearrange(patches, "b (t h w) d -> b t h w d", t=grid.T, h=grid.H), frames)
+        return video_tokens(values, frames)
 
     def latents_of(self, tokens: VideoTokens) -> Tensor:
         """Tokens -> the tokenizer's latents (b, c, T, H, W)."""
@@ -262,8 +263,7 @@ class TokenizerAdapter(nn.Module):
 
     def patches_to_latents(self, patches: Tensor, grid: TokenGrid) -> Tensor:
         """Normalised patches (b, n, patch_dim) -> latents (b, c, T, H, W)."""
-        self._check_fill(patches.shape[1], grid)
-        return self._unpatch(rearrange(patches, "b (t h w) d -> b t h w d", t=grid.T, h=grid.H))
+        return self._unpatch(self._grid_of(patches, grid))
 
     @torch.no_grad()
     def fit_latent_stats(self, videos: Iterable[Tensor]) -> None:
@@ -286,6 +286,12 @@ class TokenizerAdapter(nn.Module):
     def _patch(self, latents: Tensor) -> Tensor:
         self._check_continuous()
         _, rows, columns = self.config.patch_size
+        c, (h, w) = self.tokenizer.latent_channels, latents.shape[-2:]
+        if latents.ndim != 5 or latents.shape[1] != c or h % rows or w % columns:
+            raise ValueError(
+                f"TokenizerAdapter: latents must be (b, {c}, T, H, W) with H and W multiples of {rows} and {columns} "
+                f"(the patch), got {tuple(latents.shape)}."
+            )
         x = rearrange(latents, "b c t h w -> b t h w c")
         x = (x - self.latent_mean) / self.latent_std
         return rearrange(x, "b t (h p) (w q) c -> b t h w (p q c)", p=rows, q=columns)
@@ -295,6 +301,14 @@ class TokenizerAdapter(nn.Module):
         _, rows, columns = self.config.patch_size
         x = rearrange(values, "b t h w (p q c) -> b t (h p) (w q) c", p=rows, q=columns)
         return rearrange(x * self.latent_std + self.latent_mean, "b t h w c -> b c t h w")
+
+    def _grid_of(self, patches: Tensor, grid: TokenGrid) -> Tensor:
+        """Patches (b, n, patch_dim) on their grid (b, T, H, W, patch_dim)."""
+        self._check_continuous()
+        self._check_fill(patches.shape[1], grid)
+        if patches.shape[-1] != self.patch_dim:
+            raise ValueError(f"TokenizerAdapter: patches must have {self.patch_dim} values, got {patches.shape[-1]}.")
+        return rearrange(patches, "b (t h w) d -> b t h w d", t=grid.T, h=grid.H)
 
     def _check_continuous(self) -> None:
         if self.kind == "discrete":
@@ -313,7 +327,16 @@ def _leave_out_tokenizer(module: nn.Module, state_dict: dict[str, Any], prefix: 
         del state_dict[name]
 
 
-def _expect_no_tokenizer(module: nn.Module, incompatible: Any) -> None:
+def _keep_tokenizer(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """So that the frozen weights, which checkpoints leave out, are not missing, and any others are."""
     assert isinstance(module, TokenizerAdapter)
-    tokenizer_keys = [f"tokenizer.{name}" for name in module.tokenizer.state_dict()]
-    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not key.endswith(tuple(tokenizer_keys))]
+    for name, tensor in module.tokenizer.state_dict().items():
+        state_dict.setdefault(f"{prefix}tokenizer.{name}", tensor)
+
+
+def _check_float32(tokenizer: VidTok) -> None:
+    if tokenizer.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"TokenizerAdapter: the tokenizer must be in float32, since ids change in {tokenizer.dtype}; "
+            "call tokenizer.float()."
+        )

@@ -24,7 +24,7 @@ class TokenStream:
     @torch.no_grad()
     def push(self, frames: Tensor) -> VideoTokens:
         """Frames (b, 3, n, h, w) -> tokens, perhaps of no step."""
-        self.adapter.grid(1, *frames.shape[-2:])  # checks the size
+        self.adapter.check_video(frames)
         with torch.autocast(frames.device.type, enabled=False):
             encoded = self._stream.push(frames)
         self._pushed += frames.shape[2]
