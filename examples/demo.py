@@ -65,6 +65,11 @@ class DemoConfig:
     tokenizer_clips: int = 32  # held-out clips that its PSNR is measured on
     output: Path = Path("runs/demo")
 
+    @property
+    def clip_frames(self) -> int:
+        """Frames of the clips that the world model learns from: a rollout's, prompt and future."""
+        return self.rollouts.prompt_frames + self.rollouts.future_frames
+
 
 class Stages:
     """Runs each stage unless its mark says that it is done with the same inputs; keeps the seconds of each."""
@@ -129,7 +134,7 @@ def demo(args: argparse.Namespace) -> None:
         tokenizer_cfg.output / "model",
         [tokenizer_cfg.output],
     )
-    stages.run("tokens", {}, lambda: tokenize(out), out / "tokens", [out / "tokens"])
+    stages.run("tokens", cfg.clip_frames, lambda: tokenize(cfg), out / "tokens", [out / "tokens"])
     stages.run(
         "world_model", to_dict(model_cfg), lambda: train_world_model(model_cfg), model_folder, [model_cfg.output]
     )
@@ -160,7 +165,9 @@ def train_tokenizer(cfg: TokenizerRunConfig) -> None:
     module.tokenizer.save_pretrained(cfg.output / "model")
 
 
-def tokenize(out: Path) -> None:
+def tokenize(cfg: DemoConfig) -> None:
+    """Every clip is a stream of its own, as a prompt is, so that the world model learns of such beginnings."""
+    out = cfg.output
     adapter = TokenizerAdapter(VidTok.from_pretrained(out / "tokenizer" / "model").to(default_device()))
     for split in SPLITS:
         write_store(
@@ -168,6 +175,7 @@ def tokenize(out: Path) -> None:
             find_episodes(out / "episodes" / split),
             out / "tokens",
             split=split,
+            clip_frames=cfg.clip_frames,
             episodes_per_shard=4,
             progress=True,
         )

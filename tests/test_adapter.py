@@ -240,7 +240,7 @@ def test_its_weights_stay_out_of_the_parents_checkpoints(name: str) -> None:
     parent.load_state_dict(changed, strict=True)
     assert all(torch.equal(value, changed[key]) for key, value in parent.state_dict().items())
     assert (parent.adapter.hash == before) == (name == "fsq")  # a KL model's statistics came from the checkpoint
-    assert parent.adapter.load_state_dict(parent.adapter.state_dict(), strict=True)
+    parent.adapter.load_state_dict(parent.adapter.state_dict(), strict=True)
 
 
 def test_a_strict_load_still_misses_what_is_not_the_adapters() -> None:
@@ -400,7 +400,7 @@ def test_factors_join_to_the_ids_that_were_split(levels: tuple[int, ...], data: 
     ids = torch.tensor([[0, codebook - 1, *drawn]])
     factors = vocabulary.split(ids)
     assert factors.shape == (*ids.shape, len(sizes)) and factors.dtype == torch.int64
-    assert all(0 <= factors[..., k].min() and factors[..., k].max() < size for k, size in enumerate(sizes))
+    assert all(factors[..., k].min() >= 0 and factors[..., k].max() < size for k, size in enumerate(sizes))
     assert torch.equal(vocabulary.join(factors), ids)
     place = [math.prod(sizes[:k]) for k in range(len(sizes))]  # least significant first
     assert torch.equal((factors * torch.tensor(place)).sum(-1), ids)

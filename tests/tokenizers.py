@@ -1,5 +1,7 @@
 """Tokenizers at toy width whose every layer matters, and video for them."""
 
+import copy
+import functools
 from typing import Any
 
 import torch
@@ -12,11 +14,16 @@ TOY = {"ch": 4, "ch_mult": (1, 1, 1, 1), "num_res_blocks": 1}
 
 
 def toy_tokenizer(preset: str, **overrides: Any) -> VidTok:
-    """In eval mode and float64, so that equality means equality: rounding is far below any tolerance.
+    """A model of its own, in eval mode and float64, so that rounding is far below any tolerance.
 
     Its weights are filled, since layers along time start as the identity, and its encoder ends with large ones, so
     that codes come from all of the codebook.
     """
+    return copy.deepcopy(_toy_tokenizer(preset, **overrides))
+
+
+@functools.cache
+def _toy_tokenizer(preset: str, **overrides: Any) -> VidTok:
     model: Any = fill(VidTok.from_preset(preset, **{**TOY, **overrides}))
     if model.codebook_size is not None:
         with torch.no_grad():

@@ -48,6 +48,22 @@ class RunConfig:
         return self.output / "checkpoints" / "last.ckpt"
 
 
+class FinalCheckpoint(pl.Callback):
+    """Saves the last batch's state too, from inside the loop.
+
+    After `Trainer.fit` Lightning has counted the epoch as complete: a run that was prolonged from what is saved there
+    would skip the rest of it.
+    """
+
+    def __init__(self, cfg: RunConfig) -> None:
+        self.path, self.every = cfg.last_checkpoint, cfg.checkpoint_every
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        if step == trainer.estimated_stepping_batches and step % self.every:
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+
 def build_trainer(cfg: RunConfig, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
     """The Trainer of a run, on whatever device the machine has unless `cfg.trainer` says otherwise."""
     loggers: list[Logger] = []
@@ -64,7 +80,12 @@ def build_trainer(cfg: RunConfig, callbacks: Sequence[pl.Callback] = ()) -> pl.T
         save_on_train_epoch_end=False,
     )
     settings: dict[str, Any] = {"enable_model_summary": False, **cfg.trainer}
-    return pl.Trainer(**settings, logger=loggers, callbacks=[checkpoints, *callbacks], default_root_dir=cfg.output)
+    return pl.Trainer(
+        **settings,
+        logger=loggers,
+        callbacks=[checkpoints, FinalCheckpoint(cfg), *callbacks],
+        default_root_dir=cfg.output,
+    )
 
 
 def fit(
@@ -78,7 +99,6 @@ def fit(
     if last is not None:
         logger.info("Going on from %s.", last)
     trainer.fit(module, data, ckpt_path=last, weights_only=True)
-    trainer.save_checkpoint(cfg.last_checkpoint, weights_only=False)
     return trainer
 
 

@@ -206,7 +206,9 @@ def override_architecture(architecture: Architecture, overrides: dict[str, Any])
     for name in overrides:
         if name not in known:
             raise ValueError(f"VidTok: no architecture setting {name!r}; the nearest is {nearest(name, known)!r}.")
-    return replace(architecture, **overrides)
+    # YAML has lists where an Architecture has tuples.
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
+    return replace(architecture, **settings)
 
 
 def _copies(frame: Tensor, count: int) -> Tensor:

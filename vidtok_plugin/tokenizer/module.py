@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from vidtok_plugin.optimization import OptimizerConfig, configure_optimizers
-from vidtok_plugin.tokenizer.model import VidTok
+from vidtok_plugin.tokenizer.model import VidTok, override_architecture
 from vidtok_plugin.tokenizer.objective import ObjectiveConfig, frame_psnr, objective
 from vidtok_plugin.tokenizer.presets import get_preset
 from vidtok_plugin.tokenizer.video_checks import check_multiple
@@ -34,7 +34,7 @@ class TokenizerRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        architecture = get_preset(self.preset).architecture
+        preset = get_preset(self.preset).architecture
         if self.architecture and not self.from_scratch:
             raise ValueError(
                 "TokenizerRunConfig: architecture overrides make weights that no checkpoint has; "
@@ -42,6 +42,9 @@ class TokenizerRunConfig(RunConfig):
             )
         if self.from_scratch and self.pretrained is not None:
             raise ValueError("TokenizerRunConfig: from_scratch=true and pretrained exclude each other.")
+        if self.pretrained is not None:
+            return  # its own architecture, which it tells when it is loaded
+        architecture = override_architecture(preset, self.architecture)
         for name in ("height", "width"):
             check_multiple(
                 getattr(self.data, name),

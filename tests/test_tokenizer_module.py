@@ -1,0 +1,312 @@
+"""A tokenizer trains by `trainer.fit` on a folder of videos, under its config, and resumes bit by bit."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import TOY, random_video, toy_tokenizer
+
+from vidtok_plugin import VidTok, training
+from vidtok_plugin.config import load_config
+from vidtok_plugin.optimization import OptimizerConfig
+from vidtok_plugin.tokenizer.model import Reconstruction
+from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
+from vidtok_plugin.tokenizer.objective import ObjectiveConfig, frame_psnr, objective
+from vidtok_plugin.training import RESERVED
+from vidtok_plugin.video import VideoDataModule, write_video
+
+LIGHTNING_NOISE = pytest.mark.filterwarnings(
+    "ignore:The .*_dataloader.* does not have many workers", "ignore:Checkpoint directory .* exists"
+)
+ARCHITECTURE = "architecture={ch: 4, ch_mult: [1, 1, 1, 1], num_res_blocks: 1}"
+SMALL = [
+    "preset=vidtok_tiny",
+    "from_scratch=true",
+    ARCHITECTURE,
+    "data.clip_length=5",
+    "data.height=16",
+    "data.width=16",
+    "data.batch_size=2",
+    "data.clips_per_epoch=8",
+    "data.validation_clips=2",
+    "optimizer.lr=1e-2",
+    "loggers=[csv]",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+    "trainer.log_every_n_steps=1",
+    "trainer.max_epochs=-1",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bright square that moves over a gradient."""
+    root = tmp_path_factory.mktemp("videos")
+    for number in range(2):
+        frames = np.full((24, 16, 16, 3), (200, 40, 90), np.uint8)
+        frames[..., 0] = np.arange(0, 256, 16, dtype=np.uint8)
+        for t in range(24):
+            frames[t, 4:10, (t + 5 * number) % 10 :][:, :6] = 240
+        write_video(root / f"{number}.mp4", frames, fps=30)
+    return root
+
+
+def config(folder: Path, output: Path, *overrides: str) -> TokenizerRunConfig:
+    return load_config(
+        TokenizerRunConfig,
+        [],
+        [f"data.train=[{folder}]", f"data.validation=[{folder}]", f"output={output}", *SMALL, *overrides],
+    )
+
+
+class Recorder(pl.Callback):
+    """Notes of each batch its loss, the step that the module saw, and the learning rate."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.steps: list[int] = []
+        self.rates: list[float] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        self.steps.append(module.global_step)
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: dict[str, Any], *_: Any
+    ) -> None:
+        self.losses.append(outputs["loss"].item())
+
+
+def run(cfg: TokenizerRunConfig) -> tuple[TokenizerModule, Recorder, pl.Trainer]:
+    torch.manual_seed(0)
+    module, recorder = TokenizerModule(cfg), Recorder()
+    trainer = training.fit(cfg, module, VideoDataModule(cfg.data), [recorder])
+    return module, recorder, trainer
+
+
+# Learning
+
+
+@LIGHTNING_NOISE
+@pytest.mark.parametrize("preset", ["vidtok_tiny", "vidtok_kl_causal_488_4chn_v1_1"])
+def test_it_learns_by_trainer_fit(folder: Path, tmp_path: Path, preset: str) -> None:
+    cfg = config(folder, tmp_path, f"preset={preset}", "trainer.max_steps=30", "trainer.val_check_interval=4")
+    torch.manual_seed(0)
+    module, recorder = TokenizerModule(cfg), Recorder()
+    trainer = pl.Trainer(
+        **cfg.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False, callbacks=[recorder]
+    )
+    trainer.fit(module, VideoDataModule(cfg.data))
+    assert np.mean(recorder.losses[-5:]) < 0.6 * np.mean(recorder.losses[:3])
+    metrics = trainer.callback_metrics
+    assert metrics["val/psnr"] > 8 and 0 < metrics["val/l1"] < 1
+    terms = {"train/entropy", "train/commitment"} if preset == "vidtok_tiny" else {"train/kl"}
+    assert {"train/loss", "train/psnr", "train/l1", "train/l2", *terms} <= set(metrics)
+    assert all(value.isfinite() for value in metrics.values())
+    assert ("val/codebook_usage" in metrics) == (preset == "vidtok_tiny")
+
+
+@LIGHTNING_NOISE
+def test_mixed_precision_trains_too(folder: Path, tmp_path: Path) -> None:
+    cfg = config(folder, tmp_path, "trainer.max_steps=2", "trainer.precision=bf16-mixed")
+    module, recorder, _ = run(cfg)
+    assert np.isfinite(recorder.losses).all()
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in module.parameters())
+
+
+@LIGHTNING_NOISE
+def test_every_parameter_is_trained(folder: Path, tmp_path: Path) -> None:
+    cfg = config(folder, tmp_path, "trainer.max_steps=3")
+    torch.manual_seed(0)
+    before = {name: p.clone() for name, p in TokenizerModule(cfg).named_parameters()}
+    module, _, _ = run(cfg)
+    assert [name for name, p in module.named_parameters() if torch.equal(p, before[name])] == []
+
+
+# Counting
+
+
+@LIGHTNING_NOISE
+def test_the_global_step_counts_batches(folder: Path, tmp_path: Path) -> None:
+    module, recorder, trainer = run(config(folder, tmp_path, "trainer.max_steps=6"))  # in epochs of 4 batches
+    assert recorder.steps == list(range(6)) and trainer.global_step == len(recorder.losses) == 6
+    rows = (tmp_path / "logs" / "version_0" / "metrics.csv").read_text().splitlines()
+    place = rows[0].split(",").index("step")
+    assert {int(row.split(",")[place]) for row in rows[1:]} == set(range(6))
+
+
+@LIGHTNING_NOISE
+def test_the_learning_rate_follows_the_schedule(folder: Path, tmp_path: Path) -> None:
+    schedule = ["optimizer.warmup_steps=2", "optimizer.decay_steps=3", "trainer.max_steps=7"]
+    cfg = config(folder, tmp_path, *schedule)
+    _, recorder, _ = run(cfg)
+    assert recorder.rates == pytest.approx([cfg.optimizer.lr * cfg.optimizer.rate(step, 7) for step in range(7)])
+    assert recorder.rates == pytest.approx([0.005, 0.01, 0.01, 0.01, 0.01, 0.02 / 3, 0.01 / 3])
+
+
+@given(warmup=st.integers(0, 50), decay=st.integers(0, 50), max_steps=st.integers(1, 200), step=st.integers(0, 199))
+def test_the_rate_is_warmed_up_held_and_brought_to_zero(warmup: int, decay: int, max_steps: int, step: int) -> None:
+    cfg = OptimizerConfig(warmup_steps=warmup, decay_steps=decay)
+    step = min(step, max_steps - 1)
+    rate = cfg.rate(step, max_steps)
+    assert 0 < rate <= 1
+    if warmup <= step <= max_steps - decay:
+        assert rate == 1
+    if decay:
+        assert cfg.rate(max_steps, max_steps) == 0
+    assert cfg.rate(step, -1) == cfg.rate(step, max_steps + 10_000)  # a run without an end never decays
+
+
+@LIGHTNING_NOISE
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_the_gradients_norm_is_clipped_where_asked(folder: Path, tmp_path: Path, clip: float | None) -> None:
+    cfg = config(folder, tmp_path, "trainer.max_steps=2", f"optimizer.gradient_clip={clip or 'null'}")
+    module, _, _ = run(cfg)
+    norm = torch.stack([p.grad.norm() for p in module.parameters()]).norm().item()  # of the last step
+    assert norm > 5 if clip is None else norm == pytest.approx(clip, rel=1e-3)
+
+
+# Checkpoints
+
+
+@LIGHTNING_NOISE
+@pytest.mark.parametrize("stop", [3, 4])  # in the middle of an epoch of 4 batches, and at its end
+def test_a_resumed_run_has_the_losses_of_an_unbroken_one(folder: Path, tmp_path: Path, stop: int) -> None:
+    settings = ["optimizer.warmup_steps=5", "objective.entropy_annealing_steps=5"]
+    whole_module, whole, _ = run(config(folder, tmp_path / "whole", *settings, "trainer.max_steps=7"))
+    _, first, _ = run(config(folder, tmp_path / "parts", *settings, f"trainer.max_steps={stop}"))
+    module, second, trainer = run(config(folder, tmp_path / "parts", *settings, "trainer.max_steps=7"))
+    assert len(first.losses) == stop and trainer.global_step == 7
+    assert first.losses + second.losses == whole.losses
+    assert second.steps == list(range(stop, 7))
+    unbroken = whole_module.state_dict()
+    assert all(torch.equal(value, unbroken[name]) for name, value in module.state_dict().items())
+
+
+@LIGHTNING_NOISE
+def test_the_last_checkpoint_and_the_config_tell_the_model(folder: Path, tmp_path: Path) -> None:
+    cfg = config(folder, tmp_path, "trainer.max_steps=1")
+    module, _, _ = run(cfg)
+    loaded = VidTok.from_pretrained(cfg.last_checkpoint)
+    assert loaded.architecture == module.tokenizer.architecture and not loaded.training
+    ours = module.tokenizer.state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in loaded.state_dict().items())
+    assert load_config(TokenizerRunConfig, [tmp_path / "config.yaml"]) == cfg
+
+
+@LIGHTNING_NOISE
+def test_resuming_with_another_architecture_is_one_clear_error(folder: Path, tmp_path: Path) -> None:
+    run(config(folder, tmp_path, "trainer.max_steps=1"))
+    other = "architecture={ch: 8, ch_mult: [1, 1, 1, 1], num_res_blocks: 1}"
+    with pytest.raises(ValueError, match=r"of this very architecture, .* ch \(4, not 8\)"):
+        run(config(folder, tmp_path, "trainer.max_steps=2", other))
+
+
+def test_fine_tuning_starts_from_the_weights_named(folder: Path, tmp_path: Path) -> None:
+    tokenizer = toy_tokenizer("vidtok_tiny").float()
+    tokenizer.save_pretrained(tmp_path / "folder")
+    plain = [override for override in SMALL if not override.startswith(("from_scratch", "architecture"))]
+    cfg = load_config(
+        TokenizerRunConfig,
+        [],
+        [f"data.train=[{folder}]", f"output={tmp_path}", *plain, f"pretrained={tmp_path / 'folder'}"],
+    )
+    module = TokenizerModule(cfg)
+    assert module.tokenizer.training and all(p.requires_grad for p in module.parameters())
+    assert module.tokenizer.architecture == tokenizer.architecture
+    ours = tokenizer.state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in module.tokenizer.state_dict().items())
+
+
+def test_from_scratch_takes_an_architecture(folder: Path, tmp_path: Path) -> None:
+    module = TokenizerModule(config(folder, tmp_path))
+    assert module.tokenizer.architecture == VidTok.from_preset("vidtok_tiny", **TOY).architecture
+    torch.manual_seed(0)
+    first = TokenizerModule(config(folder, tmp_path)).state_dict()
+    torch.manual_seed(0)
+    again = TokenizerModule(config(folder, tmp_path)).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
+# The objective
+
+
+def test_the_reconstruction_error_is_summed_over_a_frame() -> None:
+    video, guess = random_video(3, b=2), random_video(3, b=2, seed=1)
+    terms = {"entropy": torch.tensor(2.0), "commitment": torch.tensor(0.5)}
+    out = Reconstruction(reconstruction=guess, latents=video, indices=None, regularizer_terms=terms)
+    cfg = ObjectiveConfig(l1_weight=1.0, l2_weight=0.5)
+    loss, parts = objective(cfg, video, out, step=1000)
+    error = (video - guess).float()
+    frames = 2 * 3
+    expected = (error.abs().sum() + 0.5 * error.square().sum()) / frames + 0.1 * 2 * 2.0 + 0.25 * 0.5
+    torch.testing.assert_close(loss, expected)
+    assert parts == {
+        "l1": pytest.approx(error.abs().mean().item()),
+        "l2": pytest.approx(error.square().mean().item()),
+        "entropy": 2.0,
+        "commitment": 0.5,
+    }
+
+
+def test_the_entropy_weight_falls_linearly_to_its_own() -> None:
+    cfg = ObjectiveConfig()
+    weights = [cfg.regularizer_weight("entropy", step) for step in (0, 500, 1000, 2000, 9000)]
+    assert weights == pytest.approx([0.3, 0.25, 0.2, 0.1, 0.1])
+    assert cfg.regularizer_weight("commitment", 0) == 0.25 and cfg.regularizer_weight("kl", 0) == 1e-6
+
+
+def test_the_psnr_of_a_frame_is_in_decibels_of_the_clamped_reconstruction() -> None:
+    video = torch.zeros(2, 3, 4, 8, 8)
+    assert frame_psnr(video, video + 0.2).shape == (2, 4)
+    torch.testing.assert_close(frame_psnr(video, video + 0.2), torch.full((2, 4), 20.0))
+    torch.testing.assert_close(frame_psnr(video, video + 7.0), torch.full((2, 4), 20 * np.log10(2.0)).float())
+    assert frame_psnr(video, video).isfinite().all() or (frame_psnr(video, video) > 90).all()
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize("key", RESERVED)
+def test_trainer_keys_that_the_run_sets_itself_are_refused(folder: Path, tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValueError, match=rf"trainer\.{key} is set by {RESERVED[key]}; use that"):
+        config(folder, tmp_path, f"trainer.{key}=1")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.max_step=3"], r"unknown key trainer\.max_step; the nearest known key is trainer\.max_steps"),
+        (["from_scratch=false"], "architecture overrides make weights that no checkpoint has"),
+        (["pretrained=vidtok_tiny"], "from_scratch=true and pretrained exclude each other"),
+        (["data.height=130"], r"data\.height must be a multiple of 8 .*, got 130; the nearest sizes are 128 and 136"),
+        (["data.width=12"], r"data\.width must be a multiple of 8 .*, got 12; the nearest sizes are 8 and 16"),
+        (["preset=vidtok_tinny"], "no preset 'vidtok_tinny'; the nearest is 'vidtok_tiny'"),
+        (["architecture={chh: 4}"], "no architecture setting 'chh'; the nearest is 'ch'"),
+        (["architecture={ch: 0}"], "ch, ch_mult and num_res_blocks must be 1 or more"),
+        (["checkpoint_every=0"], "checkpoint_every must be 1 or more, got 0"),
+        (["optimizer.lr=0.0"], "lr must be above 0"),
+        (["optimizer.gradient_clip=0.0"], "gradient_clip must be above 0 or null"),
+        (["optimizer.decay_steps=-1"], "must not be negative"),
+        (["objective.l1_weight=0.0"], "one above 0"),
+        (["data.batchsize=3"], r"unknown key data\.batchsize .*data\.batch_size"),
+    ],
+)
+def test_settings_that_make_no_run_are_refused(
+    folder: Path, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(folder, tmp_path, *overrides)
+
+
+def test_sizes_are_checked_against_the_architecture_that_is_trained(folder: Path, tmp_path: Path) -> None:
+    """The preset's own factor, 8, is not that of overridden levels, 4."""
+    halves = "architecture={ch: 4, encoder_spatial_levels: [0, 1], decoder_spatial_levels: [1, 2]}"
+    assert config(folder, tmp_path, halves, "data.height=12").data.height == 12
+    with pytest.raises(ValueError, match=r"data\.height must be a multiple of 4 .*, got 10"):
+        config(folder, tmp_path, halves, "data.height=10")
