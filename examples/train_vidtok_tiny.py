@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "tokenizer" / "vidtok_tiny.yaml"
 DATA = Path("runs/vidtok_tiny/data")
 PACKAGE = ROOT / "vidtok_plugin" / "pretrained" / "vidtok_tiny"
-HELD_OUT_FRAMES, HELD_OUT_CLIPS = 17, 12  # of each source
+HELD_OUT_FRAMES, HELD_OUT_CLIPS = 17, 6  # of each source
 
 
 def train() -> None:

@@ -95,7 +95,7 @@ def run(cfg: TokenizerRunConfig) -> tuple[TokenizerModule, Recorder, pl.Trainer]
 @LIGHTNING_NOISE
 @pytest.mark.parametrize("preset", ["vidtok_tiny", "vidtok_kl_causal_488_4chn_v1_1"])
 def test_it_learns_by_trainer_fit(folder: Path, tmp_path: Path, preset: str) -> None:
-    cfg = config(folder, tmp_path, f"preset={preset}", "trainer.max_steps=30", "trainer.val_check_interval=4")
+    cfg = config(folder, tmp_path, f"preset={preset}", "trainer.max_steps=30", "trainer.check_val_every_n_epoch=7")
     torch.manual_seed(0)
     module, recorder = TokenizerModule(cfg), Recorder()
     trainer = pl.Trainer(
@@ -266,7 +266,7 @@ def test_the_psnr_of_a_frame_is_in_decibels_of_the_clamped_reconstruction() -> N
     assert frame_psnr(video, video + 0.2).shape == (2, 4)
     torch.testing.assert_close(frame_psnr(video, video + 0.2), torch.full((2, 4), 20.0))
     torch.testing.assert_close(frame_psnr(video, video + 7.0), torch.full((2, 4), 20 * np.log10(2.0)).float())
-    assert frame_psnr(video, video).isfinite().all() or (frame_psnr(video, video) > 90).all()
+    assert (frame_psnr(video, video) > 90).all()
 
 
 # Mistakes
