@@ -309,12 +309,12 @@ def test_the_hash_does_not_tell_what_leaves_tokens_as_they_are(adapter: Tokenize
 
 @pytest.mark.gpu
 def test_the_hash_and_the_ids_do_not_depend_on_the_device(discrete: TokenizerAdapter) -> None:
-    moved = copy.deepcopy(discrete).cuda()
+    moved = copy.deepcopy(discrete).to("cuda")
     assert moved.hash == discrete.hash
     tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        agreeing = moved.encode(video(17, b=4).cuda()).ids.cpu() == discrete.encode(video(17, b=4)).ids
+        agreeing = moved.encode(video(17, b=4).to("cuda")).ids.cpu() == discrete.encode(video(17, b=4)).ids
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
     assert agreeing.float().mean() > 0.95  # but for values at rounding boundaries

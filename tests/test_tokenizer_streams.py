@@ -322,9 +322,9 @@ def test_a_stream_goes_on_on_another_device(model: VidTok) -> None:
     first = stream.push(video[:, :, :6]).latents
     moved = VidTok(model.architecture).eval().double()
     moved.load_state_dict(model.state_dict())
-    moved.cuda()
+    moved.to("cuda")
     restored = moved.encoder_stream(state=stream.to("cuda").state)
-    rest = encode_in_parts(restored, [video[:, :, 6:].cuda()]).cpu()
+    rest = encode_in_parts(restored, [video[:, :, 6:].to("cuda")]).cpu()
     assert difference(torch.cat([first, rest], dim=2), model.encode(video).latents) < 1e-9
 
 
