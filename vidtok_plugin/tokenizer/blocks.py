@@ -16,6 +16,7 @@ from vidtok_plugin.tokenizer.layers import (
     State,
     StreamLayer,
     TimePadding,
+    own,
     pad_front,
     point_conv,
     step_through,
@@ -126,7 +127,7 @@ class TemporalDownsample(StreamLayer):
         # The pool and the conv need the same frame before x, so the conv's state serves both.
         y, new_state = self.conv.step(x, state, last)
         if self.padding.causal:
-            x, _ = pad_front(x, state, 1, self.padding)
+            x, _ = pad_front(x, state, 1, self.padding, last=True)
         else:
             x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, 1))
         pooled = (x[:, 0:-2:2] + x[:, 1:-1:2] + x[:, 2::2]) / 3
@@ -171,7 +172,7 @@ class TemporalUpsample(StreamLayer):
         # Of the frame in `seen`, the first was emitted before.
         start = max(0, 2 * seen.shape[1] - 1)
         end = frames.shape[1] if last else max(start, frames.shape[1] - 1)
-        return torch.cat([done, frames[:, start:end]], dim=1), window[:, -1:]
+        return torch.cat([done, frames[:, start:end]], dim=1), own(window[:, -1:])
 
 
 def double_linear(x: Tensor) -> Tensor:

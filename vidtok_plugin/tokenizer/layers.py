@@ -62,13 +62,20 @@ def step_through(layers: "list[tuple[str, StreamLayer]]", x: Tensor, state: Stat
     return x, states or None
 
 
-def pad_front(x: Tensor, state: Tensor | None, frames: int, padding: TimePadding) -> tuple[Tensor, Tensor]:
-    """Puts the `frames` frames before `x` in front of it; also returns those that the next step needs."""
+def pad_front(
+    x: Tensor, state: Tensor | None, frames: int, padding: TimePadding, last: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Puts the `frames` frames before `x` in front of it; also returns those that the next step needs, if any."""
     if state is None:
         front = x[:, :1].expand(-1, frames, -1, -1, -1)
         state = front if padding is TimePadding.FIRST_FRAME else torch.zeros_like(front)
     x = torch.cat([state, x], dim=1)
-    return x, x[:, -frames:]
+    return x, None if last else own(x[:, -frames:])
+
+
+def own(part: Tensor) -> Tensor:
+    """A copy, to keep as state: a view would keep all of the larger tensor alive, in every layer of the network."""
+    return part.clone(memory_format=torch.contiguous_format)
 
 
 class TimeConv(StreamLayer):
@@ -85,7 +92,7 @@ class TimeConv(StreamLayer):
         if x.shape[1] == 0:
             return x.new_zeros(*x.shape[:-1], self.weight.shape[0]), state
         if self.padding.causal:
-            x, state = pad_front(x, state, 3 - self.stride, self.padding)
+            x, state = pad_front(x, state, 3 - self.stride, self.padding, last)
         else:
             x = F.pad(x, (0, 0, 0, 0, 0, 0, 2 - self.stride, 1))
         if not self.spatial:

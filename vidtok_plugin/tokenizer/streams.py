@@ -13,6 +13,7 @@ from einops import rearrange, repeat
 from tensordict import TensorDict
 from torch import Tensor
 
+from vidtok_plugin.tokenizer.layers import own
 from vidtok_plugin.tokenizer.video_checks import as_float_video
 
 if TYPE_CHECKING:
@@ -127,10 +128,10 @@ class EncoderStream(Stream):
         x, pending = x[:, :whole], x[:, whole:]
         if whole == 0:
             assert self._state is not None  # the first frame completes a group
-            self._state = {"pending": _own(pending), "network": network}
+            self._state = {"pending": own(pending), "network": network}
             return self._no_latents(x)
         z, network = model.encoder.step(x, network, last=False)
-        self._state = {"pending": _own(pending), "network": _own(network)}
+        self._state = {"pending": own(pending), "network": network}
         return model.regularize(rearrange(z, "b t h w c -> b c t h w"))
 
     def _no_latents(self, x: Tensor) -> Encoded:
@@ -179,7 +180,7 @@ class DecoderStream(Stream):
             self._check_fits(x, before["network"]["conv_in"], "latents")
         y, network = self._step(x, before, last=False)
         if self._waits and not self.lookahead:
-            self._state = {"ready": y[:, :0].clone(), "network": _own(network)}
+            self._state = {"ready": own(y[:, :0]), "network": network}
             y, _ = self._step(x, before, last=True)
             count = x.shape[1] * f - (f - 1) * first
             return rearrange(y[:, y.shape[1] - count :], "b t h w c -> b c t h w")
@@ -187,7 +188,7 @@ class DecoderStream(Stream):
         ready = y[:, f - 1 :] if before is None else torch.cat([before["ready"], y], dim=1)
         # v1.1 knows a frame of the next group already: it stays here, so that what goes out are whole groups.
         whole = ready.shape[1] - (ready.shape[1] - first) % f
-        self._state = {"ready": _own(ready[:, whole:]), "network": _own(network)}
+        self._state = {"ready": own(ready[:, whole:]), "network": network}
         return rearrange(ready[:, :whole], "b t h w c -> b c t h w")
 
     def flush(self) -> Tensor:
@@ -209,13 +210,6 @@ class DecoderStream(Stream):
         b, _, _, h, w = latents.shape
         s = self.model.spatial_factor
         return latents.new_zeros(b, 3, 0, h * s, w * s)
-
-
-def _own(state: Any) -> Any:
-    """A copy that does not keep the larger tensors alive that a state's tensors are views of."""
-    if isinstance(state, dict):
-        return {name: _own(part) for name, part in state.items() if part is not None}
-    return state.clone(memory_format=torch.contiguous_format)
 
 
 def _as_dict(state: TensorDict | None) -> dict[str, Any] | None:
