@@ -66,8 +66,21 @@ def reconstruct(args: argparse.Namespace) -> None:
     from vidtok_plugin.tokenizer.reconstruction import reconstruct_video
 
     tokenizer = VidTok.from_pretrained(args.model, preset=args.preset).to(default_device())
-    psnr = reconstruct_video(tokenizer, args.video, args.output)
-    print(f"{args.output}: PSNR {psnr:.2f} dB")
+    result = reconstruct_video(
+        tokenizer,
+        args.video,
+        args.output,
+        fit=args.fit,
+        side_by_side=args.side_by_side,
+        memory=args.memory,
+        progress=True,
+    )
+    print(f"{args.output}: {result.num_frames} frames, PSNR {result.psnr:.2f} dB")
+    if result.seam is not None:
+        print(
+            f"{result.num_tiles} tiles of {result.tile_height} x {result.tile_width} (height x width), which differ by "
+            f"{result.seam:.1f} levels of 255 where they overlap, before they are blended"
+        )
 
 
 def tokenize(args: argparse.Namespace) -> None:
@@ -95,6 +108,16 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("video", type=Path)
     add_model_arguments(command)
     command.add_argument("--output", type=Path, required=True, metavar="out.mp4")
+    command.add_argument(
+        "--fit",
+        choices=("pad", "crop"),
+        help="what to do with frames whose size the tokenizer can't take: fill them up, and cut that off again,"
+        " or cut their middle out",
+    )
+    command.add_argument("--side-by-side", action="store_true", help="write the original too, on the left")
+    command.add_argument(
+        "--memory", type=float, metavar="GB", help="memory to take beside the model; larger frames go through tiles"
+    )
 
     command = add_command(commands, "tokenize", tokenize, "write the tokens of a folder of videos into a store")
     command.add_argument("folder", type=Path)

@@ -1,0 +1,117 @@
+"""Reconstruction tile by tile: each tile is a video of its own, whose stream waits while it's the others' turn."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from vidtok_plugin.tokenizer.model import VidTok
+from vidtok_plugin.tokenizer.streams import DecoderStream, EncoderStream
+from vidtok_plugin.tokenizer.tiling import Tile, Tiling
+
+Streams = tuple[EncoderStream, DecoderStream]
+
+
+class TiledReconstruction:
+    """Frames in, reconstructed frames out, for any number of pushes.
+
+    A causal model runs as one stream over all pushes, in each tile; another takes each push as a clip of its own.
+    A single tile gives what the whole frame gives; several differ from it (see `tiling`).
+
+    Between two pushes the streams' states stay on the model's device, or with `folder` in files there, so that the
+    memory taken is that of one tile, and the room on the disk doesn't grow with the video.
+
+    Example:
+        >>> tokenizer = VidTok.from_preset("vidtok_kl_causal_488_4chn", ch=4).eval()
+        >>> tiling = Tiling(16, 64, rows=1, columns=2, overlap=16, multiple=8)
+        >>> tiled = TiledReconstruction(tokenizer, tiling)
+        >>> frames = torch.zeros(1, 3, 6, 16, 64, dtype=torch.uint8)
+        >>> tiled.push(frames).shape[2], tiled.flush().shape[2]   # 1 + 4 + 4 frames, of which the last 3 are filled up
+        (5, 4)
+    """
+
+    def __init__(self, tokenizer: VidTok, tiling: Tiling, *, folder: Path | None = None) -> None:
+        self.tokenizer, self.tiling, self.folder = tokenizer, tiling, folder
+        self._streams: dict[int, Streams] = {}
+        self._difference, self._compared = 0.0, 0
+
+    @property
+    def seam(self) -> float | None:
+        """By how much neighbouring tiles differ where they overlap, on average over all frames so far, in levels of
+        0-255; None for a single tile."""
+        return 127.5 * self._difference / self._compared if self._compared else None
+
+    @torch.no_grad()
+    def push(self, frames: Tensor) -> Tensor:
+        """uint8 frames (1, 3, n, h, w) -> the reconstructed frames (1, 3, m, h, w) in [-1, 1] that are final now."""
+
+        def work(number: int, tile: Tile) -> Tensor:
+            part = frames[..., tile.rows, tile.columns].to(self.tokenizer.device)
+            if not self.tokenizer.causal:
+                return self.tokenizer(part).reconstruction
+            encoder, decoder = self._resume(number)
+            reconstruction = decoder.push(encoder.push(part).latents)
+            self._keep(number, encoder, decoder)
+            return reconstruction
+
+        return self._over_tiles(work)
+
+    @torch.no_grad()
+    def flush(self) -> Tensor:
+        """Ends the streams: the frames (1, 3, m, h, w) still held back, the last perhaps beyond the video's end."""
+
+        def work(number: int, tile: Tile) -> Tensor:
+            encoder, decoder = self._resume(number)
+            frames = decoder.push(encoder.flush().latents)
+            return torch.cat([frames, decoder.flush()], dim=2)
+
+        if not self.tokenizer.causal:
+            return torch.zeros(1, 3, 0, self.tiling.height, self.tiling.width)
+        return self._over_tiles(work)
+
+    def _over_tiles(self, work: Callable[[int, Tile], Tensor]) -> Tensor:
+        tiles = self.tiling.tiles
+        if len(tiles) == 1:
+            return work(0, tiles[0]).clamp_(-1, 1)
+        frames, covered = torch.empty(0), torch.empty(0)
+        for number, tile in enumerate(tiles):
+            part = work(number, tile).clamp_(-1, 1)
+            weights = self.tiling.weights(number).to(part)
+            if number == 0:
+                size = (self.tiling.height, self.tiling.width)
+                frames, covered = part.new_zeros(1, 3, part.shape[2], *size), weights.new_zeros(size)
+            self._compare(part, frames[..., tile.rows, tile.columns], covered[tile.rows, tile.columns])
+            frames[..., tile.rows, tile.columns] += part * weights
+            covered[tile.rows, tile.columns] += weights
+        return frames
+
+    def _compare(self, part: Tensor, sum_before: Tensor, weight_before: Tensor) -> None:
+        """Adds up the difference between a tile and what the tiles before made of the pixels that they share."""
+        shared = weight_before > 0
+        before = sum_before[..., shared] / weight_before[shared]
+        self._difference += (part[..., shared] - before).abs().sum(dtype=torch.float64).item()
+        self._compared += before.numel()
+
+    def _resume(self, number: int) -> Streams:
+        if self.folder is None or not self._path(number).exists():
+            streams = self._streams.pop(number, None)
+            return streams or (self.tokenizer.encoder_stream(), self.tokenizer.decoder_stream())
+        # Copies, since the files are written anew while the state is in use.
+        device = self.tokenizer.device
+        states = TensorDict.load_memmap(self._path(number)).to_tensordict().to(device)
+        return self.tokenizer.encoder_stream(state=states["encoder"]), self.tokenizer.decoder_stream(
+            state=states["decoder"]
+        )
+
+    def _keep(self, number: int, encoder: EncoderStream, decoder: DecoderStream) -> None:
+        if self.folder is None:
+            self._streams[number] = (encoder, decoder)
+        else:
+            states = TensorDict({"encoder": encoder.state, "decoder": decoder.state}, batch_size=[1])
+            states.memmap(self._path(number))
+
+    def _path(self, number: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"tile_{number}"

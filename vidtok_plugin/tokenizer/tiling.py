@@ -1,0 +1,77 @@
+"""Tilings: a frame cut into equal tiles that overlap, and the tiles' frames blended into whole ones again.
+
+A tile's edges see zeros where the whole frame goes on, and its attention sees the tile alone, so tiles don't give
+exactly what the whole frame gives: what comes out differs most at the edges, which therefore weigh least.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """A tile's place in the frame."""
+
+    rows: slice
+    columns: slice
+
+
+class Tiling:
+    """`rows` x `columns` tiles of one size, which together cover `height` x `width` pixels.
+
+    The tiles' edges are multiples of `multiple`, and neighbours share at least `overlap` pixels (rounded up to such a
+    multiple). In the overlap their weights fall and rise linearly; at each pixel the weights sum to 1.
+
+    Example:
+        >>> tiling = Tiling(64, 96, rows=1, columns=2, overlap=16, multiple=8)
+        >>> [(tile.columns.start, tile.columns.stop) for tile in tiling.tiles]
+        [(0, 56), (40, 96)]
+    """
+
+    def __init__(self, height: int, width: int, *, rows: int, columns: int, overlap: int, multiple: int) -> None:
+        self.height, self.width = height, width
+        spans = [_spans(*axis, overlap, multiple) for axis in ((height, rows), (width, columns))]
+        self.tile_height, self.tile_width = (span[0].stop for span in spans)
+        self.tiles = [Tile(rows=y, columns=x) for y in spans[0] for x in spans[1]]
+        weights = [_weights(span) for span in spans]
+        self._weights = [y[:, None] * x for y in weights[0] for x in weights[1]]
+
+    def weights(self, number: int) -> Tensor:
+        """What the pixels of a tile weigh in the frame, float32 (tile_height, tile_width)."""
+        return self._weights[number]
+
+
+def tile_length(size: int, count: int, overlap: int, multiple: int) -> int:
+    """The least multiple that gives `count` parts of an axis the overlap."""
+    overlap = -(-overlap // multiple) * multiple
+    return -(-(size + (count - 1) * overlap) // (count * multiple)) * multiple
+
+
+def _spans(size: int, count: int, overlap: int, multiple: int) -> list[slice]:
+    """The parts of an axis, evenly spread."""
+    length = tile_length(size, count, overlap, multiple)
+    room = (size - length) // multiple
+    starts = [room * i // max(1, count - 1) * multiple for i in range(count)]
+    return [slice(start, start + length) for start in starts]
+
+
+def _weights(spans: list[slice]) -> list[Tensor]:
+    total = torch.zeros(spans[-1].stop)
+    weights = []
+    for before, span, after in zip([None, *spans[:-1]], spans, [*spans[1:], None], strict=True):
+        weight = torch.ones(span.stop - span.start)
+        if before is not None:
+            shared = before.stop - span.start
+            weight[:shared] *= _ramp(shared)
+        if after is not None:
+            shared = span.stop - after.start
+            weight[len(weight) - shared :] *= _ramp(shared).flip(0)
+        weights.append(weight)
+        total[span] += weight
+    return [weight / total[span] for weight, span in zip(weights, spans, strict=True)]
+
+
+def _ramp(length: int) -> Tensor:
+    return (torch.arange(length) + 0.5) / length
