@@ -103,7 +103,7 @@ class TokenizerModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         if len(self._used_codes):
             used = self.trainer.strategy.reduce(self._used_codes.float(), reduce_op="sum")
-            self.log("val/codebook_usage", (used > 0).float().mean())
+            self.log("val/codebook_usage", (used > 0).float().mean(), sync_dist=True)  # alike in all processes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved, ours = checkpoint.get("architecture"), architecture_settings(self.tokenizer.architecture)
