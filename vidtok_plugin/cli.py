@@ -37,27 +37,17 @@ def list_presets(args: argparse.Namespace) -> None:
 
 
 def fit(args: argparse.Namespace) -> None:
-    import lightning.pytorch as pl
+    from vidtok_plugin.tokenizer.module import TokenizerRunConfig
+    from vidtok_plugin.tokenizer.runs import fit_tokenizer
 
-    from vidtok_plugin import training
-    from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
-    from vidtok_plugin.video.data import VideoDataModule
-
-    cfg = config_from(args, TokenizerRunConfig)
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    module = TokenizerModule(cfg)
-    trainer = training.fit(cfg, module, VideoDataModule(cfg))
-    if trainer.is_global_zero:
-        module.tokenizer.save_pretrained(cfg.output / "model")
+    fit_tokenizer(config_from(args, TokenizerRunConfig))
 
 
 def validate(args: argparse.Namespace) -> None:
-    from vidtok_plugin import training
-    from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
-    from vidtok_plugin.video.data import VideoDataModule
+    from vidtok_plugin.tokenizer.module import TokenizerRunConfig
+    from vidtok_plugin.tokenizer.runs import validate_tokenizer
 
-    cfg = config_from(args, TokenizerRunConfig)
-    training.validate(cfg, TokenizerModule(cfg), VideoDataModule(cfg))
+    validate_tokenizer(config_from(args, TokenizerRunConfig))
 
 
 def reconstruct(args: argparse.Namespace) -> None:
