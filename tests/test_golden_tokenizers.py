@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vidtok_plugin import VidTok, presets
+from vidtok_plugin.tokenizer.model import count_parameters
 from vidtok_plugin.tokenizer.objective import ObjectiveConfig
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -29,6 +31,7 @@ class Golden:
     """A golden model, its inputs and the published outputs."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         self.published = load_file(GOLDEN / f"{name}.safetensors")
         self.model = fill(VidTok.from_preset(name, ch=16)).eval()
         self.size = 32 if "41616" in name else 16
@@ -146,3 +149,10 @@ def test_state_dict_keys_and_shapes_are_the_published_ones(name: str) -> None:
     with torch.device("meta"):
         model = VidTok(presets()[name].architecture)
     assert {key: list(value.shape) for key, value in model.state_dict().items()} == SHAPES[name]
+    assert count_parameters(presets()[name].architecture) == sum(math.prod(shape) for shape in SHAPES[name].values())
+
+
+@torch.no_grad()
+def test_a_preset_tells_the_shape_of_its_latents(golden: Golden) -> None:
+    preset, video = presets()[golden.name], golden.video
+    assert golden.model.encode(video).latents.shape[1:] == preset.latent_shape(*video.shape[2:])

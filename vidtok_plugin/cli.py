@@ -12,28 +12,32 @@ from vidtok_plugin.commands import add_command, add_config_arguments, config_fro
 
 
 def list_presets(args: argparse.Namespace) -> None:
+    from vidtok_plugin.tokenizer.model import count_parameters
     from vidtok_plugin.tokenizer.presets import HUB_REPOSITORY, presets
 
     table = Table(
-        "preset", "regularizer", "causal", "t x h x w", "latents", "PSNR", "SSIM", "LPIPS", "FVD", "checkpoint"
+        *("preset", "regularizer", "causal", "t x h x w", "latents of 17x256x256", "parameters"),
+        *("PSNR", "SSIM", "LPIPS", "FVD", "checkpoint"),
+        caption=f"Checkpoints are files of https://huggingface.co/{HUB_REPOSITORY}; quality as published.",
     )
     for preset in presets().values():
         arch, metrics = preset.architecture, preset.metrics
-        size = f"{arch.codebook_size} codes" if arch.codebook_size else f"{arch.latent_channels} channels"
-        scores = (
-            ["-"] * 4 if metrics is None else [str(v) for v in (metrics.psnr, metrics.ssim, metrics.lpips, metrics.fvd)]
-        )
         table.add_row(
             preset.name,
-            arch.regularizer,
+            f"FSQ, {arch.codebook_size} codes" if arch.codebook_size else f"KL, {arch.latent_channels} channels",
             f"v{arch.version}" if arch.causal else "no",
             "x".join(map(str, preset.compression)),
-            size,
-            *scores,
-            "in this package" if preset.checkpoint is None else f"{HUB_REPOSITORY}/{preset.checkpoint}",
+            "x".join(map(str, preset.latent_shape())),
+            f"{count_parameters(arch) / 1e6:.1f} M",
+            *(
+                ["-"] * 4
+                if metrics is None
+                else [f"{metrics.psnr:.2f}", f"{metrics.ssim:.3f}", f"{metrics.lpips:.3f}", f"{metrics.fvd:.1f}"]
+            ),
+            preset.checkpoint or "in this package",
         )
     # As wide as the table, also where the output is no terminal, so that no name is cut.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 220).print(table)
 
 
 def fit(args: argparse.Namespace) -> None:

@@ -107,8 +107,7 @@ class VidTok(nn.Module):
 
     def num_latents(self, num_frames: int) -> int:
         """Latent steps of a clip: `1 + ceil((t - 1) / f)` if causal, else `ceil(t / f)`."""
-        f = self.temporal_factor
-        return 1 + -(-(num_frames - 1) // f) if self.causal else -(-num_frames // f)
+        return self.architecture.num_latents(num_frames)
 
     def num_frames(self, num_latents: int) -> int:
         """Frames that so many latent steps decode to: `1 + (T - 1) f` if causal, else `T f`."""
@@ -198,6 +197,17 @@ class VidTok(nn.Module):
         front = self.temporal_factor - 1 if self.causal else 0
         x = torch.cat([_copies(x[:, :1], front), x, _copies(x[:, -1:], missing)], dim=1)
         return rearrange(self.encoder(x), "b t h w c -> b c t h w")
+
+
+def count_parameters(architecture: Architecture) -> int:
+    """Weights and biases of a VidTok, without making it.
+
+    Example:
+        >>> count_parameters(get_preset("vidtok_tiny").architecture)
+        1811919
+    """
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in VidTok(architecture).parameters())
 
 
 def override_architecture(architecture: Architecture, overrides: dict[str, Any]) -> Architecture:

@@ -180,8 +180,8 @@ class DecoderStream(Stream):
         self.lookahead = lookahead
         if self._waits and self._state is not None and bool(self._state["lookahead"].all()) != lookahead:
             raise ValueError(
-                f"DecoderStream: lookahead must be as it was when the state was made, {not lookahead}, got {lookahead}; "
-                "a change in the middle would lose or repeat a group of frames."
+                f"DecoderStream: lookahead must be as it was when the state was made, {not lookahead}, "
+                f"got {lookahead}; a change in the middle would lose or repeat a group of frames."
             )
 
     def _parts(self) -> set[str]:
