@@ -103,7 +103,7 @@ def assert_compiles(model: VidTok, backend: str) -> None:
 def test_a_network_is_one_graph() -> None:
     one_level = {f"{part}_{kind}_levels": (0,) for part in ("encoder", "decoder") for kind in ("spatial", "temporal")}
     model = toy_tokenizer("vidtok_kl_causal_488_4chn_v1_1", ch_mult=(1,), **one_level)
-    assert_compiles(model.float(), "aot_eager")
+    assert_compiles(model.float(), "eager")
 
 
 @pytest.mark.slow
