@@ -10,11 +10,11 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from vidtok_plugin.optimization import OptimizerConfig, configure_optimizers
+from vidtok_plugin.tokenizer.checkpoints import architecture_settings
 from vidtok_plugin.tokenizer.model import VidTok, override_architecture
 from vidtok_plugin.tokenizer.objective import ObjectiveConfig, frame_psnr, objective
 from vidtok_plugin.tokenizer.presets import get_preset
 from vidtok_plugin.tokenizer.video_checks import check_multiple
-from vidtok_plugin.tokenizer.weights import architecture_settings
 from vidtok_plugin.training import RunConfig
 from vidtok_plugin.video.data import VideoDataConfig
 
