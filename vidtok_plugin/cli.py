@@ -78,6 +78,12 @@ def tokenize(args: argparse.Namespace) -> None:
     print(f"{args.output}: {len(store)} episodes, {store.num_tokens} tokens")
 
 
+def convert(args: argparse.Namespace) -> None:
+    from vidtok_plugin.tokenizer import conversion
+
+    print(conversion.convert(args.source, args.output, to=args.to, preset=args.preset))
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vidtok-plugin", description="Train and use VidTok video tokenizers.")
     commands = parser.add_subparsers(metavar="COMMAND")
@@ -95,6 +101,20 @@ def build_parser() -> argparse.ArgumentParser:
     add_model_arguments(command)
     command.add_argument("--output", type=Path, required=True, metavar="STORE")
     command.add_argument("--split", default="train", help="the store's split to write to (default: train)")
+
+    command = add_command(commands, "convert", convert, "write weights in another layout")
+    command.add_argument(
+        "source", metavar="CKPT", help="a weights file, a folder (ours or diffusers') or a preset's name"
+    )
+    command.add_argument("--preset", help="the preset of a bare weights file")
+    command.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    command.add_argument(
+        "--to",
+        choices=["ours", "published", "diffusers"],
+        default="ours",
+        help="ours: for VidTok.from_pretrained (default); published: a .ckpt as the published ones; "
+        "diffusers: for AutoencoderVidTok.from_pretrained (v1.1 and non-causal models)",
+    )
     return parser
 
 

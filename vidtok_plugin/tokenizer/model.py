@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from einops import rearrange, repeat
@@ -54,18 +54,36 @@ class VidTok(nn.Module):
         return cls(override_architecture(get_preset(name).architecture, overrides))
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, preset: str | None = None, **overrides: Any) -> Self:
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        preset: str | None = None,
+        *,
+        weights: Literal["ema", "raw"] | None = None,
+        revision: str | None = None,
+        **overrides: Any,
+    ) -> Self:
         """A model with the weights of `source`, in eval mode.
 
-        source: a preset's name (a published one is downloaded from the Hugging Face hub, then cached), a folder
-            written by `save_pretrained`, a `.ckpt` (published, or of our own training) or a `.safetensors` file;
-            a bare weights file needs `preset`.
+        source: a preset's name (a published one is taken from `$VIDTOK_HOME/NAME.ckpt`, by default
+            `~/.cache/vidtok_plugin/NAME.ckpt`, if you put it there, else downloaded from the Hugging Face hub and
+            cached), a folder written by `save_pretrained`, a `.ckpt` (published, or of our own training) or a
+            `.safetensors` file; a bare weights file needs `preset`. Nothing in a file is run.
+        weights: of a checkpoint of our own training, the averaged ("ema") or the raw ones; by default the averaged
+            ones where there are any.
+        revision: of a published name, the hub's branch, tag or commit; the newest by default.
+        overrides: fields of the `Architecture`.
 
         Raises:
-            FileNotFoundError: if there is no such file or preset, or the hub cannot be reached.
-            ValueError: if the file is damaged or its weights are those of another architecture.
+            FileNotFoundError: if there is no such file or folder, or the hub cannot be reached.
+            ValueError: if there is no such preset, or the file is damaged, needs code to be run, or has weights
+                missing, unexpected or of other shapes.
+
+        Example:
+            >>> VidTok.from_pretrained("vidtok_tiny").codebook_size
+            1000
         """
-        architecture, state_dict = weights_io.load(source, preset)
+        architecture, state_dict = weights_io.load(source, preset, averaging=weights, revision=revision)
         model = cls(override_architecture(architecture, overrides))
         weights_io.load_strictly(model, state_dict, source)
         return model.eval()
