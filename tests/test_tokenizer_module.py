@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import TOY, random_video, toy_tokenizer
 
-from vidtok_plugin import VidTok, training
+from vidtok_plugin import VidTok, presets, training
 from vidtok_plugin.config import load_config
 from vidtok_plugin.optimization import OptimizerConfig
 from vidtok_plugin.tokenizer.model import Reconstruction
@@ -343,3 +343,12 @@ def test_sizes_are_checked_against_the_architecture_that_is_trained(folder: Path
     assert config(folder, tmp_path, halves, "data.height=12").data.height == 12
     with pytest.raises(ValueError, match=r"data\.height must be a multiple of 4 .*, got 10"):
         config(folder, tmp_path, halves, "data.height=10")
+
+
+@pytest.mark.parametrize("name", presets())
+def test_one_config_serves_every_preset(name: str) -> None:
+    file = Path(__file__).parent.parent / "configs" / "tokenizer" / "finetune.yaml"
+    cfg = load_config(TokenizerRunConfig, [file], [f"preset={name}", "from_scratch=true"])
+    assert cfg.output == Path("runs") / name
+    with torch.device("meta"):
+        assert cfg.build().architecture == presets()[name].architecture
