@@ -154,7 +154,7 @@ def test_a_published_vidtok_checkpoint_holds_all_of_lpips(tmp_path: Path) -> Non
     inside = {f"loss.perceptual_loss.{name}": value for name, value in golden_lpips().state_dict().items()}
     inside["loss.perceptual_loss.scaling_layer.shift"] = torch.zeros(1, 3, 1, 1)
     inside["encoder.conv_in.conv.weight"] = torch.zeros(1)
-    torch.save({"state_dict": inside}, tmp_path / "vidtok.ckpt")
+    torch.save({"state_dict": inside, "config": Path("config.yaml")}, tmp_path / "vidtok.ckpt")
     lpips = load_lpips(tmp_path / "vidtok.ckpt")
     assert torch.equal(lpips(frames(5, 16), frames(6, 16)), golden_lpips()(frames(5, 16), frames(6, 16)))
 
@@ -168,5 +168,5 @@ def test_other_or_damaged_files_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"all of VGG16's convolutions, but net\.slice1\.0\.bias is missing"):
         load_lpips(path)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"is no whole file of weights .*; fetch it again"):
+    with pytest.raises(ValueError, match=r"weights\.pth is no whole checkpoint.*; fetch it again"):
         load_lpips(path)

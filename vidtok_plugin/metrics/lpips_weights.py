@@ -5,7 +5,6 @@ VGG16 is looked for in torch hub's cache, where torchvision leaves it too, then 
 """
 
 import re
-import warnings
 from collections.abc import Mapping
 from http.client import HTTPException
 from importlib.resources import files
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vidtok_plugin.metrics.lpips import LPIPS
+from vidtok_plugin.tokenizer.checkpoints import read_checkpoint
 
 VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 HEADS_URL = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth"
@@ -34,7 +34,7 @@ def load_lpips(vgg: str | Path | None = None) -> LPIPS:
     path = cached_vgg() if vgg is None else Path(vgg)
     if not path.is_file():
         raise FileNotFoundError(f"LPIPS: there is no file {path}; fetch {VGG_URL} and pass its path.")
-    weights = _lpips_weights(_unpickle(path), path)
+    weights = _lpips_weights(_tensors(path), path)
     if not any(name.startswith("lin") for name in weights):
         weights |= read_heads()
     lpips = LPIPS()
@@ -70,7 +70,7 @@ def read_heads() -> dict[str, Tensor]:
         raise FileNotFoundError(
             f"LPIPS: this version of torchmetrics has no heads of LPIPS at {path}; fetch {HEADS_URL} and save it there."
         )
-    heads = _unpickle(path)
+    heads = _tensors(path)
     names = [f"lin{index}.model.1.weight" for index in range(5)]
     if sorted(heads) != names:
         raise ValueError(f"LPIPS: {path} must hold {', '.join(names)}, got {', '.join(sorted(heads))}.")
@@ -94,16 +94,8 @@ def _lpips_weights(state_dict: Mapping[str, Tensor], path: Path) -> dict[str, Te
     return weights
 
 
-def _unpickle(path: Path) -> dict[str, Tensor]:
+def _tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by name, those under `state_dict` if it has that."""
-    with path.open("rb") as file:  # a file that may not be read says so itself
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Detected pickle protocol")
-                checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # the wrong bytes lead the unpickler to nearly any
-            raise ValueError(
-                f"LPIPS: {path} is no whole file of weights ({type(error).__name__}); fetch it again."
-            ) from error
-    state_dict = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else {}
+    content = read_checkpoint(path, strip_objects=True)  # published VidTok checkpoints hold configs beside the weights
+    state_dict = content.get("state_dict", content) if isinstance(content, Mapping) else {}
     return {name: tensor for name, tensor in state_dict.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
