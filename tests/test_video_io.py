@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidtok_plugin.video import VideoWriter, find_episodes, find_videos, probe, read_frames, write_video
+from vidtok_plugin.video import VideoWriter, find_episodes, find_videos, probe, read_frames, reading, write_video
 from vidtok_plugin.video.episodes import save_episode_files
-from vidtok_plugin.video.reading import ReaderPool, count_frames
+from vidtok_plugin.video.reading import ReaderPool, count_frames, read_in_order
 from vidtok_plugin.video.resizing import area_weights, resize, resize_and_crop, resize_weights
 
 
@@ -137,6 +137,42 @@ def test_a_video_that_says_too_many_frames_is_named(
     monkeypatch.setattr(ReaderPool, "reader", lambda self, path: Overreporting())
     with pytest.raises(ValueError, match=r"clip\.mp4 cannot be decoded at frames 50\.\.59.*Unable to handle EOF"):
         read_frames(path, range(50, 60))
+
+
+@pytest.mark.parametrize("width", [8, 16, 32, 48, 72])
+def test_reading_in_order_gives_the_same_frames(tmp_path: Path, width: int) -> None:
+    write_video(tmp_path / "clip.mp4", moving_square(50, 72)[:, :, :width], fps=30)
+    blocks = list(read_in_order(tmp_path / "clip.mp4", 16))
+    assert [len(block) for block in blocks] == [16, 16, 16, 2]
+    np.testing.assert_array_equal(np.concatenate(blocks), read_frames(tmp_path / "clip.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"), [(StopIteration(), "there are no more"), (RuntimeError("[1:1] a.cc:1: broken"), "broken")]
+)
+def test_a_video_that_ends_early_is_named_when_read_in_order(
+    clip: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch, error: Exception, cause: str
+) -> None:
+    path, frames = clip
+    reader = reading._open(path)
+
+    class Overreporting:
+        def __len__(self) -> int:
+            return 60
+
+        def next(self) -> object:
+            if self.given == len(frames):
+                raise error
+            self.given += 1
+            return reader.next()
+
+        given = 0
+
+    monkeypatch.setattr(reading, "_open", lambda path: Overreporting())
+    blocks = read_in_order(path, 45)
+    assert len(next(blocks)) == 45
+    with pytest.raises(ValueError, match=rf"clip\.mp4 cannot be decoded at frames 50\.\.50.*says.* 60.*{cause}"):
+        next(blocks)
 
 
 def test_missing_files_and_indices_outside_are_named(clip: tuple[Path, np.ndarray]) -> None:

@@ -84,6 +84,37 @@ def convert(args: argparse.Namespace) -> None:
     print(conversion.convert(args.source, args.output, to=args.to, preset=args.preset))
 
 
+def evaluate(args: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from vidtok_plugin import evaluating
+    from vidtok_plugin.devices import default_device
+    from vidtok_plugin.metrics.networks import load_metric_networks
+    from vidtok_plugin.tokenizer.model import VidTok
+    from vidtok_plugin.video.episodes import find_videos
+
+    find_videos(args.folder)  # before anything large is loaded
+    output = args.output or evaluating.default_output(args.model, args.folder)
+    device = default_device()
+    tokenizer = VidTok.from_pretrained(args.model, preset=args.preset).to(device)
+    chosen = {name: getattr(args, name) for name in ("protocol", "fps", "size", "clip_frames")}
+    cfg = replace(evaluating.published_protocol(tokenizer), **{k: v for k, v in chosen.items() if v is not None})
+    evaluating.check_fits(tokenizer, cfg, with_fvd=args.i3d is not None)  # before a long download
+    report = evaluating.evaluate(
+        tokenizer,
+        args.folder,
+        output,
+        model=args.model,
+        cfg=cfg,
+        networks=load_metric_networks(device, vgg=args.lpips_vgg, i3d=args.i3d),
+        skip_unreadable=args.skip_unreadable,
+        progress=True,
+    )
+    # As wide as the table, also where the output is no terminal.
+    Console(width=None if sys.stdout.isatty() else 200).print(report.table())
+    print("\n".join([*report.notes(), str(output / "metrics.json")]))
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vidtok-plugin", description="Train and use VidTok video tokenizers.")
     commands = parser.add_subparsers(metavar="COMMAND")
@@ -95,6 +126,29 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("video", type=Path)
     add_model_arguments(command)
     command.add_argument("--output", type=Path, required=True, metavar="out.mp4")
+
+    command = add_command(commands, "evaluate", evaluate, "score reconstructions of a folder of videos")
+    command.add_argument("folder", type=Path)
+    add_model_arguments(command)
+    command.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="a stopped evaluation goes on there (default: runs/evaluate/...)"
+    )
+    command.add_argument(
+        "--protocol", choices=("clips", "whole"), help="clips on their own, or streams (default: whole for v1.1)"
+    )
+    command.add_argument("--fps", type=float, help="every k-th frame, down to about this rate (default: 30)")
+    command.add_argument("--size", type=int, metavar="PIXELS", help="height and width (default: 256)")
+    command.add_argument("--clip-frames", type=int, metavar="N", help="default: 17, or 16 for a non-causal model")
+    command.add_argument(
+        "--lpips-vgg",
+        type=Path,
+        metavar="FILE",
+        help="for LPIPS: torchvision's VGG16 or a VidTok checkpoint (default: torch hub's cache, else a download)",
+    )
+    command.add_argument("--i3d", type=Path, metavar="FILE", help="I3D in TorchScript, for FVD")
+    command.add_argument(
+        "--skip-unreadable", action="store_true", help="leave damaged videos out and list them, up to half of all"
+    )
 
     command = add_command(commands, "tokenize", tokenize, "write the tokens of a folder of videos into a store")
     command.add_argument("folder", type=Path)

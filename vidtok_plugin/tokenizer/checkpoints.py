@@ -45,7 +45,7 @@ def read_weights(path: Path, averaging: Averaging | None = None, *, strip_object
     Raises:
         ValueError: for a file that is damaged, of another kind, needs code to be run, or lacks the weights asked for.
     """
-    content = _read(path, strip_objects)
+    content = read_checkpoint(path, strip_objects=strip_objects)
     if not isinstance(content, dict) or not isinstance(content.get("state_dict", content), dict):
         raise ValueError(f"VidTok: {path} is no checkpoint of a VidTok: it holds no state_dict.")
     state_dict = content.get("state_dict", content)
@@ -93,7 +93,8 @@ def _architecture_in(checkpoint: dict[str, object], path: Path) -> Architecture 
         raise ValueError(f"VidTok: {path} has settings that this version does not know ({error}).") from error
 
 
-def _read(path: Path, strip_objects: bool) -> object:
+def read_checkpoint(path: Path, *, strip_objects: bool = False) -> object:
+    """All that a checkpoint or safetensors file holds, on the CPU; arguments and errors as `read_weights`."""
     with path.open("rb") as file:
         start = file.read(16)
     if not start:
