@@ -20,26 +20,25 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 from demo_pictures import draw_curves, draw_reconstruction, draw_rollouts, write_rollout_video
 from rich.console import Console
 from rich.table import Table
 
-from vidtok_plugin import TokenizerAdapter, VidTok, training
+from vidtok_plugin import TokenizerAdapter, VidTok
 from vidtok_plugin.commands import add_command, run_command
 from vidtok_plugin.config import load_config, to_dict
 from vidtok_plugin.devices import default_device
 from vidtok_plugin.store import TokenStore
 from vidtok_plugin.tokenizer.evaluation import mean_frame_psnr, reconstruction_psnr
-from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
+from vidtok_plugin.tokenizer.module import TokenizerRunConfig
+from vidtok_plugin.tokenizer.runs import fit_tokenizer
 from vidtok_plugin.tokenizing import write_store
 from vidtok_plugin.video.clips import ClipDataset, find_sources
-from vidtok_plugin.video.data import VideoDataModule
 from vidtok_plugin.video.episodes import find_episodes, find_videos
-from world_model import Sampler, WorldModel, WorldModelModule, WorldModelRunConfig
-from world_model.data import TokenDataModule
+from world_model import Sampler, WorldModel, WorldModelRunConfig
 from world_model.evaluation import cross_entropies, held_out_prompts, score_rollouts
 from world_model.record import SPLITS, RecordConfig, record
+from world_model.runs import fit_world_model
 
 logger = logging.getLogger("vidtok_plugin.demo")
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -130,14 +129,12 @@ def demo(args: argparse.Namespace) -> None:
     stages.run(
         "tokenizer",
         to_dict(tokenizer_cfg),
-        lambda: train_tokenizer(tokenizer_cfg),
+        lambda: fit_tokenizer(tokenizer_cfg),
         tokenizer_cfg.output / "model",
         [tokenizer_cfg.output],
     )
     stages.run("tokens", cfg.clip_frames, lambda: tokenize(cfg), out / "tokens", [out / "tokens"])
-    stages.run(
-        "world_model", to_dict(model_cfg), lambda: train_world_model(model_cfg), model_folder, [model_cfg.output]
-    )
+    stages.run("world_model", to_dict(model_cfg), lambda: fit_world_model(model_cfg), model_folder, [model_cfg.output])
     summary_file = out / "summary.json"
     stages.run(
         "rollouts",
@@ -158,13 +155,6 @@ def section(name: str, schema: type, overrides: Sequence[str], **settings: Any) 
     return load_config(schema, [CONFIGS / name / "demo.yaml"], chosen)
 
 
-def train_tokenizer(cfg: TokenizerRunConfig) -> None:
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    module = TokenizerModule(cfg)
-    training.fit(cfg, module, VideoDataModule(cfg))
-    module.tokenizer.save_pretrained(cfg.output / "model")
-
-
 def tokenize(cfg: DemoConfig) -> None:
     """Every clip is a stream of its own, as a prompt is, so that the world model learns of such beginnings."""
     out = cfg.output
@@ -179,13 +169,6 @@ def tokenize(cfg: DemoConfig) -> None:
             episodes_per_shard=4,
             progress=True,
         )
-
-
-def train_world_model(cfg: WorldModelRunConfig) -> None:
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    module = WorldModelModule(cfg)
-    training.fit(cfg, module, TokenDataModule(cfg))
-    module.model.save_pretrained(cfg.output / "model", module.adapter())
 
 
 def evaluate(

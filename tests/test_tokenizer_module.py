@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import TOY, random_video, toy_tokenizer
 
-from vidtok_plugin import VidTok, training
+from vidtok_plugin import VidTok, presets, training
 from vidtok_plugin.config import load_config
 from vidtok_plugin.optimization import OptimizerConfig
 from vidtok_plugin.tokenizer.model import Reconstruction
@@ -207,20 +207,53 @@ def test_resuming_with_another_architecture_is_one_clear_error(folder: Path, tmp
         run(config(folder, tmp_path, "trainer.max_steps=2", other))
 
 
+def fine_tuning(folder: Path, output: Path, *overrides: str) -> TokenizerRunConfig:
+    plain = [override for override in SMALL if not override.startswith(("preset", "from_scratch", "architecture"))]
+    return load_config(TokenizerRunConfig, [], [f"data.train=[{folder}]", f"output={output}", *plain, *overrides])
+
+
 def test_fine_tuning_starts_from_the_weights_named(folder: Path, tmp_path: Path) -> None:
     tokenizer = toy_tokenizer("vidtok_tiny").float()
     tokenizer.save_pretrained(tmp_path / "folder")
-    plain = [override for override in SMALL if not override.startswith(("from_scratch", "architecture"))]
-    cfg = load_config(
-        TokenizerRunConfig,
-        [],
-        [f"data.train=[{folder}]", f"output={tmp_path}", *plain, f"pretrained={tmp_path / 'folder'}"],
-    )
-    module = TokenizerModule(cfg)
+    module = TokenizerModule(fine_tuning(folder, tmp_path, f"pretrained={tmp_path / 'folder'}"))
     assert module.tokenizer.training and all(p.requires_grad for p in module.parameters())
     assert module.tokenizer.architecture == tokenizer.architecture
     ours = tokenizer.state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in module.tokenizer.state_dict().items())
+
+
+def test_fine_tuning_starts_from_the_shipped_tokenizer_by_default(folder: Path, tmp_path: Path) -> None:
+    ours = VidTok.from_pretrained("vidtok_tiny").state_dict()
+    module = TokenizerModule(fine_tuning(folder, tmp_path))
+    assert all(torch.equal(value, ours[name]) for name, value in module.tokenizer.state_dict().items())
+
+
+def test_fine_tuning_starts_from_a_bare_weights_file_with_its_preset(folder: Path, tmp_path: Path) -> None:
+    """The preset was not passed on, so that a published checkpoint could not be fine-tuned from its file."""
+    ours = VidTok.from_preset("vidtok_tiny").state_dict()
+    torch.save({"state_dict": ours}, tmp_path / "weights.ckpt")
+    pretrained = f"pretrained={tmp_path / 'weights.ckpt'}"
+    module = TokenizerModule(fine_tuning(folder, tmp_path, pretrained, "preset=vidtok_tiny"))
+    assert all(torch.equal(value, ours[name]) for name, value in module.tokenizer.state_dict().items())
+    with pytest.raises(ValueError, match="weights.ckpt holds weights alone; name its architecture with preset=NAME"):
+        TokenizerModule(fine_tuning(folder, tmp_path, pretrained))
+
+
+def test_a_preset_that_pretrained_weights_contradict_is_refused(folder: Path, tmp_path: Path) -> None:
+    toy_tokenizer("vidtok_tiny").save_pretrained(tmp_path / "folder")
+    cfg = fine_tuning(folder, tmp_path, f"pretrained={tmp_path / 'folder'}", "preset=vidtok_tiny")
+    with pytest.raises(ValueError, match="tells its own architecture, which is not that of preset='vidtok_tiny'"):
+        TokenizerModule(cfg)
+
+
+def test_sizes_that_do_not_fit_pretrained_weights_are_refused_before_training(folder: Path, tmp_path: Path) -> None:
+    """They failed at the first batch only, after all videos had been found and opened."""
+    toy_tokenizer("vidtok_tiny").save_pretrained(tmp_path / "folder")
+    pretrained = f"pretrained={tmp_path / 'folder'}"
+    for name in ("height", "width"):
+        cfg = fine_tuning(folder, tmp_path, pretrained, f"data.{name}=20")
+        with pytest.raises(ValueError, match=rf"data\.{name} must be a multiple of 8 .*, got 20; .* 16 and 24"):
+            TokenizerModule(cfg)
 
 
 def test_from_scratch_takes_an_architecture(folder: Path, tmp_path: Path) -> None:
@@ -310,3 +343,12 @@ def test_sizes_are_checked_against_the_architecture_that_is_trained(folder: Path
     assert config(folder, tmp_path, halves, "data.height=12").data.height == 12
     with pytest.raises(ValueError, match=r"data\.height must be a multiple of 4 .*, got 10"):
         config(folder, tmp_path, halves, "data.height=10")
+
+
+@pytest.mark.parametrize("name", presets())
+def test_one_config_serves_every_preset(name: str) -> None:
+    file = Path(__file__).parent.parent / "configs" / "tokenizer" / "finetune.yaml"
+    cfg = load_config(TokenizerRunConfig, [file], [f"preset={name}", "from_scratch=true"])
+    assert cfg.output == Path("runs") / name
+    with torch.device("meta"):
+        assert cfg.build().architecture == presets()[name].architecture

@@ -360,6 +360,22 @@ def test_a_flushed_stream_has_no_state_to_go_on_from(model: VidTok) -> None:
             stream.state  # noqa: B018
 
 
+@torch.no_grad()
+def test_a_state_goes_on_only_as_it_began(model: VidTok) -> None:
+    encoder, decoder = model.encoder_stream(), model.decoder_stream(lookahead=False)
+    encoder.push(random_video(1))
+    latents = random_latents(model, 4)
+    first = decoder.push(latents[:, :, :2])
+    with pytest.raises(ValueError, match="DecoderStream: the state must be that of such a stream .*, got network"):
+        model.decoder_stream(state=encoder.state)
+    if waits(model):
+        with pytest.raises(ValueError, match="lookahead must be as it was when the state was made, False, got True"):
+            model.decoder_stream(state=decoder.state)
+    restored = model.decoder_stream(lookahead=False, state=decoder.state)
+    frames = torch.cat([first, restored.push(latents[:, :, 2:])], dim=2)
+    assert frames.shape[2] == model.num_frames(4)
+
+
 def test_non_causal_models_have_no_streams() -> None:
     model = toy_tokenizer("vidtok_fsq_noncausal_488_262144")
     for make in (model.encoder_stream, model.decoder_stream):

@@ -12,52 +12,46 @@ from vidtok_plugin.commands import add_command, add_config_arguments, config_fro
 
 
 def list_presets(args: argparse.Namespace) -> None:
+    from vidtok_plugin.tokenizer.model import count_parameters
     from vidtok_plugin.tokenizer.presets import HUB_REPOSITORY, presets
 
     table = Table(
-        "preset", "regularizer", "causal", "t x h x w", "latents", "PSNR", "SSIM", "LPIPS", "FVD", "checkpoint"
+        *("preset", "regularizer", "causal", "t x h x w", "latents of 17x256x256", "parameters"),
+        *("PSNR", "SSIM", "LPIPS", "FVD", "checkpoint"),
+        caption=f"Checkpoints are files of https://huggingface.co/{HUB_REPOSITORY}; quality as published.",
     )
     for preset in presets().values():
         arch, metrics = preset.architecture, preset.metrics
-        size = f"{arch.codebook_size} codes" if arch.codebook_size else f"{arch.latent_channels} channels"
-        scores = (
-            ["-"] * 4 if metrics is None else [str(v) for v in (metrics.psnr, metrics.ssim, metrics.lpips, metrics.fvd)]
-        )
         table.add_row(
             preset.name,
-            arch.regularizer,
+            f"FSQ, {arch.codebook_size} codes" if arch.codebook_size else f"KL, {arch.latent_channels} channels",
             f"v{arch.version}" if arch.causal else "no",
             "x".join(map(str, preset.compression)),
-            size,
-            *scores,
-            "in this package" if preset.checkpoint is None else f"{HUB_REPOSITORY}/{preset.checkpoint}",
+            "x".join(map(str, preset.latent_shape())),
+            f"{count_parameters(arch) / 1e6:.1f} M",
+            *(
+                ["-"] * 4
+                if metrics is None
+                else [f"{metrics.psnr:.2f}", f"{metrics.ssim:.3f}", f"{metrics.lpips:.3f}", f"{metrics.fvd:.1f}"]
+            ),
+            preset.checkpoint or "in this package",
         )
     # As wide as the table, also where the output is no terminal, so that no name is cut.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 220).print(table)
 
 
 def fit(args: argparse.Namespace) -> None:
-    import lightning.pytorch as pl
+    from vidtok_plugin.tokenizer.module import TokenizerRunConfig
+    from vidtok_plugin.tokenizer.runs import fit_tokenizer
 
-    from vidtok_plugin import training
-    from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
-    from vidtok_plugin.video.data import VideoDataModule
-
-    cfg = config_from(args, TokenizerRunConfig)
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    module = TokenizerModule(cfg)
-    trainer = training.fit(cfg, module, VideoDataModule(cfg))
-    if trainer.is_global_zero:
-        module.tokenizer.save_pretrained(cfg.output / "model")
+    fit_tokenizer(config_from(args, TokenizerRunConfig))
 
 
 def validate(args: argparse.Namespace) -> None:
-    from vidtok_plugin import training
-    from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
-    from vidtok_plugin.video.data import VideoDataModule
+    from vidtok_plugin.tokenizer.module import TokenizerRunConfig
+    from vidtok_plugin.tokenizer.runs import validate_tokenizer
 
-    cfg = config_from(args, TokenizerRunConfig)
-    training.validate(cfg, TokenizerModule(cfg), VideoDataModule(cfg))
+    validate_tokenizer(config_from(args, TokenizerRunConfig))
 
 
 def reconstruct(args: argparse.Namespace) -> None:
@@ -97,6 +91,43 @@ def tokenize(args: argparse.Namespace) -> None:
     print(f"{args.output}: {len(store)} episodes, {store.num_tokens} tokens")
 
 
+def convert(args: argparse.Namespace) -> None:
+    from vidtok_plugin.tokenizer import conversion
+
+    print(conversion.convert(args.source, args.output, to=args.to, preset=args.preset))
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from vidtok_plugin import evaluating
+    from vidtok_plugin.devices import default_device
+    from vidtok_plugin.metrics.networks import load_metric_networks
+    from vidtok_plugin.tokenizer.model import VidTok
+    from vidtok_plugin.video.episodes import find_videos
+
+    find_videos(args.folder)  # before anything large is loaded
+    output = args.output or evaluating.default_output(args.model, args.folder)
+    device = default_device()
+    tokenizer = VidTok.from_pretrained(args.model, preset=args.preset).to(device)
+    chosen = {name: getattr(args, name) for name in ("protocol", "fps", "size", "clip_frames")}
+    cfg = replace(evaluating.published_protocol(tokenizer), **{k: v for k, v in chosen.items() if v is not None})
+    evaluating.check_fits(tokenizer, cfg, with_fvd=args.i3d is not None)  # before a long download
+    report = evaluating.evaluate(
+        tokenizer,
+        args.folder,
+        output,
+        model=args.model,
+        cfg=cfg,
+        networks=load_metric_networks(device, vgg=args.lpips_vgg, i3d=args.i3d),
+        skip_unreadable=args.skip_unreadable,
+        progress=True,
+    )
+    # As wide as the table, also where the output is no terminal.
+    Console(width=None if sys.stdout.isatty() else 200).print(report.table())
+    print("\n".join([*report.notes(), str(output / "metrics.json")]))
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vidtok-plugin", description="Train and use VidTok video tokenizers.")
     commands = parser.add_subparsers(metavar="COMMAND")
@@ -119,11 +150,48 @@ def build_parser() -> argparse.ArgumentParser:
         "--memory", type=float, metavar="GB", help="memory to take beside the model; larger frames go through tiles"
     )
 
+    command = add_command(commands, "evaluate", evaluate, "score reconstructions of a folder of videos")
+    command.add_argument("folder", type=Path)
+    add_model_arguments(command)
+    command.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="a stopped evaluation goes on there (default: runs/evaluate/...)"
+    )
+    command.add_argument(
+        "--protocol", choices=("clips", "whole"), help="clips on their own, or streams (default: whole for v1.1)"
+    )
+    command.add_argument("--fps", type=float, help="every k-th frame, down to about this rate (default: 30)")
+    command.add_argument("--size", type=int, metavar="PIXELS", help="height and width (default: 256)")
+    command.add_argument("--clip-frames", type=int, metavar="N", help="default: 17, or 16 for a non-causal model")
+    command.add_argument(
+        "--lpips-vgg",
+        type=Path,
+        metavar="FILE",
+        help="for LPIPS: torchvision's VGG16 or a VidTok checkpoint (default: torch hub's cache, else a download)",
+    )
+    command.add_argument("--i3d", type=Path, metavar="FILE", help="I3D in TorchScript, for FVD")
+    command.add_argument(
+        "--skip-unreadable", action="store_true", help="leave damaged videos out and list them, up to half of all"
+    )
+
     command = add_command(commands, "tokenize", tokenize, "write the tokens of a folder of videos into a store")
     command.add_argument("folder", type=Path)
     add_model_arguments(command)
     command.add_argument("--output", type=Path, required=True, metavar="STORE")
     command.add_argument("--split", default="train", help="the store's split to write to (default: train)")
+
+    command = add_command(commands, "convert", convert, "write weights in another layout")
+    command.add_argument(
+        "source", metavar="CKPT", help="a weights file, a folder (ours or diffusers') or a preset's name"
+    )
+    command.add_argument("--preset", help="the preset of a bare weights file")
+    command.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    command.add_argument(
+        "--to",
+        choices=["ours", "published", "diffusers"],
+        default="ours",
+        help="ours: for VidTok.from_pretrained (default); published: a .ckpt as the published ones; "
+        "diffusers: for AutoencoderVidTok.from_pretrained (v1.1 and non-causal models)",
+    )
     return parser
 
 

@@ -1,6 +1,5 @@
 """Videos to tokens: episodes are encoded as streams, chunk by chunk, and written into a token store."""
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from rich.progress import track
 from torch import Tensor
 
 from vidtok_plugin.config import to_dict
+from vidtok_plugin.hashing import hash_files
 from vidtok_plugin.store import ADAPTER_FOLDER, StoredEpisode, StoreMetadata, TokenStore, TokenStoreWriter
 from vidtok_plugin.video.episodes import Episode, actions_path
 from vidtok_plugin.video.reading import probe, read_frames
@@ -196,12 +196,7 @@ def _names(episodes: Sequence[Episode | Path], root: str | Path | None) -> list[
 
 def _digest(episode: Episode | Path) -> str:
     path = episode if isinstance(episode, Path) else episode.path
-    digest = hashlib.sha256()
-    for source in [path] if isinstance(episode, Path) else [path, actions_path(path)]:
-        with open(source, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    return hash_files(path) if isinstance(episode, Path) else hash_files(path, actions_path(path))
 
 
 def _stored(folder: Path, split: str) -> dict[str, str]:

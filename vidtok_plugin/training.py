@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 # Keys of the Trainer that a run sets itself, and what to use instead.
 RESERVED = {
+    "accumulate_grad_batches": "data.batch_size",  # with it Lightning's global_step would not count batches
     "gradient_clip_val": "optimizer.gradient_clip",
     "gradient_clip_algorithm": "optimizer.gradient_clip",
     "logger": "loggers",

@@ -21,27 +21,17 @@ def record_command(args: argparse.Namespace) -> None:
 
 
 def fit(args: argparse.Namespace) -> None:
-    import lightning.pytorch as pl
+    from world_model.module import WorldModelRunConfig
+    from world_model.runs import fit_world_model
 
-    from vidtok_plugin import training
-    from world_model.data import TokenDataModule
-    from world_model.module import WorldModelModule, WorldModelRunConfig
-
-    cfg = config_from(args, WorldModelRunConfig)
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    module = WorldModelModule(cfg)
-    trainer = training.fit(cfg, module, TokenDataModule(cfg))
-    if trainer.is_global_zero:
-        module.model.save_pretrained(cfg.output / "model", module.adapter())
+    fit_world_model(config_from(args, WorldModelRunConfig))
 
 
 def validate(args: argparse.Namespace) -> None:
-    from vidtok_plugin import training
-    from world_model.data import TokenDataModule
-    from world_model.module import WorldModelModule, WorldModelRunConfig
+    from world_model.module import WorldModelRunConfig
+    from world_model.runs import validate_world_model
 
-    cfg = config_from(args, WorldModelRunConfig)
-    training.validate(cfg, WorldModelModule(cfg), TokenDataModule(cfg))
+    validate_world_model(config_from(args, WorldModelRunConfig))
 
 
 def rollout_command(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from tensordict import TensorDict
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from vidtok_plugin.loading import ResumableDataModule, ResumableLoader
+from vidtok_plugin.loading import ResumableDataModule, ResumableLoader, worker_context
 from vidtok_plugin.store import StoreMetadata, TokenStore, read_metadata
 from world_model.actions import ActionSpec, GroupedActions
 from world_model.architecture import TokenSpec
@@ -152,6 +152,7 @@ class TokenDataModule(ResumableDataModule):
             windows,
             batch_size=self.cfg.validation_batch_size,
             num_workers=self.cfg.num_workers,
+            multiprocessing_context=worker_context(self.cfg.num_workers),
             collate_fn=_whole,
         )
 

@@ -1,6 +1,5 @@
 """TokenizerAdapter: a frozen VidTok as tokens for any generator, exactly and both ways."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from vidtok_plugin.adapter.streams import TokenDecoderStream, TokenStream
 from vidtok_plugin.adapter.tokens import TokenGrid, VideoTokens, video_tokens
 from vidtok_plugin.adapter.vocabulary import Vocabulary
 from vidtok_plugin.config import load_config, to_yaml
+from vidtok_plugin.hashing import hash_weights
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.video_checks import check_multiple
 
@@ -103,13 +103,8 @@ class TokenizerAdapter(nn.Module):
     @property
     def hash(self) -> str:
         """A SHA-256 of the tokenizer's weights, architecture and the adapter's settings and statistics."""
-        digest = hashlib.sha256()
-        digest.update(to_yaml(self.tokenizer.architecture).encode() + to_yaml(self.config).encode())
         tensors = {**self.tokenizer.state_dict(), **self.state_dict()}
-        for name in sorted(tensors):
-            digest.update(name.encode())
-            digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return hash_weights(tensors, to_yaml(self.tokenizer.architecture), to_yaml(self.config))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the tokenizer, the adapter's settings and its latent statistics into `folder`."""

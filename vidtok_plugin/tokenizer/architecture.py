@@ -106,6 +106,11 @@ class Architecture:
     def temporal_factor(self) -> int:
         return 2 ** len(self.temporal_down)
 
+    def num_latents(self, num_frames: int) -> int:
+        """Latent steps of a clip: `1 + ceil((t - 1) / f)` if causal, else `ceil(t / f)`."""
+        f = self.temporal_factor
+        return 1 + -(-(num_frames - 1) // f) if self.causal else -(-num_frames // f)
+
     @property
     def latent_channels(self) -> int:
         if self.fsq_levels is not None:

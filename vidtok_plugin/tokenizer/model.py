@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from einops import rearrange, repeat
@@ -54,18 +54,36 @@ class VidTok(nn.Module):
         return cls(override_architecture(get_preset(name).architecture, overrides))
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, preset: str | None = None, **overrides: Any) -> Self:
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        preset: str | None = None,
+        *,
+        weights: Literal["ema", "raw"] | None = None,
+        revision: str | None = None,
+        **overrides: Any,
+    ) -> Self:
         """A model with the weights of `source`, in eval mode.
 
-        source: a preset's name (a published one is downloaded from the Hugging Face hub, then cached), a folder
-            written by `save_pretrained`, a `.ckpt` (published, or of our own training) or a `.safetensors` file;
-            a bare weights file needs `preset`.
+        source: a preset's name (a published one is taken from `$VIDTOK_HOME/NAME.ckpt`, by default
+            `~/.cache/vidtok_plugin/NAME.ckpt`, if you put it there, else downloaded from the Hugging Face hub and
+            cached), a folder written by `save_pretrained`, a `.ckpt` (published, or of our own training) or a
+            `.safetensors` file; a bare weights file needs `preset`. Nothing in a file is run.
+        weights: of a checkpoint of our own training, the averaged ("ema") or the raw ones; by default the averaged
+            ones where there are any.
+        revision: of a published name, the hub's branch, tag or commit; the newest by default.
+        overrides: fields of the `Architecture`.
 
         Raises:
-            FileNotFoundError: if there is no such file or preset, or the hub cannot be reached.
-            ValueError: if the file is damaged or its weights are those of another architecture.
+            FileNotFoundError: if there is no such file or folder, or the hub cannot be reached.
+            ValueError: if there is no such preset, or the file is damaged, needs code to be run, or has weights
+                missing, unexpected or of other shapes.
+
+        Example:
+            >>> VidTok.from_pretrained("vidtok_tiny").codebook_size
+            1000
         """
-        architecture, state_dict = weights_io.load(source, preset)
+        architecture, state_dict = weights_io.load(source, preset, averaging=weights, revision=revision)
         model = cls(override_architecture(architecture, overrides))
         weights_io.load_strictly(model, state_dict, source)
         return model.eval()
@@ -107,8 +125,7 @@ class VidTok(nn.Module):
 
     def num_latents(self, num_frames: int) -> int:
         """Latent steps of a clip: `1 + ceil((t - 1) / f)` if causal, else `ceil(t / f)`."""
-        f = self.temporal_factor
-        return 1 + -(-(num_frames - 1) // f) if self.causal else -(-num_frames // f)
+        return self.architecture.num_latents(num_frames)
 
     def num_frames(self, num_latents: int) -> int:
         """Frames that so many latent steps decode to: `1 + (T - 1) f` if causal, else `T f`."""
@@ -198,6 +215,17 @@ class VidTok(nn.Module):
         front = self.temporal_factor - 1 if self.causal else 0
         x = torch.cat([_copies(x[:, :1], front), x, _copies(x[:, -1:], missing)], dim=1)
         return rearrange(self.encoder(x), "b t h w c -> b c t h w")
+
+
+def count_parameters(architecture: Architecture) -> int:
+    """Weights and biases of a VidTok, without making it.
+
+    Example:
+        >>> count_parameters(get_preset("vidtok_tiny").architecture)
+        1811919
+    """
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in VidTok(architecture).parameters())
 
 
 def override_architecture(architecture: Architecture, overrides: dict[str, Any]) -> Architecture:

@@ -10,20 +10,23 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from vidtok_plugin.optimization import OptimizerConfig, configure_optimizers
+from vidtok_plugin.tokenizer.architecture import Architecture
+from vidtok_plugin.tokenizer.checkpoints import architecture_settings
 from vidtok_plugin.tokenizer.model import VidTok, override_architecture
 from vidtok_plugin.tokenizer.objective import ObjectiveConfig, frame_psnr, objective
 from vidtok_plugin.tokenizer.presets import get_preset
 from vidtok_plugin.tokenizer.video_checks import check_multiple
-from vidtok_plugin.tokenizer.weights import architecture_settings
 from vidtok_plugin.training import RunConfig
 from vidtok_plugin.video.data import VideoDataConfig
+
+DEFAULT_PRESET = "vidtok_tiny"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerRunConfig(RunConfig):
     """A run that trains or fine-tunes a tokenizer."""
 
-    preset: str = "vidtok_tiny"
+    preset: str | None = None  # by default vidtok_tiny, or what `pretrained` tells; a bare weights file needs it
     from_scratch: bool = False  # random weights; else those of `pretrained`
     pretrained: str | None = None  # what VidTok.from_pretrained takes; by default the preset's own
     architecture: dict[str, Any] = field(default_factory=dict)  # overrides of the preset's, from scratch only
@@ -34,7 +37,7 @@ class TokenizerRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        preset = get_preset(self.preset).architecture
+        preset = get_preset(self.preset or DEFAULT_PRESET).architecture
         if self.architecture and not self.from_scratch:
             raise ValueError(
                 "TokenizerRunConfig: architecture overrides make weights that no checkpoint has; "
@@ -42,9 +45,22 @@ class TokenizerRunConfig(RunConfig):
             )
         if self.from_scratch and self.pretrained is not None:
             raise ValueError("TokenizerRunConfig: from_scratch=true and pretrained exclude each other.")
-        if self.pretrained is not None:
-            return  # its own architecture, which it tells when it is loaded
-        architecture = override_architecture(preset, self.architecture)
+        if self.pretrained is None:  # else it tells its own architecture when it is loaded
+            self._check_sizes(override_architecture(preset, self.architecture))
+
+    def build(self) -> VidTok:
+        """The tokenizer to train.
+
+        Raises:
+            FileNotFoundError, ValueError: as `VidTok.from_pretrained` does, or if the data's sizes do not fit it.
+        """
+        if self.from_scratch:
+            return VidTok.from_preset(self.preset or DEFAULT_PRESET, **self.architecture)
+        tokenizer = VidTok.from_pretrained(self.pretrained or self.preset or DEFAULT_PRESET, preset=self.preset)
+        self._check_sizes(tokenizer.architecture)
+        return tokenizer
+
+    def _check_sizes(self, architecture: Architecture) -> None:
         for name in ("height", "width"):
             check_multiple(
                 getattr(self.data, name),
@@ -53,13 +69,6 @@ class TokenizerRunConfig(RunConfig):
                 name=f"data.{name}",
                 of="the tokenizer's spatial factor",
             )
-
-    def build(self) -> VidTok:
-        if self.from_scratch:
-            return VidTok.from_preset(self.preset, **self.architecture)
-        if self.pretrained is None:
-            return VidTok.from_pretrained(self.preset)
-        return VidTok.from_pretrained(self.pretrained, preset=None)
 
 
 class TokenizerModule(pl.LightningModule):
@@ -103,7 +112,7 @@ class TokenizerModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         if len(self._used_codes):
             used = self.trainer.strategy.reduce(self._used_codes.float(), reduce_op="sum")
-            self.log("val/codebook_usage", (used > 0).float().mean())
+            self.log("val/codebook_usage", (used > 0).float().mean(), sync_dist=True)  # alike in all processes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved, ours = checkpoint.get("architecture"), architecture_settings(self.tokenizer.architecture)

@@ -12,7 +12,10 @@ HUB_REPOSITORY = "microsoft/VidTok"
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """Reconstruction quality as published: 30 MCL-JCV videos, 30 fps, 256x256, 17 frames (16 if non-causal)."""
+    """Reconstruction quality as published: 30 MCL-JCV videos, 30 fps, 256x256.
+
+    On clips of 17 frames, 16 if non-causal; v1.1 on whole videos.
+    """
 
     psnr: float  # dB
     ssim: float
@@ -37,6 +40,16 @@ class Preset:
         """Factors in time, height and width."""
         arch = self.architecture
         return arch.temporal_factor, arch.spatial_factor, arch.spatial_factor
+
+    def latent_shape(self, num_frames: int = 17, height: int = 256, width: int = 256) -> tuple[int, int, int, int]:
+        """Latents (c, T, H, W) of a clip of that size."""
+        arch = self.architecture
+        return (
+            arch.latent_channels,
+            arch.num_latents(num_frames),
+            height // arch.spatial_factor,
+            width // arch.spatial_factor,
+        )
 
 
 def presets() -> MappingProxyType[str, Preset]:

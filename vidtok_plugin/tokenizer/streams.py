@@ -39,7 +39,16 @@ class Stream:
             )
         self.model = model
         self._state: dict[str, Any] | None = _as_dict(state)
+        if self._state is not None and self._state.keys() != self._parts():
+            raise ValueError(
+                f"{type(self).__name__}: the state must be that of such a stream of this model, with the parts "
+                f"{', '.join(sorted(self._parts()))}, got {', '.join(sorted(self._state))}."
+            )
         self._ended = False
+
+    def _parts(self) -> set[str]:
+        """What its state consists of."""
+        raise NotImplementedError
 
     @property
     def state(self) -> TensorDict:
@@ -79,7 +88,9 @@ class EncoderStream(Stream):
     """Frames in, the latents that they complete out.
 
     The first frame gives the first latent, every f further frames another. State: the frames of the group begun
-    (fewer than f), and for each temporal convolution the one or two frames before its next.
+    (fewer than f), and the frames before its next that each layer needs: two for a convolution with kernel 3 in time,
+    one for a temporal downsampling. That is the least that is exact: for the published 4x8x8 models at 256x256, 515 MB
+    in float32.
 
     Example:
         >>> from vidtok_plugin import VidTok
@@ -89,6 +100,9 @@ class EncoderStream(Stream):
         >>> stream.flush().latents.shape[2]
         0
     """
+
+    def _parts(self) -> set[str]:
+        return {"pending", "network"}
 
     def push(self, frames: Tensor, *, validate: bool = False) -> Encoded:
         """Frames (b, 3, n, h, w), n >= 1 -> the latents that they complete, perhaps T = 0."""
@@ -152,6 +166,10 @@ class DecoderStream(Stream):
     With `lookahead=False` v1.1 gives each group at once too, decoded as if the stream ended there: its last frames at
     each seam differ a little from the whole clip's, and no later frame does.
 
+    State: the frames before its next that each layer needs, two for a convolution with kernel 3 in time and one for a
+    linear interpolation; for v1.1 also the frames that are known of the next group, and whether it looks ahead. For the
+    published 4x8x8 models at 256x256 that is 1.0 GB (v1.0) or 1.1 GB (v1.1) in float32.
+
     Example:
         >>> from vidtok_plugin import VidTok
         >>> stream = VidTok.from_preset("vidtok_kl_causal_488_4chn_v1_1", ch=4).decoder_stream()
@@ -160,9 +178,17 @@ class DecoderStream(Stream):
     """
 
     def __init__(self, model: "VidTok", lookahead: bool, state: TensorDict | None) -> None:
+        self._waits = model.architecture.version == "1.1"
         super().__init__(model, state)
         self.lookahead = lookahead
-        self._waits = model.architecture.version == "1.1"
+        if self._waits and self._state is not None and bool(self._state["lookahead"].all()) != lookahead:
+            raise ValueError(
+                f"DecoderStream: lookahead must be as it was when the state was made, {not lookahead}, "
+                f"got {lookahead}; a change in the middle would lose or repeat a group of frames."
+            )
+
+    def _parts(self) -> set[str]:
+        return {"ready", "network", "lookahead"} if self._waits else {"ready", "network"}
 
     def push(self, latents: Tensor) -> Tensor:
         """Latents (b, c, T, H, W) -> the frames (b, 3, n, h, w) that are final now."""
@@ -180,7 +206,7 @@ class DecoderStream(Stream):
             self._check_fits(x, before["network"]["conv_in"], "latents")
         y, network = self._step(x, before, last=False)
         if self._waits and not self.lookahead:
-            self._state = {"ready": own(y[:, :0]), "network": network}
+            self._state = self._new_state(y[:, :0], network)
             y, _ = self._step(x, before, last=True)
             count = x.shape[1] * f - (f - 1) * first
             return rearrange(y[:, y.shape[1] - count :], "b t h w c -> b c t h w")
@@ -188,7 +214,7 @@ class DecoderStream(Stream):
         ready = y[:, f - 1 :] if before is None else torch.cat([before["ready"], y], dim=1)
         # v1.1 knows a frame of the next group already: it stays here, so that what goes out are whole groups.
         whole = ready.shape[1] - (ready.shape[1] - first) % f
-        self._state = {"ready": own(ready[:, whole:]), "network": network}
+        self._state = self._new_state(ready[:, whole:], network)
         return rearrange(ready[:, :whole], "b t h w c -> b c t h w")
 
     def flush(self) -> Tensor:
@@ -203,13 +229,19 @@ class DecoderStream(Stream):
         self._ended = True
         return rearrange(ready, "b t h w c -> b c t h w")
 
+    def _new_state(self, ready: Tensor, network: Any) -> dict[str, Any]:
+        state = {"ready": own(ready), "network": network}
+        if self._waits:
+            state["lookahead"] = torch.full((len(ready),), self.lookahead, device=ready.device)
+        return state
+
     def _step(self, x: Tensor, state: dict[str, Any] | None, last: bool) -> tuple[Tensor, Any]:
         return self.model.decoder.step(x, None if state is None else state["network"], last)
 
     def _no_frames(self, latents: Tensor) -> Tensor:
         b, _, _, h, w = latents.shape
         s = self.model.spatial_factor
-        return latents.new_zeros(b, 3, 0, h * s, w * s)
+        return latents.new_zeros(b, 3, 0, h * s, w * s, dtype=self.model.dtype)
 
 
 def _as_dict(state: TensorDict | None) -> dict[str, Any] | None:

@@ -1,32 +1,24 @@
-"""Reading and writing VidTok weights: folders, checkpoints, safetensors, the hub and the one that ships here."""
+"""Reading and writing VidTok weights: which source they come from, and that they fit the model to the last one."""
 
-import pickle
-import struct
-import warnings
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vidtok_plugin.config import load_config, to_yaml
 from vidtok_plugin.tokenizer.architecture import Architecture
-from vidtok_plugin.tokenizer.presets import HUB_REPOSITORY, Preset, get_preset, presets
+from vidtok_plugin.tokenizer.checkpoints import Averaging, Weights, read_weights
+from vidtok_plugin.tokenizer.hub import published_checkpoint
+from vidtok_plugin.tokenizer.network import Decoder, Encoder
+from vidtok_plugin.tokenizer.presets import get_preset, presets
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
-PARTS = ("encoder.", "decoder.")  # the keys of a tokenizer; a published checkpoint also has `loss.*`
-LIGHTNING_PREFIX = "tokenizer."  # of our own training's checkpoints
-# What the wrong bytes of a damaged checkpoint lead the unpickler to.
-DAMAGE = (
-    EOFError, RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error
-)  # fmt: skip
 
 
 def save(folder: str | Path, architecture: Architecture, state_dict: Mapping[str, Tensor]) -> None:
@@ -37,81 +29,57 @@ def save(folder: str | Path, architecture: Architecture, state_dict: Mapping[str
     (folder / CONFIG_FILE).write_text(to_yaml(architecture))
 
 
-def load(source: str | Path, preset: str | None) -> tuple[Architecture, dict[str, Tensor]]:
-    """Architecture and tokenizer weights of `source` (see `VidTok.from_pretrained`)."""
+def load(
+    source: str | Path,
+    preset: str | None,
+    *,
+    averaging: Averaging | None = None,
+    revision: str | None = None,
+    strip_objects: bool = False,
+) -> tuple[Architecture, dict[str, Tensor]]:
+    """Architecture and tokenizer weights of `source`; see `VidTok.from_pretrained` and `read_weights`."""
+    if averaging not in (None, "ema", "raw"):
+        raise ValueError(f"VidTok: weights must be 'ema' or 'raw', got {averaging!r}.")
+    if preset is not None:
+        get_preset(preset)  # a mistaken name is told before anything is downloaded or read
+    found = _find(source, averaging, revision, strip_objects)
+    return choose_architecture(found, preset, source), found.state_dict
+
+
+def choose_architecture(found: Weights, preset: str | None, source: str | Path) -> Architecture:
+    """The architecture that `source` tells, else that of `preset`; a ValueError if they differ or neither is there."""
     named = None if preset is None else get_preset(preset).architecture
-    architecture, state_dict = _find(source)
-    if architecture is None:
+    if found.architecture is None:
         if named is None:
             raise ValueError(
                 f"VidTok: {source} holds weights alone; name its architecture with preset=NAME "
-                f"(`vidtok-plugin presets` lists them){_guess(state_dict)}."
+                f"(`vidtok-plugin presets` lists them){_guess(found.state_dict)}."
             )
-        return named, state_dict
-    if named not in (None, architecture):
+        return named
+    if named not in (None, found.architecture):
         raise ValueError(
             f"VidTok: {source} tells its own architecture, which is not that of preset={preset!r}; leave preset out."
         )
-    return architecture, state_dict
+    return found.architecture
 
 
-def _find(source: str | Path) -> tuple[Architecture | None, dict[str, Tensor]]:
-    """The weights of `source`, and its architecture if it tells it."""
-    path = Path(source)
+def _find(source: str | Path, averaging: Averaging | None, revision: str | None, strip_objects: bool) -> Weights:
+    path, name = Path(source), str(source)
+    published = not path.exists() and name in presets() and presets()[name].checkpoint is not None
+    if revision is not None and not published:
+        raise ValueError(f"VidTok: revision={revision!r} is for published names, which {name} is not; leave it out.")
     if path.is_dir():
-        return _load_folder(path)
+        return _load_folder(path, averaging)
     if path.is_file():
-        state_dict, architecture = read_weights(path)
-        return architecture, state_dict
-    if str(source) in presets():
-        found = get_preset(str(source))
-        if found.checkpoint is None:
-            return _load_folder(Path(str(files("vidtok_plugin") / "pretrained" / found.name)))
-        return found.architecture, read_weights(download(found))[0]
+        return read_weights(path, averaging, strip_objects=strip_objects)
+    if published:
+        checkpoint = published_checkpoint(presets()[name], revision)
+        found = read_weights(checkpoint, averaging, strip_objects=strip_objects)
+        return replace(found, architecture=choose_architecture(found, name, checkpoint))
     if path.suffix or len(path.parts) > 1:
-        raise FileNotFoundError(f"VidTok: there is no file or folder {str(source)!r}.")
-    get_preset(str(source))  # raises, naming the nearest
-    raise AssertionError("unreachable: an unknown preset raises")
-
-
-def download(preset: Preset) -> Path:
-    """The published checkpoint of `preset`, from the hub's cache or the hub."""
-    assert preset.checkpoint is not None
-    try:
-        return Path(hf_hub_download(HUB_REPOSITORY, preset.checkpoint))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(
-            f"VidTok: could not download {preset.name} ({type(error).__name__}); fetch "
-            f"https://huggingface.co/{HUB_REPOSITORY}/resolve/main/{preset.checkpoint} by other means and pass the "
-            f"file's path with preset={preset.name!r}."
-        ) from error
-
-
-def read_weights(path: Path) -> tuple[dict[str, Tensor], Architecture | None]:
-    """The tokenizer's weights in a `.ckpt` or `.safetensors` file, and its architecture if the file tells it."""
-    architecture = None
-    if path.suffix == ".safetensors":
-        try:
-            state_dict = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"VidTok: {path} is no whole safetensors file ({error}); fetch it again.") from error
-    else:
-        checkpoint = _unpickle(path)
-        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict", checkpoint), dict):
-            raise ValueError(f"VidTok: {path} is no checkpoint: it holds no state_dict.")
-        state_dict = checkpoint.get("state_dict", checkpoint)
-        own = {
-            name.removeprefix(LIGHTNING_PREFIX): tensor
-            for name, tensor in state_dict.items()
-            if isinstance(name, str) and name.startswith(LIGHTNING_PREFIX)
-        }
-        if own:
-            state_dict = own
-            architecture = _architecture_of(checkpoint, path)
-    weights = {name: tensor for name, tensor in state_dict.items() if isinstance(name, str) and name.startswith(PARTS)}
-    if not weights or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise ValueError(f"VidTok: {path} holds no weights of a VidTok (tensors named encoder.* and decoder.*).")
-    return weights, architecture
+        raise FileNotFoundError(f"VidTok: there is no file or folder {name!r}.")
+    # An unknown name raises here, naming the nearest.
+    return _load_folder(Path(str(files("vidtok_plugin") / "pretrained" / get_preset(name).name)), averaging)
 
 
 def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path) -> None:
@@ -133,58 +101,38 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
     model.load_state_dict(state_dict)
 
 
-def _architecture_of(checkpoint: dict[str, object], path: Path) -> Architecture | None:
-    """What a checkpoint of our own training tells of its architecture."""
-    settings = checkpoint.get("architecture")
-    if not isinstance(settings, dict):
-        return None
-    try:
-        return Architecture(**settings)
-    except TypeError as error:
-        raise ValueError(f"VidTok: {path} has settings that this version does not know ({error}).") from error
-
-
-def _load_folder(folder: Path) -> tuple[Architecture, dict[str, Tensor]]:
+def _load_folder(folder: Path, averaging: Averaging | None) -> Weights:
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"VidTok: {folder} has no {name}; it is no folder written by save_pretrained.")
-    return load_config(Architecture, [folder / CONFIG_FILE]), read_weights(folder / WEIGHTS_FILE)[0]
-
-
-def _unpickle(path: Path) -> object:
-    with path.open("rb"):  # a file that may not be read says so itself
-        pass
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"VidTok: {path} is no checkpoint of plain tensors and settings, or needs arbitrary code to be read, "
-            "which is refused; convert it to safetensors in a trusted place."
-        ) from error
-    except DAMAGE as error:
-        raise ValueError(f"VidTok: {path} is no whole checkpoint ({_first_line(error)}); fetch it again.") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+            raise FileNotFoundError(
+                f"VidTok: {folder} has no {name}; it is no folder written by save_pretrained (`vidtok-plugin convert` "
+                "makes one of a diffusers folder)."
+            )
+    architecture = load_config(Architecture, [folder / CONFIG_FILE])
+    return replace(read_weights(folder / WEIGHTS_FILE, averaging), architecture=architecture)
 
 
 def _guess(state_dict: Mapping[str, Tensor]) -> str:
-    """A hint at the presets whose parameters have these names and shapes."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
-    fitting = []
-    for preset in presets().values():
-        from vidtok_plugin.tokenizer.model import VidTok  # it imports this module
+    """A hint at the presets whose weights have these names and shapes, or all but a few of them."""
+    found = _shapes(state_dict.items())
+    # v1.1 pads in another way, with the same weights.
+    own = {name: _shapes_of(replace(preset.architecture, version="1.0")) for name, preset in presets().items()}
+    differing = {name: len(found ^ shapes) for name, shapes in own.items()}
+    fewest = min(differing.values())
+    if fewest > len(found) / 10:
+        return ""
+    names = [name for name, count in differing.items() if count == fewest]
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"; their shapes {'are nearest to' if fewest else 'fit'} {', '.join(names[:4])}{more}"
 
-        with torch.device("meta"):
-            model = VidTok(preset.architecture)
-        if {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == shapes:
-            fitting.append(preset.name)
-    return f"; their shapes fit {', '.join(fitting)}" if fitting else ""
+
+@cache
+def _shapes_of(architecture: Architecture) -> frozenset[tuple[str, tuple[int, ...]]]:
+    with torch.device("meta"):
+        # All that has weights: the regularizers have none.
+        network = nn.ModuleDict({"encoder": Encoder(architecture), "decoder": Decoder(architecture)})
+    return _shapes(network.state_dict().items())
 
 
-def architecture_settings(architecture: Architecture) -> dict[str, object]:
-    """The architecture as plain values, to be put into a checkpoint."""
-    return asdict(architecture)
+def _shapes(state_dict: Iterable[tuple[str, Tensor]]) -> frozenset[tuple[str, tuple[int, ...]]]:
+    return frozenset((name, tuple(tensor.shape)) for name, tensor in state_dict)

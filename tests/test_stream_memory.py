@@ -1,0 +1,150 @@
+"""A stream's memory is small, known, and the same however long it runs."""
+
+import math
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tokenizers import random_video, toy_tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vidtok_plugin import VidTok, presets
+from vidtok_plugin.tokenizer.blocks import TemporalUpsample
+from vidtok_plugin.tokenizer.layers import TimeConv
+
+CAUSAL = [name for name, preset in presets().items() if preset.architecture.causal]
+
+
+def elements(state: TensorDict | Any) -> int:
+    return sum(tensor.numel() for tensor in state.values(include_nested=True, leaves_only=True))
+
+
+def least_state(network: torch.nn.Module, sizes: dict[str, tuple[int, int]]) -> int:
+    """Elements that any exact stream must keep: each kernel's frames before the next, counted layer by layer.
+
+    sizes: height and width of each layer's input, by the layer's name.
+    """
+    total = 0
+    for name, layer in network.named_modules():
+        if isinstance(layer, TimeConv):  # the pool of a downsampling needs the very frame that its conv needs
+            total += (3 - layer.stride) * layer.weight.shape[1] * math.prod(sizes[name])
+        if isinstance(layer, TemporalUpsample) and layer.padding == "first_frame":
+            total += layer.conv.conv.weight.shape[1] * math.prod(sizes[name])
+    return total
+
+
+def input_sizes(network: torch.nn.Module, x: torch.Tensor) -> dict[str, tuple[int, int]]:
+    """Height and width of what each layer of interest takes, seen in a run."""
+    sizes: dict[str, tuple[int, int]] = {}
+    kinds = (TimeConv, TemporalUpsample)
+    layers: list[tuple[str, Any]] = [(n, layer) for n, layer in network.named_modules() if isinstance(layer, kinds)]
+
+    def watch(name: str, step: Any) -> Any:
+        def watched(x: torch.Tensor, state: Any, last: bool) -> Any:
+            sizes[name] = (x.shape[2], x.shape[3])
+            return step(x, state, last)
+
+        return watched
+
+    for name, layer in layers:
+        layer.step = watch(name, layer.step)
+    network(x)
+    for _, layer in layers:
+        del layer.step
+    return sizes
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@torch.no_grad()
+def test_a_state_is_as_small_as_the_kernels_allow(name: str) -> None:
+    model = toy_tokenizer(name)
+    f, s = model.temporal_factor, model.spatial_factor
+    encoder, decoder = model.encoder_stream(), model.decoder_stream()
+    encoder.push(random_video(1 + 2 * f, h=s, w=2 * s))
+    sizes = input_sizes(model.encoder, torch.zeros(1, f, s, 2 * s, 3, dtype=torch.float64))
+    assert elements(encoder.state) == least_state(model.encoder, sizes)
+    decoder.push(torch.zeros(1, model.latent_channels, 3, 1, 2))
+    sizes = input_sizes(model.decoder, torch.zeros(1, 1, 1, 2, model.latent_channels, dtype=torch.float64))
+    held_back = decoder.state["ready"].numel()
+    flags = 1 if model.architecture.version == "1.1" else 0
+    assert elements(decoder.state) == least_state(model.decoder, sizes) + held_back + flags
+    assert held_back <= (f - 1) * 3 * s * 2 * s  # frames that are final, but not their group
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of all tensors that are alive at once, at their peak; views count once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self.seen:
+                self.seen.add(storage)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.drop, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def drop(self, size: int) -> None:
+        self.now -= size
+
+
+@torch.no_grad()
+def run(model: VidTok, frames: int, size: int) -> None:
+    encoder, decoder = model.encoder_stream(), model.decoder_stream()
+    for _ in range(0, frames, 20):
+        latents = encoder.push(random_video(20, h=size, w=size)).latents
+        if latents.shape[2]:
+            decoder.push(latents)
+
+
+NAMES = ["vidtok_fsq_causal_488_32768", "vidtok_kl_causal_488_4chn_v1_1"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_thousand_frames_take_the_memory_of_a_hundred(name: str) -> None:
+    model, peaks = toy_tokenizer(name), []
+    for frames in (100, 1000):
+        with LiveBytes() as live:
+            run(model, frames, size=8)
+        peaks.append(live.peak)
+    assert peaks[0] > 10_000 and peaks[1] <= 1.05 * peaks[0]
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_stream_memory as here
+model = here.toy_tokenizer({name!r}, ch=16)
+
+def peak_kilobytes():
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+
+here.run(model, 40, size=64)
+open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
+here.run(model, 100, size=64)
+short = peak_kilobytes()
+here.run(model, 1000, size=64)
+print(short, peak_kilobytes())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_process_that_streams_a_thousand_frames_stays_as_small(name: str) -> None:
+    script = SCRIPT.format(tests=str(Path(__file__).parent), name=name)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    hundred, thousand = map(int, done.stdout.split())
+    assert thousand < 1.05 * hundred

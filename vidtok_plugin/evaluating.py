@@ -1,0 +1,282 @@
+"""How well a tokenizer reconstructs a folder of videos, by VidTok's published protocol, resumable after a stop."""
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from torch import Tensor
+
+from vidtok_plugin.config import to_yaml
+from vidtok_plugin.hashing import hash_files, hash_weights
+from vidtok_plugin.metrics import fvd
+from vidtok_plugin.metrics.frames import bounded_psnr, frame_ssim
+from vidtok_plugin.metrics.lpips import LEAST_SIZE, LPIPS
+from vidtok_plugin.metrics.networks import MetricNetworks
+from vidtok_plugin.metrics.pairs import (
+    UnreadableError,
+    clip_pairs,
+    completed,
+    in_parts,
+    probe_rated,
+    read_scaled,
+    sampled,
+    stream_pairs,
+)
+from vidtok_plugin.metrics.records import Records, Scores, VideoScores
+from vidtok_plugin.metrics.report import Report
+from vidtok_plugin.tokenizer.model import VidTok
+from vidtok_plugin.tokenizer.presets import presets
+from vidtok_plugin.tokenizer.video_checks import check_multiple
+from vidtok_plugin.video.episodes import find_videos
+from vidtok_plugin.video.reading import VideoInfo
+
+logger = logging.getLogger(__name__)
+
+LPIPS_FRAMES = 8  # compared by LPIPS at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How videos are sampled, scaled and cut; `published_protocol` gives what a model's published figures took.
+
+    Of a video of another rate every k-th frame is taken, k its rate over `fps`, rounded, and at least 1: frames are
+    never repeated or blended, so that a slower video is taken as it is. Frames are scaled until their short side is
+    `size`, and their middle is cut out.
+
+    With protocol "clips" the model sees clips of `clip_frames` on their own. A last one is completed with copies of
+    its last frame, which count as the others do; the overall figures are means over all clips. With "whole" it streams
+    through each video, and the overall figures are means over the videos. FVD compares clips of `clip_frames`, a last
+    one completed likewise, in both.
+    """
+
+    protocol: Literal["clips", "whole"] = "clips"
+    fps: float = 30.0
+    size: int = 256
+    clip_frames: int = 17
+
+    def __post_init__(self) -> None:
+        if self.protocol not in ("clips", "whole"):
+            raise ValueError(f"EvaluationConfig: protocol must be clips or whole, got {self.protocol}.")
+        if not 0 < self.fps < math.inf:
+            raise ValueError(f"EvaluationConfig: fps must be above 0, got {self.fps}.")
+        if self.size < LEAST_SIZE:
+            raise ValueError(f"EvaluationConfig: size must be at least {LEAST_SIZE} (for LPIPS), got {self.size}.")
+        if self.clip_frames < 1:
+            raise ValueError(f"EvaluationConfig: clip_frames must be at least 1, got {self.clip_frames}.")
+
+
+def published_protocol(tokenizer: VidTok) -> EvaluationConfig:
+    """v1.1: whole videos; others: clips, of 17 frames if causal, else of 16; all at 30 fps and 256x256."""
+    whole = tokenizer.causal and tokenizer.architecture.version == "1.1"
+    return EvaluationConfig(protocol="whole" if whole else "clips", clip_frames=17 if tokenizer.causal else 16)
+
+
+def check_fits(tokenizer: VidTok, cfg: EvaluationConfig, *, with_fvd: bool) -> None:
+    """A ValueError that names what doesn't fit the model, or FVD."""
+    factor = tokenizer.spatial_factor
+    check_multiple(cfg.size, factor, who="evaluate", name="size", of="the tokenizer's spatial factor")
+    if cfg.protocol == "whole" and not tokenizer.causal:
+        raise ValueError("evaluate: protocol must be clips for a non-causal model, which cannot stream, got whole.")
+    if with_fvd and cfg.clip_frames < fvd.LEAST_FRAMES:
+        raise ValueError(
+            f"evaluate: clip_frames must be at least {fvd.LEAST_FRAMES} for FVD, got {cfg.clip_frames}; take longer "
+            "clips, or leave FVD out."
+        )
+
+
+def default_output(model: str, folder: str | Path) -> Path:
+    """Where `vidtok-plugin evaluate` writes to.
+
+    Example:
+        >>> default_output("runs/mine/model", "/data/videos").as_posix()
+        'runs/evaluate/runs_mine_model/videos'
+    """
+    return Path("runs", "evaluate", Path(model).as_posix().strip("./").replace("/", "_"), Path(folder).resolve().name)
+
+
+@torch.no_grad()
+def evaluate(
+    tokenizer: VidTok,
+    folder: str | Path,
+    output: str | Path,
+    *,
+    model: str,
+    cfg: EvaluationConfig,
+    networks: MetricNetworks,
+    skip_unreadable: bool = False,
+    progress: bool = False,
+) -> Report:
+    """Evaluates `tokenizer` on all videos of `folder`; -> the result, which is written to `output/metrics.json` too.
+
+    A call that was stopped goes on where it was, by whole videos; videos that came since are evaluated, and those that
+    went no longer count. `model` is what the tokenizer was loaded from: if that is a published name, the report has
+    the published figures beside. With `skip_unreadable` damaged videos are left out and listed in the report, but not
+    more than half of them.
+
+    Raises:
+        FileNotFoundError: the folder is missing, or has no videos.
+        ValueError: a damaged video; settings that don't fit; an `output` that holds the evaluation of another model,
+            with other settings, or of a video that has changed since.
+    """
+    check_fits(tokenizer, cfg, with_fvd=networks.i3d is not None)
+    paths = find_videos(folder)
+    names = {path: path.relative_to(folder).as_posix() for path in paths}
+    model_hash = hash_weights(tokenizer.state_dict(), to_yaml(tokenizer.architecture))
+    settings = {"model_hash": model_hash, **asdict(cfg), **networks.hashes()}
+    skipped: dict[str, str] = {}
+
+    def skip(path: Path, error: UnreadableError) -> None:
+        if not skip_unreadable:
+            raise error
+        logger.warning("skipped: %s", error)
+        skipped[names[path]] = str(error)
+        if len(skipped) * 2 > len(paths):
+            raise ValueError(
+                f"evaluate: {len(skipped)} of the {len(paths)} videos in {folder} cannot be read, more than half; "
+                "see the log for the causes."
+            ) from error
+
+    infos = []
+    for path in paths:
+        try:
+            infos.append(probe_rated(path))
+        except UnreadableError as error:
+            skip(path, error)
+    records = Records(output, settings)
+    videos = []
+    with Progress(console=Console(stderr=True), disable=not progress) as bar:
+        task = bar.add_task("frames", total=sum(len(sampled(info, cfg.fps)) for info in infos))
+        for info in infos:
+            name, digest = names[info.path], hash_files(info.path)
+            scores = records.finished(name, digest, with_features=networks.i3d is not None)
+            if scores is not None:
+                videos.append(scores)
+                bar.advance(task, len(sampled(info, cfg.fps)))
+                continue
+            frames = read_scaled(info.path, sampled(info, cfg.fps).step, cfg.size, tokenizer.device)
+            try:
+                scores, features = _evaluate_video(
+                    tokenizer, info, _counted(frames, bar, task), cfg, networks, name=name, digest=digest
+                )
+            except UnreadableError as error:
+                skip(info.path, error)
+            else:
+                records.add(scores, features)
+                videos.append(scores)
+    overall, not_computed = _overall(videos, records, cfg, networks)
+    report = Report(
+        model=model,
+        settings=settings,
+        overall=overall,
+        videos=tuple(videos),
+        not_computed=not_computed,
+        skipped=skipped,
+        published=presets()[model].metrics if model in presets() else None,
+    )
+    report.write(output)
+    return report
+
+
+def _counted(frames: Iterable[Tensor], bar: Progress, task: TaskID) -> Iterator[Tensor]:
+    for block in frames:
+        yield block
+        bar.advance(task, block.shape[2])
+
+
+def _evaluate_video(
+    tokenizer: VidTok,
+    info: VideoInfo,
+    frames: Iterable[Tensor],
+    cfg: EvaluationConfig,
+    networks: MetricNetworks,
+    *,
+    name: str,
+    digest: str,
+) -> tuple[VideoScores, Tensor | None]:
+    """The scores of a video whose frames (1, 3, t, h, w) come in blocks; and its clips' features (2, clips, d) if FVD
+    is computed."""
+    if cfg.protocol == "clips":
+        pairs = clip_pairs(tokenizer, frames, cfg.clip_frames)
+    else:
+        pairs = stream_pairs(tokenizer, frames)
+    sums: dict[str, float] = {}
+    num_frames = num_clips = 0
+    clip_features = []
+    for pair in in_parts(pairs, cfg.clip_frames):
+        for metric, values in _frame_scores(pair, networks.lpips).items():
+            sums[metric] = sums.get(metric, 0.0) + float(values.double().sum())
+        num_frames, num_clips = num_frames + pair.shape[2], num_clips + 1
+        if networks.i3d is not None:
+            clip_features.append(networks.i3d(completed(pair.clamp(-1, 1), cfg.clip_frames)))
+    means = {metric: total / num_frames for metric, total in sums.items()}
+    if not all(math.isfinite(mean) for mean in means.values()):
+        raise ValueError(
+            f"evaluate: the reconstruction of {name} must be finite, and isn't; the model's weights are damaged, or "
+            "its training has diverged."
+        )
+    features = torch.stack(clip_features, dim=1).cpu() if clip_features else None
+    scores = VideoScores(
+        name=name,
+        digest=digest,
+        fps=info.fps / sampled(info, cfg.fps).step,
+        num_frames=num_frames,
+        num_clips=num_clips,
+        psnr=means["psnr"],
+        ssim=means["ssim"],
+        lpips=means.get("lpips"),
+        fvd=None if features is None else _fvd([features]),
+    )
+    return scores, features
+
+
+def _frame_scores(pair: Tensor, lpips: LPIPS | None) -> dict[str, Tensor]:
+    """The metrics (t,) of each frame of an original and its reconstruction (2, 3, t, h, w)."""
+    real, made = pair[:1], pair[1:].clamp(-1, 1)
+    scores = {"psnr": bounded_psnr(real, made)[0], "ssim": frame_ssim(real, made)[0]}
+    if lpips is not None:
+        frames = [rearrange(x, "1 c t h w -> t c h w").split(LPIPS_FRAMES) for x in (real, made)]
+        scores["lpips"] = torch.cat([lpips(a, b) for a, b in zip(*frames, strict=True)])
+    return scores
+
+
+def _fvd(features: Iterable[Tensor]) -> float | None:
+    """The FVD of all clips together, whose features (2, clips, d) come in parts; None if the clips are too few."""
+    distance = fvd.FrechetVideoDistance()
+    for part in features:
+        distance.update(part)
+    return distance.compute() if distance.num_clips >= fvd.LEAST_CLIPS else None
+
+
+def _overall(
+    videos: list[VideoScores], records: Records, cfg: EvaluationConfig, networks: MetricNetworks
+) -> tuple[Scores, Mapping[str, str]]:
+    """The overall figures, and why one is missing."""
+    # All clips have as many frames, so that the first weighs clips alike.
+    weights = [video.num_frames if cfg.protocol == "clips" else 1 for video in videos]
+
+    def mean(metric: str) -> float:
+        weighed = (weight * getattr(video, metric) for weight, video in zip(weights, videos, strict=True))
+        return sum(weighed) / sum(weights)
+
+    not_computed: dict[str, Any] = dict(networks.not_computed)
+    distance = None
+    if networks.i3d is not None:
+        distance = _fvd(_features(videos, records))
+        if distance is None:
+            not_computed["fvd"] = f"it takes at least {fvd.LEAST_CLIPS} clips; evaluate more or longer videos."
+    lpips = None if networks.lpips is None else mean("lpips")
+    return Scores(psnr=mean("psnr"), ssim=mean("ssim"), lpips=lpips, fvd=distance), not_computed
+
+
+def _features(videos: Iterable[VideoScores], records: Records) -> Iterable[Tensor]:
+    for video in videos:
+        features = records.features(video.name)
+        assert features is not None  # a video without them doesn't count as finished
+        yield features

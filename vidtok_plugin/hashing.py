@@ -1,0 +1,26 @@
+"""Hashes that tell whether weights, settings and files are still the same."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+
+def hash_weights(tensors: Mapping[str, Tensor], *settings: str) -> str:
+    """SHA-256 of settings and of tensors with their names, in whatever order these come."""
+    digest = hashlib.sha256("".join(settings).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_files(*paths: Path) -> str:
+    """SHA-256 of files' contents, one after another."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,48 @@
+"""The networks that LPIPS and FVD take, and why one is missing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vidtok_plugin.hashing import hash_files, hash_weights
+from vidtok_plugin.metrics.fvd import I3D, I3D_URL
+from vidtok_plugin.metrics.lpips import LPIPS
+from vidtok_plugin.metrics.lpips_weights import load_lpips
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricNetworks:
+    """A metric whose network is None is not computed, and `not_computed` says why."""
+
+    lpips: LPIPS | None
+    i3d: I3D | None
+    not_computed: Mapping[str, str]  # "lpips" or "fvd" -> why
+
+    def hashes(self) -> dict[str, str | None]:
+        return {
+            "lpips_hash": None if self.lpips is None else hash_weights(self.lpips.state_dict()),
+            "i3d_hash": None if self.i3d is None else hash_files(self.i3d.path),
+        }
+
+
+def load_metric_networks(
+    device: torch.device | str, *, vgg: str | Path | None = None, i3d: str | Path | None = None
+) -> MetricNetworks:
+    """LPIPS with the VGG16 file `vgg` (see `load_lpips`), and the I3D of a file.
+
+    A file that is named and isn't there or doesn't fit is an error. Without names, LPIPS is left out if its weights
+    can't be had, and FVD always, since I3D has no standard place.
+    """
+    network = None if i3d is None else I3D(i3d, device)  # a mistake in its name comes out before a long download
+    lpips, not_computed = None, {}
+    try:
+        lpips = load_lpips(vgg).to(device)
+    except FileNotFoundError as error:
+        if vgg is not None:
+            raise
+        not_computed["lpips"] = str(error).removeprefix("LPIPS: ")
+    if i3d is None:
+        not_computed["fvd"] = f"its network was not named; fetch {I3D_URL} and name the file with --i3d."
+    return MetricNetworks(lpips=lpips, i3d=network, not_computed=not_computed)

@@ -1,0 +1,127 @@
+"""What an evaluation has found so far: one JSON line a finished video, so that it goes on after a stop.
+
+OUTPUT/videos.jsonl                      first the model, settings and weights, then a line a video
+OUTPUT/features/NAME.safetensors         its clips' features for FVD, if that is computed
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+RECORDS_FILE = "videos.jsonl"
+FEATURES_FOLDER = "features"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """PSNR in dB, SSIM, LPIPS and FVD; None where a metric isn't computed."""
+
+    psnr: float
+    ssim: float
+    lpips: float | None
+    fvd: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoScores(Scores):
+    """A video's means over its frames, and the FVD of its clips."""
+
+    name: str  # the file, relative to the folder that is evaluated
+    digest: str  # SHA-256 of the file
+    fps: float  # at which its frames were taken
+    num_frames: int  # that were compared
+    num_clips: int  # of them
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, **asdict(self)}  # the name first, for the reader
+
+
+class Records:
+    """The finished videos of an evaluation with these settings, in a folder that is made if need be.
+
+    A last line that was cut off by a stop is dropped, and its video counts as not finished.
+
+    Raises:
+        ValueError: the folder holds an evaluation with other settings, or a damaged one.
+    """
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / RECORDS_FILE
+        self._videos: dict[str, VideoScores] = {}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = self._whole_lines() if self.path.exists() else []
+        if not lines:
+            self.path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+            return
+        self._check_same(lines[0], json.loads(json.dumps(settings)))
+        for line in lines[1:]:
+            self._videos[line["name"]] = VideoScores(**line)
+
+    def finished(self, name: str, digest: str, *, with_features: bool) -> VideoScores | None:
+        """The scores of a video that is finished; a ValueError if its file has changed since."""
+        scores = self._videos.get(name)
+        if scores is None or (with_features and self.features(name) is None):
+            return None
+        if scores.digest != digest:
+            raise ValueError(
+                f"evaluate: {name} has changed since it was evaluated into {self.folder}; "
+                "name another output folder, or remove that one."
+            )
+        return scores
+
+    def add(self, scores: VideoScores, features: Tensor | None) -> None:
+        """Appends a video, and its features (2, clips, d) of originals and reconstructions."""
+        if features is not None:
+            path = self._features_path(scores.name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.part")
+            save_file({"features": features.cpu().contiguous()}, partial)
+            os.replace(partial, path)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(scores.to_json()) + "\n")
+        self._videos[scores.name] = scores
+
+    def features(self, name: str) -> Tensor | None:
+        """The features (2, clips, d) of a video; None if they are not there, or not whole."""
+        try:
+            return load_file(self._features_path(name))["features"]
+        except (FileNotFoundError, SafetensorError):
+            return None
+
+    def _features_path(self, name: str) -> Path:
+        return self.folder / FEATURES_FOLDER / f"{name}.safetensors"
+
+    def _whole_lines(self) -> list[dict[str, Any]]:
+        """The file's lines; a last one that is cut off is removed from the file."""
+        data = self.path.read_bytes()
+        parsed: list[dict[str, Any]] = []
+        lines = data.splitlines(keepends=True)
+        for number, line in enumerate(lines, start=1):
+            try:
+                if not line.endswith(b"\n"):
+                    raise ValueError("cut off")
+                parsed.append(json.loads(line))
+            except ValueError:
+                if number < len(lines):
+                    raise ValueError(
+                        f"evaluate: line {number} of {self.path} is no JSON; remove that line, and its video is "
+                        "evaluated again."
+                    ) from None
+                os.truncate(self.path, len(data) - len(line))
+        return parsed
+
+    def _check_same(self, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+        for name in ours:
+            if name not in theirs or theirs[name] != ours[name]:
+                raise ValueError(
+                    f"evaluate: {self.folder} holds an evaluation with {name} {theirs.get(name)}, not {ours[name]}; "
+                    "name another output folder, or remove that one."
+                )

@@ -1,0 +1,79 @@
+"""The result of an evaluation: its overall figures, as JSON and as a table."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from vidtok_plugin.metrics.records import Scores, VideoScores
+from vidtok_plugin.tokenizer.presets import Metrics
+
+REPORT_FILE = "metrics.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Overall figures, and each video's."""
+
+    model: str
+    settings: Mapping[str, Any]
+    overall: Scores
+    videos: tuple[VideoScores, ...]
+    not_computed: Mapping[str, str]  # metric -> why
+    skipped: Mapping[str, str]  # unreadable video -> why
+    published: Metrics | None = None  # of that model, on other videos
+
+    @property
+    def num_clips(self) -> int:
+        return sum(video.num_clips for video in self.videos)
+
+    def write(self, folder: str | Path) -> Path:
+        """Writes `metrics.json`; -> its path."""
+        content = {
+            "model": self.model,
+            "settings": dict(self.settings),
+            "num_videos": len(self.videos),
+            "num_frames": sum(video.num_frames for video in self.videos),
+            "num_clips": self.num_clips,
+            "overall": asdict(self.overall),
+            "not_computed": dict(self.not_computed),
+            "published": None if self.published is None else asdict(self.published),
+            "videos": [video.to_json() for video in self.videos],
+            "skipped": dict(self.skipped),
+        }
+        path = Path(folder) / REPORT_FILE
+        partial = path.with_name(f".{path.name}.part")
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+        return path
+
+    def table(self) -> Table:
+        """A row for each video, then the overall figures and the published ones."""
+        table = Table("video")
+        for name in ("frames", "PSNR", "SSIM", "LPIPS", "FVD"):
+            table.add_column(name, justify="right")
+        for video in self.videos:
+            table.add_row(escape(video.name), str(video.num_frames), *_cells(video))
+        table.add_section()
+        table.add_row("overall", str(sum(video.num_frames for video in self.videos)), *_cells(self.overall))
+        if self.published is not None:
+            table.add_row("published (MCL-JCV)", "", *_cells(self.published))
+        return table
+
+    def notes(self) -> list[str]:
+        """What is to be said below the table."""
+        notes = [f"{metric.upper()} not computed: {why}" for metric, why in self.not_computed.items()]
+        if self.overall.fvd is not None:
+            notes.append(f"FVD is of {self.num_clips} clips; the fewer clips, the higher it is.")
+        notes += [f"skipped: {why}" for why in self.skipped.values()]
+        return notes
+
+
+def _cells(scores: Scores | Metrics) -> list[str]:
+    values = ((scores.psnr, 2), (scores.ssim, 4), (scores.lpips, 4), (scores.fvd, 1))
+    return ["-" if value is None else f"{value:.{digits}f}" for value, digits in values]

@@ -1,0 +1,173 @@
+"""Conversion between the layouts of weights: ours, the published one, and that of diffusers' AutoencoderVidTok."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors.torch import save_file
+
+from vidtok_plugin.tokenizer.architecture import Architecture
+from vidtok_plugin.tokenizer.checkpoints import Weights, read_weights
+from vidtok_plugin.tokenizer.model import VidTok
+from vidtok_plugin.tokenizer.presets import presets
+from vidtok_plugin.tokenizer.weights import CONFIG_FILE, choose_architecture, load, load_strictly
+
+Layout = Literal["ours", "published", "diffusers"]
+
+DIFFUSERS_CLASS = "AutoencoderVidTok"
+DIFFUSERS_VERSION = "0.38.0"  # the first with that class
+DIFFUSERS_CONFIG = "config.json"
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+LEVELS = {  # an architecture's setting, what follows from it, and diffusers' setting
+    "encoder_spatial_levels": ("spatial_down", "spatial_ds"),
+    "decoder_spatial_levels": ("spatial_up", "spatial_us"),
+    "encoder_temporal_levels": ("temporal_down", "tempo_ds"),
+    "decoder_temporal_levels": ("temporal_up", "tempo_us"),
+}
+
+
+def convert(source: str | Path, folder: str | Path, *, to: Layout = "ours", preset: str | None = None) -> Path:
+    """Writes the weights of `source` into `folder` in another layout, and returns what to load: the folder or a file.
+
+    Configs and other objects beside the weights are left out, without running the code that they name.
+
+    source: what `VidTok.from_pretrained` takes, or a folder of diffusers' `AutoencoderVidTok`.
+    to: "ours" for `VidTok.from_pretrained(folder)`; "published" for a file `NAME.ckpt` as the published ones, which
+        needs `preset` to be loaded; "diffusers" for `diffusers.AutoencoderVidTok.from_pretrained(folder)`.
+    preset: of a bare weights file.
+
+    Raises:
+        FileNotFoundError: if there is no such source.
+        ValueError: if its weights cannot be read, or `to` cannot express its architecture.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     convert("vidtok_tiny", folder, to="published").name
+        'vidtok_tiny.ckpt'
+    """
+    source, folder = Path(source), Path(folder)
+    if to not in get_args(Layout):
+        raise ValueError(f"convert: to must be one of {', '.join(get_args(Layout))}, got {to!r}.")
+    if _is_diffusers_folder(source):
+        found = _read_diffusers(source)
+        architecture, state_dict = choose_architecture(found, preset, source), found.state_dict
+    else:
+        architecture, state_dict = load(source, preset, strip_objects=True)
+    model = VidTok(architecture)
+    load_strictly(model, state_dict, source)
+    if to == "ours":
+        model.save_pretrained(folder)
+        return folder
+    if to == "diffusers":
+        _write_diffusers(folder, model)
+        return folder
+    name = next((known.name for known in presets().values() if known.architecture == architecture), "vidtok")
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": dict(model.state_dict())}, folder / f"{name}.ckpt")
+    return folder / f"{name}.ckpt"
+
+
+def diffusers_config(architecture: Architecture) -> dict[str, Any]:
+    """The architecture as the config of an `AutoencoderVidTok`, which is causal as v1.1 is, or not causal.
+
+    Raises:
+        ValueError: for an architecture that it cannot express.
+    """
+    arch, problem = architecture, None
+    if arch.causal and arch.version != "1.1":
+        problem = "version must be '1.1' or causal false, got a causal v1.0 model"
+    elif arch.fsq_levels is not None and set(arch.fsq_levels) != {8}:
+        problem = f"all of fsq_levels must be 8, got {arch.fsq_levels}"
+    elif not set(arch.temporal_down) <= set(arch.spatial_down) or not set(arch.temporal_up) <= set(arch.spatial_up):
+        problem = "temporal levels must be spatial levels too"
+    if problem is not None:
+        raise ValueError(f"convert: for diffusers' {DIFFUSERS_CLASS}, {problem}; convert it to 'ours' or 'published'.")
+    levels = {theirs: getattr(arch, ours) for ours, (_, theirs) in LEVELS.items()}
+    return {
+        "_class_name": DIFFUSERS_CLASS,
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "in_channels": 3,
+        "out_channels": 3,
+        "ch": arch.ch,
+        "ch_mult": list(arch.ch_mult),
+        "z_channels": arch.latent_channels,
+        "double_z": arch.regularizer == "kl",
+        "num_res_blocks": arch.num_res_blocks,
+        **{theirs: None if given is None else list(given) for theirs, given in levels.items()},
+        "dropout": arch.dropout,
+        "regularizer": arch.regularizer,
+        "codebook_size": arch.codebook_size or 8**6,  # their default, at which a KL model does not look
+        "is_causal": arch.causal,
+    }
+
+
+def architecture_from_diffusers(config: dict[str, Any]) -> Architecture:
+    """The architecture that such a config tells; what it leaves out is as diffusers' defaults say.
+
+    Raises:
+        ValueError: for a config of something else, or of a network that is not of this family.
+    """
+    if config.get("_class_name") != DIFFUSERS_CLASS:
+        raise ValueError(f"convert: _class_name must be {DIFFUSERS_CLASS}, got {config.get('_class_name')}.")
+    defaults = diffusers_config(Architecture(regularizer="kl", kl_channels=4, version="1.1"))
+    unknown = [key for key in config if key not in defaults and not key.startswith("_")]
+    if unknown:
+        raise ValueError(f"convert: this version does not know the settings {', '.join(unknown)} of diffusers.")
+    settings = {**defaults, **config}
+    fsq = settings["regularizer"] == "fsq"
+    try:
+        levels = {ours: settings[theirs] for ours, (_, theirs) in LEVELS.items()}
+        architecture = Architecture(
+            regularizer=settings["regularizer"],
+            fsq_levels=(8,) * settings["z_channels"] if fsq else None,
+            kl_channels=None if fsq else settings["z_channels"],
+            causal=settings["is_causal"],
+            version="1.1" if settings["is_causal"] else "1.0",
+            ch=settings["ch"],
+            ch_mult=tuple(settings["ch_mult"]),
+            num_res_blocks=settings["num_res_blocks"],
+            dropout=settings["dropout"],
+            **{ours: None if given is None else tuple(sorted(given)) for ours, given in levels.items()},
+        )
+    except TypeError as error:
+        raise ValueError(f"convert: the diffusers config has a setting of another type ({error}).") from error
+    if architecture.depth >= 3:  # the default levels need as many; where they are given, they go without saying
+        default = Architecture(regularizer="kl", kl_channels=1, ch_mult=architecture.ch_mult)
+        given: dict[str, Any] = {
+            ours: None
+            for ours, (meaning, _) in LEVELS.items()
+            if getattr(architecture, meaning) == getattr(default, meaning)
+        }
+        architecture = replace(architecture, **given)
+    for key, value in diffusers_config(architecture).items():
+        # What an Architecture has no choice of.
+        fixed = key in ("in_channels", "out_channels", "double_z") or (key == "codebook_size" and fsq)
+        if fixed and settings[key] != value:
+            raise ValueError(f"convert: {key} must be {value} in this family, got {settings[key]}.")
+    return architecture
+
+
+def _is_diffusers_folder(path: Path) -> bool:
+    return (path / DIFFUSERS_CONFIG).is_file() and not (path / CONFIG_FILE).is_file()
+
+
+def _read_diffusers(folder: Path) -> Weights:
+    if not (folder / DIFFUSERS_WEIGHTS).is_file():
+        raise FileNotFoundError(f"convert: {folder} has no {DIFFUSERS_WEIGHTS}; save the model as safetensors.")
+    try:
+        config = json.loads((folder / DIFFUSERS_CONFIG).read_text())
+    except ValueError as error:
+        raise ValueError(f"convert: {folder / DIFFUSERS_CONFIG} is no JSON file ({error}).") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"convert: {folder / DIFFUSERS_CONFIG} must hold a model's settings, got {config!r}.")
+    return replace(read_weights(folder / DIFFUSERS_WEIGHTS), architecture=architecture_from_diffusers(config))
+
+
+def _write_diffusers(folder: Path, model: VidTok) -> None:
+    config = diffusers_config(model.architecture)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(model.state_dict(), folder / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
+    (folder / DIFFUSERS_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
