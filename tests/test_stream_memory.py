@@ -3,7 +3,6 @@
 import math
 import subprocess
 import sys
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,11 @@ import pytest
 import torch
 from tensordict import TensorDict
 from tokenizers import random_video, toy_tokenizer
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from vidtok_plugin import VidTok, presets
 from vidtok_plugin.tokenizer.blocks import TemporalUpsample
 from vidtok_plugin.tokenizer.layers import TimeConv
+from vidtok_plugin.tokenizer.memory import LiveBytes
 
 CAUSAL = [name for name, preset in presets().items() if preset.architecture.causal]
 
@@ -77,28 +75,6 @@ def test_a_state_is_as_small_as_the_kernels_allow(name: str) -> None:
     assert held_back <= (f - 1) * 3 * s * 2 * s  # frames that are final, but not their group
 
 
-class LiveBytes(TorchDispatchMode):
-    """Bytes of all tensors that are alive at once, at their peak; views count once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self.seen:
-                self.seen.add(storage)
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self.drop, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return out
-
-    def drop(self, size: int) -> None:
-        self.now -= size
-
-
 @torch.no_grad()
 def run(model: VidTok, frames: int, size: int) -> None:
     encoder, decoder = model.encoder_stream(), model.decoder_stream()
@@ -115,7 +91,7 @@ NAMES = ["vidtok_fsq_causal_488_32768", "vidtok_kl_causal_488_4chn_v1_1"]
 def test_a_thousand_frames_take_the_memory_of_a_hundred(name: str) -> None:
     model, peaks = toy_tokenizer(name), []
     for frames in (100, 1000):
-        with LiveBytes() as live:
+        with LiveBytes(model.parameters()) as live:
             run(model, frames, size=8)
         peaks.append(live.peak)
     assert peaks[0] > 10_000 and peaks[1] <= 1.05 * peaks[0]
