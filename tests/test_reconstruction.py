@@ -63,7 +63,7 @@ def test_a_long_video_is_one_stream(tmp_path: Path) -> None:
 
 def test_sizes_that_do_not_fit_are_padded_or_cropped_as_asked(tmp_path: Path) -> None:
     model, source = toy(FSQ), clip(tmp_path, 5, 20, 36)
-    with pytest.raises(ValueError, match=r"height must be a multiple of 8 .* --fit pad.* or fit='crop' \(--fit crop\)"):
+    with pytest.raises(ValueError, match=r"height must be a multiple of 8 .*--fit pad.* or fit='crop' \(--fit crop\)"):
         reconstruct_video(model, source, tmp_path / "out.mp4")
     assert not (tmp_path / "out.mp4").exists()
     for fit, size in (("pad", (20, 36)), ("crop", (16, 32))):

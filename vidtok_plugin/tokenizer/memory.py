@@ -21,17 +21,17 @@ from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.tiling import Tiling, tile_length
 
 CLIP = 32  # frames of a clip of a non-causal model, which sees no further
-PUSHED_PIXELS = 2**19  # about as many are pushed at once where memory doesn't matter
+PUSHED_PIXELS = 2**17  # about as many are pushed at once where memory doesn't matter
 OVERLAP = 6  # of neighbouring tiles, in latents; see `tiling`
 SMALL = 2  # latents along the sides of the tile that is counted
 
 # Bytes, as measured with some reserve (see above).
-FIXED = 48e6  # what libraries take once they run
+FIXED = 64e6  # what libraries take once they run
 READING = 100  # the video decoder's, for each pixel of a frame
 WRITING = 130  # the video encoder's, for each pixel written
 SCORING = 80  # what becomes of one frame at the end, for each pixel
 BLENDING = 40  # originals that wait and frames that are blended, for each pixel and frame of a push
-MARGIN = 1.4  # times the tensors' bytes: what operations take inside, and freed memory in pieces too small
+MARGIN = 1.6  # times the tensors' bytes: what operations take inside, and freed memory in pieces too small
 
 
 class LiveBytes(TorchDispatchMode):

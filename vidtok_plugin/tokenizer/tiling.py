@@ -2,6 +2,11 @@
 
 A tile's edges see zeros where the whole frame goes on, and its attention sees the tile alone, so tiles don't give
 exactly what the whole frame gives: what comes out differs most at the edges, which therefore weigh least.
+
+Measured with vidtok_tiny on two scenes of natural video at 272 x 512, in 2 x 3 tiles: without an overlap, the pixels at
+a seam differ from those of the whole frame by 3.7 and 6.9 levels of 255 on average; with one of 48 pixels (6 latents,
+the default of `memory`) by 1.0 and 1.1, the other pixels by 0.9 and 0.7; with 64 pixels by 0.8 and 0.9. The PSNR to the
+original is within 0.1 dB of the whole frame's throughout, and rather higher.
 """
 
 from dataclasses import dataclass
