@@ -222,7 +222,7 @@ def count_parameters(architecture: Architecture) -> int:
 
     Example:
         >>> count_parameters(get_preset("vidtok_tiny").architecture)
-        1811919
+        1805595
     """
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in VidTok(architecture).parameters())
