@@ -18,7 +18,7 @@ from tokenizers import toy_tokenizer
 from torch import Tensor
 
 from vidtok_plugin import VidTok, cli, evaluating
-from vidtok_plugin.evaluating import EvaluationConfig, evaluate, published_protocol
+from vidtok_plugin.evaluating import EvaluationConfig, default_output, evaluate, published_protocol
 from vidtok_plugin.metrics.frames import bounded_psnr, frame_ssim
 from vidtok_plugin.metrics.fvd import I3D, FrechetVideoDistance
 from vidtok_plugin.metrics.networks import MetricNetworks
@@ -448,12 +448,12 @@ def test_the_command_prints_a_table_and_writes_json(
     out, err = capsys.readouterr()
     assert "street/bikes.mp4" in out and "overall" in out and "frames" in err
     assert "LPIPS not computed: could not download VGG16 (<urlopen error no network>); fetch https" in out
-    output = tmp_path / "runs" / "evaluate" / "vidtok_tiny" / folder.name
+    output = default_output("vidtok_tiny", folder)
     result = content(output)
     assert 15 < result["overall"]["psnr"] < 40 and 0.2 < result["overall"]["ssim"] < 1
     assert result["overall"]["lpips"] is None and result["overall"]["fvd"] > 0
     assert (result["settings"]["clip_frames"], result["settings"]["protocol"]) == (17, "clips")
-    assert f"runs/evaluate/vidtok_tiny/{folder.name}/metrics.json" in out
+    assert f"{output}/metrics.json" in out
 
 
 @pytest.mark.usefixtures("offline")

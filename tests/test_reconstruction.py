@@ -101,6 +101,21 @@ def test_mistakes_leave_no_file(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [source.name, "damaged.mp4"]
 
 
+def test_a_frame_that_is_exact_leaves_the_mean_finite(tmp_path: Path) -> None:
+    """Black decoded to -1 or below is black: the mean over the film was infinite."""
+    model = toy(FSQ)
+    with torch.no_grad():
+        for parameter in model.decoder.conv_out.parameters():
+            parameter.fill_(-100.0 if parameter.ndim == 1 else 0.0)
+    write_video(tmp_path / "black.mp4", np.zeros((5, 16, 16, 3), np.uint8), fps=10)
+    assert reconstruct_video(model, tmp_path / "black.mp4", tmp_path / "out.mp4").psnr == pytest.approx(80.0)
+
+
+def test_a_model_in_training_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must be in eval mode; call its eval\(\) first"):
+        reconstruct_video(toy(KL).train(), clip(tmp_path, 5), tmp_path / "out.mp4")
+
+
 # Natural video
 
 

@@ -80,6 +80,8 @@ def published_protocol(tokenizer: VidTok) -> EvaluationConfig:
 
 def check_fits(tokenizer: VidTok, cfg: EvaluationConfig, *, with_fvd: bool) -> None:
     """A ValueError that names what doesn't fit the model, or FVD."""
+    if tokenizer.training:
+        raise ValueError("evaluate: the tokenizer must be in eval mode, got one in training; call its eval() first.")
     factor = tokenizer.spatial_factor
     check_multiple(cfg.size, factor, who="evaluate", name="size", of="the tokenizer's spatial factor")
     if cfg.protocol == "whole" and not tokenizer.causal:
@@ -96,9 +98,10 @@ def default_output(model: str, folder: str | Path) -> Path:
 
     Example:
         >>> default_output("runs/mine/model", "/data/videos").as_posix()
-        'runs/evaluate/runs_mine_model/videos'
+        'runs/evaluate/runs_mine_model/data_videos'
     """
-    return Path("runs", "evaluate", Path(model).as_posix().strip("./").replace("/", "_"), Path(folder).resolve().name)
+    names = (Path(model).as_posix(), Path(folder).resolve().as_posix())
+    return Path("runs", "evaluate", *(name.strip("./").replace("/", "_") for name in names))
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ class Report:
         table.add_section()
         table.add_row("overall", str(sum(video.num_frames for video in self.videos)), *_cells(self.overall))
         if self.published is not None:
-            table.add_row("published (MCL-JCV)", "", *_cells(self.published))
+            table.add_row("published (MCL-JCV, 30 fps, 256x256)", "", *_cells(self.published))
         return table
 
     def notes(self) -> list[str]:

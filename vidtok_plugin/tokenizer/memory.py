@@ -75,9 +75,9 @@ class Footprint:
 
 
 @torch.no_grad()
-def footprint(tokenizer: VidTok, frames: int) -> Footprint:
-    """What a push of `frames` frames takes."""
-    side = SMALL * tokenizer.spatial_factor
+def footprint(tokenizer: VidTok, frames: int, latents: int = SMALL) -> Footprint:
+    """What a push of `frames` frames takes, counted on a tile of `latents` x `latents` latents."""
+    side = latents * tokenizer.spatial_factor
     video = torch.zeros(1, 3, frames, side, side, dtype=torch.uint8, device=tokenizer.device)
     with LiveBytes(tokenizer.parameters()) as count:
         if not tokenizer.causal:

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from vidtok_plugin.metrics.frames import bounded_psnr
 from vidtok_plugin.tokenizer.memory import Plan, make_plan
 from vidtok_plugin.tokenizer.model import VidTok
-from vidtok_plugin.tokenizer.objective import frame_psnr
 from vidtok_plugin.tokenizer.tile_streams import TiledReconstruction
 from vidtok_plugin.tokenizer.video_checks import check_multiple
 from vidtok_plugin.video.reading import VideoInfo, probe, read_in_order
@@ -36,7 +36,7 @@ class ReconstructedVideo:
     """What became of a video."""
 
     num_frames: int
-    psnr: float  # in dB, mean of the frames'
+    psnr: float  # in dB, mean of the frames', each at most 80
     num_tiles: int
     tile_height: int
     tile_width: int
@@ -91,6 +91,8 @@ def reconstruct_video(
         >>> tokenizer = VidTok.from_pretrained("vidtok_tiny")   # doctest: +SKIP
         >>> reconstruct_video(tokenizer, "film.mp4", "out.mp4", fit="crop", memory=2.0).psnr   # doctest: +SKIP
     """
+    if tokenizer.training:
+        raise ValueError("reconstruct_video: the tokenizer must be in eval mode; call its eval() first.")
     source, output = Path(source), Path(output)
     info = probe(source)
     if output.exists() and output.samefile(source):
@@ -162,7 +164,7 @@ def _window(info: VideoInfo, factor: int, fit: Fit | None) -> Window:
 def _psnr(original: np.ndarray, frame: Tensor) -> float:
     """original: uint8 (h, w, 3); frame: (1, 3, h, w) in [-1, 1]."""
     video = rearrange(torch.from_numpy(original), "h w c -> 1 c 1 h w") / 127.5 - 1
-    return float(frame_psnr(video, frame.unsqueeze(2)))
+    return float(bounded_psnr(video, frame.unsqueeze(2)))
 
 
 @contextmanager

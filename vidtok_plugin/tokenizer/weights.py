@@ -58,7 +58,8 @@ def choose_architecture(found: Weights, preset: str | None, source: str | Path) 
         return named
     if named not in (None, found.architecture):
         raise ValueError(
-            f"VidTok: {source} tells its own architecture, which is not that of preset={preset!r}; leave preset out."
+            f"VidTok: {source} tells its own architecture, which is not that of preset={preset!r}; leave preset out "
+            "(preset=null in a config)."
         )
     return found.architecture
 
