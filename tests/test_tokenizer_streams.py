@@ -376,6 +376,18 @@ def test_a_state_goes_on_only_as_it_began(model: VidTok) -> None:
     assert frames.shape[2] == model.num_frames(4)
 
 
+@torch.no_grad()
+def test_a_state_of_a_model_with_other_layers_is_refused() -> None:
+    """A layer that its state lacked would have started anew, with wrong latents and no error."""
+    one, other = TOYS["kl v1.1 f=4"], TOYS["fsq v1.1 f=8"]
+    encoder, decoder = one.encoder_stream(), one.decoder_stream()
+    encoder.push(random_video(9))
+    decoder.push(random_latents(one, 2))
+    for make, state in ((other.encoder_stream, encoder.state), (other.decoder_stream, decoder.state)):
+        with pytest.raises(ValueError, match="the state must be that of a stream of this model, got one of a model"):
+            make(state=state)
+
+
 def test_non_causal_models_have_no_streams() -> None:
     model = toy_tokenizer("vidtok_fsq_noncausal_488_262144")
     for make in (model.encoder_stream, model.decoder_stream):

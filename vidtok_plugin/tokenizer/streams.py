@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from einops import rearrange, repeat
 from tensordict import TensorDict
-from torch import Tensor
+from torch import Tensor, nn
 
-from vidtok_plugin.tokenizer.layers import own
+from vidtok_plugin.tokenizer.layers import TimeConv, own
 from vidtok_plugin.tokenizer.video_checks import as_float_video
 
 if TYPE_CHECKING:
@@ -44,7 +44,23 @@ class Stream:
                 f"{type(self).__name__}: the state must be that of such a stream of this model, with the parts "
                 f"{', '.join(sorted(self._parts()))}, got {', '.join(sorted(self._state))}."
             )
+        if self._state is not None:
+            self._check_layers(self._state["network"])
         self._ended = False
+
+    def _check_layers(self, states: dict[str, Any]) -> None:
+        """A ValueError unless `states` has a part for each temporal layer: one that is missing would start anew."""
+        layers = [name for name, layer in self._network().named_modules() if isinstance(layer, TimeConv)]
+        owners = [[part for part in states if name.startswith(f"{part}.")] for name in layers]
+        if not all(len(owner) == 1 for owner in owners) or len({owner[0] for owner in owners}) != len(states):
+            raise ValueError(
+                f"{type(self).__name__}: the state must be that of a stream of this model, got one of a model with "
+                "other layers."
+            )
+
+    def _network(self) -> nn.Module:
+        """The one of the model's networks that runs."""
+        raise NotImplementedError
 
     def _parts(self) -> set[str]:
         """What its state consists of."""
@@ -100,6 +116,9 @@ class EncoderStream(Stream):
         >>> stream.flush().latents.shape[2]
         0
     """
+
+    def _network(self) -> nn.Module:
+        return self.model.encoder
 
     def _parts(self) -> set[str]:
         return {"pending", "network"}
@@ -186,6 +205,9 @@ class DecoderStream(Stream):
                 f"DecoderStream: lookahead must be as it was when the state was made, {not lookahead}, "
                 f"got {lookahead}; a change in the middle would lose or repeat a group of frames."
             )
+
+    def _network(self) -> nn.Module:
+        return self.model.decoder
 
     def _parts(self) -> set[str]:
         return {"ready", "network", "lookahead"} if self._waits else {"ready", "network"}
