@@ -32,6 +32,7 @@ WRITING = 130  # the video encoder's, for each pixel written
 SCORING = 80  # what becomes of one frame at the end, for each pixel
 BLENDING = 40  # originals that wait and frames that are blended, for each pixel and frame of a push
 MARGIN = 1.6  # times the tensors' bytes: what operations take inside, and freed memory in pieces too small
+WAITING = 2.0  # times the bytes of the states that wait in memory, between which such pieces stay free
 
 
 class LiveBytes(TorchDispatchMode):
@@ -133,7 +134,7 @@ def make_plan(tokenizer: VidTok, height: int, width: int, *, budget: float | Non
         if one <= budget:
             # Of the states, those of the tile at hand are in `one`.
             states = taken.state * tile * rows * columns
-            everything = one + states * (1 - 1 / (rows * columns))
+            everything = one + WAITING * states * (1 - 1 / (rows * columns))
             work = (tile * rows * columns, rows * columns)
             ways = (0, everything) if everything <= budget else (math.ceil(states), one)
             plan = (work, rows, columns, *ways)
