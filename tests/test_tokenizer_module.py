@@ -13,11 +13,11 @@ from tokenizers import TOY, random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok, presets, training
 from vidtok_plugin.config import load_config
-from vidtok_plugin.optimization import OptimizerConfig
 from vidtok_plugin.tokenizer.model import Reconstruction
 from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
 from vidtok_plugin.tokenizer.objective import ObjectiveConfig, frame_psnr, objective
 from vidtok_plugin.training import RESERVED
+from vidtok_plugin.training.optimization import OptimizerConfig
 from vidtok_plugin.video import VideoDataModule, write_video
 
 LIGHTNING_NOISE = pytest.mark.filterwarnings(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from vidtok_plugin.loading import EpochSampler
+from vidtok_plugin.training.loading import EpochSampler
 from vidtok_plugin.video import VideoDataConfig, VideoDataModule, write_video
 
 BATCHES = 4  # in an epoch

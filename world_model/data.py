@@ -7,8 +7,8 @@ import numpy as np
 from tensordict import TensorDict
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from vidtok_plugin.loading import ResumableDataModule, ResumableLoader, worker_context
 from vidtok_plugin.store import StoreMetadata, TokenStore, read_metadata
+from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader, worker_context
 from world_model.actions import ActionSpec, GroupedActions
 from world_model.architecture import TokenSpec
 

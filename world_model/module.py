@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.config import to_dict
-from vidtok_plugin.optimization import OptimizerConfig, configure_optimizers
 from vidtok_plugin.store import ADAPTER_FOLDER, TokenStore, read_metadata
 from vidtok_plugin.training import RunConfig
+from vidtok_plugin.training.optimization import OptimizerConfig, configure_optimizers
 from world_model.architecture import WorldModelConfig
 from world_model.data import TokenDataConfig, token_spec, window_actions
 from world_model.model import WorldModel

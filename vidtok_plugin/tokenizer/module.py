@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from vidtok_plugin.optimization import OptimizerConfig, configure_optimizers
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.checkpoints import architecture_settings
 from vidtok_plugin.tokenizer.model import VidTok, override_architecture
@@ -17,6 +16,7 @@ from vidtok_plugin.tokenizer.objective import ObjectiveConfig, frame_psnr, objec
 from vidtok_plugin.tokenizer.presets import get_preset
 from vidtok_plugin.tokenizer.video_checks import check_multiple
 from vidtok_plugin.training import RunConfig
+from vidtok_plugin.training.optimization import OptimizerConfig, configure_optimizers
 from vidtok_plugin.video.data import VideoDataConfig
 
 DEFAULT_PRESET = "vidtok_tiny"

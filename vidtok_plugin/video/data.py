@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vidtok_plugin.loading import ResumableDataModule, ResumableLoader, worker_context
+from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader, worker_context
 from vidtok_plugin.video.clips import ClipDataset, find_sources
 
 if TYPE_CHECKING:

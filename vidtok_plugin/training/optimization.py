@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
-from vidtok_plugin.muon import Muon
+from vidtok_plugin.training.muon import Muon
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,6 @@
+"""Training: what tokenizer and world model share of runs, optimisation and loading."""
+
+from vidtok_plugin.training.config import RESERVED, RunConfig
+from vidtok_plugin.training.runs import build_trainer, fit, validate
+
+__all__ = ["RESERVED", "RunConfig", "build_trainer", "fit", "validate"]
