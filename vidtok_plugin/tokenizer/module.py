@@ -17,6 +17,7 @@ from vidtok_plugin.tokenizer.presets import get_preset
 from vidtok_plugin.tokenizer.video_checks import check_multiple
 from vidtok_plugin.training import RunConfig
 from vidtok_plugin.training.optimization import OptimizerConfig, configure_optimizers
+from vidtok_plugin.video.batch import VideoBatch, as_video
 from vidtok_plugin.video.data import VideoDataConfig
 
 DEFAULT_PRESET = "vidtok_tiny"
@@ -72,7 +73,8 @@ class TokenizerRunConfig(RunConfig):
 
 
 class TokenizerModule(pl.LightningModule):
-    """Trains `self.tokenizer` on batches of video (b, 3, t, h, w); `trainer.fit(TokenizerModule(cfg), data)`."""
+    """Trains `self.tokenizer` on batches of video (b, 3, t, h, w), VideoBatches or plain tensors;
+    `trainer.fit(TokenizerModule(cfg), data)`."""
 
     def __init__(self, cfg: TokenizerRunConfig) -> None:
         super().__init__()
@@ -88,7 +90,8 @@ class TokenizerModule(pl.LightningModule):
         if self.cfg.optimizer.gradient_clip is not None:
             self.clip_gradients(optimizer, self.cfg.optimizer.gradient_clip, "norm")
 
-    def training_step(self, video: Tensor, batch_index: int) -> Tensor:
+    def training_step(self, batch: VideoBatch | Tensor, batch_index: int) -> Tensor:
+        video = as_video(batch)
         out = self.tokenizer(video)
         loss, parts = objective(self.cfg.objective, video, out, self.global_step)
         self.log("train/loss", loss.detach(), prog_bar=True)
@@ -99,7 +102,8 @@ class TokenizerModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._used_codes = torch.zeros(self.tokenizer.codebook_size or 0, dtype=torch.bool, device=self.device)
 
-    def validation_step(self, video: Tensor, batch_index: int) -> None:
+    def validation_step(self, batch: VideoBatch | Tensor, batch_index: int) -> None:
+        video = as_video(batch)
         out = self.tokenizer(video)
         scores = {
             "val/psnr": frame_psnr(video, out.reconstruction).mean(),

@@ -7,9 +7,14 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import decord
 import numpy as np
+
+from vidtok_plugin.video.unreadable import UnreadableVideoError
+
+ReaderName = Literal["auto", "decord", "pyav"]
 
 _pools: "weakref.WeakSet[ReaderPool]" = weakref.WeakSet()
 
@@ -148,18 +153,18 @@ def _stat(path: str | os.PathLike[str]) -> os.stat_result:
 
 def _open(path: str | os.PathLike[str]) -> decord.VideoReader:
     if os.path.isdir(path):
-        raise ValueError(f"Video {path} is a folder, not a file; name a file in it.")
+        raise UnreadableVideoError(f"Video {path} is a folder, not a file; name a file in it.")
     if _stat(path).st_size == 0:
-        raise ValueError(f"Video {path} cannot be read: the file is empty; remove or replace it.")
+        raise UnreadableVideoError(f"Video {path} cannot be read: the file is empty; remove or replace it.")
     try:
         reader = decord.VideoReader(os.fspath(path), ctx=decord.cpu(0), num_threads=1)
     except (decord.DECORDError, RuntimeError) as error:
-        raise ValueError(
+        raise UnreadableVideoError(
             f"Video {path} cannot be read: it is no video, or is damaged or cut off ({_cause(error)});"
             " remove or replace it."
         ) from None
     if len(reader) == 0:
-        raise ValueError(f"Video {path} cannot be read: it has no frames; remove or replace it.")
+        raise UnreadableVideoError(f"Video {path} cannot be read: it has no frames; remove or replace it.")
     return reader
 
 
@@ -173,8 +178,10 @@ def _read(path: str | os.PathLike[str], reader: decord.VideoReader, indices: Seq
         raise _undecodable(path, min(indices), max(indices), len(reader), error) from None
 
 
-def _undecodable(path: str | os.PathLike[str], first: int, last: int, said: int, error: Exception) -> ValueError:
-    return ValueError(
+def _undecodable(
+    path: str | os.PathLike[str], first: int, last: int, said: int, error: Exception
+) -> UnreadableVideoError:
+    return UnreadableVideoError(
         f"Video {path} cannot be decoded at frames {first}..{last}, though it says that it has {said}"
         f" ({_cause(error)}); it is damaged or says too many: re-encode or remove it."
     )
