@@ -1,7 +1,8 @@
 """Videos that cannot be read: how many of them a run puts up with, and that each is logged once."""
 
 import logging
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -9,6 +10,23 @@ logger = logging.getLogger(__name__)
 
 class UnreadableVideoError(ValueError):
     """A file that is no video, or is damaged, cut off, empty, or takes too long to read."""
+
+
+def unopenable(path: str | os.PathLike[str], cause: str) -> UnreadableVideoError:
+    """The error for a file that no frame can be read of."""
+    return UnreadableVideoError(
+        f"Video {path} cannot be read: it is no video, or is damaged or cut off ({cause}); remove or replace it."
+    )
+
+
+def undecodable(
+    path: str | os.PathLike[str], indices: Sequence[int], num_frames: int, cause: str
+) -> UnreadableVideoError:
+    """The error for frames that cannot be read."""
+    return UnreadableVideoError(
+        f"Video {path} cannot be decoded at frames {min(indices)}..{max(indices)}, though it says that it has"
+        f" {num_frames} ({cause}); it is damaged or says too many: re-encode or remove it."
+    )
 
 
 class UnreadableVideos:
