@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
+from einops import rearrange
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.checkpoints import architecture_settings
+from vidtok_plugin.tokenizer.codebook import code_statistics, count_codes
 from vidtok_plugin.tokenizer.model import VidTok, override_architecture
 from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig, frame_psnr
 from vidtok_plugin.tokenizer.presets import get_preset
@@ -121,7 +123,9 @@ class TokenizerModule(TrainingModule):
         return [self.cfg.optimizer, self.cfg.for_discriminator][: len(self.optimizer_names())]
 
     def configure_optimizers(self) -> list[OptimizerLRSchedulerConfig]:
-        parameters = [[*self.tokenizer.parameters(), *self.objective.generator_parameters()]]
+        parameters = [list(self.tokenizer.parameters())]
+        if self.objective.logvar is not None:
+            parameters[0].append(self.objective.logvar)
         if self.objective.discriminator is not None:
             parameters.append(list(self.objective.discriminator.parameters()))
         steps = int(self.trainer.estimated_stepping_batches)
@@ -133,12 +137,12 @@ class TokenizerModule(TrainingModule):
     def losses(self, batch: VideoBatch | Tensor, step: int) -> Iterator[Loss]:
         video = as_video(batch)
         out = self.tokenizer(video)
-        loss, statistics = self.objective.generator_loss(video, out, step, self.tokenizer.decoder.last_layer)
+        loss, statistics = self.objective.generator_loss(video, out, step, self.tokenizer.decoder.last_weight)
         statistics["psnr"] = frame_psnr(video, out.reconstruction.detach()).mean()
         yield Loss(name="generator", value=loss, statistics=statistics)
         if self.objective.discriminator is not None:
-            loss, statistics = self.objective.discriminator_loss(video, out.reconstruction.detach(), step)
-            yield Loss(name="discriminator", value=loss, statistics=statistics)
+            judged, statistics = self.objective.discriminator_loss(video, out.reconstruction.detach(), step)
+            yield Loss(name="discriminator", value=judged, statistics=statistics)
 
     def tensors_of(self, batch: VideoBatch | Tensor) -> dict[str, Tensor]:
         return {"video": as_video(batch)}
@@ -163,11 +167,12 @@ class TokenizerModule(TrainingModule):
             "val/psnr": frame_psnr(video, out.reconstruction).mean(),
             "val/l1": (video - out.reconstruction).abs().mean(),
         }
-        if self.objective.perceptual:
-            scores["val/lpips"] = self.objective.frame_lpips(video, out.reconstruction).mean()
+        if self.objective.perceptual is not None:
+            frames, made = (rearrange(x, "b c t h w -> (b t) c h w") for x in (video, out.reconstruction))
+            scores["val/lpips"] = self.objective.perceptual(frames, made).mean()
         self.log_dict(scores, prog_bar=True, batch_size=len(video), sync_dist=True)
         if out.indices is not None:
-            self._code_counts += out.indices.flatten().bincount(minlength=len(self._code_counts))
+            self._code_counts += count_codes(out.indices, len(self._code_counts))
 
     def on_validation_epoch_end(self) -> None:
         if len(self._code_counts):

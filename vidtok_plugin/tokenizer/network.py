@@ -19,6 +19,7 @@ from vidtok_plugin.tokenizer.blocks import (
     temporal_block,
 )
 from vidtok_plugin.tokenizer.layers import (
+    CausalKey,
     ChannelNorm,
     State,
     StreamLayer,
@@ -121,6 +122,12 @@ class Decoder(StreamLayer):
         self.up_temporal = nn.ModuleList(reversed(temporal_levels))
         self.norm_out = ChannelNorm(width)
         self.conv_out = time_conv(width, 3, padding=padding)
+
+    @property
+    def last_weight(self) -> nn.Parameter:
+        """The kernel of the last convolution."""
+        conv = self.conv_out.conv if isinstance(self.conv_out, CausalKey) else self.conv_out
+        return cast(nn.Parameter, conv.weight)
 
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
         layers: list[tuple[str, StreamLayer]] = [("conv_in", self.conv_in), ("mid", self.mid)]
