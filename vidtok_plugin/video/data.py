@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader, worker_context
+from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader, end_with_trainer, worker_context
 from vidtok_plugin.video.clips import ClipDataset, find_sources
 
 if TYPE_CHECKING:
@@ -129,5 +129,6 @@ class VideoDataModule(ResumableDataModule):
             batch_size=self.cfg.batch_size,
             num_workers=self.cfg.num_workers,
             multiprocessing_context=worker_context(self.cfg.num_workers),
+            worker_init_fn=end_with_trainer,
             shuffle=False,
         )
