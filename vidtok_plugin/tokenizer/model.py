@@ -115,6 +115,8 @@ class VidTok(nn.Module):
 
         backend, mode: as `torch.compile` takes them.
         """
+        for function in (rearrange, repeat):  # one operation each: to trace their Python takes four times as long
+            torch.compiler.allow_in_graph(function)
         for network in (self.encoder, self.decoder):
             network.compile(fullgraph=True, backend=backend, mode=mode)
 
