@@ -8,8 +8,10 @@ import torch
 from test_activation_checkpointing import KINDS, step, trainee
 from tokenizers import difference, random_video, toy_tokenizer
 
-# PyTorch's tracing looks at the gradient of the decoder's input.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+pytestmark = [  # of PyTorch's own doing: tracing looks at the gradient of the decoder's input, inductor uses TorchScript
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+]
 SHALLOW = {"ch_mult": (1, 1), "encoder_temporal_levels": (0,), "decoder_temporal_levels": (1,)}
 
 
