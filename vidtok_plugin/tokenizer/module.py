@@ -12,7 +12,7 @@ from torch import Tensor
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.checkpoints import architecture_settings
 from vidtok_plugin.tokenizer.model import VidTok, override_architecture
-from vidtok_plugin.tokenizer.objective import ObjectiveConfig, frame_psnr, objective
+from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig, frame_psnr
 from vidtok_plugin.tokenizer.presets import get_preset
 from vidtok_plugin.tokenizer.video_checks import check_multiple
 from vidtok_plugin.training import RunConfig
@@ -78,6 +78,11 @@ class TokenizerModule(pl.LightningModule):
         super().__init__()
         self.cfg = cfg
         self.tokenizer = cfg.build().train()  # pretrained models come in eval mode
+        self.objective = Objective(cfg.objective)
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.objective.load()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return configure_optimizers(
@@ -90,7 +95,7 @@ class TokenizerModule(pl.LightningModule):
 
     def training_step(self, video: Tensor, batch_index: int) -> Tensor:
         out = self.tokenizer(video)
-        loss, parts = objective(self.cfg.objective, video, out, self.global_step)
+        loss, parts = self.objective.generator_loss(video, out, self.global_step, self.tokenizer.decoder.last_weight)
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": part for name, part in parts.items()})
         self.log("train/psnr", frame_psnr(video, out.reconstruction.detach()).mean(), prog_bar=True)

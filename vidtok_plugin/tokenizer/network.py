@@ -21,6 +21,7 @@ from vidtok_plugin.tokenizer.blocks import (
     temporal_block,
 )
 from vidtok_plugin.tokenizer.layers import (
+    CausalKey,
     ChannelNorm,
     State,
     StreamLayer,
@@ -150,6 +151,12 @@ class Decoder(Network):
         self.up_temporal = nn.ModuleList(reversed(temporal_levels))
         self.norm_out = ChannelNorm(width)
         self.conv_out = time_conv(width, 3, padding=padding)
+
+    @property
+    def last_weight(self) -> nn.Parameter:
+        """The kernel of the last convolution."""
+        conv = self.conv_out.conv if isinstance(self.conv_out, CausalKey) else self.conv_out
+        return cast(nn.Parameter, conv.weight)
 
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
         layers: list[tuple[str, StreamLayer]] = [("conv_in", self.conv_in), ("mid", self.mid)]
