@@ -1,4 +1,4 @@
-"""A batch is a step, for any number of optimizers and parts; averages, frozen encoders and losses that are no number."""
+"""A batch is a step, for any number of optimizers and parts; averages, frozen encoders, and losses not a number."""
 
 import logging
 from collections.abc import Sequence
@@ -176,7 +176,10 @@ def test_a_frozen_encoder_keeps_every_id_and_latent_to_the_last_bit(
     training.fit(cfg, module, VideoDataModule(cfg))
     checkpoint = training.last_checkpoint(cfg.checkpoints)
     assert checkpoint is not None
-    for tokenizer in (module.tokenizer.eval(), *(VidTok.from_pretrained(checkpoint, weights=w) for w in ("ema", "raw"))):
+    for tokenizer in (
+        module.tokenizer.eval(),
+        *(VidTok.from_pretrained(checkpoint, weights=w) for w in ("ema", "raw")),
+    ):
         after = tokenizer.encode(probe)
         assert torch.equal(after.latents, before.latents)
         if regularizer == "fsq":

@@ -126,8 +126,9 @@ def wait_for_checkpoint(output: Path, step: int, process: subprocess.Popen[str])
 def logged(output: Path, names: Iterable[str] = ("train/loss",)) -> dict[int, tuple[float, ...]]:
     """Step -> values in the logs, those of a later part of the run in place of an earlier one's."""
     found = {}
-    for part in sorted(output.glob("logs/version_*"), key=lambda path: int(path.name.split("_")[1])):
-        with open(part / "metrics.csv", newline="") as file:
+    files = output.glob("logs/version_*/metrics.csv")
+    for part in sorted(files, key=lambda path: int(path.parent.name.split("_")[1])):
+        with open(part, newline="") as file:
             for row in csv.DictReader(file):
                 values = [row.get(name) for name in names]
                 if all(values):
