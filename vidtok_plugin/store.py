@@ -144,14 +144,15 @@ class TokenStore:
         """Windows of `length` steps of the given episodes, as many as there are; where an episode ends, zeros
         follow.
 
-        codes (b, T, H, W) int64; valid (b, T) bool, False after the episode's end; start (b,) int64; and, if
-        the videos had actions, actions (b, T, f[, a]) and actions_known (b, T, f) bool.
+        codes (b, T, H, W) int64; valid (b, T) bool, False after the episode's end; episode and start (b,)
+        int64; and, if the videos had actions, actions (b, T, f[, a]) and actions_known (b, T, f) bool.
         """
         b, meta = len(episodes), self.metadata
         first = self._shards[0]
         data = {
             "codes": torch.zeros(b, length, meta.height, meta.width, dtype=torch.int64),
             "valid": torch.zeros(b, length, dtype=torch.bool),
+            "episode": torch.tensor([int(episode) for episode in episodes], dtype=torch.int64),
             "start": torch.tensor([int(start) for start in starts], dtype=torch.int64),
         }
         counts = torch.zeros(b, length, dtype=torch.int64)
