@@ -234,7 +234,7 @@ def test_the_command_does_its_share_under_a_launcher(
     arguments += ["--output", str(tmp_path / "store")]
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, said in (
-        (1, "process 2 of 2 wrote 2 shards, 2 are missing so far"),
+        (1, "process 2 of 2 wrote 2 shards; still missing: 2"),
         (0, "process 1 of 2 wrote 2 shards"),
     ):
         monkeypatch.setenv("RANK", str(rank))

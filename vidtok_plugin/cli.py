@@ -102,7 +102,7 @@ def tokenize(args: argparse.Namespace) -> None:
         return
     shards = tokenize_share(process, args)
     if process.world_size > 1:
-        print(f"{args.output}: {process} wrote {len(shards.written)} shards, {len(shards.missing)} are missing so far")
+        print(f"{args.output}: {process} wrote {len(shards.written)} shards; still missing: {len(shards.missing)}")
     if not shards.missing:
         print_store(args.output, args.split)
 
