@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from vidtok_plugin.video import clip_reader  # noqa: F401  what will be called, so that no call's time goes to imports
+from vidtok_plugin.video.decord_reader import decord_or_none
+
 
 def serve(connection_file: int, memory_file: int, parent: int) -> None:
     """Answers calls that come through a connection; uint8 arrays are put into the shared memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, and with it this process
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    decord_or_none()
     connection = Connection(connection_file)
     memory: mmap.mmap | None = None
     connection.send(("ready", None))

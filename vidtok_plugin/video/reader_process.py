@@ -58,11 +58,16 @@ class ReaderProcess:
         """
         if self._child is None or self._child.owner != os.getpid():  # another process's after a fork
             self._child = _Child()
+        answered = False
         try:
-            return self._child.call(function, arguments, self.timeout)
-        except ReaderStoppedError:
-            self.close()
-            raise
+            kind, value = self._child.ask(function, arguments, self.timeout)
+            answered = True
+        finally:
+            if not answered:  # nor may a later call get this one's answer
+                self.close()
+        if kind == "error":
+            raise value
+        return value
 
     def close(self) -> None:
         """Ends the process, if there is one."""
@@ -103,15 +108,14 @@ class _Child:
         self.end = weakref.finalize(self, _end, self.owner, self._process, self._connection, self._memory_file)
         self._receive(START_SECONDS, "starting")
 
-    def call(self, function: str, arguments: tuple[Any, ...], timeout: float) -> Any:
+    def ask(self, function: str, arguments: tuple[Any, ...], timeout: float) -> tuple[str, Any]:
+        """The kind of the answer ("error" or another), and the answer."""
         try:
             self._connection.send((function, arguments))
         except (BrokenPipeError, ConnectionResetError):
             raise self._ended() from None
         kind, value = self._receive(timeout, "reading")
-        if kind == "error":
-            raise value
-        return self._array(value) if kind == "array" else value
+        return (kind, self._array(value)) if kind == "array" else (kind, value)
 
     def _receive(self, timeout: float, doing: str) -> tuple[str, Any]:
         try:
