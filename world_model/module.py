@@ -112,6 +112,9 @@ class WorldModelModule(TrainingModule):
     def batch_of(self, tensors: Mapping[str, Tensor]) -> TensorDict:
         return TensorDict(dict(tensors), batch_size=[len(tensors["codes"])])
 
+    def sizes(self, batch: TensorDict) -> dict[str, int]:
+        return {"windows": len(batch), "tokens": batch["codes"].numel()}
+
     def origins(self, batch: TensorDict) -> list[str]:
         length = batch["codes"].shape[1]
         pairs = zip(batch["episode"].tolist(), batch["start"].tolist(), strict=True)

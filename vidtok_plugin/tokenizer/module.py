@@ -14,6 +14,7 @@ from torch import Tensor
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.checkpoints import architecture_settings
 from vidtok_plugin.tokenizer.codebook import code_statistics, count_codes
+from vidtok_plugin.tokenizer.collapse import CollapseConfig
 from vidtok_plugin.tokenizer.model import VidTok, override_architecture
 from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig, frame_psnr
 from vidtok_plugin.tokenizer.presets import get_preset
@@ -42,10 +43,14 @@ class TokenizerRunConfig(RunConfig):
     discriminator_optimizer: OptimizerConfig | None = None  # by default as `optimizer`, without Muon
     activation_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
     compile: bool = False  # encoder and decoder by torch.compile
+    pictures: int = 4  # validation clips that are shown beside their reconstructions after each validation
+    collapse: CollapseConfig = CollapseConfig()  # of codebook and discriminator: when to warn
     output: Path = Path("runs/tokenizer")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pictures < 0:
+            raise ValueError(f"TokenizerRunConfig: pictures must not be negative, got {self.pictures}; 0 shows none.")
         self.check_parts(self.data.batch_size)
         preset = get_preset(self.preset or DEFAULT_PRESET).architecture
         if self.architecture and not self.from_scratch:
@@ -159,6 +164,10 @@ class TokenizerModule(TrainingModule):
     def batch_of(self, tensors: Mapping[str, Tensor]) -> Tensor:
         return tensors["video"]
 
+    def sizes(self, batch: VideoBatch | Tensor) -> dict[str, int]:
+        video = as_video(batch)
+        return {"clips": len(video), "frames": len(video) * video.shape[2]}
+
     def origins(self, batch: VideoBatch | Tensor) -> list[str]:
         if isinstance(batch, Tensor):
             return [f"clip {index} of a loader that does not tell its files" for index in range(len(batch))]
@@ -169,7 +178,8 @@ class TokenizerModule(TrainingModule):
     def on_validation_epoch_start(self) -> None:
         self._code_counts = torch.zeros(self.tokenizer.codebook_size or 0, device=self.device)
 
-    def validation_step(self, batch: VideoBatch | Tensor, batch_index: int) -> None:
+    def validation_step(self, batch: VideoBatch | Tensor, batch_index: int) -> Tensor:
+        """Logs the scores; returns the reconstruction, for those who show it."""
         video = as_video(batch)
         out = self.tokenizer(video)
         scores = {
@@ -182,6 +192,7 @@ class TokenizerModule(TrainingModule):
         self.log_dict(scores, prog_bar=True, batch_size=len(video), sync_dist=True)
         if out.indices is not None:
             self._code_counts += count_codes(out.indices, len(self._code_counts))
+        return out.reconstruction
 
     def on_validation_epoch_end(self) -> None:
         if len(self._code_counts):

@@ -2,6 +2,6 @@
 
 from vidtok_plugin.training.checkpoints import last_checkpoint
 from vidtok_plugin.training.config import RESERVED, RunConfig
-from vidtok_plugin.training.runs import build_trainer, fit, validate
+from vidtok_plugin.training.runs import build_trainer, fit, validate, watchers
 
-__all__ = ["RESERVED", "RunConfig", "build_trainer", "fit", "last_checkpoint", "validate"]
+__all__ = ["RESERVED", "RunConfig", "build_trainer", "fit", "last_checkpoint", "validate", "watchers"]

@@ -38,6 +38,7 @@ class RunConfig:
     ema_decay: float | None = None  # of averaged weights, such as 0.999, which are then validated and saved
     non_finite: Literal["stop", "skip"] = "stop"  # at a loss or gradient that is no number; skip: no step then
     loggers: tuple[Literal["csv", "tensorboard"], ...] = ("csv", "tensorboard")
+    curves: bool = True  # draw all that is logged to pictures/curves.png, every two minutes at most, and at the end
     trainer: dict[str, Any] = field(default_factory=dict)  # keywords of Lightning's Trainer
 
     def __post_init__(self) -> None:
@@ -64,6 +65,11 @@ class RunConfig:
                 f"{type(self).__name__}: data.batch_size must be a multiple of accumulate, {self.accumulate}, got "
                 f"{batch_size}; the batch is split into so many parts."
             )
+
+    @property
+    def pictures_folder(self) -> Path:
+        """The folder of the pictures that show how the run goes."""
+        return self.output / "pictures"
 
     @property
     def checkpoints(self) -> Path:

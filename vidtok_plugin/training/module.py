@@ -68,6 +68,10 @@ class TrainingModule(pl.LightningModule):
     def origins(self, batch: Any) -> list[str]:
         """Where each sample of a batch came from."""
 
+    def sizes(self, batch: Any) -> dict[str, int]:
+        """How much is in a batch, by what is counted; for the throughput."""
+        return {"samples": len(next(iter(self.tensors_of(batch).values())))}
+
     @abstractmethod
     def optimizer_configs(self) -> list[OptimizerConfig]:
         """Of each optimizer."""

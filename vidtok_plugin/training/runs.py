@@ -11,9 +11,21 @@ from vidtok_plugin.config import to_yaml
 from vidtok_plugin.training.averaging import EMA
 from vidtok_plugin.training.checkpoints import AtomicCheckpointIO, Checkpoints, last_checkpoint, put_aside_after
 from vidtok_plugin.training.config import RunConfig
+from vidtok_plugin.training.curves import Curves
+from vidtok_plugin.training.learning_rates import LearningRates
 from vidtok_plugin.training.signals import StopAtSigterm
+from vidtok_plugin.training.throughput import Throughput
 
 logger = logging.getLogger(__name__)
+
+
+def watchers(cfg: RunConfig) -> list[pl.Callback]:
+    """What every run tells of itself: learning rates, throughput, and the curves of all that is logged.
+
+    They come after callbacks that log, since the curves are drawn of what is logged until then.
+    """
+    curves = [Curves(cfg.pictures_folder / "curves.png")] if cfg.curves else []
+    return [LearningRates(), Throughput(), *curves]
 
 
 def build_trainer(cfg: RunConfig, callbacks: Sequence[pl.Callback] = (), **settings: Any) -> pl.Trainer:
