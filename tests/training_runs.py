@@ -99,11 +99,10 @@ def run_here(kind: Kind, overrides: Sequence[str]) -> None:
 
 def start(kind: Kind, arguments: Sequence[str], folder: Path) -> subprocess.Popen[str]:
     """Starts `vidtok-plugin fit` or `world-model fit`."""
-    module = {"tokenizer": "vidtok_plugin.cli", "world_model": "world_model.cli"}[kind]
+    command = Path(sys.executable).with_name({"tokenizer": "vidtok-plugin", "world_model": "world-model"}[kind])
     (folder / "empty.yaml").write_text("seed: 3\n")
-    command = [sys.executable, "-c", f"import sys; from {module} import main; sys.exit(main())"]
     return subprocess.Popen(
-        [*command, "fit", "--config", str(folder / "empty.yaml"), *arguments],
+        [str(command), "fit", "--config", str(folder / "empty.yaml"), *arguments],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
