@@ -96,8 +96,8 @@ def set_up_logging(level: int = logging.INFO) -> None:
     logging.captureWarnings(True)
     # Lightning 2.6 under torch 2.13 calls a deprecated function of torch at each step.
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    # A run that is resumed finds its own checkpoints.
-    warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty")
+    # A frozen encoder is in eval mode on purpose.
+    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
 
 
 def _is_no_noise(record: logging.LogRecord) -> bool:

@@ -94,13 +94,22 @@ class TokenStore:
             wanted = "" if split is None else f" of the split {split}"
             there = f"it has the splits {', '.join(splits)}" if splits else "its writing has only begun"
             raise FileNotFoundError(f"TokenStore: {self.folder} has no episodes{wanted}; {there}.")
-        self._shards: list[dict[str, Tensor]] = []
+        self._shard_folders: list[Path] = []
         self.episodes: list[StoredEpisode] = []
         for name in splits if split is None else [split]:
             for path in sorted((self.folder / name).glob("shard_*")):
                 for entry in json.loads((path / EPISODES_FILE).read_text()):
-                    self.episodes.append(StoredEpisode(**entry, split=name, shard=len(self._shards)))
-                self._shards.append(_open_shard(path))
+                    self.episodes.append(StoredEpisode(**entry, split=name, shard=len(self._shard_folders)))
+                self._shard_folders.append(path)
+        self._shards = [_open_shard(path) for path in self._shard_folders]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the mapped shards, which no process can hand to another; it opens the same ones."""
+        return {name: value for name, value in self.__dict__.items() if name != "_shards"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._shards = [_open_shard(path) for path in self._shard_folders]
 
     def __len__(self) -> int:
         """Number of episodes."""

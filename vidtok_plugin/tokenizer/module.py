@@ -22,7 +22,7 @@ from vidtok_plugin.training import RunConfig
 from vidtok_plugin.training.module import Loss, TrainingModule
 from vidtok_plugin.training.optimization import OptimizerConfig, configure_optimizers
 from vidtok_plugin.video.batch import VideoBatch, as_video
-from vidtok_plugin.video.data import VideoDataConfig
+from vidtok_plugin.video.data import VideoDataConfig, VideoDataModule
 
 DEFAULT_PRESET = "vidtok_tiny"
 
@@ -98,6 +98,10 @@ class TokenizerModule(TrainingModule):
         self.objective = Objective(cfg.objective)
         if cfg.trained == "decoder":
             self.tokenizer.encoder.requires_grad_(False)
+        if cfg.activation_checkpointing:
+            self.tokenizer.checkpoint_activations()
+        if cfg.compile:
+            self.tokenizer.compile_networks()
         self.train()  # pretrained models come in eval mode
 
     def train(self, mode: bool = True) -> Self:
@@ -143,6 +147,11 @@ class TokenizerModule(TrainingModule):
         if self.objective.discriminator is not None:
             judged, statistics = self.objective.discriminator_loss(video, out.reconstruction.detach(), step)
             yield Loss(name="discriminator", value=judged, statistics=statistics)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if isinstance(data := getattr(self.trainer, "datamodule", None), VideoDataModule):
+            # As far as the first process knows: each process reads videos of its own.
+            self.log("data/unreadable_videos", float(data.unreadable.count), rank_zero_only=True)
 
     def tensors_of(self, batch: VideoBatch | Tensor) -> dict[str, Tensor]:
         return {"video": as_video(batch)}

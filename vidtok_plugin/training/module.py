@@ -222,7 +222,7 @@ class TrainingModule(pl.LightningModule):
             for loss in self.losses(part, content["step"]):
                 named = loss.statistics if loss.value is None else {f"loss_{loss.name}": loss.value, **loss.statistics}
                 for name, value in named.items():
-                    values[name] = values.get(name, 0.0) + float(value) / len(parts)
+                    values[name] = values.get(name, 0.0) + float(value.detach()) / len(parts)
         return values
 
     # Checkpoints
