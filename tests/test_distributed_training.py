@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,27 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert sorted(resumed) == [3, 4]
     for step, values in resumed.items():
         assert values == pytest.approx(unbroken[step], rel=2e-4)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_in_one_process_is_skipped_in_all(videos: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    batches = run_two("tokenizer", report, tokenizer_run(videos, tmp_path, 4, 2, "non_finite=skip"))
+    assert len(batches) == 4 and all(batch["equal"] for batch in batches)
+    assert logged(tmp_path, ["train/skipped_steps"]) == {2: (1.0,), 3: (1.0,)}
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_saves_and_ends_all(videos: Path, tmp_path: Path) -> None:
+    two = ["trainer.devices=2", "trainer.strategy=ddp", "checkpoint_every=1000"]
+    process = start("tokenizer", tokenizer_run(videos, tmp_path, 10_000, 2, *two), tmp_path)
+    while not logged(tmp_path):
+        assert process.poll() is None, process.communicate()[0]
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)  # the other process holds the pipe as well
+    assert process.returncode == 0 and "Traceback" not in printed
+    (saved,) = find_checkpoints(tmp_path / "checkpoints")
+    assert max(logged(tmp_path)) + 1 == int(saved.stem.removeprefix("step-"))
 
 
 def keep_only(source: Path, output: Path, step: int) -> None:

@@ -257,12 +257,35 @@ def test_a_skipped_batch_is_counted_and_changes_nothing(
     assert logged(tmp_path, ["train/skipped_steps"])[4] == (1.0,)
 
 
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_it_trains_and_resumes_on_a_gpu_in_bfloat16(videos: Path, tmp_path: Path, compiled: str) -> None:
+    overrides = [
+        "trainer.accelerator=gpu",
+        "trainer.devices=1",
+        "trainer.precision=bf16-mixed",
+        "activation_checkpointing=true",
+        f"compile={compiled}",
+        "ema_decay=0.9",
+        "objective.disc_start=1",
+    ]
+    module = fit(config(videos, tmp_path, "trainer.max_steps=3", *overrides))
+    assert module.objective.discriminator is not None
+    fit(config(videos, tmp_path, "trainer.max_steps=5", *overrides))
+    losses = logged(tmp_path, ["train/loss", "train/psnr"])
+    assert sorted(losses) == list(range(5)) and all(value == value for values in losses.values() for value in values)
+
+
 # Mistakes
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["objective.discriminator=2d"], "data.height and data.width must be at least 24 .*, got 16 and 16"),
         (["accumulate=3"], "data.batch_size must be a multiple of accumulate, 3, got 2"),
         (["accumulate=0"], "accumulate must be 1 or more, got 0"),
         (["keep_checkpoints=0"], "keep_checkpoints must be 1 or more, got 0"),

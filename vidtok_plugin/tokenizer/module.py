@@ -52,6 +52,13 @@ class TokenizerRunConfig(RunConfig):
         if self.pictures < 0:
             raise ValueError(f"TokenizerRunConfig: pictures must not be negative, got {self.pictures}; 0 shows none.")
         self.check_parts(self.data.batch_size)
+        least = self.objective.least_size
+        if min(self.data.height, self.data.width) < least:
+            raise ValueError(
+                f"TokenizerRunConfig: data.height and data.width must be at least {least} for this objective (LPIPS, "
+                f"discriminator), got {self.data.height} and {self.data.width}; train on larger frames, or set "
+                "objective.perceptual=none or objective.discriminator=none."
+            )
         preset = get_preset(self.preset or DEFAULT_PRESET).architecture
         if self.architecture and not self.from_scratch:
             raise ValueError(
