@@ -129,9 +129,11 @@ def _draw_panel(axes: "Axes", panel: str, lines: Mapping[str, Series]) -> None:
         label = kind if validated else own
         few = len(line.steps) < SMOOTHED
         style = "-" if kind == "train" and len(line.steps) > 1 else "o-"
-        axes.plot(line.steps, line.values, style, color=colour, ms=3, lw=1, alpha=1 if few else 0.3, label=label)
-        if not few:
-            axes.plot(line.steps, smoothed(line.values), color=colour, lw=1.5)
+        if few:
+            axes.plot(line.steps, line.values, style, color=colour, ms=3, lw=1, label=label)
+        else:
+            axes.plot(line.steps, line.values, color=colour, lw=1, alpha=0.3)
+            axes.plot(line.steps, smoothed(line.values), color=colour, lw=1.5, label=label)
     if len(lines) > 1:
         axes.legend(fontsize=7, loc="best", framealpha=0.6)
 
