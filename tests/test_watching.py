@@ -1,5 +1,8 @@
 """What a run tells and shows of itself: rates, codebook, reconstructions and curves, in its logs and as PNGs."""
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -62,7 +65,7 @@ def test_a_run_is_seen_in_tensorboard_and_as_png(folder: Path, tmp_path: Path, n
 
     pictures = tmp_path / "pictures"
     assert {path.name for path in pictures.iterdir()} == {
-        *("curves.png", "reconstruction-00000004.png", "reconstruction-00000008.png")
+        *("curves.png", "curves.jsonl", "reconstruction-00000004.png", "reconstruction-00000008.png")
     }
     (run_folder,) = (tmp_path / "tensorboard").iterdir()
     events = EventAccumulator(str(run_folder)).Reload()
@@ -106,6 +109,27 @@ def test_a_world_model_has_curves_and_rates(tmp_path: Path) -> None:
     assert line["train/lr"] == pytest.approx(0.01) and line["train/lr_muon"] == pytest.approx(0.02)
     assert line["train/tokens_per_second"] == pytest.approx(line["train/windows_per_second"] * 4 * 6, rel=1e-4)
     assert (tmp_path / "pictures" / "curves.png").is_file()
+
+
+@pytest.mark.slow
+def test_processes_tell_the_same_of_the_codebook_as_one(folder: Path, tmp_path: Path) -> None:
+    """Before disc_start, since the discriminator's statistics are each process's own."""
+    lines: list[dict[str, float]] = []
+    for devices, strategy in ((1, "auto"), (2, "ddp")):
+        output = tmp_path / str(devices)
+        overrides = [f"trainer.devices={devices}", f"trainer.strategy={strategy}", f"data.batch_size={4 // devices}"]
+        overrides += ["trainer.max_steps=4", "objective={perceptual: none, disc_start: 9}", "optimizer.lr=1e-3"]
+        script = Path(__file__).with_name("watched_runs.py")
+        subprocess.run([sys.executable, str(script), str(folder), str(output), *overrides], check=True, timeout=300)
+        records = [json.loads(line) for line in (output / "pictures" / "curves.jsonl").read_text().splitlines()]
+        assert [record["step"] for record in records] == [2, 4, 4]  # one writer
+        assert {path.suffix for path in (output / "pictures").iterdir()} == {".png", ".jsonl"}
+        lines.append(records[1])
+    one, two = lines
+    for name in ("usage", "perplexity"):
+        assert two[f"train/codebook_{name}"] == pytest.approx(one[f"train/codebook_{name}"], rel=1e-3)
+    assert two["train/frames_per_second"] == pytest.approx(5 * two["train/clips_per_second"], rel=1e-4)
+    assert 0 < two["train/data_wait"] < 1
 
 
 # Learning rates and the codebook
@@ -331,15 +355,28 @@ def test_curves_go_on_over_a_resumption(folder: Path, tmp_path: Path) -> None:
 
 
 def test_scalars_stay_few_and_evenly_spaced() -> None:
-    scalars = Scalars()
+    series = Series()
     for step in range(5 * MOST_POINTS):
-        scalars.add(step, {"train/loss": float(step)})
-    copy = Scalars()
-    copy.load_state_dict(scalars.state_dict())
-    series = copy.series["train/loss"]
+        series.add(step, float(step))
     assert len(series.steps) <= MOST_POINTS
     assert set(np.diff(series.steps)) == {series.stride} == {8}
     assert series.values == [float(step) for step in series.steps]
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scalars = Scalars(tmp_path / "curves.jsonl")
+    scalars.add(1, {"train/loss": 2.0, "train/grad_norm": float("nan")})
+    scalars.add(2, {"train/loss": 3.0})
+    with scalars.path.open("a") as file:
+        file.write('{"step": 3, "tr')
+    again = Scalars(scalars.path)
+    again.go_on(3)
+    assert "left out a line that is damaged" in caplog.text
+    again.add(3, {"train/loss": 4.0})
+    again.go_on(3)
+    assert again.series["train/loss"].steps == [1, 2, 3] and len(again.series["train/grad_norm"].values) == 1
+    again.go_on(0)  # a run from anew in the same folder
+    assert again.series == {} and scalars.path.read_text() == ""
 
 
 def test_curves_take_numbers_that_are_none(tmp_path: Path) -> None:

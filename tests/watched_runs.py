@@ -1,5 +1,6 @@
 """Tiny tokenizer runs for tests of what a run tells and shows of itself."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from vidtok_plugin import training
 from vidtok_plugin.config import load_config
 from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
 from vidtok_plugin.tokenizer.objective import discriminators
+from vidtok_plugin.tokenizer.runs import fit_tokenizer
 from vidtok_plugin.video import VideoDataModule, write_video
 
 LIGHTNING_NOISE = pytest.mark.filterwarnings(
@@ -94,3 +96,7 @@ def run(cfg: TokenizerRunConfig, module: TokenizerModule, *callbacks: pl.Callbac
 def module_of(cfg: TokenizerRunConfig) -> TokenizerModule:
     torch.manual_seed(0)
     return TokenizerModule(cfg)
+
+
+if __name__ == "__main__":  # a run as a program of its own, which can start further processes
+    fit_tokenizer(config(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]))

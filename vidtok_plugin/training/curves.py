@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SECONDS_BETWEEN = 120.0  # a drawing takes one or two
-IN_CHECKPOINT = "curves"
 FIRST = (
     *("loss", "psnr", "lpips", "l1", "cross_entropy", "accuracy", "codebook_usage", "codebook_perplexity"),
     *("logits", "hinge", "grad_norm", "lr", "clips_per_second", "windows_per_second", "data_wait", "collapsed"),
@@ -31,52 +30,46 @@ COLOURS = {"train": ("tab:blue", "tab:red", "tab:green", "tab:purple"), "val": (
 class Curves(pl.Callback):
     """Draws the curves to `path`: after validations and in between, at most every two minutes, and at the end.
 
-    The scalars are those that go to the log, whatever the loggers. The checkpoint holds them, so that a resumed run's
-    curves begin at its first batch, and what a lost part of the run had logged is not in them.
+    The scalars are those that go to the log, whatever the loggers. A file of the same name, but in `.jsonl`, keeps them
+    all, so that a resumed run's curves begin at its first batch; what was logged after the checkpoint that it goes on
+    from is taken out.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.scalars = Scalars()
+        self.scalars = Scalars(path.with_suffix(".jsonl"))
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self.drawn = time.monotonic()
+        if trainer.is_global_zero:
+            self.scalars.go_on(trainer.global_step)
 
     # Lightning asks callbacks in their order: this one comes after all that log.
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if at_log_step(trainer):
             self._note(trainer, "train/")
-            self._draw_if_due(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._note(trainer, "val/")
-            self._draw_if_due(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._draw(trainer)
+        if trainer.is_global_zero:
+            self._draw()
 
     def _note(self, trainer: pl.Trainer, prefix: str) -> None:
+        if not trainer.is_global_zero:
+            return
         metrics = {name: value.item() for name, value in trainer.logged_metrics.items() if name.startswith(prefix)}
         self.scalars.add(trainer.global_step, metrics)
-
-    def _draw_if_due(self, trainer: pl.Trainer) -> None:
         if time.monotonic() - self.drawn >= SECONDS_BETWEEN:
-            self._draw(trainer)
+            self._draw()
 
-    def _draw(self, trainer: pl.Trainer) -> None:
-        if trainer.is_global_zero and self.scalars.series:
+    def _draw(self) -> None:
+        if self.scalars.series:
             draw_curves(self.path, self.scalars.series)
         self.drawn = time.monotonic()
-
-    # In keys of its own: of a callback's state Lightning warns wherever the callback is not there, as in `validate`.
-
-    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[IN_CHECKPOINT] = self.scalars.state_dict()
-
-    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.scalars.load_state_dict(checkpoint.get(IN_CHECKPOINT, {}))
 
 
 def draw_curves(path: Path, series: Mapping[str, Series]) -> None:
@@ -136,9 +129,11 @@ def _draw_panel(axes: "Axes", panel: str, lines: Mapping[str, Series]) -> None:
         label = kind if validated else own
         few = len(line.steps) < SMOOTHED
         style = "-" if kind == "train" and len(line.steps) > 1 else "o-"
-        axes.plot(line.steps, line.values, style, color=colour, ms=3, lw=1, alpha=1 if few else 0.3, label=label)
-        if not few:
-            axes.plot(line.steps, smoothed(line.values), color=colour, lw=1.5)
+        if few:
+            axes.plot(line.steps, line.values, style, color=colour, ms=3, lw=1, label=label)
+        else:
+            axes.plot(line.steps, line.values, color=colour, lw=1, alpha=0.3)
+            axes.plot(line.steps, smoothed(line.values), color=colour, lw=1.5, label=label)
     if len(lines) > 1:
         axes.legend(fontsize=7, loc="best", framealpha=0.6)
 

@@ -1,10 +1,15 @@
-"""All scalars of a run by batch, over all of its resumptions, in little memory."""
+"""All scalars of a run by batch, over all of its resumptions."""
 
+import json
+import logging
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
 
-MOST_POINTS = 2000  # of a scalar: more than a picture can show
+logger = logging.getLogger(__name__)
+
+MOST_POINTS = 2000  # of a scalar in memory: more than a picture can show
 
 
 @dataclass(kw_only=True)
@@ -28,24 +33,41 @@ class Series:
 
 
 class Scalars:
-    """Series by name, `train/loss` and the like, which a checkpoint can hold.
+    """Series by name, `train/loss` and the like, and all their points in a file: a line of JSON for each time."""
 
-    Example:
-        >>> scalars = Scalars()
-        >>> scalars.add(50, {"train/loss": 0.5})
-        >>> scalars.series["train/loss"].steps
-        [50]
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.series: dict[str, Series] = {}
 
+    def go_on(self, step: int) -> None:
+        """Takes up what the file has up to a batch; what it has of later ones is struck out, since they come again.
+
+        A checkpoint could not hold them: the validation after its batch is not in it, nor run again.
+        """
+        self.series = {}
+        lines = self.path.read_text(errors="replace").splitlines(keepends=True) if self.path.exists() else []
+        kept: list[str] = []
+        for line in lines:
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError:  # the machine stopped while it was written
+                logger.warning("%s: left out a line that is damaged: %.40r", self.path, line)
+                continue
+            if values["step"] <= step:
+                kept.append(line.rstrip("\n") + "\n")
+                self._take(values)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f".{self.path.name}.part")
+        partial.write_text("".join(kept))
+        os.replace(partial, self.path)
+
     def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes in the values after so many batches."""
+        self._take({"step": step, **values})
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def _take(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self.series.setdefault(name, Series()).add(step, value)
-
-    def state_dict(self) -> dict[str, dict[str, Any]]:
-        return {name: asdict(series) for name, series in self.series.items()}
-
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        self.series = {name: Series(**series) for name, series in state.items()}
+            if name != "step":
+                self.series.setdefault(name, Series()).add(int(values["step"]), value)
