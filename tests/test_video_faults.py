@@ -96,6 +96,8 @@ def fit(data: VideoDataModule, output: Path, resume: Path | None = None, epochs:
     )
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     trainer.save_checkpoint(output / "last.ckpt")
+    assert data._train_loader is not None
+    data._train_loader._iterator = None  # ends the workers; left to the garbage collector, PyTorch takes 10 s to do so
     return module
 
 
@@ -114,7 +116,7 @@ class TestTraining:
         assert expected.counts[0] >= 3 and expected.counts[-1] == 4
         names = {Path(origin.split(",")[0]).name for origins, _ in expected.seen for origin in origins}
         assert names >= {"a.mp4", "b.mkv", "c.avi", "d.mp4", "e.mkv", "f.mpg"} and not names & AT_INDEXING
-        for changes in ({"num_workers": 2}, {"read_timeout": 60.0}, {"num_workers": 2, "read_timeout": 60.0}):
+        for changes in ({"num_workers": 2}, {"read_timeout": 60.0}, {"num_workers": 1, "read_timeout": 60.0}):
             caplog.clear()
             other = fit(VideoDataModule(config(folder, **changes)), tmp_path / "other")
             assert [origins for origins, _ in other.seen] == [origins for origins, _ in expected.seen]
@@ -132,7 +134,8 @@ class TestTraining:
         assert len(resumed.seen) == 8 and logged(caplog.text) == []
         assert data.unreadable.count == 4 and resumed.counts[0] == 4
 
-    @pytest.mark.parametrize("workers", [0, 2])
+    # After an error in a worker PyTorch takes 10 s to end the workers.
+    @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
     def test_a_run_over_its_budget_stops_with_the_path_and_the_cause(
         self, folder: Path, tmp_path: Path, workers: int
     ) -> None:
