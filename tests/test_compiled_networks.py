@@ -8,7 +8,7 @@ import torch
 from test_activation_checkpointing import KINDS, step, trainee
 from tokenizers import difference, random_video, toy_tokenizer
 
-pytestmark = [  # PyTorch's own doing: tracing looks at the gradient of the decoder's input, inductor uses TorchScript
+pytestmark = [  # PyTorch's own: tracing looks at the gradient of the decoder's input, inductor uses TorchScript
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
 ]
