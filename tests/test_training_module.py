@@ -118,6 +118,28 @@ def test_the_world_model_takes_batches_in_parts_too(store: Path, tmp_path: Path)
     assert len(whole) == 4 and all(in_parts[step] == pytest.approx(whole[step], rel=1e-4) for step in whole)
 
 
+class Rates(pl.Callback):
+    """Notes the learning rate and the weight decay of each batch."""
+
+    def __init__(self) -> None:
+        self.noted: list[tuple[float, float]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        group = trainer.optimizers[0].param_groups[0]
+        self.noted.append((group["lr"], group["weight_decay"]))
+
+
+def test_a_resumed_run_trains_at_the_rates_of_its_own_config(videos: Path, tmp_path: Path) -> None:
+    """PyTorch restores the old ones, and what the config says now was ignored."""
+    rates = Rates()
+    warm = "optimizer.warmup_steps=4"
+    fit(config(videos, tmp_path, "trainer.max_steps=2", "optimizer.lr=1e-3", warm, *PLAIN), [rates])
+    changed = ["optimizer.lr=4e-3", "optimizer.weight_decay=0.1"]
+    fit(config(videos, tmp_path, "trainer.max_steps=5", warm, *changed, *PLAIN), [rates])
+    expected = [(0.00025, 0.0), (0.0005, 0.0), (0.003, 0.1), (0.004, 0.1), (0.004, 0.1)]
+    assert [pytest.approx(values) for values in expected] == rates.noted
+
+
 # Averages
 
 

@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.lr_scheduler import LambdaLR
 
 from vidtok_plugin.distributed import mean_over_processes
 from vidtok_plugin.training.averaging import RAW_WEIGHTS
@@ -75,6 +76,23 @@ class TrainingModule(pl.LightningModule):
     @abstractmethod
     def optimizer_configs(self) -> list[OptimizerConfig]:
         """Of each optimizer."""
+
+    # A run
+
+    def on_fit_start(self) -> None:
+        self._settings = [
+            [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+            for optimizer in self.trainer.optimizers
+        ]
+
+    def on_train_start(self) -> None:
+        """A resumed run trains by its config; a checkpoint's rates and decays would silently take its place."""
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        for optimizer, scheduler, settings in zip(self.trainer.optimizers, schedulers, self._settings, strict=True):
+            assert isinstance(scheduler, LambdaLR)
+            scheduler.base_lrs = [own["initial_lr"] for own in settings]
+            for group, own, rate in zip(optimizer.param_groups, settings, scheduler.lr_lambdas, strict=True):
+                group.update(own, lr=own["initial_lr"] * rate(scheduler.last_epoch))
 
     # A batch
 
