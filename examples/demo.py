@@ -33,8 +33,9 @@ from vidtok_plugin.tokenizer.evaluation import mean_frame_psnr, reconstruction_p
 from vidtok_plugin.tokenizer.module import TokenizerRunConfig
 from vidtok_plugin.tokenizer.runs import fit_tokenizer
 from vidtok_plugin.tokenizing import write_store
-from vidtok_plugin.video.clips import ClipDataset, find_sources
+from vidtok_plugin.video.clips import ClipDataset
 from vidtok_plugin.video.episodes import find_episodes, find_videos
+from vidtok_plugin.video.sources import find_sources
 from world_model import Sampler, WorldModel, WorldModelRunConfig
 from world_model.evaluation import cross_entropies, held_out_prompts, score_rollouts
 from world_model.record import SPLITS, RecordConfig, record

@@ -27,7 +27,8 @@ from vidtok_plugin.config import load_config
 from vidtok_plugin.tokenizer.evaluation import reconstruction_psnr
 from vidtok_plugin.tokenizer.module import TokenizerRunConfig
 from vidtok_plugin.tokenizer.weights import WEIGHTS_FILE
-from vidtok_plugin.video.clips import ClipDataset, find_sources
+from vidtok_plugin.video.clips import ClipDataset
+from vidtok_plugin.video.sources import find_sources
 
 logger = logging.getLogger("vidtok_plugin.train_vidtok_tiny")
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from vidtok_plugin.video import ClipDataset, find_sources, read_frames, write_video
+from vidtok_plugin.video import (
+    ClipDataset,
+    UnreadableVideoError,
+    UnreadableVideos,
+    find_sources,
+    read_frames,
+    write_video,
+)
 
 SHAPE = {"clip_length": 5, "height": 16, "width": 16}
 
@@ -80,7 +87,7 @@ def test_weights_balance_sources_whatever_their_length(folder: Path) -> None:
 def test_a_pattern_names_several_folders_that_share_its_weight(folder: Path) -> None:
     sources = find_sources([str(folder / "*")], [2.0])
     assert [(Path(source.name).name, source.weight) for source in sources] == [("a", 1.0), ("b", 1.0)]
-    with pytest.raises(ValueError, match="one positive number for each of the 1 folders"):
+    with pytest.raises(ValueError, match="one positive number for each of the 1 entries"):
         find_sources([str(folder)], [1.0, 2.0])
     with pytest.raises(FileNotFoundError, match="none doesn't exist"):
         find_sources([str(folder / "none")])
@@ -123,7 +130,7 @@ def test_a_video_of_another_size_is_scaled_and_cropped(folder: Path) -> None:
 def test_a_video_too_short_is_named_unless_skipped(folder: Path) -> None:
     sources = find_sources([str(folder)])
     shape = SHAPE | {"clip_length": 17}
-    with pytest.raises(ValueError, match=r"other\.mp4 has 12 frames, but a clip takes 17; .*skip_short=true"):
+    with pytest.raises(ValueError, match=r"other\.mp4 has 12 frames, but a clip takes 17 frames; .*skip_short=true"):
         ClipDataset.random(sources[:1], **shape)
     clips = ClipDataset.random(sources, **shape, skip_short=True)
     assert [video.path.name for video in clips.videos] == ["long.mp4"]
@@ -131,17 +138,21 @@ def test_a_video_too_short_is_named_unless_skipped(folder: Path) -> None:
         ClipDataset.random(sources, **SHAPE | {"clip_length": 50}, skip_short=True)
 
 
-def test_an_unreadable_video_is_named_or_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreadable_video_is_named_or_left_out_within_the_budget(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for number in range(10):
         noise(tmp_path / f"{number}.mp4", 6, seed=number)
     (tmp_path / "bad.mp4").write_bytes(b"no video" * 100)
     sources = find_sources([str(tmp_path)])
-    with pytest.raises(ValueError, match=r"bad\.mp4 cannot be read"):
+    with pytest.raises(UnreadableVideoError, match=r"1 of 11 .* room for 0.* Video .*bad\.mp4 cannot be read"):
         ClipDataset.random(sources, **SHAPE)
     with caplog.at_level(logging.WARNING):
-        clips = ClipDataset.random(sources, **SHAPE, skip_unreadable=True)
-    assert len(clips.videos) == 10
-    assert "bad.mp4 cannot be read" in caplog.text and "of 11 videos, 0 were too short and 1 unreadable" in caplog.text
+        clips = ClipDataset.random(sources, **SHAPE, unreadable=UnreadableVideos(0.1))
+        clips[0], clips[1]
+    assert len(clips.videos) == 10 and clips.unreadable.count == 1
+    assert caplog.text.count("bad.mp4 cannot be read") == 1
+    assert "of 11 videos, 0 were too short and 1 unreadable" in caplog.text
     (tmp_path / "worse.mp4").write_bytes(b"no video" * 100)
-    with pytest.raises(ValueError, match="2 of 12 videos cannot be read, more than 10%"):
-        ClipDataset.random(find_sources([str(tmp_path)]), **SHAPE, skip_unreadable=True)
+    with pytest.raises(UnreadableVideoError, match=r"2 of 12 videos cannot be read, .*=0\.1 has room for 1\."):
+        ClipDataset.random(find_sources([str(tmp_path)]), **SHAPE, unreadable=UnreadableVideos(0.1))

@@ -191,7 +191,7 @@ def test_a_resumed_run_has_the_losses_of_an_unbroken_one(folder: Path, tmp_path:
 def test_the_last_checkpoint_and_the_config_tell_the_model(folder: Path, tmp_path: Path) -> None:
     cfg = config(folder, tmp_path, "trainer.max_steps=1")
     module, _, _ = run(cfg)
-    loaded = VidTok.from_pretrained(cfg.last_checkpoint)
+    loaded = VidTok.from_pretrained(training.last_checkpoint(cfg.checkpoints))
     assert loaded.architecture == module.tokenizer.architecture and not loaded.training
     ours = module.tokenizer.state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in loaded.state_dict().items())

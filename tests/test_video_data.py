@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from vidtok_plugin.training.loading import EpochSampler
-from vidtok_plugin.video import VideoDataConfig, VideoDataModule, write_video
+from vidtok_plugin.video import VideoBatch, VideoDataConfig, VideoDataModule, write_video
 
 BATCHES = 4  # in an epoch
 
@@ -48,15 +48,15 @@ class Recorder(pl.LightningModule):
         self.automatic_optimization = not manual
         self.seen: list[tuple[int, list[float]]] = []
 
-    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
-        self.seen.append((self.current_epoch, batch.double().flatten(1).sum(1).tolist()))
-        loss = self.weight * batch.mean()
+    def training_step(self, batch: VideoBatch, batch_idx: int) -> torch.Tensor:
+        self.seen.append((self.current_epoch, batch.video.double().flatten(1).sum(1).tolist()))
+        loss = self.weight * batch.video.mean()
         if not self.automatic_optimization:
             self.optimizers().step()  # type: ignore[union-attr]
         return loss
 
-    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
-        self.log("validation", batch.mean())
+    def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
+        self.log("validation", batch.video.mean(), batch_size=len(batch))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)

@@ -9,7 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidtok_plugin.video import VideoWriter, find_episodes, find_videos, probe, read_frames, reading, write_video
+from vidtok_plugin.video import (
+    UnreadableVideoError,
+    VideoWriter,
+    find_episodes,
+    find_videos,
+    probe,
+    read_frames,
+    reading,
+    write_video,
+)
+from vidtok_plugin.video.decord_reader import DecordReader
 from vidtok_plugin.video.episodes import save_episode_files
 from vidtok_plugin.video.reading import ReaderPool, count_frames, read_in_order
 from vidtok_plugin.video.resizing import area_weights, resize, resize_and_crop, resize_weights
@@ -118,25 +128,39 @@ def test_a_video_cut_off_is_named(clip: tuple[Path, np.ndarray]) -> None:
         probe(path)
 
 
+class Overreporting:
+    """A decord reader of a video whose container says 60 frames, while 50 are there: decord fails deep inside."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        self.reader, self.error, self.given = DecordReader(path)._reader, error, 0
+
+    def seek(self, index: int) -> None:
+        pass
+
+    def get_batch(self, indices: list[int]) -> object:
+        if max(indices) >= 50:
+            raise RuntimeError("[12:00:00] video_reader.cc:1: Check failed: run_ Unable to handle EOF\nStack trace:\n1")
+        return self.reader.get_batch(indices)
+
+    def next(self) -> object:
+        if self.given == 50:
+            raise self.error
+        self.given += 1
+        return self.reader.next()
+
+
+def overreporting(path: Path, error: Exception | None = None) -> DecordReader:
+    reader = DecordReader(path)
+    reader._reader, reader.num_frames = Overreporting(path, error or StopIteration()), 60
+    return reader
+
+
 def test_a_video_that_says_too_many_frames_is_named(
     clip: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Containers may over-report their length; decord then fails deep inside, or repeats frames."""
-    path, _ = clip
-
-    class Overreporting:
-        def __len__(self) -> int:
-            return 60
-
-        def seek(self, index: int) -> None:
-            pass
-
-        def get_batch(self, indices: list[int]) -> None:
-            raise RuntimeError("[12:00:00] video_reader.cc:1: Check failed: run_ Unable to handle EOF\nStack trace:\n1")
-
-    monkeypatch.setattr(ReaderPool, "reader", lambda self, path: Overreporting())
-    with pytest.raises(ValueError, match=r"clip\.mp4 cannot be decoded at frames 50\.\.59.*Unable to handle EOF"):
-        read_frames(path, range(50, 60))
+    monkeypatch.setattr(reading, "open_video", lambda path, reader: overreporting(path))
+    with pytest.raises(UnreadableVideoError, match=r"clip\.mp4 cannot be decoded at frames 50\.\.59.*handle EOF"):
+        read_frames(clip[0], range(50, 60), pool=ReaderPool())
 
 
 @pytest.mark.parametrize("width", [8, 16, 32, 48, 72])
@@ -153,25 +177,11 @@ def test_reading_in_order_gives_the_same_frames(tmp_path: Path, width: int) -> N
 def test_a_video_that_ends_early_is_named_when_read_in_order(
     clip: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch, error: Exception, cause: str
 ) -> None:
-    path, frames = clip
-    reader = reading._open(path)
-
-    class Overreporting:
-        def __len__(self) -> int:
-            return 60
-
-        def next(self) -> object:
-            if self.given == len(frames):
-                raise error
-            self.given += 1
-            return reader.next()
-
-        given = 0
-
-    monkeypatch.setattr(reading, "_open", lambda path: Overreporting())
+    path, _ = clip
+    monkeypatch.setattr(reading, "open_video", lambda path, reader: overreporting(path, error))
     blocks = read_in_order(path, 45)
     assert len(next(blocks)) == 45
-    with pytest.raises(ValueError, match=rf"clip\.mp4 cannot be decoded at frames 50\.\.50.*says.* 60.*{cause}"):
+    with pytest.raises(UnreadableVideoError, match=rf"decoded at frames 50\.\.50.*says.* 60.*\({cause}\)"):
         next(blocks)
 
 

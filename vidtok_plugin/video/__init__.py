@@ -1,19 +1,27 @@
 """Video files: reading, writing, recorded episodes, and clips of them to train on."""
 
-from vidtok_plugin.video.clips import ClipDataset, Source, find_sources
+from vidtok_plugin.video.batch import Clip, VideoBatch, as_video
+from vidtok_plugin.video.clips import ClipDataset
 from vidtok_plugin.video.data import VideoDataConfig, VideoDataModule
 from vidtok_plugin.video.episodes import Episode, find_episodes, find_videos
 from vidtok_plugin.video.reading import VideoInfo, probe, read_frames
+from vidtok_plugin.video.sources import Source, find_sources
+from vidtok_plugin.video.unreadable import UnreadableVideoError, UnreadableVideos
 from vidtok_plugin.video.writing import VideoWriter, write_video
 
 __all__ = [
+    "Clip",
     "ClipDataset",
     "Episode",
     "Source",
+    "UnreadableVideoError",
+    "UnreadableVideos",
+    "VideoBatch",
     "VideoDataConfig",
     "VideoDataModule",
     "VideoInfo",
     "VideoWriter",
+    "as_video",
     "find_episodes",
     "find_sources",
     "find_videos",

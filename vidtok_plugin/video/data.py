@@ -1,13 +1,17 @@
-"""Folders of videos as Lightning training and validation data."""
+"""Videos as Lightning training and validation data."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader, worker_context
-from vidtok_plugin.video.clips import ClipDataset, find_sources
+from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader, end_with_trainer, worker_context
+from vidtok_plugin.video.batch import Clip, VideoBatch, collate_clips
+from vidtok_plugin.video.clips import ClipDataset, ClipSettings
+from vidtok_plugin.video.reading import ReaderName
+from vidtok_plugin.video.sources import find_sources
+from vidtok_plugin.video.unreadable import UnreadableVideos
 
 if TYPE_CHECKING:
     from vidtok_plugin.tokenizer.module import TokenizerRunConfig
@@ -17,33 +21,42 @@ if TYPE_CHECKING:
 class VideoDataConfig:
     """Which clips to train and validate on.
 
-    `train` and `validation` are folders, searched with their subfolders, or patterns such as `data/*/train`.
-    Clips are all alike unless `train_weights` has a number for each entry of `train`, which the folders of a
-    pattern share.
+    Each entry of `train` and `validation` is a folder, searched with its subfolders, a video file, a CSV list with a
+    column `videos`, or a pattern of those such as `data/*/train`. Clips are all alike unless `train_weights` has a
+    number for each entry of `train`, which the folders and lists of a pattern share.
     """
 
     train: tuple[str, ...]
     validation: tuple[str, ...] = ()
+    root: str | None = None  # where relative paths in CSV lists start; by default at each list's own folder
     train_weights: tuple[float, ...] | None = None
     clip_length: int = 17
     frame_interval: int = 1  # 1 takes neighbouring frames, 2 every other frame ...
+    fps: float | None = None  # or so many frames a second, the nearest in time; by default each video's own rate
+    validation_fps: float | None = None  # of the validation clips, where it differs from fps
     height: int = 256
     width: int = 256
+    crop: Literal["center", "random"] = "center"  # of training clips whose video has another shape
+    horizontal_flip: bool = False  # of every other training clip, at random
     batch_size: int = 8  # of each rank
     num_workers: int = 0
     seed: int = 0
     clips_per_epoch: int | None = None  # as many as fit into the videos without overlap by default
     validation_every: int | None = None  # frames between the clips' starts; without overlap by default
     validation_clips: int | None = None  # at most, evenly spaced over all
-    horizontal_flip: bool = False
     skip_short: bool = False  # leave out videos that are shorter than a clip
-    skip_unreadable: bool = False  # leave out videos that cannot be read, if they are few
+    most_unreadable: float = 0.0  # share of the videos that may be unreadable: other clips take their clips' places
+    reader: ReaderName = "auto"  # auto: decord, and PyAV for what decord can't read or where it isn't installed
+    read_timeout: float | None = None  # seconds after which a video that is being read counts as unreadable
     open_videos: int = 32  # readers kept open in each worker
     cache_mb: int = 0  # decoded training videos in each worker's memory, in MiB: a great help for small videos
 
     def __post_init__(self) -> None:
         if isinstance(self.train, str) or isinstance(self.validation, str):
-            raise ValueError("VideoDataConfig: train and validation must be lists of folders, got a string; use [...].")
+            raise ValueError(
+                "VideoDataConfig: train and validation must be lists of folders, files, CSV lists or patterns, got a"
+                " string; use [...]."
+            )
         if not self.train:
             raise ValueError("VideoDataConfig: train must name at least one folder of videos, got none.")
         for field in ("clip_length", "frame_interval", "height", "width", "batch_size", "open_videos"):
@@ -55,6 +68,25 @@ class VideoDataConfig:
         for field in ("clips_per_epoch", "validation_every", "validation_clips"):
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"VideoDataConfig: {field} must be at least 1 or null, got {getattr(self, field)}.")
+        for field in ("fps", "validation_fps", "read_timeout"):
+            if getattr(self, field) is not None and not 0 < getattr(self, field) < float("inf"):
+                raise ValueError(f"VideoDataConfig: {field} must be above 0 or null, got {getattr(self, field)}.")
+        for field in ("fps", "validation_fps"):
+            if getattr(self, field) is not None and self.frame_interval != 1:
+                raise ValueError(
+                    f"VideoDataConfig: {field}={getattr(self, field):g} and frame_interval={self.frame_interval}"
+                    " exclude each other; leave one of them out."
+                )
+        if not 0 <= self.most_unreadable < 1:
+            raise ValueError(
+                "VideoDataConfig: most_unreadable must be a share in 0..1, under 1, got"
+                f" {self.most_unreadable}; 0.01 lets one video in a hundred be unreadable."
+            )
+        for field, choices in (("crop", ("center", "random")), ("reader", ("auto", "decord", "pyav"))):
+            if getattr(self, field) not in choices:
+                raise ValueError(
+                    f"VideoDataConfig: {field} must be one of {', '.join(choices)}, got {getattr(self, field)!r}."
+                )
         weights = self.train_weights
         if weights is not None and (len(weights) != len(self.train) or min(weights) <= 0):
             raise ValueError(
@@ -63,13 +95,29 @@ class VideoDataConfig:
             )
 
 
+class ClipsWithOrigins(Dataset[Clip]):
+    """The clips of a dataset, each with its origin."""
+
+    def __init__(self, clips: ClipDataset) -> None:
+        self.clips = clips
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Clip:
+        return self.clips.clip(key)
+
+
 class VideoDataModule(ResumableDataModule):
-    """Batches `(b, 3, t, h, w)`, float32 in [-1, 1], of random clips to train on and evenly spaced ones to
-    validate on.
+    """VideoBatches: `batch.video` is `(b, 3, t, h, w)`, float32 in [-1, 1], of random clips to train on and evenly
+    spaced ones to validate on; `batch.origins` tells the file and the frames of each.
 
     A whole run's config serves as well as its data's. The order and the clips follow from the seed and the epoch
     alone. Training that resumes from a checkpoint goes on with the very next batch, in the middle of an epoch as at
     its end, whatever the number of workers.
+
+    `unreadable` collects the videos that cannot be read from all workers: each is logged once in the whole run, and
+    more of them than `most_unreadable` has room for stop it.
 
     Example:
         >>> data = VideoDataModule(VideoDataConfig(train=("data/train",)))   # doctest: +SKIP
@@ -79,6 +127,7 @@ class VideoDataModule(ResumableDataModule):
     def __init__(self, cfg: "VideoDataConfig | TokenizerRunConfig") -> None:
         super().__init__()
         self.cfg = cfg if isinstance(cfg, VideoDataConfig) else cfg.data
+        self.unreadable = UnreadableVideos(self.cfg.most_unreadable)
         self.train_clips: ClipDataset | None = None
         self.validation_clips: ClipDataset | None = None
 
@@ -86,48 +135,86 @@ class VideoDataModule(ResumableDataModule):
         """Finds and probes the videos.
 
         Raises:
-            FileNotFoundError: a folder that is missing or empty.
-            ValueError: a file that is no video, or is too short for a clip.
+            FileNotFoundError: a folder, file or CSV list that is missing or empty.
+            ValueError: a list that is no CSV, a file that is no video beyond the budget, or one that is too short.
         """
         cfg = self.cfg
-        shape: dict[str, Any] = {
+        training = stage in (None, "fit") and self.train_clips is None
+        validating = stage in (None, "fit", "validate") and self.validation_clips is None and len(cfg.validation) > 0
+        to_train = find_sources(cfg.train, cfg.train_weights, root=cfg.root) if training else []
+        to_validate = find_sources(cfg.validation, root=cfg.root) if validating else []
+        for source in (*to_train, *to_validate):  # before any is opened, since the budget is a share of all
+            self.unreadable.expect(source.videos)
+        settings: ClipSettings = {
             "clip_length": cfg.clip_length,
-            "frame_interval": cfg.frame_interval,
             "height": cfg.height,
             "width": cfg.width,
-            "skip_short": cfg.skip_short,
-            "skip_unreadable": cfg.skip_unreadable,
+            "frame_interval": cfg.frame_interval,
+            "seed": cfg.seed,
+            "reader": cfg.reader,
+            "read_timeout": cfg.read_timeout,
             "open_videos": cfg.open_videos,
+            "unreadable": self.unreadable,
         }
-        if stage in (None, "fit") and self.train_clips is None:
+        if training:
+            random: ClipSettings = {
+                **settings,
+                "fps": cfg.fps,
+                "crop": cfg.crop,
+                "horizontal_flip": cfg.horizontal_flip,
+                "cache_mb": cfg.cache_mb,
+            }
             self.train_clips = ClipDataset.random(
-                find_sources(cfg.train, cfg.train_weights),
+                to_train,
                 num_clips=cfg.clips_per_epoch,
                 weighted=cfg.train_weights is not None,
-                seed=cfg.seed,
-                horizontal_flip=cfg.horizontal_flip,
-                cache_mb=cfg.cache_mb,
-                **shape,
+                skip_short=cfg.skip_short,
+                **random,
             )
-        if stage in (None, "fit", "validate") and cfg.validation and self.validation_clips is None:
+        if validating:
+            by_place: ClipSettings = {**settings, "fps": cfg.fps if cfg.validation_fps is None else cfg.validation_fps}
             self.validation_clips = ClipDataset.every(
-                find_sources(cfg.validation),
+                to_validate,
                 every=cfg.validation_every,
                 most_clips=cfg.validation_clips,
-                **shape,
+                skip_short=cfg.skip_short,
+                **by_place,
             )
 
     def train_dataloader(self) -> ResumableLoader:
         assert self.train_clips is not None, "setup() comes first"
-        return self.resumable_loader(self.train_clips, self.cfg)
+        self.unreadable.log()  # not in setup, since a checkpoint that tells what is logged already is loaded after it
+        return self.resumable_loader(ClipsWithOrigins(self.train_clips), self.cfg, collate_clips)
 
-    def val_dataloader(self) -> DataLoader[Tensor] | list[DataLoader[Tensor]]:
+    def val_dataloader(self) -> DataLoader[Clip] | list[DataLoader[Clip]]:
         if self.validation_clips is None:
             return []
+        self.unreadable.log()
         return DataLoader(
-            self.validation_clips,
+            ClipsWithOrigins(self.validation_clips),
             batch_size=self.cfg.batch_size,
             num_workers=self.cfg.num_workers,
             multiprocessing_context=worker_context(self.cfg.num_workers),
+            worker_init_fn=end_with_trainer,
+            collate_fn=collate_clips,
             shuffle=False,
         )
+
+    def on_before_batch_transfer(self, batch: VideoBatch | Tensor, dataloader_idx: int) -> VideoBatch | Tensor:
+        """Notes what the batch's worker could not read.
+
+        Raises:
+            UnreadableVideoError: that is more than the budget has room for.
+        """
+        if isinstance(batch, VideoBatch):
+            self.unreadable.add(batch.unreadable)
+            self.unreadable.log()
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"unreadable": self.unreadable.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if "unreadable" in state_dict:
+            self.unreadable.load_state_dict(state_dict["unreadable"])

@@ -44,11 +44,27 @@ def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
 
 
+def cover(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes uint8 frames `(t, h, w, c)` so that they just cover `height` x `width`."""
+    _, h, w, _ = frames.shape
+    scale = max(height / h, width / w)
+    return resize(frames, max(height, round(h * scale)), max(width, round(w * scale)))
+
+
+def crop_out(frames: np.ndarray, height: int, width: int, place: tuple[float, float] | None = None) -> np.ndarray:
+    """The middle `height` x `width` of frames `(t, h, w, c)`.
+
+    With `place`, two numbers in 0..1, under 1, it is the part that lies there: (0, 0) is at the top left.
+    """
+    room = (frames.shape[1] - height, frames.shape[2] - width)
+    if place is None:
+        top, left = room[0] // 2, room[1] // 2
+    else:
+        top, left = (int(part * (pixels + 1)) for part, pixels in zip(place, room, strict=True))
+    return frames[:, top : top + height, left : left + width]
+
+
 def resize_and_crop(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resizes uint8 frames `(t, h, w, c)` so that they just cover `height` x `width`, and cuts out the
     middle."""
-    _, h, w, _ = frames.shape
-    scale = max(height / h, width / w)
-    covered = resize(frames, max(height, round(h * scale)), max(width, round(w * scale)))
-    top, left = (covered.shape[1] - height) // 2, (covered.shape[2] - width) // 2
-    return covered[:, top : top + height, left : left + width]
+    return crop_out(cover(frames, height, width), height, width)

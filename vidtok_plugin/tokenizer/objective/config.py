@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vidtok_plugin.metrics import lpips
+from vidtok_plugin.tokenizer.objective import discriminators
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
@@ -56,6 +59,12 @@ class ObjectiveConfig:
             return {"commitment": self.commitment_weight, "kl": self.kl_weight}[name]
         share = 1 - min(1.0, step / self.entropy_annealing_steps) if self.entropy_annealing_steps else 0.0
         return self.entropy_weight * (1 + (self.entropy_annealing_factor - 1) * share)
+
+    @property
+    def least_size(self) -> int:
+        """Pixels a side that frames must have for LPIPS and the discriminator."""
+        judged = 1 if self.discriminator == "none" else discriminators.LEAST_SIZE[self.discriminator]
+        return max(judged, lpips.LEAST_SIZE if self.perceptual == "lpips" else 1)
 
     def discriminating(self, step: int) -> bool:
         """Whether the discriminator takes part at a step (from 0)."""

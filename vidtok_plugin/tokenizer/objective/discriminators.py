@@ -17,6 +17,7 @@ class Discriminator(nn.Module):
     training mode while it trains a tokenizer: each batch is normalised by its own statistics.
 
     Example:
+        >>> import torch
         >>> Discriminator("3d")(torch.zeros(2, 3, 8, 32, 32)).shape
         torch.Size([2, 1, 2, 4, 4])
     """

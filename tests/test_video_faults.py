@@ -1,0 +1,233 @@
+"""Bad files in a folder: the same clips whoever reads them, each bad file logged once, and a budget."""
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from video_files import cut_off, moving_noise, overwrite, write_faststart, write_file
+
+from vidtok_plugin.video import (
+    UnreadableVideoError,
+    UnreadableVideos,
+    VideoBatch,
+    VideoDataConfig,
+    VideoDataModule,
+    as_video,
+)
+from vidtok_plugin.video.batch import Clip, collate_clips
+
+AT_INDEXING = {"cut.mp4", "empty.mp4", "text.mp4"}
+WHEN_READ = {"damaged.mp4"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six videos of different sizes, rates and containers, and four bad files."""
+    root = tmp_path_factory.mktemp("videos")
+    write_file(root / "a.mp4", moving_noise(40), fps=30)
+    write_file(root / "b.mkv", moving_noise(40, width=64), fps=25, b_frames=2)
+    write_file(root / "c.avi", moving_noise(40, height=48), codec="mpeg4")
+    write_file(root / "d.mp4", moving_noise(40)[:, :31, :29], pixels="yuv444p")  # odd sizes
+    times = np.cumsum(np.random.default_rng(0).integers(20, 60, 40)).tolist()
+    write_file(root / "e.mkv", moving_noise(40), times=times)
+    write_file(root / "f.mpg", moving_noise(40, width=48), codec="mpeg1video")
+    overwrite(write_faststart(root / "damaged.mp4", moving_noise(40)), 0.3, 0.95)
+    cut_off(write_faststart(root / "cut.mp4", moving_noise(40)), 0.6)
+    (root / "text.mp4").write_text("no video\n" * 50)
+    (root / "empty.mp4").touch()
+    return root
+
+
+def config(folder: Path, **changes: Any) -> VideoDataConfig:
+    values: dict[str, Any] = {
+        "train": (str(folder),),
+        "clip_length": 4,
+        "height": 24,
+        "width": 24,
+        "fps": 12.0,
+        "crop": "random",
+        "horizontal_flip": True,
+        "batch_size": 4,
+        "clips_per_epoch": 32,
+        "most_unreadable": 0.5,
+        "seed": 3,
+    }
+    return VideoDataConfig(**values | changes)
+
+
+class Recorder(pl.LightningModule):
+    """Learns nothing, and notes what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple[list[str], Tensor]] = []
+        self.counts: list[int] = []
+
+    def training_step(self, batch: VideoBatch, batch_idx: int) -> Tensor:
+        self.seen.append((batch.origins, batch.video.double().mean(dim=(1, 2, 3, 4))))
+        self.counts.append(self.trainer.datamodule.unreadable.count)  # type: ignore[attr-defined]
+        return self.weight * as_video(batch).mean()
+
+    def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
+        raise AssertionError("nothing is validated")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(data: VideoDataModule, output: Path, resume: Path | None = None, epochs: int = 2) -> Recorder:
+    module = Recorder()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=epochs,
+        limit_val_batches=0,
+        default_root_dir=output,
+        enable_checkpointing=False,
+    )
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    trainer.save_checkpoint(output / "last.ckpt")
+    assert data._train_loader is not None
+    data._train_loader._iterator = None  # ends the workers; left to the garbage collector, PyTorch takes 10 s to do so
+    return module
+
+
+def logged(text: str) -> list[str]:
+    """The names of the files that were logged as left out."""
+    return re.findall(r"left out: Video \S*?([\w-]+\.\w+) ", text)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+class TestTraining:
+    def test_clips_are_the_same_whoever_reads_them_and_each_bad_file_is_logged_once(
+        self, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        expected = fit(VideoDataModule(config(folder)), tmp_path)
+        assert sorted(logged(caplog.text)) == sorted(AT_INDEXING | WHEN_READ)
+        assert expected.counts[0] >= 3 and expected.counts[-1] == 4
+        names = {Path(origin.split(",")[0]).name for origins, _ in expected.seen for origin in origins}
+        assert names >= {"a.mp4", "b.mkv", "c.avi", "d.mp4", "e.mkv", "f.mpg"} and not names & AT_INDEXING
+        for changes in ({"num_workers": 2}, {"read_timeout": 60.0}, {"num_workers": 1, "read_timeout": 60.0}):
+            caplog.clear()
+            other = fit(VideoDataModule(config(folder, **changes)), tmp_path / "other")
+            assert [origins for origins, _ in other.seen] == [origins for origins, _ in expected.seen]
+            assert all(torch.equal(one[1], two[1]) for one, two in zip(expected.seen, other.seen, strict=True))
+            assert sorted(logged(caplog.text)) == sorted(AT_INDEXING | WHEN_READ)
+
+    def test_a_resumed_run_does_not_log_a_bad_file_again(
+        self, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        fit(VideoDataModule(config(folder)), tmp_path, epochs=1)
+        assert sorted(logged(caplog.text)) == sorted(AT_INDEXING | WHEN_READ)
+        caplog.clear()
+        data = VideoDataModule(config(folder))
+        resumed = fit(data, tmp_path / "resumed", tmp_path / "last.ckpt")
+        assert len(resumed.seen) == 8 and logged(caplog.text) == []
+        assert data.unreadable.count == 4 and resumed.counts[0] == 4
+
+    # After an error in a worker PyTorch takes 10 s to end the workers.
+    @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+    def test_a_run_over_its_budget_stops_with_the_path_and_the_cause(
+        self, folder: Path, tmp_path: Path, workers: int
+    ) -> None:
+        """Three of ten files are found to be bad when they are opened, the fourth when it is read."""
+        data = VideoDataModule(config(folder, most_unreadable=0.3, num_workers=workers))
+        with pytest.raises(UnreadableVideoError, match=r"4 of 10 videos.*room for 3\. Video .*damaged\.mp4 .*frames"):
+            fit(data, tmp_path)
+
+
+def test_the_first_bad_file_stops_a_run_without_a_budget(folder: Path) -> None:
+    with pytest.raises(UnreadableVideoError, match=r"=0 has room for 0\. Video .*cut\.mp4 cannot be read: .*cut off"):
+        VideoDataModule(config(folder, most_unreadable=0.0)).setup()
+
+
+def test_files_that_a_csv_list_names_in_vain_are_unreadable(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("videos\na.mp4\nnone.mp4\nb.mkv\n")
+    data = VideoDataModule(config(folder, train=(str(tmp_path / "list.csv"),), root=str(folder)))
+    data.setup()
+    assert list(data.unreadable.found) == [str(folder / "none.mp4")] and data.unreadable.total == 3
+    assert "doesn't exist" in data.unreadable.found[str(folder / "none.mp4")]
+
+
+def test_validation_has_its_own_rate_and_middle_crops_and_takes_other_clips_for_unreadable_ones(folder: Path) -> None:
+    data = VideoDataModule(config(folder, validation=(str(folder),), validation_fps=24.0, validation_every=8))
+    data.setup()
+    (loader,) = [data.val_dataloader()]
+    origins = [origin for batch in loader for origin in batch.origins]  # type: ignore[union-attr]
+    again = [origin for batch in loader for origin in batch.origins]  # type: ignore[union-attr]
+    assert origins == again and len(origins) == len(data.validation_clips or ())
+    assert all(origin.endswith("crop center") for origin in origins)
+    assert f"{folder / 'a.mp4'}, frames 0 1 2 4, crop center" in origins  # at 0, 1.25, 2.5 and 3.75 frames
+    assert str(folder / "damaged.mp4") in data.unreadable.found
+    assert len(set(origins)) < len(origins)  # others stand in for the clips of damaged.mp4
+
+
+def test_a_budget_is_a_share_of_all_videos() -> None:
+    unreadable = UnreadableVideos(0.29)
+    unreadable.expect(f"{i}.mp4" for i in range(100))
+    assert unreadable.add({f"{i}.mp4": "bad" for i in range(29)}) == [f"{i}.mp4" for i in range(29)]
+    assert unreadable.add({"3.mp4": "bad"}) == [] and unreadable.count == 29
+    with pytest.raises(UnreadableVideoError, match=r"30 of 100 .*=0\.29 has room for 29\. worse The log has"):
+        unreadable.add({"29.mp4": "worse"})
+    with pytest.raises(ValueError, match="share of the videos"):
+        UnreadableVideos(1.0)
+
+
+def test_a_video_is_logged_once_also_after_its_state_was_loaded(caplog: pytest.LogCaptureFixture) -> None:
+    one, two = UnreadableVideos(0.9), UnreadableVideos(0.9)
+    for recorder in (one, two):
+        recorder.expect(["a.mp4", "b.mp4", "c.mp4"])
+    one.add({"a.mp4": "Video a.mp4 is bad"})
+    one.log(), one.log()
+    two.load_state_dict(one.state_dict())
+    two.add({"a.mp4": "Video a.mp4 is bad", "b.mp4": "Video b.mp4 is bad"})
+    two.log()
+    assert logged(caplog.text) == ["a.mp4", "b.mp4"]
+    with caplog.at_level(logging.WARNING), pytest.raises(UnreadableVideoError, match="3 of 3"):
+        two.add({"c.mp4": "Video c.mp4 is bad"})
+
+
+class TestBatch:
+    def test_a_batch_moves_with_its_origins(self) -> None:
+        clips = [
+            Clip(video=torch.zeros(3, 2, 4, 4), origin="a", unreadable={"x": "bad"}),
+            Clip(video=torch.ones(3, 2, 4, 4), origin="b", unreadable={"x": "bad", "y": "bad"}),
+        ]
+        batch = collate_clips(clips)
+        assert len(batch) == 2 and batch.origins == ["a", "b"] and batch.unreadable == {"x": "bad", "y": "bad"}
+        moved = batch.to("meta", non_blocking=True)
+        assert moved.video.is_meta and moved.origins == batch.origins and moved.unreadable == batch.unreadable
+
+    def test_plain_tensors_are_batches_too_and_other_things_are_named(self) -> None:
+        video = torch.zeros(2, 3, 1, 4, 4)
+        assert as_video(video) is video and as_video(VideoBatch(video=video, origins=["a", "b"])) is video
+        with pytest.raises(TypeError, match=r"a VideoBatch or a tensor .*got list; give the loader a collate_fn"):
+            as_video([video])  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="one for each of the 2 clips, got 1"):
+            VideoBatch(video=video, origins=["a"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fps": 0.0}, "fps must be above 0 or null, got 0"),
+        ({"fps": 8.0, "frame_interval": 2}, "fps=8 and frame_interval=2 exclude each other"),
+        ({"fps": None, "validation_fps": 8.0, "frame_interval": 2}, "validation_fps=8 and frame_interval=2 exclude"),
+        ({"read_timeout": -1.0}, "read_timeout must be above 0 or null"),
+        ({"most_unreadable": 1.0}, "most_unreadable must be a share in 0..1, under 1, got 1.0; 0.01 lets"),
+        ({"crop": "middle"}, "crop must be one of center, random, got 'middle'"),
+        ({"reader": "opencv"}, "reader must be one of auto, decord, pyav, got 'opencv'"),
+    ],
+)
+def test_config_mistakes_are_named(folder: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(folder, **changes)

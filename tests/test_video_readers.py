@@ -1,0 +1,173 @@
+"""decord and PyAV give the same frames of the same files, and damaged files are errors, not wrong frames."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from natural_clips import natural_clip
+from video_files import cut_off, moving_noise, overwrite, rotate, write_faststart, write_file
+
+from vidtok_plugin.video import UnreadableVideoError, probe, read_frames, reading, write_video
+from vidtok_plugin.video.decord_reader import DecordReader, decord_or_none
+from vidtok_plugin.video.pyav_reader import PyavReader
+from vidtok_plugin.video.reading import ReaderPool, count_frames, open_video, read_in_order
+
+FRAMES = moving_noise(50, height=48, width=64)
+IRREGULAR = np.cumsum([0, *np.random.default_rng(1).integers(10, 90, 49)]).tolist()
+
+
+def constant(folder: Path) -> Path:
+    return write_file(folder / "a.mp4", FRAMES)
+
+
+def b_frames(folder: Path) -> Path:
+    return write_file(folder / "a.mp4", FRAMES, b_frames=3)
+
+
+def variable(folder: Path) -> Path:
+    return write_file(folder / "a.mkv", FRAMES, b_frames=2, times=IRREGULAR)
+
+
+def ours(folder: Path) -> Path:
+    write_video(folder / "a.mp4", FRAMES, fps=12.5)
+    return folder / "a.mp4"
+
+
+def rotated(folder: Path) -> Path:
+    return rotate(write_file(folder / "a.mp4", FRAMES), 90)
+
+
+def natural(name: str) -> Callable[[Path], Path]:
+    return lambda folder: natural_clip(name)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [constant, b_frames, variable, ours, rotated, natural("carphone_pristine.mp4"), natural("bikes.mp4")],
+)
+def test_both_readers_give_the_same_frames(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    """Frames may differ by the rounding of the conversion from YUV; they don't with FFmpeg 4 in decord, 8 in PyAV."""
+    path = make(tmp_path)
+    decord, pyav = DecordReader(path), PyavReader(path)
+    assert (pyav.num_frames, pyav.fps) == (decord.num_frames, decord.fps)
+    last = pyav.num_frames - 1
+    for indices in ([last], [0, 1, 2], [last - 2, 3, 17], [13, 13, 40], list(range(11, 26)), [0, last]):
+        one, other = decord.read(indices), pyav.read(indices)
+        assert one.shape == other.shape
+        assert np.abs(one.astype(int) - other).max() <= 3, indices
+    np.testing.assert_allclose(decord.times(), pyav.times())
+
+
+@pytest.mark.parametrize("make", [constant, b_frames, variable, rotated])
+def test_pyav_reads_any_frame_as_in_order(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = make(tmp_path)
+    in_order = np.concatenate(list(read_in_order(path, 7, reader="pyav")))
+    assert len(in_order) == 50
+    for indices in ([49], [23, 24, 25], [48, 3, 17], [7, 7], list(range(50))):
+        np.testing.assert_array_equal(read_frames(path, indices, reader="pyav"), in_order[indices])
+
+
+def test_a_video_marked_as_rotated_is_turned(tmp_path: Path) -> None:
+    upright = read_frames(constant(tmp_path))
+    info = probe(rotate(tmp_path / "a.mp4", 90))
+    assert (info.height, info.width) == (64, 48)
+    np.testing.assert_array_equal(read_frames(tmp_path / "a.mp4"), np.rot90(upright, -1, axes=(1, 2)))
+
+
+@pytest.mark.parametrize(("codec", "ending"), [("mpeg1video", "mpg"), ("mpeg4", "avi"), ("libvpx", "webm")])
+def test_other_containers_give_the_frames_written(tmp_path: Path, codec: str, ending: str) -> None:
+    """decord finds no times in .mpg and gives wrong frames there, without a word; PyAV reads those."""
+    frames = natural_frames()
+    path = write_file(tmp_path / f"a.{ending}", frames, codec=codec)
+    for indices in ([0], [29], [14, 3], list(range(30))):
+        read = read_frames(path, indices, pool=ReaderPool())
+        own = np.abs(read.astype(int) - frames[indices]).mean(axis=(1, 2, 3))
+        others = np.abs(read.astype(int) - frames[[(index + 9) % 30 for index in indices]]).mean(axis=(1, 2, 3))
+        assert (own < 12).all() and (own < others / 1.5).all(), (own, others)
+    assert isinstance(open_video(path), PyavReader if ending == "mpg" else DecordReader)
+
+
+def natural_frames() -> np.ndarray:
+    return read_frames(natural_clip("bikes.mp4"), range(0, 240, 8))[:, :128, :160]
+
+
+def test_pyav_serves_where_decord_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = constant(tmp_path)
+    expected = read_frames(path, [3, 40])
+    monkeypatch.setitem(sys.modules, "decord", None)
+    decord_or_none.cache_clear()
+    try:
+        with pytest.raises(ValueError, match="reader=decord needs the package decord; pip install"):
+            open_video(path, "decord")
+        assert isinstance(open_video(path), PyavReader)
+        assert np.abs(read_frames(path, [3, 40], pool=ReaderPool()).astype(int) - expected).max() <= 3
+        assert count_frames(path) == 50
+    finally:
+        decord_or_none.cache_clear()
+
+
+@pytest.mark.parametrize("reader", ["auto", "decord", "pyav"])
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_video_cut_off_behind_its_index_is_no_shorter_video(tmp_path: Path, share: float, reader: str) -> None:
+    """Its index says more frames than are there."""
+    path = cut_off(write_faststart(tmp_path / "a.mp4", FRAMES), share)
+    with pytest.raises(UnreadableVideoError, match=r"a\.mp4 cannot be read: .*\(.+\); remove or replace it\."):
+        open_video(path, reader)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reader", ["auto", "decord", "pyav"])
+def test_frames_of_a_damaged_part_are_errors_and_the_others_right(tmp_path: Path, reader: str) -> None:
+    """Of the first damaged frame only the end is noise here, which looks like any picture to a decoder."""
+    path = write_faststart(tmp_path / "a.mp4", FRAMES)
+    whole = read_frames(path, reader="pyav")
+    overwrite(path, 0.5, 0.6)
+    failed, wrong = [], []
+    for index in range(50):
+        try:
+            frame = read_frames(path, [index], reader=reader)[0]  # type: ignore[arg-type]
+        except UnreadableVideoError as error:
+            assert f"cannot be decoded at frames {index}..{index}" in str(error)
+            failed.append(index)
+        else:
+            if np.abs(frame.astype(int) - whole[index]).max() > 3:
+                wrong.append(index)
+    assert len(failed) >= 4 and 0 not in failed and 49 not in failed
+    if reader != "decord":  # which decodes ahead, and so may fail some frames before the damage
+        assert failed[0] > 12 and len(failed) <= 20
+    assert len(wrong) <= 1 and all(index + 1 in failed for index in wrong), (wrong, failed)
+    with pytest.raises(UnreadableVideoError, match="cannot be decoded at frames"):
+        list(read_in_order(path, 16, reader=reader))  # type: ignore[arg-type]
+
+
+def test_pyav_goes_on_where_decord_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = constant(tmp_path)
+    whole = read_frames(path)
+
+    class Failing(DecordReader):
+        def read(self, indices: object) -> np.ndarray:
+            raise UnreadableVideoError("decord fails")
+
+        def in_order(self):  # type: ignore[no-untyped-def]
+            yield from list(super().in_order())[:21]
+            raise UnreadableVideoError("decord fails")
+
+    monkeypatch.setattr(reading, "DecordReader", Failing)
+    assert np.abs(read_frames(path, [30, 2], pool=ReaderPool()).astype(int) - whole[[30, 2]]).max() <= 3
+    blocks = list(read_in_order(path, 8))
+    assert [len(block) for block in blocks] == [8] * 6 + [2]
+    assert np.abs(np.concatenate(blocks).astype(int) - whole).max() <= 3
+    with pytest.raises(UnreadableVideoError, match="decord fails"):
+        read_frames(path, [30], pool=ReaderPool(), reader="decord")
+
+
+def test_files_without_video_are_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.mp4").write_text("1\n00:00:01,000 --> 00:00:02,000\nno video\n")
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    for name, cause in (("notes", r"\(.+\)"), ("empty", "the file is empty"), ("folder", "is a folder")):
+        with pytest.raises(UnreadableVideoError, match=rf"{name}\.mp4 .*{cause}"):
+            read_frames(tmp_path / f"{name}.mp4")
+    with pytest.raises(ValueError, match="reader must be one of auto, decord, pyav, got 'opencv'"):
+        open_video(tmp_path / "notes.mp4", "opencv")  # type: ignore[arg-type]

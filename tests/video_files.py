@@ -1,0 +1,79 @@
+"""Video files for tests: of many containers, at variable rates, damaged, cut off, rotated."""
+
+import math
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+def moving_noise(num_frames: int, *, height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
+    """Frames `(t, h, w, 3)` of coarse noise, all different."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (num_frames, height // 8, width // 8, 3), dtype=np.uint8)
+    return coarse.repeat(8, axis=1).repeat(8, axis=2)
+
+
+def write_file(
+    path: Path,
+    frames: np.ndarray,
+    *,
+    times: list[int] | None = None,
+    fps: int = 30,
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    keyframe_interval: int = 12,
+    b_frames: int = 0,
+    container: dict[str, str] | None = None,
+) -> Path:
+    """Encodes frames at a constant rate, or at `times` in ms; the container follows from the path's ending."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", options=container or {}) as file:
+        stream = file.add_stream(codec, rate=fps)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = pixels
+        stream.codec_context.gop_size = keyframe_interval
+        stream.codec_context.max_b_frames = b_frames
+        stream.codec_context.thread_count = 1
+        base = Fraction(1, fps) if times is None else Fraction(1, 1000)
+        stream.codec_context.time_base = base
+        for index, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame.pts, frame.time_base = index if times is None else times[index], base
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return path
+
+
+def write_faststart(path: Path, frames: np.ndarray) -> Path:
+    """An mp4 file whose index is at its front, so that a cut leaves the index whole: it says too many frames."""
+    return write_file(path, frames, container={"movflags": "faststart"})
+
+
+def cut_off(path: Path, share: float) -> Path:
+    """Leaves the first part of a file."""
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    return path
+
+
+def overwrite(path: Path, start: float, stop: float) -> Path:
+    """Overwrites the part of a file between two shares of its length with noise."""
+    data = bytearray(path.read_bytes())
+    first, last = int(len(data) * start), int(len(data) * stop)
+    data[first:last] = np.random.default_rng(0).integers(0, 256, last - first, dtype=np.uint8).tobytes()
+    path.write_bytes(data)
+    return path
+
+
+def rotate(path: Path, degrees: int) -> Path:
+    """Marks an mp4 file as one to show rotated clockwise, by the matrix in its track header."""
+    data = bytearray(path.read_bytes())
+    header = data.index(b"tkhd") + 4
+    place = header + 4 + (20 if data[header] == 0 else 32) + 16
+    cos, sin = round(math.cos(math.radians(degrees))), round(math.sin(math.radians(degrees)))
+    matrix = [cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30]
+    data[place : place + 36] = struct.pack(">9i", *matrix)
+    path.write_bytes(data)
+    return path

@@ -1,0 +1,110 @@
+"""Indexing videos and reading clips at their size, in this process or in one that can be ended."""
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidtok_plugin.video.reader_process import ReaderProcess, ReaderStoppedError
+from vidtok_plugin.video.reading import ReaderName, ReaderPool, open_video, read_frames
+from vidtok_plugin.video.resizing import cover, crop_out
+from vidtok_plugin.video.sampling import IndexedVideo
+from vidtok_plugin.video.unreadable import UnreadableVideoError
+
+PathLike = str | os.PathLike[str]
+
+
+class ClipReader:
+    """Indexes videos and reads clips, which the process of a ReaderProcess does if there is a `timeout` in seconds.
+
+    A clip is cut out of frames that cover its size at `place` (see `crop_out`); without `cut` they come uncut.
+    """
+
+    index_function = "vidtok_plugin.video.clip_reader:index_video"  # what the process calls
+    read_function = "vidtok_plugin.video.clip_reader:read_clip_from"
+
+    def __init__(self, *, reader: ReaderName = "auto", timeout: float | None = None, open_videos: int = 32) -> None:
+        self.reader = reader
+        self.pool = ReaderPool(open_videos)
+        self.process = None if timeout is None else ReaderProcess(timeout)
+
+    def index(self, path: PathLike, *, timed: bool) -> IndexedVideo:
+        """A video's length, and if `timed` the times of its frames.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            UnreadableVideoError: it is no video, is damaged, or takes too long.
+        """
+        if self.process is None:
+            return index_video(path, self.reader, timed)
+        return self._call(path, self.index_function, path, self.reader, timed)
+
+    def frames(
+        self,
+        path: PathLike,
+        indices: Sequence[int],
+        height: int,
+        width: int,
+        place: tuple[float, float] | None = None,
+        *,
+        cut: bool = True,
+    ) -> np.ndarray:
+        """Frames as uint8 RGB `(t, height, width, 3)`; errors as those of `index`."""
+        arguments = (path, indices, height, width, place, cut, self.reader)
+        if self.process is None:
+            return read_clip(self.pool, *arguments)
+        return self._call(path, self.read_function, self.pool.capacity, *arguments)
+
+    def _call(self, path: PathLike, function: str, *arguments: Any) -> Any:
+        assert self.process is not None
+        try:
+            return self.process.call(function, *arguments)
+        except ReaderStoppedError as error:
+            raise UnreadableVideoError(
+                f"Video {path} cannot be read: {error}; remove or replace it, or raise read_timeout."
+            ) from None
+
+
+def index_video(path: PathLike, reader: ReaderName, timed: bool) -> IndexedVideo:
+    """What `ClipReader.index` gives."""
+    opened = open_video(path, reader)
+    try:
+        if timed:
+            return IndexedVideo.timed(Path(path), opened.times())
+        return IndexedVideo(path=Path(path), num_frames=opened.num_frames)
+    finally:
+        opened.close()
+
+
+def read_clip(
+    pool: ReaderPool,
+    path: PathLike,
+    indices: Sequence[int],
+    height: int,
+    width: int,
+    place: tuple[float, float] | None,
+    cut: bool,
+    reader: ReaderName,
+) -> np.ndarray:
+    """What `ClipReader.frames` gives."""
+    num_frames = pool.reader(path, reader).num_frames
+    if max(indices) >= num_frames:
+        raise UnreadableVideoError(
+            f"Video {path} cannot be read: it has {num_frames} frames now, fewer than when it was indexed; put the"
+            " file back."
+        )
+    frames = cover(read_frames(path, indices, pool=pool, reader=reader), height, width)
+    return crop_out(frames, height, width, place) if cut else frames
+
+
+def read_clip_from(open_videos: int, *arguments: Any) -> np.ndarray:
+    """`read_clip` by readers that stay open in the process that this runs in."""
+    return read_clip(_pool(open_videos), *arguments)
+
+
+@cache
+def _pool(capacity: int) -> ReaderPool:
+    return ReaderPool(capacity)

@@ -1,0 +1,56 @@
+"""What a reader process does: it answers calls until its parent is gone."""
+
+import importlib
+import mmap
+import os
+import signal
+import threading
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from vidtok_plugin.video import clip_reader  # noqa: F401  what will be called, so that no call's time goes to imports
+from vidtok_plugin.video.decord_reader import decord_or_none
+
+
+def serve(connection_file: int, memory_file: int, parent: int) -> None:
+    """Answers calls that come through a connection; uint8 arrays are put into the shared memory."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, and with it this process
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    decord_or_none()
+    connection = Connection(connection_file)
+    memory: mmap.mmap | None = None
+    connection.send(("ready", None))
+    while True:
+        try:
+            function, arguments = connection.recv()
+        except (EOFError, ConnectionResetError):
+            return
+        try:
+            result = _resolve(function)(*arguments)
+        except (ValueError, OSError) as error:
+            connection.send(("error", error))
+            continue
+        if not isinstance(result, np.ndarray):
+            connection.send(("value", result))
+            continue
+        assert result.dtype == np.uint8, "arrays are frames"
+        if memory is None or len(memory) < result.nbytes:
+            os.ftruncate(memory_file, result.nbytes)
+            memory = mmap.mmap(memory_file, result.nbytes)
+        np.frombuffer(memory, np.uint8, result.size).reshape(result.shape)[...] = result
+        connection.send(("array", result.shape))
+
+
+def _resolve(function: str) -> Any:
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent is gone, even while a decoder hangs."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(0)

@@ -1,0 +1,154 @@
+"""A process that reads in place of this one, so that a decoder that hangs or crashes can be ended."""
+
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+import weakref
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+START_SECONDS = 120.0  # for the process to start, which the timeout of a call doesn't count
+
+# The packages' own __init__ are left out, since they import torch: 3 s and 300 MB that reading doesn't need.
+_BOOT = """
+import sys, types
+sys.path[:] = {path!r}
+for name, folder in {packages!r}:
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [folder]
+from vidtok_plugin.video.reader_child import serve
+serve({connection}, {memory}, {parent})
+"""
+
+
+class ReaderStoppedError(Exception):
+    """The process hung and was ended, or crashed; it says which."""
+
+
+class ReaderProcess:
+    """A process that calls functions for this one, one at a time, each within `timeout` seconds.
+
+    It starts with the first call, and anew with the next after it was ended. It belongs to the process that calls,
+    a loader's worker for example, and ends with it, however that ends. (It is started by `subprocess`, since a
+    loader's workers may not start children by `multiprocessing`.) Arrays come back through shared memory.
+
+    Example:
+        >>> with ReaderProcess(timeout=10) as process:
+        ...     process.call("math:sqrt", 2.25)
+        1.5
+    """
+
+    def __init__(self, timeout: float) -> None:
+        if not timeout > 0:
+            raise ValueError(f"ReaderProcess: timeout must be above 0 s, got {timeout}.")
+        self.timeout = timeout
+        self._child: _Child | None = None
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """What `function`, "module:name", returns for the arguments; the ValueErrors and OSErrors it raises as well.
+
+        Raises:
+            ReaderStoppedError: it took longer than the timeout, or its process crashed.
+        """
+        if self._child is None or self._child.owner != os.getpid():  # another process's after a fork
+            self._child = _Child()
+        answered = False
+        try:
+            kind, value = self._child.ask(function, arguments, self.timeout)
+            answered = True
+        finally:
+            if not answered:  # nor may a later call get this one's answer
+                self.close()
+        if kind == "error":
+            raise value
+        return value
+
+    def close(self) -> None:
+        """Ends the process, if there is one."""
+        if self._child is not None and self._child.owner == os.getpid():
+            self._child.end()
+        self._child = None
+
+    def __enter__(self) -> "ReaderProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"timeout": self.timeout, "_child": None}
+
+
+class _Child:
+    """The process, the connection to it, and the memory that both share."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self._connection, theirs = Pipe()
+        self._memory_file = _memory_file()
+        self._memory: mmap.mmap | None = None
+        package = Path(__file__).parents[1]
+        boot = _BOOT.format(
+            path=sys.path,
+            packages=[("vidtok_plugin", str(package)), ("vidtok_plugin.video", str(package / "video"))],
+            connection=theirs.fileno(),
+            memory=self._memory_file,
+            parent=self.owner,
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", boot], stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), self._memory_file)
+        )
+        theirs.close()
+        self.end = weakref.finalize(self, _end, self.owner, self._process, self._connection, self._memory_file)
+        self._receive(START_SECONDS, "starting")
+
+    def ask(self, function: str, arguments: tuple[Any, ...], timeout: float) -> tuple[str, Any]:
+        """The kind of the answer ("error" or another), and the answer."""
+        try:
+            self._connection.send((function, arguments))
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._ended() from None
+        kind, value = self._receive(timeout, "reading")
+        return (kind, self._array(value)) if kind == "array" else (kind, value)
+
+    def _receive(self, timeout: float, doing: str) -> tuple[str, Any]:
+        try:
+            if not self._connection.poll(timeout):
+                raise ReaderStoppedError(f"{doing} took longer than {timeout:g} s")
+            return self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            raise self._ended() from None
+
+    def _ended(self) -> Exception:
+        code = self._process.wait()
+        if code < 0:
+            return ReaderStoppedError(f"the decoder crashed with signal {-code}")
+        return RuntimeError(f"The reader process ended with exit code {code}; its own error is printed above.")
+
+    def _array(self, shape: tuple[int, ...]) -> np.ndarray:
+        size = int(np.prod(shape))
+        if self._memory is None or len(self._memory) < size:
+            self._memory = mmap.mmap(self._memory_file, os.fstat(self._memory_file).st_size)
+        return np.frombuffer(self._memory, np.uint8, size).reshape(shape).copy()
+
+
+def _memory_file() -> int:
+    """An empty file without a name: in memory where the system has such files."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("vidtok_plugin_frames")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _end(owner: int, process: "subprocess.Popen[bytes]", connection: Connection, memory_file: int) -> None:
+    if owner == os.getpid():
+        process.kill()
+        process.wait()
+    connection.close()
+    os.close(memory_file)
