@@ -30,7 +30,7 @@ PRESETS = ("vidtok_kl_causal_488_4chn", "vidtok_fsq_causal_488_32768_v1_1", "vid
 MEASURED = "vidtok_kl_causal_488_4chn"
 FRAMES = 17
 WIDTH = 64  # of the model that is measured: half of the published
-SIZES = (32, 64, 96)  # pixels a side that are measured
+SIZES = (32, 48, 64)  # pixels a side that are measured
 TARGETS = (128, 256)
 GB = 1e9
 

@@ -29,6 +29,8 @@ def assert_close_steps(first: Any, second: Any, tolerance: float) -> None:
 
 def check_step(name: str, backend: str, checkpointing: bool, autocast: bool, tolerance: float) -> None:
     model = trainee(name, **SHALLOW)
+    if not autocast:
+        model.double()  # so that rounding is far below the tolerance
     plain = step(model, autocast)
     model.checkpoint_activations(checkpointing)
     model.compile_networks(backend=backend)
@@ -37,7 +39,7 @@ def check_step(name: str, backend: str, checkpointing: bool, autocast: bool, tol
 
 def test_a_training_step_traced_with_recomputation_equals_a_plain_one() -> None:
     """Traced whole: `compile_networks` refuses breaks. The slow tests differentiate the graphs and generate code."""
-    check_step(KINDS[1], "eager", checkpointing=True, autocast=False, tolerance=1e-6)
+    check_step(KINDS[1], "eager", checkpointing=True, autocast=False, tolerance=1e-11)
 
 
 @pytest.mark.slow
@@ -47,7 +49,7 @@ def test_a_training_step_traced_with_recomputation_equals_a_plain_one() -> None:
 )
 def test_a_compiled_training_step_equals_a_plain_one(name: str, checkpointing: bool, autocast: bool) -> None:
     # In bfloat16, fused operations round once where plain ones round each.
-    check_step(name, "inductor", checkpointing, autocast, tolerance=0.1 if autocast else 1e-4)
+    check_step(name, "inductor", checkpointing, autocast, tolerance=0.1 if autocast else 1e-11)
 
 
 def test_compiling_leaves_state_dict_streams_and_copies_as_they_are() -> None:
@@ -74,17 +76,20 @@ def test_compiling_leaves_state_dict_streams_and_copies_as_they_are() -> None:
 
 
 @pytest.mark.slow
-def test_clips_of_many_sizes_compile_few_graphs() -> None:
-    """PyTorch compiles anew at most eight times; validation must not end a run by its sizes."""
-    model, graphs = toy_tokenizer(KINDS[0], **SHALLOW), []
+def test_each_size_compiles_once_with_gradients_and_once_without() -> None:
+    """Encoder and decoder once shared a function, so that PyTorch made graphs for all sizes, which inductor refused."""
+    model, graphs = trainee(KINDS[0], **SHALLOW), []
 
-    def count_and_run(graph: torch.fx.GraphModule, _: Any) -> Any:
+    def count_and_run(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        assert all(isinstance(size, int) for x in inputs for size in x.shape)
         graphs.append(graph)
         return graph.forward
 
     model.compile_networks(backend=count_and_run)
-    with torch.no_grad():
-        for frames in (5, 9, 13, 17, 21):
-            for h, w in ((8, 16), (16, 24), (24, 32), (32, 16)):
-                model.encode(random_video(frames, h=h, w=w))
-    assert len(graphs) <= 8
+    for _ in range(2):
+        for frames, h, w in ((5, 8, 16), (9, 16, 8)):
+            video = random_video(frames, h=h, w=w).float()
+            model(video)
+            with torch.no_grad():
+                model(video)
+    assert len(graphs) == 2 * 2 * 2

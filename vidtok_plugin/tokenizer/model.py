@@ -108,7 +108,10 @@ class VidTok(nn.Module):
         self.encoder.recompute = self.decoder.recompute = enabled
 
     def compile_networks(self, *, backend: str = "inductor", mode: str | None = None) -> None:
-        """Compiles encoder and decoder in place (`torch.compile`, each as one graph); they do so when first called.
+        """Compiles encoder and decoder in place (`torch.compile`), each as one graph for each size of clip.
+
+        That happens when a size first comes, with gradients and without; PyTorch refuses more than 8 graphs, and so
+        more than 4 sizes in a run that validates.
 
         The state_dict stays as it is. Whole clips run compiled, with gradients or without; streams as before. A copy
         of the model is not compiled.
@@ -118,7 +121,7 @@ class VidTok(nn.Module):
         for function in (rearrange, repeat):  # one operation each: to trace their Python takes four times as long
             torch.compiler.allow_in_graph(function)
         for network in (self.encoder, self.decoder):
-            network.compile(fullgraph=True, backend=backend, mode=mode)
+            network.compile(fullgraph=True, dynamic=False, backend=backend, mode=mode)
 
     # Sizes
 

@@ -113,6 +113,10 @@ class Encoder(Network):
         parameters = 2 if arch.regularizer == "kl" else 1  # of each latent channel: mean and log variance, or value
         self.conv_out = time_conv(width, parameters * arch.latent_channels, padding=padding)
 
+    def forward(self, x: Tensor) -> Tensor:
+        # Its own, since torch.compile counts the graphs of a function and generalises over what it has seen there.
+        return super().forward(x)
+
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
         layers: list[tuple[str, StreamLayer]] = [("conv_in", self.conv_in)]
         for i, (down, down_temporal) in enumerate(zip(self.down, self.down_temporal, strict=True)):
@@ -157,6 +161,10 @@ class Decoder(Network):
         """The kernel of the last convolution."""
         conv = self.conv_out.conv if isinstance(self.conv_out, CausalKey) else self.conv_out
         return cast(nn.Parameter, conv.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Its own, as the encoder's is.
+        return super().forward(x)
 
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
         layers: list[tuple[str, StreamLayer]] = [("conv_in", self.conv_in), ("mid", self.mid)]
