@@ -1,5 +1,6 @@
 """FSQ gives the published codes and losses, without a matrix of tokens x codebook."""
 
+import importlib.util
 import math
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vidtok_plugin.tokenizer.memory import LiveBytes
 from vidtok_plugin.tokenizer.objective import ObjectiveConfig
 from vidtok_plugin.tokenizer.regularizers import FSQ, fsq_terms
 
@@ -87,19 +89,22 @@ def test_the_published_clamp_matters_only_where_a_token_is_undecided() -> None:
     assert decided.abs() < 1e-3 and undecided.abs() <= math.log(1e5) + 1
 
 
-def test_the_loss_of_a_large_codebook_needs_no_matrix_of_tokens_times_codes() -> None:
-    """262,144 codes and 1,024 tokens: the plain form would make 1 GB a copy."""
-    z = torch.randn(1, 6, 4, 16, 16, requires_grad=True)
-    largest = 0
-
-    def note(tensor: Tensor) -> Tensor:
-        nonlocal largest
-        largest = max(largest, tensor.numel())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+def test_the_loss_of_a_large_codebook_takes_less_than_200_megabytes() -> None:
+    """262,144 codes and the 5,120 tokens of 17x256x256, where the plain form would make 5.4 GB a copy."""
+    z = torch.randn(1, 6, 5, 32, 32, requires_grad=True)
+    with LiveBytes([z]) as count:
         terms(z, (8,) * 6)["entropy"].backward()
-    assert 0 < largest <= 1024 * 512
+    assert 2 * 5120 * 512 * 4 < count.peak < 200e6  # two half-codebook matrices at least
+
+
+def test_the_benchmark_compares_forms_of_one_loss() -> None:
+    spec = importlib.util.spec_from_file_location("fsq_loss", Path(__file__).parents[1] / "benchmarks" / "fsq_loss.py")
+    assert spec is not None and spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    z = golden_input(LEVELS["8x5"])
+    torch.testing.assert_close(*(form(z, LEVELS["8x5"]) for form in benchmark.FORMS.values()), rtol=5e-5, atol=0)
+    torch.testing.assert_close(benchmark.plain(z, LEVELS["8x5"]), GOLDEN["fsq.8x5.aux_loss"][0], rtol=2e-6, atol=0)
 
 
 def test_commitment_pulls_the_latent_before_the_tanh_to_its_detached_code() -> None:

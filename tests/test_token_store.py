@@ -73,7 +73,7 @@ def test_an_interrupted_shard_is_not_there(tmp_path: Path, monkeypatch: pytest.M
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vidtok_plugin.store.os.replace", interrupted)
+    monkeypatch.setattr("vidtok_plugin.publishing.os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         TokenStoreWriter(tmp_path, METADATA).write_shard("train", [entry], [episode_data(3)])
     monkeypatch.undo()
@@ -101,6 +101,42 @@ def test_another_tokenizers_store_is_refused(tmp_path: Path) -> None:
         match="fps must be the same throughout a store, 30.0, got 15.0 of the episodes to be added",
     ):
         TokenStoreWriter(tmp_path, replace(METADATA, fps=15.0))
+
+
+def test_a_store_that_becomes_another_tokenizers_while_it_is_written_is_refused(tmp_path: Path) -> None:
+    """Two commands with different tokenizers may begin one store at the same moment."""
+    writer = TokenStoreWriter(tmp_path, METADATA)
+    (tmp_path / "store.json").unlink()
+    TokenStoreWriter(tmp_path, replace(METADATA, adapter_hash="xyz"))
+    entry = StoredEpisode(name="x.mp4", steps=3, frames=5, digest="")
+    with pytest.raises(ValueError, match="was written by another tokenizer .adapter hash xyz, not abc."):
+        writer.write_shard("train", [entry], [episode_data(3)])
+
+
+def test_a_numbered_shard_is_written_once(tmp_path: Path) -> None:
+    writer = TokenStoreWriter(tmp_path, METADATA)
+    entry = StoredEpisode(name="x.mp4", steps=3, frames=5, digest="")
+    assert writer.write_shard("train", [entry], [episode_data(3)], 4) == tmp_path / "train" / "shard_00004"
+    writer.write_shard("train", [entry], [episode_data(3)], 4)
+    assert TokenStore(tmp_path).steps.tolist() == [3]
+    with pytest.raises(ValueError, match=r"shard_00004 must hold the episodes from y\.mp4 on, but another process"):
+        writer.write_shard("train", [replace(entry, name="y.mp4")], [episode_data(3)], 4)
+    assert writer.write_shard("train", [entry], [episode_data(3)]).name == "shard_00005"
+
+
+def test_shards_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    writer = TokenStoreWriter(tmp_path, METADATA)
+    for number in (100_000, 3, 99_999):
+        entry = StoredEpisode(name=str(number), steps=3, frames=5, digest="")
+        writer.write_shard("train", [entry], [episode_data(3)], number)
+    assert [episode.name for episode in TokenStore(tmp_path).episodes] == ["3", "99999", "100000"]
+
+
+def test_metadata_with_tuples_is_the_same_when_it_is_read(tmp_path: Path) -> None:
+    metadata = replace(METADATA, action_space={"kind": "discrete", "size": 2, "meanings": ("noop", "left")})
+    write_episodes(tmp_path, "train", [5], metadata=metadata)
+    write_episodes(tmp_path, "train", [3], metadata=metadata)
+    assert TokenStore(tmp_path).metadata.action_space["meanings"] == ["noop", "left"]
 
 
 def test_what_is_no_store_is_named(tmp_path: Path) -> None:

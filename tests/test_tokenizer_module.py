@@ -9,13 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import TOY, random_video, toy_tokenizer
+from tokenizers import TOY, toy_tokenizer
 
 from vidtok_plugin import VidTok, presets, training
 from vidtok_plugin.config import load_config
-from vidtok_plugin.tokenizer.model import Reconstruction
 from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
-from vidtok_plugin.tokenizer.objective import ObjectiveConfig, frame_psnr, objective
 from vidtok_plugin.training import RESERVED
 from vidtok_plugin.training.optimization import OptimizerConfig
 from vidtok_plugin.video import VideoDataModule, write_video
@@ -34,6 +32,7 @@ SMALL = [
     "data.batch_size=2",
     "data.clips_per_epoch=8",
     "data.validation_clips=2",
+    "objective={perceptual: none, learn_logvar: false, discriminator: none}",
     "optimizer.lr=1e-2",
     "loggers=[csv]",
     "trainer.accelerator=cpu",
@@ -162,6 +161,23 @@ def test_the_rate_is_warmed_up_held_and_brought_to_zero(warmup: int, decay: int,
     assert cfg.rate(step, -1) == cfg.rate(step, max_steps + 10_000)  # a run without an end never decays
 
 
+@given(decay=st.integers(1, 50), final=st.floats(0, 1), shape=st.sampled_from(["linear", "cosine"]))
+def test_the_rate_falls_to_its_final_share_in_either_shape(decay: int, final: float, shape: str) -> None:
+    cfg = OptimizerConfig(decay_steps=decay, decay_shape=shape, final_rate=final)
+    rates = [cfg.rate(step, decay) for step in range(decay + 1)]
+    assert rates[0] == pytest.approx(1) and rates[-1] == pytest.approx(final)
+    assert all(after <= before + 1e-12 for before, after in zip(rates[:-1], rates[1:], strict=True))
+    assert cfg.rate(decay + 7, decay) == rates[-1]
+
+
+def test_a_cosine_decay_is_slow_at_both_ends() -> None:
+    cfg = OptimizerConfig(warmup_steps=2, decay_steps=4, decay_shape="cosine", final_rate=0.2)
+    rates = [cfg.rate(step, 8) for step in range(9)]
+    root = 0.5**0.5
+    falling = [0.2 + 0.8 * share for share in (0.5 + root / 2, 0.5, 0.5 - root / 2, 0)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, *falling])
+
+
 @LIGHTNING_NOISE
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_the_gradients_norm_is_clipped_where_asked(folder: Path, tmp_path: Path, clip: float | None) -> None:
@@ -192,7 +208,7 @@ def test_a_resumed_run_has_the_losses_of_an_unbroken_one(folder: Path, tmp_path:
 def test_the_last_checkpoint_and_the_config_tell_the_model(folder: Path, tmp_path: Path) -> None:
     cfg = config(folder, tmp_path, "trainer.max_steps=1")
     module, _, _ = run(cfg)
-    loaded = VidTok.from_pretrained(cfg.last_checkpoint)
+    loaded = VidTok.from_pretrained(training.last_checkpoint(cfg.checkpoints))
     assert loaded.architecture == module.tokenizer.architecture and not loaded.training
     ours = module.tokenizer.state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in loaded.state_dict().items())
@@ -266,42 +282,6 @@ def test_from_scratch_takes_an_architecture(folder: Path, tmp_path: Path) -> Non
     assert all(torch.equal(value, again[name]) for name, value in first.items())
 
 
-# The objective
-
-
-def test_the_reconstruction_error_is_summed_over_a_frame() -> None:
-    video, guess = random_video(3, b=2), random_video(3, b=2, seed=1)
-    terms = {"entropy": torch.tensor(2.0), "commitment": torch.tensor(0.5)}
-    out = Reconstruction(reconstruction=guess, latents=video, indices=None, regularizer_terms=terms)
-    cfg = ObjectiveConfig(l1_weight=1.0, l2_weight=0.5)
-    loss, parts = objective(cfg, video, out, step=1000)
-    error = (video - guess).float()
-    frames = 2 * 3
-    expected = (error.abs().sum() + 0.5 * error.square().sum()) / frames + 0.1 * 2 * 2.0 + 0.25 * 0.5
-    torch.testing.assert_close(loss, expected)
-    assert parts == {
-        "l1": pytest.approx(error.abs().mean().item()),
-        "l2": pytest.approx(error.square().mean().item()),
-        "entropy": 2.0,
-        "commitment": 0.5,
-    }
-
-
-def test_the_entropy_weight_falls_linearly_to_its_own() -> None:
-    cfg = ObjectiveConfig()
-    weights = [cfg.regularizer_weight("entropy", step) for step in (0, 500, 1000, 2000, 9000)]
-    assert weights == pytest.approx([0.3, 0.25, 0.2, 0.1, 0.1])
-    assert cfg.regularizer_weight("commitment", 0) == 0.25 and cfg.regularizer_weight("kl", 0) == 1e-6
-
-
-def test_the_psnr_of_a_frame_is_in_decibels_of_the_clamped_reconstruction() -> None:
-    video = torch.zeros(2, 3, 4, 8, 8)
-    assert frame_psnr(video, video + 0.2).shape == (2, 4)
-    torch.testing.assert_close(frame_psnr(video, video + 0.2), torch.full((2, 4), 20.0))
-    torch.testing.assert_close(frame_psnr(video, video + 7.0), torch.full((2, 4), 20 * np.log10(2.0)).float())
-    assert (frame_psnr(video, video) > 90).all()
-
-
 # Mistakes
 
 
@@ -326,6 +306,12 @@ def test_trainer_keys_that_the_run_sets_itself_are_refused(folder: Path, tmp_pat
         (["optimizer.lr=0.0"], "lr must be above 0"),
         (["optimizer.gradient_clip=0.0"], "gradient_clip must be above 0 or null"),
         (["optimizer.decay_steps=-1"], "must not be negative"),
+        (["optimizer.final_rate=0.1"], "decay_shape=linear and final_rate=0.1 need a decay; set decay_steps"),
+        (["optimizer.decay_shape=cosine"], "decay_shape=cosine and final_rate=0.0 need a decay; set decay_steps"),
+        (
+            ["optimizer.decay_steps=2", "optimizer.final_rate=1.5"],
+            r"final_rate must be a share in 0\.\.1 of lr, got 1.5",
+        ),
         (["objective.l1_weight=0.0"], "one above 0"),
         (["data.batchsize=3"], r"unknown key data\.batchsize .*data\.batch_size"),
     ],

@@ -6,30 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recordings import tiny_adapter, write_episode
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.tokenizing import write_store
-from vidtok_plugin.video.episodes import find_episodes, find_videos, save_episode_files
+from vidtok_plugin.video.episodes import find_episodes, find_videos
 from vidtok_plugin.video.reading import read_frames
 from vidtok_plugin.video.writing import write_video
 from world_model.actions import group_actions
 
 FRAMES = {"a": 17, "b": 11, "c": 1}  # 11: a last step of two frames
-
-
-def tiny_adapter(seed: int = 0) -> TokenizerAdapter:
-    torch.manual_seed(seed)
-    return TokenizerAdapter(VidTok.from_preset("vidtok_tiny", ch=4, ch_mult=(1, 1, 1, 1), fsq_levels=(4, 3)))
-
-
-def write_episode(path: Path, frames: int, *, size: int = 16, fps: float = 30, meta: Any = None) -> None:
-    rng = np.random.default_rng(frames)
-    write_video(path, rng.integers(0, 256, (frames, size, size, 3), dtype=np.uint8), fps=fps)
-    space = {"kind": "discrete", "size": 3, "meanings": ["noop", "left", "right"]}
-    save_episode_files(
-        path, rng.integers(0, 3, frames), meta or {"fps": fps, "num_frames": frames, "action_space": space}
-    )
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from vidtok_plugin import VidTok, presets
 from vidtok_plugin.tokenizer import hub, weights
 from vidtok_plugin.tokenizer.checkpoints import read_weights
 from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
+from vidtok_plugin.tokenizer.objective import ObjectiveConfig
 from vidtok_plugin.tokenizer.presets import Preset
 from vidtok_plugin.video.data import VideoDataConfig
 
@@ -256,7 +257,10 @@ class SaveInTheLoop(pl.Callback):
 def train(folder: Path, *callbacks: pl.Callback) -> SaveInTheLoop:
     """Two batches of a tokenizer's training."""
     cfg = TokenizerRunConfig(
-        from_scratch=True, architecture=TOY, data=VideoDataConfig(train=("unused",), height=16, width=16)
+        from_scratch=True,
+        architecture=TOY,
+        data=VideoDataConfig(train=("unused",), height=16, width=16),
+        objective=ObjectiveConfig(perceptual="none", learn_logvar=False, discriminator="none"),
     )
     save = SaveInTheLoop(folder)
     trainer = pl.Trainer(

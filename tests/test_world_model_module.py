@@ -77,7 +77,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(store: Path, tmp_path: Path)
         cfg = config(store, output, "checkpoint_every=1", *overrides)
         torch.manual_seed(0)
         module = WorldModelModule(cfg)
-        last = cfg.last_checkpoint if cfg.last_checkpoint.exists() else None
+        last = training.last_checkpoint(cfg.checkpoints)
         training.build_trainer(cfg).fit(module, TokenDataModule(cfg), ckpt_path=last)
         return module.model.state_dict()
 

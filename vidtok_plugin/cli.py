@@ -1,14 +1,20 @@
 """The `vidtok-plugin` command: it only wires; heavy imports wait until a command needs them."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from vidtok_plugin.commands import add_command, add_config_arguments, config_from, run_command
+
+if TYPE_CHECKING:
+    from vidtok_plugin.processes import Process
+    from vidtok_plugin.tokenizing import WrittenShards
 
 
 def list_presets(args: argparse.Namespace) -> None:
@@ -78,17 +84,61 @@ def reconstruct(args: argparse.Namespace) -> None:
 
 
 def tokenize(args: argparse.Namespace) -> None:
+    from vidtok_plugin.processes import launched_process, run_processes
+    from vidtok_plugin.video.episodes import find_videos
+
+    process = launched_process()
+    if args.processes < 1:
+        raise ValueError(f"tokenize: --processes must be at least 1, got {args.processes}.")
+    if args.processes > 1 and process.world_size > 1:
+        raise ValueError(
+            f"tokenize: --processes must be left out under a launcher, which has set WORLD_SIZE={process.world_size}; "
+            "tell the launcher how many to start."
+        )
+    find_videos(args.folder)  # before anything is started
+    if args.processes > 1:
+        run_processes(tokenize_share, args.processes, args, show_traceback=args.traceback)
+        print_store(args.output, args.split)
+        return
+    shards = tokenize_share(process, args)
+    if process.world_size > 1:
+        print(f"{args.output}: {process} wrote {len(shards.written)} shards; still missing: {len(shards.missing)}")
+    if not shards.missing:
+        print_store(args.output, args.split)
+
+
+def tokenize_share(process: "Process", args: argparse.Namespace) -> "WrittenShards":
+    """One process's part of `tokenize`."""
+    import torch
+
     from vidtok_plugin.adapter.adapter import TokenizerAdapter
     from vidtok_plugin.devices import default_device
     from vidtok_plugin.tokenizer.model import VidTok
-    from vidtok_plugin.tokenizing import write_store
+    from vidtok_plugin.tokenizing import write_shards
     from vidtok_plugin.video.episodes import actions_path, find_videos, load_episode
 
+    if args.processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // args.processes))
+    device = default_device(process.local_rank if process.world_size > 1 else None)
     videos = find_videos(args.folder)
     episodes = [load_episode(path) if actions_path(path).exists() else path for path in videos]
-    adapter = TokenizerAdapter(VidTok.from_pretrained(args.model, preset=args.preset).to(default_device()))
-    store = write_store(adapter, episodes, args.output, split=args.split, root=args.folder, progress=True)
-    print(f"{args.output}: {len(store)} episodes, {store.num_tokens} tokens")
+    return write_shards(
+        TokenizerAdapter(VidTok.from_pretrained(args.model, preset=args.preset).to(device)),
+        episodes,
+        args.output,
+        split=args.split,
+        root=args.folder,
+        episodes_per_shard=args.episodes_per_shard,
+        progress=True,
+        process=process,
+    )
+
+
+def print_store(output: Path, split: str) -> None:
+    from vidtok_plugin.store import TokenStore
+
+    store = TokenStore(output, split)
+    print(f"{output}: {len(store)} episodes, {store.num_tokens} tokens")
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -178,6 +228,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_model_arguments(command)
     command.add_argument("--output", type=Path, required=True, metavar="STORE")
     command.add_argument("--split", default="train", help="the store's split to write to (default: train)")
+    command.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="share the work among N processes (default: 1)"
+    )
+    command.add_argument(
+        "--episodes-per-shard", type=int, default=32, metavar="N", help="each process writes whole shards (default: 32)"
+    )
 
     command = add_command(commands, "convert", convert, "write weights in another layout")
     command.add_argument(

@@ -61,7 +61,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
     except _user_errors() as error:
         if args.traceback:
             Console(stderr=True).print_exception()
-        print(f"error: {_sentence(error)}", file=sys.stderr)
+        print(f"error: {sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -96,8 +96,8 @@ def set_up_logging(level: int = logging.INFO) -> None:
     logging.captureWarnings(True)
     # Lightning 2.6 under torch 2.13 calls a deprecated function of torch at each step.
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    # A run that is resumed finds its own checkpoints.
-    warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty")
+    # A frozen encoder is in eval mode on purpose.
+    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
 
 
 def _is_no_noise(record: logging.LogRecord) -> bool:
@@ -112,7 +112,8 @@ def _user_errors() -> tuple[type[BaseException], ...]:
     return (ValueError, OSError, *([lightning.MisconfigurationException] if lightning else []))
 
 
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
+    """What went wrong, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,13 +1,15 @@
 """Statistics over all processes of a training run."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 
 
 def num_processes() -> int:
     """How many processes train together; 1 without torch.distributed."""
-    return torch.distributed.get_world_size() if _initialized() else 1
+    initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if initialized else 1
 
 
 def mean_over_processes(x: Tensor) -> Tensor:
@@ -15,10 +17,18 @@ def mean_over_processes(x: Tensor) -> Tensor:
 
     After DDP has averaged the processes' gradients, they are those of one process that has the whole batch.
     """
-    if num_processes() == 1:
-        return x
-    return all_reduce(x.contiguous()) / num_processes()
+    return x if num_processes() == 1 else _Sum.apply(x) / num_processes()
 
 
-def _initialized() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+class _Sum(torch.autograd.Function):
+    """The sum over processes. Every process's loss depends on it, and so its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient)

@@ -4,18 +4,18 @@
     STORE/adapter/                   the adapter that wrote them, to decode what a model makes of them
     STORE/train/shard_00000/         a memory-mapped TensorDict of many episodes' steps, one after another
     STORE/train/shard_00000/episodes.json   where each episode begins, and the file that it came from
+    STORE/train/plan_00000/          which episodes go into which shards, for those who write them
 
-A shard appears whole or not at all and never changes, so that a store may be read while it is written to.
+A shard appears whole or not at all and never changes, so that a store may be read while it is written to, by
+several processes.
 
 Shapes: N steps of a shard, T of a window, H W rows and columns, f frames a step, a components of a continuous
 action.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor
+
+from vidtok_plugin.publishing import publish
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter
@@ -94,13 +96,22 @@ class TokenStore:
             wanted = "" if split is None else f" of the split {split}"
             there = f"it has the splits {', '.join(splits)}" if splits else "its writing has only begun"
             raise FileNotFoundError(f"TokenStore: {self.folder} has no episodes{wanted}; {there}.")
-        self._shards: list[dict[str, Tensor]] = []
+        self._shard_folders: list[Path] = []
         self.episodes: list[StoredEpisode] = []
         for name in splits if split is None else [split]:
-            for path in sorted((self.folder / name).glob("shard_*")):
-                for entry in json.loads((path / EPISODES_FILE).read_text()):
-                    self.episodes.append(StoredEpisode(**entry, split=name, shard=len(self._shards)))
-                self._shards.append(_open_shard(path))
+            for path in shard_paths(self.folder / name).values():
+                for episode in read_episodes(path):
+                    self.episodes.append(replace(episode, split=name, shard=len(self._shard_folders)))
+                self._shard_folders.append(path)
+        self._shards = [_open_shard(path) for path in self._shard_folders]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the mapped shards, which no process can hand to another; it opens the same ones."""
+        return {name: value for name, value in self.__dict__.items() if name != "_shards"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._shards = [_open_shard(path) for path in self._shard_folders]
 
     def __len__(self) -> int:
         """Number of episodes."""
@@ -144,14 +155,15 @@ class TokenStore:
         """Windows of `length` steps of the given episodes, as many as there are; where an episode ends, zeros
         follow.
 
-        codes (b, T, H, W) int64; valid (b, T) bool, False after the episode's end; start (b,) int64; and, if
-        the videos had actions, actions (b, T, f[, a]) and actions_known (b, T, f) bool.
+        codes (b, T, H, W) int64; valid (b, T) bool, False after the episode's end; episode and start (b,)
+        int64; and, if the videos had actions, actions (b, T, f[, a]) and actions_known (b, T, f) bool.
         """
         b, meta = len(episodes), self.metadata
         first = self._shards[0]
         data = {
             "codes": torch.zeros(b, length, meta.height, meta.width, dtype=torch.int64),
             "valid": torch.zeros(b, length, dtype=torch.bool),
+            "episode": torch.tensor([int(episode) for episode in episodes], dtype=torch.int64),
             "start": torch.tensor([int(start) for start in starts], dtype=torch.int64),
         }
         counts = torch.zeros(b, length, dtype=torch.int64)
@@ -174,42 +186,61 @@ class TokenStore:
 
 
 class TokenStoreWriter:
-    """Appends shards to a store, or begins one; a ValueError if what is there is of another kind."""
+    """Adds shards to a store, or begins one; a ValueError if what is there is of another kind.
+
+    Several processes may write one store: of two that write the same shard, the second keeps the first one's.
+    """
 
     def __init__(self, folder: str | Path, metadata: StoreMetadata) -> None:
         self.folder = Path(folder)
-        if (self.folder / METADATA_FILE).exists():
-            there = read_metadata(self.folder)
-            if there.adapter_hash != metadata.adapter_hash:
-                raise _written_by_another(self.folder, there.adapter_hash, metadata.adapter_hash)
-            there.check_same(metadata, f"the episodes to be added to {self.folder}")
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f".{METADATA_FILE}.part"
-        partial.write_text(json.dumps(asdict(metadata), indent=2) + "\n")
-        os.replace(partial, self.folder / METADATA_FILE)
+        text = json.dumps(asdict(metadata), indent=2) + "\n"
+        self.metadata = _metadata_of(json.loads(text))  # as it will be read, with lists for tuples
+        publish(self.folder / METADATA_FILE, lambda path: path.write_text(text))
+        self._check()
 
-    def write_shard(self, split: str, episodes: Sequence[StoredEpisode], data: Sequence[Mapping[str, Tensor]]) -> Path:
+    def write_shard(
+        self,
+        split: str,
+        episodes: Sequence[StoredEpisode],
+        data: Sequence[Mapping[str, Tensor]],
+        number: int | None = None,
+    ) -> Path:
         """Write episodes, each with its codes (N, H, W), and its actions (N, f[, a]) and their numbers (N,)
-        if any."""
+        if any, as the shard of that number, or as a new one after all that are there.
+
+        Raises:
+            ValueError: the shard is there with other episodes, or the store has become another tokenizer's.
+        """
+        self._check()
         parent = self.folder / split
-        parent.mkdir(exist_ok=True)
-        path = parent / SHARD.format(len(list(parent.glob("shard_*"))))
-        partial = parent / f".{path.name}.part"
-        shutil.rmtree(partial, ignore_errors=True)  # what an interrupted writer left
+        number = 1 + max(shard_paths(parent), default=-1) if number is None else number
+        path = parent / SHARD.format(number)
         steps = TensorDict(
             {name: torch.cat([part[name] for part in data]) for name in data[0]},
             batch_size=[sum(episode.steps for episode in episodes)],
         )
-        steps.memmap(partial)
         entries, start = [], 0
         for episode in episodes:
             entry = {name: getattr(episode, name) for name in ("name", "first_frame", "steps", "frames", "digest")}
             entries.append({**entry, "start": start})
             start += episode.steps
-        (partial / EPISODES_FILE).write_text(json.dumps(entries, indent=2) + "\n")
-        os.replace(partial, path)
+
+        def write(folder: Path) -> None:
+            steps.memmap(folder)
+            (folder / EPISODES_FILE).write_text(json.dumps(entries, indent=2) + "\n")
+
+        if not publish(path, write) and read_episodes(path) != [StoredEpisode(**entry) for entry in entries]:
+            raise ValueError(
+                f"TokenStore: {path} must hold the episodes from {episodes[0].name} on, but another process has "
+                "written others there; start the writing again."
+            )
         return path
+
+    def _check(self) -> None:
+        there = read_metadata(self.folder)
+        if there.adapter_hash != self.metadata.adapter_hash:
+            raise _written_by_another(self.folder, there.adapter_hash, self.metadata.adapter_hash)
+        there.check_same(self.metadata, f"the episodes to be added to {self.folder}")
 
 
 def read_metadata(folder: str | Path) -> StoreMetadata:
@@ -224,8 +255,23 @@ def read_metadata(folder: str | Path) -> StoreMetadata:
             f"TokenStore: the format of {folder} must be {FORMAT}, got {values.get('format')}; tokenize the "
             "videos anew."
         )
-    levels = values.pop("fsq_levels")
-    return StoreMetadata(**values, fsq_levels=None if levels is None else tuple(levels))
+    return _metadata_of(values)
+
+
+def _metadata_of(values: Mapping[str, Any]) -> StoreMetadata:
+    levels = values["fsq_levels"]
+    return StoreMetadata(**{**values, "fsq_levels": None if levels is None else tuple(levels)})
+
+
+def shard_paths(split_folder: Path) -> dict[int, Path]:
+    """The shards of a split that are there, by number and in order."""
+    paths = {int(path.name.removeprefix("shard_")): path for path in split_folder.glob("shard_*")}
+    return dict(sorted(paths.items()))
+
+
+def read_episodes(shard: Path) -> list[StoredEpisode]:
+    """The episodes of a shard."""
+    return [StoredEpisode(**entry) for entry in json.loads((shard / EPISODES_FILE).read_text())]
 
 
 def _written_by_another(folder: str | Path, theirs: str, ours: str) -> ValueError:

@@ -1,8 +1,10 @@
 """Videos to tokens: episodes are encoded as streams, chunk by chunk, and written into a token store."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,18 @@ from torch import Tensor
 
 from vidtok_plugin.config import to_dict
 from vidtok_plugin.hashing import hash_files
-from vidtok_plugin.store import ADAPTER_FOLDER, StoredEpisode, StoreMetadata, TokenStore, TokenStoreWriter
+from vidtok_plugin.processes import THE_ONLY_PROCESS, Process
+from vidtok_plugin.publishing import publish, remove_partials
+from vidtok_plugin.shard_plan import plan_shards
+from vidtok_plugin.store import (
+    ADAPTER_FOLDER,
+    StoredEpisode,
+    StoreMetadata,
+    TokenStore,
+    TokenStoreWriter,
+    read_episodes,
+    shard_paths,
+)
 from vidtok_plugin.video.episodes import Episode, actions_path
 from vidtok_plugin.video.reading import probe, read_frames
 
@@ -22,6 +35,14 @@ if TYPE_CHECKING:
     from vidtok_plugin.adapter.tokens import VideoTokens
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenShards:
+    """What one process wrote, by number of shard, and what is still missing when it ends."""
+
+    written: tuple[int, ...]
+    missing: tuple[int, ...]  # other processes write them, or will once they are started again
 
 
 def write_store(
@@ -50,51 +71,90 @@ def write_store(
         ValueError: episodes that differ in size, rate or actions from each other or from what is stored, or
             have changed since; a video whose size doesn't fit the tokenizer; another tokenizer's store.
     """
-    if not episodes:
-        raise ValueError("write_store: there must be at least one episode, got none.")
-    if adapter.kind != "discrete":
-        raise ValueError(f"write_store: the adapter must be discrete (FSQ), got {adapter.kind}; a store holds codes.")
-    if min(episodes_per_shard, chunk_frames) < 1:
-        raise ValueError(
-            f"write_store: episodes_per_shard and chunk_frames must be at least 1, got {episodes_per_shard} "
-            f"and {chunk_frames}."
-        )
-    f = adapter.temporal_factor
-    if clip_frames is not None and (clip_frames <= 1 or (clip_frames - 1) % f):
-        below = 1 + max(1, (clip_frames - 1) // f) * f
-        raise ValueError(
-            f"write_store: clip_frames must be 1 + k * {f} ({f} is the tokenizer's temporal factor), got "
-            f"{clip_frames}; the nearest that fit are {below} and {below + f}."
-        )
+    write_shards(
+        adapter,
+        episodes,
+        output,
+        split=split,
+        root=root,
+        clip_frames=clip_frames,
+        episodes_per_shard=episodes_per_shard,
+        chunk_frames=chunk_frames,
+        progress=progress,
+    )
+    return TokenStore(output, split)
+
+
+def write_shards(
+    adapter: "TokenizerAdapter",
+    episodes: Sequence[Episode | Path],
+    output: str | Path,
+    *,
+    split: str = "train",
+    root: str | Path | None = None,
+    clip_frames: int | None = None,
+    episodes_per_shard: int = 32,
+    chunk_frames: int = 64,
+    progress: bool = False,
+    process: Process = THE_ONLY_PROCESS,
+) -> WrittenShards:
+    """One process's part of `write_store`: of the shards, which all processes plan alike, each writes every
+    `world_size`-th. Given the same episodes, whatever the number of processes and however often they were
+    stopped and started again, the store is the same to the byte.
+
+    `episodes_per_shard` counts for new episodes: shards that are planned stay as they are. Each process checks
+    the episodes of its own shards. Errors are those of `write_store`.
+    """
+    _check_settings(adapter, episodes, clip_frames, episodes_per_shard, chunk_frames)
     names = _names(episodes, root)
+    given = dict(zip(names, episodes, strict=True))
     metadata = replace(_metadata(adapter, episodes[0]), clip_frames=clip_frames)
     writer = TokenStoreWriter(output, metadata)
-    if not (Path(output) / ADAPTER_FOLDER).exists():
-        adapter.save_pretrained(Path(output) / ADAPTER_FOLDER)
-    stored = _stored(Path(output), split)
-    missing = []
-    for name, episode in zip(names, episodes, strict=True):
-        metadata.check_same(replace(metadata, **_facts(adapter, episode)), name)
-        digest = _digest(episode)
-        if name not in stored:
-            missing.append((name, digest, episode))
-        elif stored[name] != digest:
-            raise ValueError(
-                f"write_store: {name} has changed since it was written to {output}; remove the store, or write another."
+    publish(Path(output) / ADAPTER_FOLDER, adapter.save_pretrained)
+    folder = Path(output) / split
+    plan = plan_shards(folder, names, episodes_per_shard)
+    ours = [number for number, shard in enumerate(plan) if not given.keys().isdisjoint(shard)]
+    own = [number for number in ours if number % process.world_size == process.rank]
+    paths = shard_paths(folder)
+    missing = [number for number in ours if number not in paths]
+    if process.rank == 0:
+        logger.info("%s: %d of %d episodes to encode", output, sum(len(plan[n]) for n in missing), len(given))
+        if 0 < len(missing) < process.world_size:
+            logger.warning(
+                "%s: there are only %d shards to write for %d processes; lower episodes_per_shard",
+                *(output, len(missing), process.world_size),
             )
-    logger.info("%s: %d of %d episodes to encode", output, len(missing), len(episodes))
-    queue = track(missing, f"tokens ({split})", disable=not progress)
-    for batch in _batches(queue, episodes_per_shard):
+    digests = {}
+    for number in own:
+        stored = {e.name: e.digest for e in read_episodes(paths[number])} if number in paths else {}
+        for name in plan[number]:
+            if name not in given:
+                continue  # it is stored, and its file has gone
+            metadata.check_same(replace(metadata, **_facts(adapter, given[name])), name)
+            digests[name] = _digest(given[name])
+            if stored.get(name, digests[name]) != digests[name]:
+                raise ValueError(
+                    f"write_store: {name} has changed since it was written to {output}; remove the store, or write "
+                    "another."
+                )
+    queue = [(number, name) for number in own if number not in paths for name in plan[number]]
+    bar = track(queue, f"tokens ({split})", disable=not progress or process.rank > 0)
+    written = []
+    for number, shard in groupby(bar, key=itemgetter(0)):
         entries, data = [], []
-        for name, digest, episode in batch:
-            for clip in _clips(_num_frames(episode), clip_frames):
-                data.append(encode_episode(adapter, episode, clip, chunk_frames))
+        for _, name in shard:
+            for clip in _clips(_num_frames(given[name]), clip_frames):
+                data.append(encode_episode(adapter, given[name], clip, chunk_frames))
                 steps, first = len(data[-1]["codes"]), clip.start
                 entries.append(
-                    StoredEpisode(name=name, first_frame=first, steps=steps, frames=len(clip), digest=digest)
+                    StoredEpisode(name=name, first_frame=first, steps=steps, frames=len(clip), digest=digests[name])
                 )
-        writer.write_shard(split, entries, data)
-    return TokenStore(output, split)
+        writer.write_shard(split, entries, data, number)
+        written.append(number)
+    remove_partials(folder)
+    remove_partials(Path(output))
+    paths = shard_paths(folder)
+    return WrittenShards(written=tuple(written), missing=tuple(number for number in ours if number not in paths))
 
 
 def encode_episode(
@@ -199,19 +259,26 @@ def _digest(episode: Episode | Path) -> str:
     return hash_files(path) if isinstance(episode, Path) else hash_files(path, actions_path(path))
 
 
-def _stored(folder: Path, split: str) -> dict[str, str]:
-    """Names and digests of the episodes that are there."""
-    if not any((folder / split).glob("shard_*")):
-        return {}
-    return {episode.name: episode.digest for episode in TokenStore(folder, split).episodes}
-
-
-def _batches(items: Any, size: int) -> Iterator[list[Any]]:
-    batch: list[Any] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _check_settings(
+    adapter: "TokenizerAdapter",
+    episodes: Sequence[Episode | Path],
+    clip_frames: int | None,
+    episodes_per_shard: int,
+    chunk_frames: int,
+) -> None:
+    if not episodes:
+        raise ValueError("write_store: there must be at least one episode, got none.")
+    if adapter.kind != "discrete":
+        raise ValueError(f"write_store: the adapter must be discrete (FSQ), got {adapter.kind}; a store holds codes.")
+    if min(episodes_per_shard, chunk_frames) < 1:
+        raise ValueError(
+            f"write_store: episodes_per_shard and chunk_frames must be at least 1, got {episodes_per_shard} "
+            f"and {chunk_frames}."
+        )
+    f = adapter.temporal_factor
+    if clip_frames is not None and (clip_frames <= 1 or (clip_frames - 1) % f):
+        below = 1 + max(1, (clip_frames - 1) // f) * f
+        raise ValueError(
+            f"write_store: clip_frames must be 1 + k * {f} ({f} is the tokenizer's temporal factor), got "
+            f"{clip_frames}; the nearest that fit are {below} and {below + f}."
+        )

@@ -8,7 +8,7 @@ from tensordict import TensorDict
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from vidtok_plugin.store import StoreMetadata, TokenStore, read_metadata
-from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader, worker_context
+from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader, end_with_trainer, worker_context
 from world_model.actions import ActionSpec, GroupedActions
 from world_model.architecture import TokenSpec
 
@@ -153,6 +153,7 @@ class TokenDataModule(ResumableDataModule):
             batch_size=self.cfg.validation_batch_size,
             num_workers=self.cfg.num_workers,
             multiprocessing_context=worker_context(self.cfg.num_workers),
+            worker_init_fn=end_with_trainer,
             collate_fn=_whole,
         )
 

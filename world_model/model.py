@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidtok_plugin.distributed import mean_over_processes
 from world_model import pretrained
 from world_model.actions import ActionEmbedding, GroupedActions
 from world_model.architecture import WorldModelConfig
@@ -133,12 +134,16 @@ class WorldModel(nn.Module):
         return losses.view_as(codes[:, 1:])
 
     def loss(self, codes: Tensor, actions: GroupedActions | None = None, valid: Tensor | None = None) -> Tensor:
-        """Mean of `token_losses` over the steps that `valid` (b, T) marks; all of them without it."""
+        """Mean of `token_losses` over the steps that `valid` (b, T) marks; all of them without it.
+
+        Under DDP its mean over the processes is that of all their steps, though some have more of them than others.
+        """
         losses = self.token_losses(codes, actions)
         if valid is None:
             return losses.mean()
         weight = valid[:, 1:, None, None].expand_as(losses)
-        return (losses * weight).sum() / weight.sum().clamp(min=1)
+        count = weight.sum().to(losses.dtype)
+        return (losses * weight).sum() / (mean_over_processes(count) if self.training else count).clamp(min=1)
 
     # Token by token
 

@@ -1,11 +1,11 @@
 """WorldModelModule: the optimisation and the logging of a world model, for Lightning's Trainer."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from tensordict import TensorDict
 from torch import Tensor
@@ -15,6 +15,7 @@ from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.config import to_dict
 from vidtok_plugin.store import ADAPTER_FOLDER, TokenStore, read_metadata
 from vidtok_plugin.training import RunConfig
+from vidtok_plugin.training.module import Loss, TrainingModule
 from vidtok_plugin.training.optimization import OptimizerConfig, configure_optimizers
 from world_model.architecture import WorldModelConfig
 from world_model.data import TokenDataConfig, token_spec, window_actions
@@ -30,18 +31,46 @@ class WorldModelRunConfig(RunConfig):
     optimizer: OptimizerConfig = OptimizerConfig(
         lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05, warmup_steps=50, gradient_clip=1.0
     )
+    sharded: bool = False  # FSDP2: each of trainer.devices processes holds a share of every weight
     output: Path = Path("runs/world_model")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_parts(self.data.batch_size)
+        if self.sharded:
+            self._check_sharded()
         if self.data.window_steps > self.model.max_steps:
             raise ValueError(
                 "WorldModelRunConfig: data.window_steps must be at most model.max_steps, "
                 f"{self.model.max_steps}, got {self.data.window_steps}."
             )
 
+    def _check_sharded(self) -> None:
+        if not isinstance(self.trainer.get("devices"), int) or self.trainer["devices"] < 1:
+            raise ValueError(
+                "WorldModelRunConfig: sharded=true needs trainer.devices as a number of processes, got "
+                f"{self.trainer.get('devices')}."
+            )
+        for key, why in (
+            ("trainer.strategy", "it sets it itself"),
+            ("ema_decay", "averages are kept of whole weights"),
+            ("optimizer.muon_lr", "Muon's steps are of whole matrices"),
+        ):
+            value = {
+                "trainer.strategy": self.trainer.get("strategy"),
+                "ema_decay": self.ema_decay,
+                "optimizer.muon_lr": self.optimizer.muon_lr,
+            }[key]
+            if value is not None:
+                raise ValueError(f"WorldModelRunConfig: {key} must be left out with sharded=true ({why}), got {value}.")
 
-class WorldModelModule(pl.LightningModule):
+    @property
+    def num_processes(self) -> int:
+        """Of a sharded run."""
+        return int(self.trainer["devices"]) * int(self.trainer.get("num_nodes", 1))
+
+
+class WorldModelModule(TrainingModule):
     """Trains `self.model` on windows of tokens: `trainer.fit(WorldModelModule(cfg), TokenDataModule(cfg))`.
 
     The tokens' sizes are taken from the store. Cross entropies are in nats a token, over the steps after each
@@ -49,7 +78,7 @@ class WorldModelModule(pl.LightningModule):
     """
 
     def __init__(self, cfg: WorldModelRunConfig) -> None:
-        super().__init__()
+        super().__init__(cfg)
         self.cfg = cfg
         metadata = read_metadata(cfg.data.store)
         self.model = WorldModel(cfg.model.for_tokens(token_spec(metadata)), metadata.adapter_hash)
@@ -60,6 +89,10 @@ class WorldModelModule(pl.LightningModule):
         TokenStore(self.cfg.data.store).check(adapter)
         return adapter
 
+    def full_weights(self) -> dict[str, Tensor]:
+        """The model's weights by name, to be saved; every process calls it."""
+        return self.model.state_dict()
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         steps = self.trainer.estimated_stepping_batches
         return configure_optimizers(
@@ -69,14 +102,33 @@ class WorldModelModule(pl.LightningModule):
             tables=self.model.tables(),
         )
 
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
-        if self.cfg.optimizer.gradient_clip is not None:
-            self.clip_gradients(optimizer, self.cfg.optimizer.gradient_clip, "norm")
-
-    def training_step(self, batch: TensorDict, batch_index: int) -> Tensor:
+    def losses(self, batch: TensorDict, step: int) -> Iterator[Loss]:
         loss = self.model.loss(batch["codes"], window_actions(batch), batch["valid"])
-        self.log("train/cross_entropy", loss.detach(), prog_bar=True, batch_size=len(batch))
-        return loss
+        yield Loss(name="model", value=loss, statistics={"cross_entropy": loss})
+
+    def tensors_of(self, batch: TensorDict) -> dict[str, Tensor]:
+        return {str(name): batch[name] for name in batch.keys()}  # noqa: SIM118
+
+    def batch_of(self, tensors: Mapping[str, Tensor]) -> TensorDict:
+        return TensorDict(dict(tensors), batch_size=[len(tensors["codes"])])
+
+    def sizes(self, batch: TensorDict) -> dict[str, int]:
+        return {"windows": len(batch), "tokens": batch["codes"].numel()}
+
+    def origins(self, batch: TensorDict) -> list[str]:
+        length = batch["codes"].shape[1]
+        pairs = zip(batch["episode"].tolist(), batch["start"].tolist(), strict=True)
+        return [
+            f"{self._train_store.episodes[episode].name}, latent steps {start} to {start + length - 1}"
+            for episode, start in pairs
+        ]
+
+    def optimizer_configs(self) -> list[OptimizerConfig]:
+        return [self.cfg.optimizer]
+
+    @cached_property
+    def _train_store(self) -> TokenStore:
+        return TokenStore(self.cfg.data.store, self.cfg.data.train)
 
     def validation_step(self, batch: TensorDict, batch_index: int) -> None:
         codes, valid = batch["codes"][:, 1:], batch["valid"][:, 1:]
@@ -86,12 +138,14 @@ class WorldModelModule(pl.LightningModule):
             "val/cross_entropy": F.cross_entropy(logits.float(), targets),
             "val/accuracy": (logits.argmax(-1) == targets).float().mean(),
         }
-        self.log_dict(scored, prog_bar=True, batch_size=len(targets))
+        self.log_dict(scored, prog_bar=True, batch_size=len(targets), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["world_model"] = to_dict(self.model.config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         saved, ours = checkpoint.get("world_model"), to_dict(self.model.config)
         if saved != ours:
             if saved is None:

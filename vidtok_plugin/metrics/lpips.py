@@ -52,12 +52,13 @@ class LPIPS(nn.Module):
             )
         if min(a.shape[-2:]) < LEAST_SIZE:
             raise ValueError(f"LPIPS: height and width must be at least {LEAST_SIZE}, got {tuple(a.shape[-2:])}.")
-        x = (torch.cat([a, b]) - self.shift) / self.scale
+        # Apart, so that one of them which needs no gradient costs none.
+        x, y = ((frames - self.shift) / self.scale for frames in (a, b))
         distances = []
         for index, features in enumerate(self.net.values()):
-            x = features(x)
+            x, y = features(x), features(y)
             with torch.autocast(x.device.type, enabled=False):
-                unit_a, unit_b = _unit(x.to(torch.promote_types(x.dtype, torch.float32))).chunk(2)
+                unit_a, unit_b = (_unit(z.to(torch.promote_types(z.dtype, torch.float32))) for z in (x, y))
                 weighed = self.get_submodule(f"lin{index}")((unit_a - unit_b).square())  # (n, 1, h, w)
             distances.append(weighed.mean(dim=(1, 2, 3)))
         return torch.stack(distances).sum(0)

@@ -92,6 +92,37 @@ class VidTok(nn.Module):
         """Writes `model.safetensors` and `config.yaml` into `folder`."""
         weights_io.save(folder, self.architecture, self.state_dict())
 
+    # How it trains
+
+    def checkpoint_activations(self, enabled: bool = True) -> None:
+        """Whether whole clips keep only what goes from layer to layer, and compute the rest again for the gradients.
+
+        Gradients stay what they are, bit for bit where operations repeat exactly; a step takes a third more time and
+        far less memory (`docs/training.md`). Streams, and whatever runs without gradients, are as before.
+
+        Example:
+            >>> tok = VidTok.from_preset("vidtok_tiny")
+            >>> tok.checkpoint_activations()
+            >>> tok(torch.zeros(1, 3, 5, 16, 16)).reconstruction.mean().backward()
+        """
+        self.encoder.recompute = self.decoder.recompute = enabled
+
+    def compile_networks(self, *, backend: str = "inductor", mode: str | None = None) -> None:
+        """Compiles encoder and decoder in place (`torch.compile`), each as one graph for each size of clip.
+
+        That happens when a size first comes, with gradients and without; PyTorch refuses more than 8 graphs, and so
+        more than 4 sizes in a run that validates.
+
+        The state_dict stays as it is. Whole clips run compiled, with gradients or without; streams as before. A copy
+        of the model is not compiled.
+
+        backend, mode: as `torch.compile` takes them.
+        """
+        for function in (rearrange, repeat):  # one operation each: to trace their Python takes four times as long
+            torch.compiler.allow_in_graph(function)
+        for network in (self.encoder, self.decoder):
+            network.compile(fullgraph=True, dynamic=False, backend=backend, mode=mode)
+
     # Sizes
 
     @property

@@ -1,24 +1,29 @@
 """TokenizerModule: the optimisation and the logging of a VidTok, for Lightning's Trainer."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-import lightning.pytorch as pl
 import torch
+from einops import rearrange
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.checkpoints import architecture_settings
+from vidtok_plugin.tokenizer.codebook import code_statistics, count_codes
+from vidtok_plugin.tokenizer.collapse import CollapseConfig
 from vidtok_plugin.tokenizer.model import VidTok, override_architecture
-from vidtok_plugin.tokenizer.objective import ObjectiveConfig, frame_psnr, objective
+from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig, frame_psnr
 from vidtok_plugin.tokenizer.presets import get_preset
 from vidtok_plugin.tokenizer.video_checks import check_multiple
 from vidtok_plugin.training import RunConfig
+from vidtok_plugin.training.module import Loss, TrainingModule
 from vidtok_plugin.training.optimization import OptimizerConfig, configure_optimizers
 from vidtok_plugin.video.batch import VideoBatch, as_video
-from vidtok_plugin.video.data import VideoDataConfig
+from vidtok_plugin.video.data import VideoDataConfig, VideoDataModule
 
 DEFAULT_PRESET = "vidtok_tiny"
 
@@ -31,13 +36,29 @@ class TokenizerRunConfig(RunConfig):
     from_scratch: bool = False  # random weights; else those of `pretrained`
     pretrained: str | None = None  # what VidTok.from_pretrained takes; by default the preset's own
     architecture: dict[str, Any] = field(default_factory=dict)  # overrides of the preset's, from scratch only
+    trained: Literal["all", "decoder"] = "all"  # decoder: the encoder is frozen, so that ids and latents stay the same
     data: VideoDataConfig
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    discriminator_optimizer: OptimizerConfig | None = None  # by default as `optimizer`, without Muon
+    activation_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
+    compile: bool = False  # encoder and decoder by torch.compile
+    pictures: int = 4  # validation clips that are shown beside their reconstructions after each validation
+    collapse: CollapseConfig = CollapseConfig()  # of codebook and discriminator: when to warn
     output: Path = Path("runs/tokenizer")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pictures < 0:
+            raise ValueError(f"TokenizerRunConfig: pictures must not be negative, got {self.pictures}; 0 shows none.")
+        self.check_parts(self.data.batch_size)
+        least = self.objective.least_size
+        if min(self.data.height, self.data.width) < least:
+            raise ValueError(
+                f"TokenizerRunConfig: data.height and data.width must be at least {least} for this objective (LPIPS, "
+                f"discriminator), got {self.data.height} and {self.data.width}; train on larger frames, or set "
+                "objective.perceptual=none or objective.discriminator=none."
+            )
         preset = get_preset(self.preset or DEFAULT_PRESET).architecture
         if self.architecture and not self.from_scratch:
             raise ValueError(
@@ -48,6 +69,10 @@ class TokenizerRunConfig(RunConfig):
             raise ValueError("TokenizerRunConfig: from_scratch=true and pretrained exclude each other.")
         if self.pretrained is None:  # else it tells its own architecture when it is loaded
             self._check_sizes(override_architecture(preset, self.architecture))
+
+    @property
+    def for_discriminator(self) -> OptimizerConfig:
+        return self.discriminator_optimizer or replace(self.optimizer, muon_lr=None)
 
     def build(self) -> VidTok:
         """The tokenizer to train.
@@ -72,53 +97,119 @@ class TokenizerRunConfig(RunConfig):
             )
 
 
-class TokenizerModule(pl.LightningModule):
-    """Trains `self.tokenizer` on batches of video (b, 3, t, h, w), VideoBatches or plain tensors;
-    `trainer.fit(TokenizerModule(cfg), data)`."""
+class TokenizerModule(TrainingModule):
+    """Trains `self.tokenizer` on batches of video (b, 3, t, h, w); `trainer.fit(TokenizerModule(cfg), data)`.
+
+    Batches are `VideoBatch`es, or plain tensors of a loader of your own.
+    """
 
     def __init__(self, cfg: TokenizerRunConfig) -> None:
-        super().__init__()
+        super().__init__(cfg)
         self.cfg = cfg
-        self.tokenizer = cfg.build().train()  # pretrained models come in eval mode
+        self.tokenizer = cfg.build()
+        self.objective = Objective(cfg.objective)
+        if cfg.trained == "decoder":
+            self.tokenizer.encoder.requires_grad_(False)
+        if cfg.activation_checkpointing:
+            self.tokenizer.checkpoint_activations()
+        if cfg.compile:
+            self.tokenizer.compile_networks()
+        self.train()  # pretrained models come in eval mode
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return configure_optimizers(
-            self.tokenizer.parameters(), self.cfg.optimizer, int(self.trainer.estimated_stepping_batches)
-        )
+    def train(self, mode: bool = True) -> Self:
+        """A frozen encoder stays in eval mode."""
+        super().train(mode)
+        if self.cfg.trained == "decoder":
+            self.tokenizer.encoder.eval()
+        return self
 
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
-        if self.cfg.optimizer.gradient_clip is not None:
-            self.clip_gradients(optimizer, self.cfg.optimizer.gradient_clip, "norm")
+    def setup(self, stage: str) -> None:
+        self.objective.load()
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy) and self.objective.discriminator is not None:
+            # Each of the two losses leaves the other's parameters unused.
+            strategy._ddp_kwargs["find_unused_parameters"] = True
 
-    def training_step(self, batch: VideoBatch | Tensor, batch_index: int) -> Tensor:
+    # Training
+
+    def optimizer_names(self) -> list[str]:
+        return ["generator"] if self.objective.discriminator is None else ["generator", "discriminator"]
+
+    def optimizer_configs(self) -> list[OptimizerConfig]:
+        return [self.cfg.optimizer, self.cfg.for_discriminator][: len(self.optimizer_names())]
+
+    def configure_optimizers(self) -> list[OptimizerLRSchedulerConfig]:
+        parameters = [list(self.tokenizer.parameters())]
+        if self.objective.logvar is not None:
+            parameters[0].append(self.objective.logvar)
+        if self.objective.discriminator is not None:
+            parameters.append(list(self.objective.discriminator.parameters()))
+        steps = int(self.trainer.estimated_stepping_batches)
+        return [
+            configure_optimizers(group, cfg, steps)
+            for group, cfg in zip(parameters, self.optimizer_configs(), strict=True)
+        ]
+
+    def losses(self, batch: VideoBatch | Tensor, step: int) -> Iterator[Loss]:
         video = as_video(batch)
         out = self.tokenizer(video)
-        loss, parts = objective(self.cfg.objective, video, out, self.global_step)
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log_dict({f"train/{name}": part for name, part in parts.items()})
-        self.log("train/psnr", frame_psnr(video, out.reconstruction.detach()).mean(), prog_bar=True)
-        return loss
+        loss, statistics = self.objective.generator_loss(video, out, step, self.tokenizer.decoder.last_weight)
+        statistics["psnr"] = frame_psnr(video, out.reconstruction.detach()).mean()
+        yield Loss(name="generator", value=loss, statistics=statistics)
+        if self.objective.discriminator is not None:
+            judged, statistics = self.objective.discriminator_loss(video, out.reconstruction.detach(), step)
+            yield Loss(name="discriminator", value=judged, statistics=statistics)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if isinstance(data := getattr(self.trainer, "datamodule", None), VideoDataModule):
+            # As far as the first process knows: each process reads videos of its own.
+            self.log("data/unreadable_videos", float(data.unreadable.count), rank_zero_only=True)
+
+    def tensors_of(self, batch: VideoBatch | Tensor) -> dict[str, Tensor]:
+        return {"video": as_video(batch)}
+
+    def batch_of(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return tensors["video"]
+
+    def sizes(self, batch: VideoBatch | Tensor) -> dict[str, int]:
+        video = as_video(batch)
+        return {"clips": len(video), "frames": len(video) * video.shape[2]}
+
+    def origins(self, batch: VideoBatch | Tensor) -> list[str]:
+        if isinstance(batch, Tensor):
+            return [f"clip {index} of a loader that does not tell its files" for index in range(len(batch))]
+        return list(batch.origins)
+
+    # Validation
 
     def on_validation_epoch_start(self) -> None:
-        self._used_codes = torch.zeros(self.tokenizer.codebook_size or 0, dtype=torch.bool, device=self.device)
+        self._code_counts = torch.zeros(self.tokenizer.codebook_size or 0, device=self.device)
 
-    def validation_step(self, batch: VideoBatch | Tensor, batch_index: int) -> None:
+    def validation_step(self, batch: VideoBatch | Tensor, batch_index: int) -> Tensor:
+        """Logs the scores; returns the reconstruction, for those who show it."""
         video = as_video(batch)
         out = self.tokenizer(video)
         scores = {
             "val/psnr": frame_psnr(video, out.reconstruction).mean(),
             "val/l1": (video - out.reconstruction).abs().mean(),
         }
+        if self.objective.perceptual is not None:
+            frames, made = (rearrange(x, "b c t h w -> (b t) c h w") for x in (video, out.reconstruction))
+            scores["val/lpips"] = self.objective.perceptual(frames, made).mean()
         self.log_dict(scores, prog_bar=True, batch_size=len(video), sync_dist=True)
         if out.indices is not None:
-            self._used_codes[out.indices.flatten()] = True
+            self._code_counts += count_codes(out.indices, len(self._code_counts))
+        return out.reconstruction
 
     def on_validation_epoch_end(self) -> None:
-        if len(self._used_codes):
-            used = self.trainer.strategy.reduce(self._used_codes.float(), reduce_op="sum")
-            self.log("val/codebook_usage", (used > 0).float().mean(), sync_dist=True)  # alike in all processes
+        if len(self._code_counts):
+            counts = self.trainer.strategy.reduce(self._code_counts, reduce_op="sum")
+            self.log_dict({f"val/{name}": value for name, value in code_statistics(counts).items()}, sync_dist=True)
+
+    # Checkpoints
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         saved, ours = checkpoint.get("architecture"), architecture_settings(self.tokenizer.architecture)
         if saved is None:
             raise ValueError("TokenizerModule: the checkpoint must be a tokenizer's, got one of another kind.")
@@ -131,4 +222,5 @@ class TokenizerModule(pl.LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["architecture"] = architecture_settings(self.tokenizer.architecture)

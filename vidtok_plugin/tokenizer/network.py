@@ -5,8 +5,10 @@ Shapes: video and latents come and go as `(b, t, h, w, c)`; parameter names are 
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.blocks import (
@@ -19,6 +21,7 @@ from vidtok_plugin.tokenizer.blocks import (
     temporal_block,
 )
 from vidtok_plugin.tokenizer.layers import (
+    CausalKey,
     ChannelNorm,
     State,
     StreamLayer,
@@ -54,7 +57,34 @@ def level_layers(i: int, **levels: nn.Module) -> list[tuple[str, StreamLayer]]:
     return layers
 
 
-class Encoder(StreamLayer):
+class Network(StreamLayer):
+    """What encoder and decoder share: a stack of layers, then a norm, SiLU and a convolution.
+
+    recompute: keep of a whole clip only what goes from layer to layer, and compute what is inside each layer once more
+        in the backward pass (activation checkpointing, arXiv 1604.06174). A setting, and no part of the state_dict.
+    """
+
+    norm_out: ChannelNorm
+    conv_out: StreamLayer
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recompute = False
+
+    def run(self, layers: list[tuple[str, StreamLayer]], x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
+        """Runs `layers`, then `norm_out`, SiLU and `conv_out`."""
+        if self.recompute and torch.is_grad_enabled() and state is None and last:
+            for _, layer in layers:
+                x = checkpoint(layer, x, use_reentrant=False)
+            # Not the end as well: an objective may take gradients at its weight alone, which then recompute nothing.
+            return self.conv_out(F.silu(self.norm_out(x))), None
+        state = state or {}
+        x, states = step_through(layers, x, state, last)
+        x, out = self.conv_out.step(F.silu(self.norm_out(x)), state.get("conv_out"), last)
+        return x, None if out is None else {**states, "conv_out": out}
+
+
+class Encoder(Network):
     """Video `(b, t, h, w, 3)` -> latents before the regularizer `(b, T, H, W, c)`."""
 
     def __init__(self, arch: Architecture) -> None:
@@ -83,15 +113,19 @@ class Encoder(StreamLayer):
         parameters = 2 if arch.regularizer == "kl" else 1  # of each latent channel: mean and log variance, or value
         self.conv_out = time_conv(width, parameters * arch.latent_channels, padding=padding)
 
+    def forward(self, x: Tensor) -> Tensor:
+        # Its own, since torch.compile counts the graphs of a function and generalises over what it has seen there.
+        return super().forward(x)
+
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
         layers: list[tuple[str, StreamLayer]] = [("conv_in", self.conv_in)]
         for i, (down, down_temporal) in enumerate(zip(self.down, self.down_temporal, strict=True)):
             layers += level_layers(i, down=down, down_temporal=down_temporal)
         layers.append(("mid", self.mid))
-        return step_and_project(self, layers, x, state, last)
+        return self.run(layers, x, state, last)
 
 
-class Decoder(StreamLayer):
+class Decoder(Network):
     """Latents `(b, T, H, W, c)` -> frames `(b, T f, h, w, 3)`; a causal model's first `f - 1` are its padding."""
 
     def __init__(self, arch: Architecture) -> None:
@@ -122,18 +156,18 @@ class Decoder(StreamLayer):
         self.norm_out = ChannelNorm(width)
         self.conv_out = time_conv(width, 3, padding=padding)
 
+    @property
+    def last_weight(self) -> nn.Parameter:
+        """The kernel of the last convolution."""
+        conv = self.conv_out.conv if isinstance(self.conv_out, CausalKey) else self.conv_out
+        return cast(nn.Parameter, conv.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Its own, as the encoder's is.
+        return super().forward(x)
+
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
         layers: list[tuple[str, StreamLayer]] = [("conv_in", self.conv_in), ("mid", self.mid)]
         for i in reversed(range(len(self.up))):
             layers += level_layers(i, up=self.up[i], up_temporal=self.up_temporal[i])
-        return step_and_project(self, layers, x, state, last)
-
-
-def step_and_project(
-    network: Encoder | Decoder, layers: list[tuple[str, StreamLayer]], x: Tensor, state: State, last: bool
-) -> tuple[Tensor, State]:
-    """Runs `layers`, then the network's `norm_out`, SiLU and `conv_out`."""
-    state = state or {}
-    x, states = step_through(layers, x, state, last)
-    x, out = network.conv_out.step(F.silu(network.norm_out(x)), state.get("conv_out"), last)
-    return x, None if out is None else {**states, "conv_out": out}
+        return self.run(layers, x, state, last)

@@ -7,6 +7,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidtok_plugin.distributed import mean_over_processes
+
 ENTROPY_INVERSE_TEMPERATURE = 100.0
 MIN_LOG_PROBABILITY_ARGUMENT = 1e-5
 
@@ -79,6 +81,7 @@ def fsq_terms(z: Tensor, codes: Tensor, levels: tuple[int, ...]) -> dict[str, Te
     So a token's entropy is the sum of its channels', and the mean probabilities over the tokens are one product of two
     half-codebook matrices: no tokens x codebook matrix. The published code clamps inside its logarithm,
     `-p log(max(p, 1e-5))`, which a product cannot carry: the token entropy here is the unclamped one that it means.
+    The batch is that of all processes; each process's other terms are its own, for DDP to average.
     """
     flat = z.reshape(-1, z.shape[-1])
     token_entropy, halves = flat.new_zeros(()), []
@@ -92,7 +95,7 @@ def fsq_terms(z: Tensor, codes: Tensor, levels: tuple[int, ...]) -> dict[str, Te
             token_entropy = token_entropy - (p * log_p).sum(-1).mean()
             joint = rearrange(joint.unsqueeze(-1) * p.unsqueeze(-2), "n a l -> n (a l)")
         halves.append(joint)
-    mean_p = halves[0].T @ halves[1] / len(flat)
+    mean_p = mean_over_processes(halves[0].T @ halves[1] / len(flat))
     batch_entropy = -(mean_p * mean_p.clamp(min=MIN_LOG_PROBABILITY_ARGUMENT).log()).sum()
     return {"entropy": token_entropy - batch_entropy, "commitment": (z - codes).square().mean()}
 

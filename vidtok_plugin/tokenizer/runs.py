@@ -3,7 +3,10 @@
 import lightning.pytorch as pl
 
 from vidtok_plugin import training
+from vidtok_plugin.tokenizer.codebook_use import CodebookUse
+from vidtok_plugin.tokenizer.collapse import CollapseWatch
 from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
+from vidtok_plugin.tokenizer.pictures import ReconstructionPictures
 from vidtok_plugin.video.data import VideoDataModule
 
 
@@ -11,9 +14,17 @@ def fit_tokenizer(cfg: TokenizerRunConfig) -> None:
     """Trains, or goes on from the run's last checkpoint; leaves the model in `cfg.output / "model"`."""
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module = TokenizerModule(cfg)
-    trainer = training.fit(cfg, module, VideoDataModule(cfg))
+    trainer = training.fit(cfg, module, VideoDataModule(cfg), watchers(cfg))
     if trainer.is_global_zero:
         module.tokenizer.save_pretrained(cfg.output / "model")
+
+
+def watchers(cfg: TokenizerRunConfig) -> list[pl.Callback]:
+    """What a tokenizer's run tells and shows of itself."""
+    codebook = CodebookUse(cfg.collapse.window)
+    collapse = CollapseWatch(cfg.collapse, codebook, disc_start=cfg.objective.disc_start)
+    pictures = [ReconstructionPictures(cfg.pictures_folder, cfg.pictures)] if cfg.pictures else []
+    return [codebook, collapse, *pictures, *training.watchers(cfg)]
 
 
 def validate_tokenizer(cfg: TokenizerRunConfig) -> None:

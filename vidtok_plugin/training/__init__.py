@@ -1,6 +1,7 @@
 """Training: what tokenizer and world model share of runs, optimisation and loading."""
 
+from vidtok_plugin.training.checkpoints import last_checkpoint
 from vidtok_plugin.training.config import RESERVED, RunConfig
-from vidtok_plugin.training.runs import build_trainer, fit, validate
+from vidtok_plugin.training.runs import build_trainer, fit, validate, watchers
 
-__all__ = ["RESERVED", "RunConfig", "build_trainer", "fit", "validate"]
+__all__ = ["RESERVED", "RunConfig", "build_trainer", "fit", "last_checkpoint", "validate", "watchers"]

@@ -1,6 +1,8 @@
 """Resumable loading: an order of samples that follows from seed and epoch, and goes on exactly where it stopped."""
 
 import multiprocessing
+import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing.context import BaseContext
@@ -157,6 +159,7 @@ class ResumableDataModule(pl.LightningDataModule):
                 sampler=sampler,
                 num_workers=cfg.num_workers,
                 multiprocessing_context=worker_context(cfg.num_workers),
+                worker_init_fn=end_with_trainer,
                 persistent_workers=cfg.num_workers > 0,
                 collate_fn=collate_fn,
                 drop_last=True,
@@ -191,6 +194,22 @@ def worker_context(num_workers: int) -> BaseContext | None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["vidtok_plugin.video.clips"])
     return context
+
+
+def end_with_trainer(worker: int) -> None:
+    """To be run in each worker at its start: it ends when the process that it loads for does, however that ends.
+
+    A worker watches its parent, but under a fork server that is the server, which waits for the worker in its turn:
+    after a kill -9 of the training both would stay forever, with all their memory.
+    """
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+
+    def watch() -> None:
+        trainer.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _find(state: Any, key: str) -> Any:

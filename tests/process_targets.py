@@ -1,0 +1,26 @@
+"""What `tests/test_processes.py` runs in processes of its own."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from vidtok_plugin.processes import Process
+
+
+def write_rank(process: Process, folder: Path) -> None:
+    (folder / str(process.rank)).write_text(str(process))
+
+
+def misbehave(process: Process, folder: Path, how: str) -> None:
+    """Rank 1 fails, while the others would take far too long."""
+    write_rank(process, folder)
+    if process.rank != 1:
+        time.sleep(600)
+    while len(list(folder.iterdir())) < process.world_size:
+        time.sleep(0.01)
+    if how == "raise":
+        raise ValueError("Video x.mp4 is\n damaged.")
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("a bug")

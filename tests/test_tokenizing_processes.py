@@ -1,0 +1,265 @@
+"""Several processes write one store, the same to the byte whatever their number and whatever stops them."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recordings import tiny_adapter, write_episode
+
+from vidtok_plugin import cli, shard_plan, tokenizing
+from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from vidtok_plugin.processes import Process
+from vidtok_plugin.store import TokenStore
+from vidtok_plugin.tokenizing import WrittenShards, write_shards, write_store
+from vidtok_plugin.video.episodes import find_episodes
+
+NAMES = ("a", "b", "c", "d", "e", "f", "g")  # in shards of 2: four of them
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("episodes")
+    for frames, name in enumerate(NAMES, start=8):
+        write_episode(root / f"{name}.mp4", frames)
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store that one process writes in one go."""
+    output = tmp_path_factory.mktemp("whole")
+    write_store(tiny_adapter(), find_episodes(folder), output, episodes_per_shard=2)
+    return output
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a store, hidden ones as well."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def write(folder: Path, output: Path, rank: int, world_size: int, names: Any = NAMES, **settings: Any) -> WrittenShards:
+    episodes = [episode for episode in find_episodes(folder) if episode.path.stem in names]
+    process = Process(rank=rank, world_size=world_size)
+    settings = {"episodes_per_shard": 2, **settings}
+    return write_shards(tiny_adapter(), episodes, output, process=process, **settings)
+
+
+@pytest.mark.parametrize("clip_frames", [None, 9])
+def test_the_store_is_the_same_to_the_byte_for_any_number_of_processes(
+    folder: Path, tmp_path: Path, clip_frames: int | None
+) -> None:
+    stores = {}
+    for world_size in (1, 2, 3):
+        output = tmp_path / str(world_size)
+        for rank in reversed(range(world_size)):  # rank 0 need not be first
+            done = write(folder, output, rank, world_size, clip_frames=clip_frames)
+            assert done.written == tuple(range(rank, 4, world_size))
+        assert done.missing == ()
+        stores[world_size] = contents(output)
+    assert stores[1] == stores[2] == stores[3]
+    assert [shard for shard in stores[1] if shard.endswith("episodes.json")] and not any(
+        ".part" in n for n in stores[1]
+    )
+    assert [episode.name[0] for episode in TokenStore(output).episodes if not episode.first_frame] == list(NAMES)
+
+
+def test_each_process_tells_what_is_missing(folder: Path, tmp_path: Path) -> None:
+    assert write(folder, tmp_path, 1, 2) == WrittenShards(written=(1, 3), missing=(0, 2))
+    assert [episode.name for episode in TokenStore(tmp_path).episodes] == ["c.mp4", "d.mp4", "g.mp4"]
+    assert write(folder, tmp_path, 1, 2) == WrittenShards(written=(), missing=(0, 2))
+    assert write(folder, tmp_path, 0, 2) == WrittenShards(written=(0, 2), missing=())
+
+
+def test_appended_episodes_come_into_new_shards_for_any_number_of_processes(folder: Path, tmp_path: Path) -> None:
+    stores = []
+    for first, second in ((1, 1), (2, 3), (3, 2)):
+        output = tmp_path / f"{first}{second}"
+        for world_size, names in ((first, "bcf"), (second, NAMES)):
+            for rank in range(world_size):
+                write(folder, output, rank, world_size, names)
+        stores.append(contents(output))
+    assert stores[0] == stores[1] == stores[2]
+    assert [episode.name[0] for episode in TokenStore(output).episodes] == ["b", "c", "f", "a", "d", "e", "g"]
+
+
+KILLED = """
+import os, signal, sys
+from vidtok_plugin import publishing
+from test_tokenizing_processes import Path, write
+
+replace_file, count = os.replace, 0
+
+def replace(source, target):
+    global count
+    count += "shard_" in str(target)
+    if count == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace_file(source, target)
+
+publishing.os.replace = replace
+write(Path(sys.argv[1]), Path(sys.argv[2]), 0, 2)
+"""
+
+
+def test_after_a_kill_another_number_of_processes_goes_on(folder: Path, whole: Path, tmp_path: Path) -> None:
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = [sys.executable, "-c", KILLED, str(folder), str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [path.name for path in (tmp_path / "train").glob("shard_*")] == ["shard_00000"]
+    assert len(list((tmp_path / "train").glob(".shard_00002.part-*"))) == 1  # whole, but without its name
+    for rank in range(3):
+        write(folder, tmp_path, rank, 3)
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_of_two_processes_with_the_same_shard_the_first_one_stays(
+    folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, overtaken = tokenizing.encode_episode, []
+
+    def encode_late(adapter: TokenizerAdapter, episode: Any, *arguments: Any) -> Any:
+        if not overtaken:
+            overtaken.append(True)
+            write(folder, tmp_path, 0, 1)  # another process writes the whole store meanwhile
+        return encode(adapter, episode, *arguments)
+
+    monkeypatch.setattr(tokenizing, "encode_episode", encode_late)
+    assert write(folder, tmp_path, 0, 1).missing == () and overtaken
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_processes_that_see_different_episodes_agree_on_one_plan(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an episode could come into two shards, when videos are added while the processes start."""
+    publish, calls = shard_plan.publish, []
+
+    def publish_late(path: Path, make: Any) -> bool:
+        calls.append(path.name)
+        if len(calls) == 1:
+            write(folder, tmp_path, 1, 2, "bcdef")
+        return publish(path, make)
+
+    monkeypatch.setattr(shard_plan, "publish", publish_late)
+    assert write(folder, tmp_path, 0, 2, NAMES).missing == (3,)  # the other one doesn't know of it
+    assert calls == ["plan_00000", "plan_00000", "plan_00001"]
+    write(folder, tmp_path, 1, 2, NAMES)
+    assert [episode.name[0] for episode in TokenStore(tmp_path).episodes] == ["b", "c", "d", "e", "f", "a", "g"]
+
+
+def test_folders_that_are_written_at_the_same_time_leave_each_others_shards_alone(folder: Path, tmp_path: Path) -> None:
+    assert write(folder, tmp_path, 1, 2, "abc").missing == (0,)
+    assert write(folder, tmp_path, 0, 2, "defg").written == (2,)
+    assert write(folder, tmp_path, 0, 2, "abc") == WrittenShards(written=(0,), missing=())
+    assert write(folder, tmp_path, 1, 2, "defg") == WrittenShards(written=(3,), missing=())
+    assert [episode.name[0] for episode in TokenStore(tmp_path).episodes] == list(NAMES)
+
+
+@pytest.mark.parametrize("clip_frames", [None, 9])
+def test_a_store_without_a_plan_is_extended(folder: Path, tmp_path: Path, clip_frames: int | None) -> None:
+    """Stores from before there were plans."""
+    write(folder, tmp_path, 0, 1, "acd", episodes_per_shard=3, clip_frames=clip_frames)
+    shutil.rmtree(tmp_path / "train" / "plan_00000")
+    old = contents(tmp_path)
+    assert len(TokenStore(tmp_path)) == (3 if clip_frames is None else 5)
+    for rank in (1, 0):
+        write(folder, tmp_path, rank, 2, clip_frames=clip_frames)
+    new = contents(tmp_path)
+    assert old.items() < new.items()
+    names = dict.fromkeys(episode.name[0] for episode in TokenStore(tmp_path).episodes)
+    assert list(names) == ["a", "c", "d", "b", "e", "f", "g"]
+
+
+def test_a_damaged_video_stops_its_own_process_and_may_be_removed_or_mended(folder: Path, tmp_path: Path) -> None:
+    videos = shutil.copytree(folder, tmp_path / "videos")
+    (videos / "c.mp4").write_text("no video")
+    with pytest.raises(ValueError, match=r"c\.mp4 cannot be read: it is no video, or is damaged"):
+        write(videos, tmp_path / "removed", 1, 2)
+    assert write(videos, tmp_path / "removed", 0, 2).missing == (1, 3)
+    shutil.copytree(tmp_path / "removed", tmp_path / "mended")
+    assert write(videos, tmp_path / "removed", 1, 2, "abdefg") == WrittenShards(written=(1, 3), missing=())
+    names = [episode.name[0] for episode in TokenStore(tmp_path / "removed").episodes]
+    assert names == ["a", "b", "d", "e", "f", "g"]
+    shutil.copy(folder / "c.mp4", videos)
+    assert write(videos, tmp_path / "mended", 1, 2) == WrittenShards(written=(1, 3), missing=())
+    assert [episode.name[0] for episode in TokenStore(tmp_path / "mended").episodes] == list(NAMES)
+
+
+def test_a_changed_video_is_refused_by_the_process_that_has_its_shard(folder: Path, tmp_path: Path) -> None:
+    videos = shutil.copytree(folder, tmp_path / "videos")
+    write(videos, tmp_path / "store", 0, 1)
+    write_episode(videos / "c.mp4", 20)
+    assert write(videos, tmp_path / "store", 0, 2).missing == ()
+    with pytest.raises(ValueError, match=r"c\.mp4 has changed since it was written"):
+        write(videos, tmp_path / "store", 1, 2)
+
+
+def test_few_shards_for_many_processes_are_warned_of(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(folder, tmp_path, 0, 3, episodes_per_shard=4)
+    assert "only 2 shards to write for 3 processes; lower episodes_per_shard" in caplog.text
+
+
+# The command
+
+
+@pytest.fixture
+def arguments(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """`vidtok-plugin tokenize` of the episodes, without an output; its processes inherit one thread."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    tiny_adapter().tokenizer.save_pretrained(tmp_path / "model")
+    yield ["tokenize", str(folder), "--model", str(tmp_path / "model"), "--episodes-per-shard", "2"]
+
+
+def test_the_command_shares_its_work_among_processes(
+    arguments: list[str], whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*arguments, "--output", str(tmp_path / "store"), "--processes", "2"]) == 0
+    lines = [line for line in capfd.readouterr().out.splitlines() if "episodes" in line]
+    assert lines == [f"{tmp_path / 'store'}: 7 episodes, {TokenStore(whole).num_tokens} tokens"]
+    assert contents(tmp_path / "store") == contents(whole)
+
+
+def test_the_command_does_its_share_under_a_launcher(
+    arguments: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    arguments += ["--output", str(tmp_path / "store")]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, said in (
+        (1, "process 2 of 2 wrote 2 shards; still missing: 2"),
+        (0, "process 1 of 2 wrote 2 shards"),
+    ):
+        monkeypatch.setenv("RANK", str(rank))
+        assert cli.main(arguments) == 0
+        out = capsys.readouterr().out
+        assert said in out and ("7 episodes" in out) == (rank == 0)
+    assert contents(tmp_path / "store") == contents(whole)
+    assert cli.main([*arguments, "--processes", "2"]) == 2
+    assert "--processes must be left out under a launcher, which has set WORLD_SIZE=2" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.delenv("RANK")
+    assert cli.main(arguments) == 2
+    assert "must set RANK and WORLD_SIZE" in capsys.readouterr().err
+    monkeypatch.delenv("WORLD_SIZE")
+    assert cli.main([*arguments, "--processes", "0"]) == 2
+    assert "--processes must be at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_names_the_process_that_failed_and_why(
+    arguments: list[str], folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    videos = shutil.copytree(folder, tmp_path / "videos")
+    (videos / "c.mp4").write_text("no video")
+    arguments[1] = str(videos)
+    assert cli.main([*arguments, "--output", str(tmp_path / "store"), "--processes", "2"]) == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Process 2 of 2 failed: Video" in errors[0] and "c.mp4" in errors[0]

@@ -1,0 +1,323 @@
+"""A batch is a step, for any number of optimizers and parts; averages, frozen encoders, and losses not a number."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from training_runs import configure, logged, make_store, make_videos, run_here, settings
+
+from vidtok_plugin import VidTok, training
+from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
+from vidtok_plugin.training.module import Loss
+from vidtok_plugin.training.non_finite import NonFiniteError
+from vidtok_plugin.video import VideoDataModule
+from vidtok_plugin.video.batch import VideoBatch
+from world_model import TokenDataModule, WorldModelModule, WorldModelRunConfig
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .*_dataloader.* does not have many workers"),
+    pytest.mark.filterwarnings(r"ignore:Found \d+ module\(s\) in eval mode"),  # a frozen encoder is, on purpose
+]
+PLAIN = ("objective.discriminator=none", "trainer.check_val_every_n_epoch=1000")
+NO_DROPOUT = "architecture.dropout=0.0"
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_videos(tmp_path_factory.mktemp("videos"))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    return make_store(tmp_path_factory.mktemp("tokens"))
+
+
+def config(videos: Path, output: Path, *overrides: str) -> TokenizerRunConfig:
+    cfg = configure("tokenizer", settings("tokenizer", videos, output, *overrides))
+    assert isinstance(cfg, TokenizerRunConfig)
+    return cfg
+
+
+def fit(cfg: TokenizerRunConfig, callbacks: Sequence[pl.Callback] = ()) -> TokenizerModule:
+    pl.seed_everything(cfg.seed, verbose=False)
+    module = TokenizerModule(cfg)
+    training.fit(cfg, module, VideoDataModule(cfg), callbacks)
+    return module
+
+
+class Weights(pl.Callback):
+    """Notes all weights after each batch."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.weights: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        self.steps.append(trainer.global_step)
+        self.weights.append({name: weight.detach().clone() for name, weight in module.named_parameters()})
+
+    def changed(self, prefix: str) -> list[bool]:
+        """Whether weights with that prefix changed from each batch to the next."""
+        names = [name for name in self.weights[0] if name.startswith(prefix)]
+        pairs = zip(self.weights, self.weights[1:], strict=False)
+        return [any(not torch.equal(before[name], after[name]) for name in names) for before, after in pairs]
+
+
+# Counting
+
+
+def test_two_optimizers_count_each_batch_once(videos: Path, tmp_path: Path) -> None:
+    weights = Weights()
+    cfg = config(videos, tmp_path, "trainer.max_steps=6", "checkpoint_every=4", "objective.disc_start=3")
+    fit(cfg, [weights])
+    assert weights.steps == [1, 2, 3, 4, 5, 6]
+    assert weights.changed("tokenizer.") == [True] * 5
+    assert weights.changed("objective.discriminator.") == [False, False, True, True, True]  # from batch 3 on
+    assert sorted(logged(tmp_path)) == list(range(6))
+    assert sorted(logged(tmp_path, ["train/loss_discriminator"])) == [3, 4, 5]
+    names = [path.name for path in training.checkpoints.find_checkpoints(cfg.checkpoints)]
+    assert names == ["step-00000006.ckpt", "step-00000004.ckpt"]
+
+
+def test_each_optimizer_clips_its_own_gradients(videos: Path, tmp_path: Path) -> None:
+    clips = ["optimizer={lr: 1.0e-3, gradient_clip: 0.5}", "discriminator_optimizer={lr: 1.0e-3, gradient_clip: 0.25}"]
+    module = fit(config(videos, tmp_path, "trainer.max_steps=1", "objective.disc_start=0", *clips))
+    for part, clip in ((module.tokenizer, 0.5), (module.objective.discriminator, 0.25)):
+        assert isinstance(part, torch.nn.Module)
+        norm = torch.stack([p.grad.norm() for p in part.parameters() if p.grad is not None]).norm()
+        assert norm <= clip + 1e-5
+    ((norm, judged),) = logged(tmp_path, ["train/grad_norm", "train/grad_norm_discriminator"]).values()
+    assert norm > 0.5 and judged > 0  # as they were before
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_gives_the_losses_of_a_whole_one(videos: Path, tmp_path: Path, parts: int) -> None:
+    same = [NO_DROPOUT, "data.batch_size=4", "objective.entropy_weight=0", "trainer.max_steps=5", *PLAIN]
+    fit(config(videos, tmp_path / "whole", *same))
+    fit(config(videos, tmp_path / "parts", *same, f"accumulate={parts}"))
+    names = ["train/loss", "train/grad_norm", "train/psnr"]
+    whole, in_parts = logged(tmp_path / "whole", names), logged(tmp_path / "parts", names)
+    assert len(whole) == 5
+    for step, values in whole.items():
+        assert in_parts[step] == pytest.approx(values, rel=1e-4), step
+
+
+def test_the_world_model_takes_batches_in_parts_too(store: Path, tmp_path: Path) -> None:
+    plain = ["model.corruption=0.0", "model.transformer.dropout=0.0", "trainer.max_steps=4"]
+    for name, parts in (("whole", 1), ("parts", 2)):
+        run_here("world_model", settings("world_model", store, tmp_path / name, *plain, f"accumulate={parts}"))
+    whole, in_parts = logged(tmp_path / "whole"), logged(tmp_path / "parts")
+    assert len(whole) == 4 and all(in_parts[step] == pytest.approx(whole[step], rel=1e-4) for step in whole)
+
+
+class Rates(pl.Callback):
+    """Notes the learning rate and the weight decay of each batch."""
+
+    def __init__(self) -> None:
+        self.noted: list[tuple[float, float]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        group = trainer.optimizers[0].param_groups[0]
+        self.noted.append((group["lr"], group["weight_decay"]))
+
+
+def test_a_resumed_run_trains_at_the_rates_of_its_own_config(videos: Path, tmp_path: Path) -> None:
+    """PyTorch restores the old ones, and what the config says now was ignored."""
+    rates = Rates()
+    warm = "optimizer.warmup_steps=4"
+    fit(config(videos, tmp_path, "trainer.max_steps=2", "optimizer.lr=1e-3", warm, *PLAIN), [rates])
+    changed = ["optimizer.lr=4e-3", "optimizer.weight_decay=0.1"]
+    fit(config(videos, tmp_path, "trainer.max_steps=5", warm, *changed, *PLAIN), [rates])
+    expected = [(0.00025, 0.0), (0.0005, 0.0), (0.003, 0.1), (0.004, 0.1), (0.004, 0.1)]
+    assert [pytest.approx(values) for values in expected] == rates.noted
+
+
+# Averages
+
+
+def test_averaged_weights_are_validated_saved_and_exported(videos: Path, tmp_path: Path) -> None:
+    weights = Weights()
+    cfg = config(videos, tmp_path, "trainer.max_steps=4", "ema_decay=0.75", "objective.discriminator=none")
+    pl.seed_everything(0, verbose=False)
+    module = TokenizerModule(cfg)
+    trainer = training.fit(cfg, module, VideoDataModule(cfg), [weights])
+    names = [name for name, _ in module.named_parameters()]
+    average = weights.weights[0]  # the first batch's are copied
+    for later in weights.weights[1:]:
+        average = {name: 0.75 * average[name] + 0.25 * later[name] for name in names}
+    checkpoint = training.last_checkpoint(cfg.checkpoints)
+    assert checkpoint is not None
+    for source, expected in (
+        (VidTok.from_pretrained(checkpoint), average),
+        (VidTok.from_pretrained(checkpoint, weights="ema"), average),
+        (VidTok.from_pretrained(checkpoint, weights="raw"), weights.weights[-1]),
+        (module.tokenizer, average),
+    ):
+        for name, weight in source.named_parameters():
+            torch.testing.assert_close(weight, expected[f"tokenizer.{name}"], rtol=1e-5, atol=1e-6)
+    # What fit measured last is what the averaged weights measure now.
+    measured = trainer.validate(module, VideoDataModule(cfg), verbose=False)[0]
+    fitted = max(logged(tmp_path, ["val/psnr"]).items())[1]
+    assert measured["val/psnr"] == pytest.approx(fitted[0], abs=1e-4)
+
+
+@pytest.mark.parametrize(("first", "then"), [("0.9", "null"), ("null", "0.9")])
+def test_a_run_goes_on_with_averages_only_as_it_began(videos: Path, tmp_path: Path, first: str, then: str) -> None:
+    """Without the check, training went on from the averages as if they were the weights."""
+    fit(config(videos, tmp_path, "trainer.max_steps=1", f"ema_decay={first}", *PLAIN))
+    with pytest.raises(ValueError, match="ema_decay must be as in the run so far"):
+        fit(config(videos, tmp_path, "trainer.max_steps=2", f"ema_decay={then}", *PLAIN))
+
+
+# Decoder only
+
+
+@pytest.mark.parametrize("regularizer", ["fsq", "kl"])
+def test_a_frozen_encoder_keeps_every_id_and_latent_to_the_last_bit(
+    videos: Path, tmp_path: Path, regularizer: str
+) -> None:
+    """With averages too, whose usual formula rounds; with weight decay, dropout and a discriminator."""
+    cfg = config(
+        videos,
+        tmp_path,
+        "trainer.max_steps=5",
+        "trained=decoder",
+        "ema_decay=0.9",
+        "objective.disc_start=2",
+        "optimizer={lr: 1.0e-2, weight_decay: 0.1}",
+        *(["preset=vidtok_kl_causal_488_4chn"] if regularizer == "kl" else []),
+    )
+    probe = torch.rand(1, 3, 9, 16, 16) * 2 - 1
+    pl.seed_everything(cfg.seed, verbose=False)
+    module = TokenizerModule(cfg)
+    before = module.tokenizer.eval().encode(probe)
+    decoded = module.tokenizer.decode(before.latents)
+    module.train()
+    assert not any(part.training for part in module.tokenizer.encoder.modules()) and module.tokenizer.decoder.training
+    training.fit(cfg, module, VideoDataModule(cfg))
+    checkpoint = training.last_checkpoint(cfg.checkpoints)
+    assert checkpoint is not None
+    for tokenizer in (
+        module.tokenizer.eval(),
+        *(VidTok.from_pretrained(checkpoint, weights=w) for w in ("ema", "raw")),
+    ):
+        after = tokenizer.encode(probe)
+        assert torch.equal(after.latents, before.latents)
+        if regularizer == "fsq":
+            assert after.indices is not None and before.indices is not None
+            assert torch.equal(after.indices, before.indices)
+        assert not torch.allclose(tokenizer.decode(before.latents), decoded, atol=1e-3)
+
+
+# Losses that are no number
+
+
+class Spoiled(TokenizerModule):
+    """Its third batch has a loss that is not a number."""
+
+    def losses(self, batch: VideoBatch | Tensor, step: int) -> Iterator[Loss]:
+        for loss in super().losses(batch, step):
+            yield loss if step != 2 or loss.value is None else replace(loss, value=loss.value * float("nan"))
+
+
+def test_a_loss_that_is_no_number_stops_with_the_clips_and_a_dump(videos: Path, tmp_path: Path) -> None:
+    cfg = config(videos, tmp_path, "trainer.max_steps=6", "checkpoint_every=1", *PLAIN)
+    with pytest.raises(NonFiniteError, match=r"batch 2 gave loss_generator .* on .*\.mp4.*step-00000002-process-0\.pt"):
+        training.fit(cfg, Spoiled(cfg), VideoDataModule(cfg))
+    (dump,) = (tmp_path / "non_finite").iterdir()
+    content = torch.load(dump, weights_only=True)
+    assert content["step"] == 2 and len(content["origins"]) == 2 and content["batch"]["video"].shape[0] == 2
+    values = Spoiled(cfg).reproduce(dump)
+    assert values["loss_generator"] != values["loss_generator"]
+    # Nothing of it is in the last checkpoint.
+    last = training.last_checkpoint(cfg.checkpoints)
+    assert last is not None and last.name == "step-00000002.ckpt"
+    assert all(weight.isfinite().all() for weight in VidTok.from_pretrained(last).parameters())
+
+
+def test_a_dump_reproduces_the_very_loss(store: Path, tmp_path: Path) -> None:
+    """From the weights and the random numbers of that step: with dropout, corruption, and a batch in parts."""
+    seen: list[float] = []
+
+    class Failing(WorldModelModule):
+        def losses(self, batch: TensorDict, step: int) -> Iterator[Loss]:
+            for loss in super().losses(batch, step):
+                assert loss.value is not None
+                seen.append(loss.value.item())
+                yield replace(loss, value=loss.value / 0) if step == 1 else loss
+
+    cfg = configure("world_model", settings("world_model", store, tmp_path, "trainer.max_steps=3", "accumulate=2"))
+    assert isinstance(cfg, WorldModelRunConfig)
+    with pytest.raises(NonFiniteError, match=r"0\.mp4, latent steps \d+ to \d+|1\.mp4|2\.mp4"):
+        training.fit(cfg, Failing(cfg), TokenDataModule(cfg))
+    assert len(seen) == 4
+    (dump,) = (tmp_path / "non_finite").iterdir()
+    assert WorldModelModule(cfg).reproduce(dump)["loss_model"] == pytest.approx((seen[2] + seen[3]) / 2, rel=1e-6)
+
+
+def test_a_skipped_batch_is_counted_and_changes_nothing(
+    videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = Weights()
+    skip = ["non_finite=skip", "objective.disc_start=0", "checkpoint_every=4"]
+    cfg = config(videos, tmp_path, "trainer.max_steps=4", *skip)
+    with caplog.at_level(logging.WARNING, logger="vidtok_plugin"):
+        training.fit(cfg, Spoiled(cfg), VideoDataModule(cfg), [weights])
+    assert weights.changed("tokenizer.") == [True, False, True]
+    assert weights.changed("objective.discriminator.") == [True, False, True]
+    assert "skipped: batch 2 gave loss_generator" in caplog.text and ".mp4" in caplog.text
+    assert logged(tmp_path, ["train/skipped_steps"]) == {2: (1.0,), 3: (1.0,)}
+    fit(config(videos, tmp_path, "trainer.max_steps=5", *skip))
+    assert logged(tmp_path, ["train/skipped_steps"])[4] == (1.0,)
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_it_trains_and_resumes_on_a_gpu_in_bfloat16(videos: Path, tmp_path: Path, compiled: str) -> None:
+    overrides = [
+        "trainer.accelerator=gpu",
+        "trainer.devices=1",
+        "trainer.precision=bf16-mixed",
+        "activation_checkpointing=true",
+        f"compile={compiled}",
+        "ema_decay=0.9",
+        "objective.disc_start=1",
+    ]
+    module = fit(config(videos, tmp_path, "trainer.max_steps=3", *overrides))
+    assert module.objective.discriminator is not None
+    fit(config(videos, tmp_path, "trainer.max_steps=5", *overrides))
+    losses = logged(tmp_path, ["train/loss", "train/psnr"])
+    assert sorted(losses) == list(range(5)) and all(value == value for values in losses.values() for value in values)
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objective.discriminator=2d"], "data.height and data.width must be at least 24 .*, got 16 and 16"),
+        (["accumulate=3"], "data.batch_size must be a multiple of accumulate, 3, got 2"),
+        (["accumulate=0"], "accumulate must be 1 or more, got 0"),
+        (["keep_checkpoints=0"], "keep_checkpoints must be 1 or more, got 0"),
+        (["ema_decay=1.0"], "ema_decay must be above 0.5 and below 1, or null, got 1.0"),
+        (["trainer.precision=16-mixed"], "trainer.precision must be a full or a bfloat16 one, got 16-mixed"),
+        (["trained=encoder"], r"trained .*must be one of all, decoder"),
+    ],
+)
+def test_settings_that_make_no_run_are_refused(
+    videos: Path, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(videos, tmp_path, *overrides)

@@ -1,0 +1,124 @@
+"""Several processes that share a command's work without torch.distributed: started here, or by a launcher."""
+
+import multiprocessing
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from vidtok_plugin.commands import sentence, set_up_logging
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """One of `world_size` processes."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0  # among those of its machine
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.rank < self.world_size and self.local_rank >= 0):
+            raise ValueError(
+                f"Process: rank must be in 0..world_size - 1, and local_rank at least 0, got rank {self.rank}, "
+                f"world_size {self.world_size} and local_rank {self.local_rank}."
+            )
+
+    def __str__(self) -> str:
+        return f"process {self.rank + 1} of {self.world_size}"
+
+
+THE_ONLY_PROCESS = Process()
+
+
+def launched_process(environment: Mapping[str, str] = os.environ) -> Process:
+    """What a launcher such as torchrun says of this process in RANK, WORLD_SIZE and LOCAL_RANK.
+
+    Raises:
+        ValueError: only one of RANK and WORLD_SIZE is set, or they are no numbers that fit each other.
+    """
+    values = {name: environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in environment}
+    if "RANK" not in values and "WORLD_SIZE" not in values:
+        return THE_ONLY_PROCESS
+    try:
+        rank, world_size = int(values["RANK"]), int(values["WORLD_SIZE"])
+        return Process(rank=rank, world_size=world_size, local_rank=int(values.get("LOCAL_RANK", rank)))
+    except (KeyError, ValueError):
+        raise ValueError(
+            "The environment must set RANK and WORLD_SIZE, with RANK in 0..WORLD_SIZE - 1, or neither, got "
+            f"{', '.join(f'{name}={value}' for name, value in values.items())}; start the command with torchrun, or "
+            "unset them."
+        ) from None
+
+
+def run_processes(run: Callable[..., object], world_size: int, *args: Any, show_traceback: bool = False) -> None:
+    """Call `run(process, *args)` in `world_size` new processes and wait; when one fails, the others are ended.
+
+    `run` must be a function that a new interpreter can import.
+
+    Raises:
+        ChildProcessError: one failed; with what it said.
+    """
+    context = multiprocessing.get_context("spawn")
+    children: dict[int, tuple[BaseProcess, Process, Connection]] = {}  # by what tells that it has ended
+    try:
+        for rank in range(world_size):
+            process = Process(rank=rank, world_size=world_size, local_rank=rank)
+            receiver, sender = context.Pipe(duplex=False)
+            arguments = (run, process, args, sender, show_traceback)
+            child: BaseProcess = context.Process(target=_child, args=arguments, daemon=True)
+            child.start()
+            sender.close()  # the child has its own, which closes when it ends
+            children[child.sentinel] = child, process, receiver
+        while children:
+            for sentinel in wait(list(children)):
+                assert isinstance(sentinel, int)
+                child, process, receiver = children.pop(sentinel)
+                child.join()
+                if child.exitcode != 0:
+                    raise ChildProcessError(f"{str(process).capitalize()} failed: {_reason(child, receiver)}")
+    finally:
+        for child, _, _ in children.values():
+            child.terminate()
+        for child, _, _ in children.values():
+            child.join()
+
+
+def _child(
+    run: Callable[..., object], process: Process, args: tuple[Any, ...], errors: Connection, show_traceback: bool
+) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    set_up_logging()
+    try:
+        run(process, *args)
+    except (ValueError, OSError) as error:
+        if show_traceback:
+            traceback.print_exc()
+        errors.send(sentence(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _end_with_parent() -> None:
+    """So that a parent that was killed leaves nothing running."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _reason(child: BaseProcess, errors: Connection) -> str:
+    try:
+        return str(errors.recv())
+    except EOFError:  # it had no time to say
+        code = child.exitcode
+        assert code is not None
+        if code < 0:
+            return f"it was ended by signal {-code}; start the same command again to go on."
+        return f"it ended with exit code {code}; what it said is above."
