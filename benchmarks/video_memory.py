@@ -3,8 +3,7 @@
     python benchmarks/video_memory.py [--reads 10000] [--reader auto|decord|pyav] [--read-timeout SECONDS]
 
 The files differ in container, codec, size and rate; two are damaged, and the budget lets others take their places. Half
-as many stay open as there are, so that every other read opens a file and closes another. glibc keeps a heap for every
-few threads, and decord starts threads with each file: those heaps settle slowly, and with MALLOC_ARENA_MAX=1 at once.
+as many stay open as there are, so that every other read opens a file and closes another.
 """
 
 import argparse

@@ -32,5 +32,5 @@ def test_memory_is_flat_over_300_reads(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_is_flat_over_10000_reads(folder: Path) -> None:
-    """Of a clip's 432 KiB 4 may stay at most: heaps settle slowly with threads that come and go."""
-    assert growth(folder, 10_000, 1000) < 36
+    """PyAV lost 0.2 KiB at each seek, which added up to 18 MiB here, and to a worker's memory in a long run."""
+    assert growth(folder, 10_000, 1000) < 12

@@ -133,8 +133,8 @@ def test_frames_of_a_damaged_part_are_errors_and_the_others_right(tmp_path: Path
         else:
             if np.abs(frame.astype(int) - whole[index]).max() > 3:
                 wrong.append(index)
-    assert len(failed) >= 4 and 0 not in failed and 49 not in failed
-    if reader != "decord":  # which decodes ahead, and so may fail some frames before the damage
+    assert len(failed) >= 4 and 49 not in failed
+    if reader != "decord":  # whose thread decodes ahead, so that any frame before the damage may fail, too
         assert failed[0] > 12 and len(failed) <= 20
     assert len(wrong) <= 1 and all(index + 1 in failed for index in wrong), (wrong, failed)
     with pytest.raises(UnreadableVideoError, match="cannot be decoded at frames"):

@@ -2,8 +2,10 @@
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from itertools import pairwise
+from typing import cast
 
 import av
 import numpy as np
@@ -38,7 +40,7 @@ class PyavReader:
         self._pts = sorted(known) if _distinct(known := [p for p in pts if p is not None], len(pts)) else None
         self._keys = sorted(keys)
         self.fps = self._rate()
-        self._frames: Iterator[av.VideoFrame] | None = None  # what the decoder gives next
+        self._frames: Generator[av.VideoFrame, None, None] | None = None  # what the decoder gives next
         self._last = -1  # number of the frame that it gave last
 
     def _rate(self) -> float:
@@ -60,7 +62,7 @@ class PyavReader:
             for index in sorted(set(indices)):
                 pixels[index] = _rgb(self._frame(index))
         except (av.FFmpegError, _MissingFrameError) as error:
-            self._frames = None
+            self._stop()
             raise undecodable(self.path, indices, self.num_frames, _cause(error)) from None
         shapes = {frame.shape for frame in pixels.values()}
         if len(shapes) > 1:
@@ -73,8 +75,13 @@ class PyavReader:
             yield self.read([index])[0]
 
     def close(self) -> None:
-        self._frames = None
+        self._stop()
         self._container.close()
+
+    def _stop(self) -> None:
+        if self._frames is not None:
+            self._frames.close()
+        self._frames = None
 
     def _frame(self, index: int) -> av.VideoFrame:
         if self._pts is None:
@@ -86,8 +93,9 @@ class PyavReader:
                 return frame
         for before in (0, 1):  # some containers seek to after the time that is asked for
             if key >= before:
+                self._stop()
                 self._container.seek(self._keys[key - before], stream=self._stream)
-                self._frames = self._container.decode(self._stream)
+                self._frames = _decoded(self._container, self._stream)
                 frame = self._decode_until(index)
                 if frame is not None:
                     return frame
@@ -99,10 +107,10 @@ class PyavReader:
 
     def _rewind(self) -> None:
         """Opens the file anew, which starts at its first frame for certain."""
-        self._container.close()
+        self.close()
         self._container, self._stream = _open(self.path)
         self._stream.codec_context.thread_count = 1
-        self._frames, self._last = self._container.decode(self._stream), -1
+        self._frames, self._last = _decoded(self._container, self._stream), -1
 
     def _decode_until(self, index: int) -> av.VideoFrame | None:
         """The frame of that number, None if the decoder is beyond it already."""
@@ -114,7 +122,7 @@ class PyavReader:
                 break
             self._last = index
             return _intact(frame)
-        self._frames = None
+        self._stop()
         return None
 
     def _by_counting(self, index: int) -> av.VideoFrame:
@@ -125,7 +133,7 @@ class PyavReader:
             self._last += 1
             if self._last == index:
                 return _intact(frame)
-        self._frames = None
+        self._stop()
         raise _MissingFrameError("there are no more")
 
 
@@ -162,15 +170,27 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
     """The times of all packets that become frames, and those of key frames, in the stream's time base."""
     pts: list[int | None] = []
     keys: list[int] = []
-    for packet in container.demux(stream):
-        if packet.size == 0 or packet.is_discard:
-            continue
-        if packet.is_corrupt:
-            raise av.error.InvalidDataError(0, f"its packet {len(pts)} is cut off or damaged")
-        pts.append(packet.pts)
-        if packet.is_keyframe and packet.pts is not None:
-            keys.append(packet.pts)
+    with closing(_demuxed(container, stream)) as packets:
+        for packet in packets:
+            if packet.size == 0 or packet.is_discard:
+                continue
+            if packet.is_corrupt:
+                raise av.error.InvalidDataError(0, f"its packet {len(pts)} is cut off or damaged")
+            pts.append(packet.pts)
+            if packet.is_keyframe and packet.pts is not None:
+                keys.append(packet.pts)
     return pts, keys
+
+
+def _demuxed(container: av.container.InputContainer, stream: av.VideoStream) -> Generator[av.Packet, None, None]:
+    """The stream's packets, from a generator of PyAV's, which loses memory if it is left unfinished and not closed."""
+    return cast("Generator[av.Packet, None, None]", container.demux(stream))
+
+
+def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Generator[av.VideoFrame, None, None]:
+    with closing(_demuxed(container, stream)) as packets:
+        for packet in packets:
+            yield from packet.decode()
 
 
 def _distinct(known: Sequence[int], num_frames: int) -> bool:
