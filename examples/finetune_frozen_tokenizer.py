@@ -49,7 +49,7 @@ NATURAL = {
     "bikes.mp4": {"train": (0, 137), "test": (137, 242)},
     "carphone_pristine.mp4": {"train": (0, 72), "test": (80, 120)},
 }
-DOMAINS = {"natural": "natural, new", "atari": "Atari, old"}
+DOMAINS = {"natural": "new domain", "atari": "old domain"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +189,8 @@ def compare(cfg: ExampleConfig, data: VideoDataConfig, summary_file: Path) -> No
 
 
 def print_summary(summary: dict[str, Any], out: Path) -> None:
-    table = Table(title="Fine-tuning on natural clips, scored on held-out video (PSNR in dB)")
-    for heading in ("model", *DOMAINS.values(), "gain on new", "ids changed on new", "seconds"):
+    table = Table(title="From Atari play to natural clips: PSNR on held-out video in dB")
+    for heading in ("model", *DOMAINS.values(), "gain", "ids changed", "seconds"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     names = {"before": ("before", "pretrain"), "full": ("full", "full"), "decoder": ("decoder only", "decoder")}
     for name, (title, stage) in names.items():

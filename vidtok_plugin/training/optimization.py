@@ -1,5 +1,6 @@
 """The optimizer and the learning rate's schedule, for tokenizer and world model alike."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import cos, pi
@@ -68,13 +69,13 @@ class OptimizerConfig:
 def configure_optimizers(
     parameters: Iterable[nn.Parameter],
     cfg: OptimizerConfig,
-    max_steps: int,
+    max_steps: float,
     tables: Iterable[nn.Parameter] = (),
 ) -> OptimizerLRSchedulerConfig:
     """What a Lightning module's `configure_optimizers` returns: the optimizer, and its schedule by batches.
 
-    `tables` are matrices that hold a vector for each of many things, as embeddings do, and map nothing: Muon
-    is not for them.
+    `max_steps` is the Trainer's `estimated_stepping_batches`, infinite for a run that only time ends. `tables` are
+    matrices that hold a vector for each of many things, as embeddings do, and map nothing: Muon is not for them.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     vectors = {id(parameter) for parameter in tables}
@@ -92,5 +93,6 @@ def configure_optimizers(
     else:
         groups = [group for group in groups if group["params"]]
         optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cfg.rate(step, max_steps))
+    end = -1 if math.isinf(max_steps) else int(max_steps)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cfg.rate(step, end))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
