@@ -86,7 +86,7 @@ def test_videos_without_actions_have_none(tmp_path: Path) -> None:
     writer = TokenStoreWriter(tmp_path, replace(METADATA, action_space={}))
     entry = StoredEpisode(name="x.mp4", steps=3, frames=5, digest="")
     writer.write_shard("train", [entry], [{"codes": episode_data(3)["codes"]}])
-    assert set(TokenStore(tmp_path).window(0, 0, 2).keys()) == {"codes", "valid", "start"}
+    assert set(TokenStore(tmp_path).window(0, 0, 2).keys()) == {"codes", "valid", "episode", "start"}
 
 
 def test_another_tokenizers_store_is_refused(tmp_path: Path) -> None:
