@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n $(JOBS) --dist loadfile
 
-.PHONY: setup demo vidtok-tiny lint test test-slow test-gpu test-all format clean
+.PHONY: setup demo finetune-example vidtok-tiny lint test test-slow test-gpu test-all format clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/python examples/demo.py
+
+# A small tokenizer, pre-trained on Atari play and fine-tuned on natural clips: what it gains.
+finetune-example: setup
+	$(BIN)/python examples/finetune_frozen_tokenizer.py
 
 # The tokenizer that ships with the package, trained again from nothing: some hours.
 vidtok-tiny: setup

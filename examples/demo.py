@@ -10,19 +10,15 @@ that was interrupted goes on in the middle.
 
 import argparse
 import json
-import logging
-import shutil
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-from demo_pictures import draw_curves, draw_reconstruction, draw_rollouts, write_rollout_video
+from demo_pictures import draw_curves, draw_reconstruction, draw_rollouts, evenly, write_rollout_video
 from rich.console import Console
 from rich.table import Table
+from stages import CONFIGS, Stages, section, without_sections
 
 from vidtok_plugin import TokenizerAdapter, VidTok
 from vidtok_plugin.commands import add_command, run_command
@@ -41,8 +37,6 @@ from world_model.evaluation import cross_entropies, held_out_prompts, score_roll
 from world_model.record import SPLITS, RecordConfig, record
 from world_model.runs import fit_world_model
 
-logger = logging.getLogger("vidtok_plugin.demo")
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SECTIONS = ("tokenizer", "world_model")
 
 
@@ -71,58 +65,28 @@ class DemoConfig:
         return self.rollouts.prompt_frames + self.rollouts.future_frames
 
 
-class Stages:
-    """Runs each stage unless its mark says that it is done with the same inputs; keeps the seconds of each."""
-
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder, self.count = folder / "stages", count
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.key, self.number = "", 0
-        self.seconds: dict[str, float] = {}
-
-    def run(self, name: str, inputs: Any, work: Callable[[], None], made: Path, redo: Sequence[Path] = ()) -> None:
-        """`inputs` and all stages before decide; `redo` are the folders to remove when they have changed."""
-        self.number += 1
-        started = json.dumps([self.key, inputs], sort_keys=True, default=str)
-        self.key = sha256(started.encode()).hexdigest()
-        mark = self.folder / f"{name}.json"
-        before = json.loads(mark.read_text()) if mark.exists() else {"key": None, "done": False, "seconds": 0.0}
-        title = f"[{self.number}/{self.count}] {name}"
-        if before["key"] == self.key and before["done"] and made.exists():
-            self.seconds[name] = before["seconds"]
-            logger.info("%s: done before, in %.0f s", title, before["seconds"])
-            return
-        if before["key"] != self.key:
-            before["seconds"] = 0.0
-            for path in redo:
-                shutil.rmtree(path, ignore_errors=True)
-        logger.info("%s ...", title)
-        mark.write_text(json.dumps({"key": self.key, "done": False, "seconds": before["seconds"]}))
-        start = time.perf_counter()
-        work()
-        self.seconds[name] = before["seconds"] + time.perf_counter() - start
-        mark.write_text(json.dumps({"key": self.key, "done": True, "seconds": self.seconds[name]}))
-        logger.info("%s: %.0f s", title, self.seconds[name])
-
-
 def demo(args: argparse.Namespace) -> None:
-    own = [o for o in args.overrides if not o.startswith(tuple(f"{name}." for name in SECTIONS))]
-    cfg = load_config(DemoConfig, [CONFIGS / "demo.yaml"], own)
+    cfg = load_config(DemoConfig, [CONFIGS / "demo.yaml"], without_sections(args.overrides, SECTIONS))
     out = cfg.output
     tokenizer_cfg = section(
         "tokenizer",
         TokenizerRunConfig,
+        ["tokenizer/demo.yaml"],
         args.overrides,
-        output=out / "tokenizer",
-        **{"data.train": f"[{out}/episodes/train]", "data.validation": f"[{out}/episodes/validation]"},
-        **{"data.height": cfg.record.size, "data.width": cfg.record.size},
+        {
+            "output": out / "tokenizer",
+            "data.train": f"[{out}/episodes/train]",
+            "data.validation": f"[{out}/episodes/validation]",
+            "data.height": cfg.record.size,
+            "data.width": cfg.record.size,
+        },
     )
     model_cfg = section(
         "world_model",
         WorldModelRunConfig,
+        ["world_model/demo.yaml"],
         args.overrides,
-        output=out / "world_model",
-        **{"data.store": out / "tokens"},
+        {"output": out / "world_model", "data.store": out / "tokens"},
     )
     stages = Stages(out, 5)
     model_folder = out / "world_model" / "model"
@@ -147,13 +111,6 @@ def demo(args: argparse.Namespace) -> None:
     summary["seconds"] = round(sum(stages.seconds.values()), 1)
     summary_file.write_text(json.dumps(summary, indent=2) + "\n")
     print_summary(summary, stages.seconds, out)
-
-
-def section(name: str, schema: type, overrides: Sequence[str], **settings: Any) -> Any:
-    """A training run's config: its file, what follows from the demo's settings, and the overrides with its prefix."""
-    chosen = [f"{key}={value}" for key, value in settings.items()]
-    chosen += [o.removeprefix(f"{name}.") for o in overrides if o.startswith(f"{name}.")]
-    return load_config(schema, [CONFIGS / name / "demo.yaml"], chosen)
 
 
 def tokenize(cfg: DemoConfig) -> None:
@@ -218,7 +175,8 @@ def evaluate(
     fps = cfg.record.file_fps
     write_rollout_video(out / "rollout.mp4", prompts, result, fps=fps)
     draw_rollouts(out / "rollout.png", prompts, result)
-    draw_reconstruction(out / "reconstruction.png", held_out, shipped, adapter.tokenizer)
+    models = {"as shipped": shipped, "fine-tuned": adapter.tokenizer}
+    draw_reconstruction(out / "reconstruction.png", evenly(held_out, 6), models)
     draw_curves(out / "curves.png", tokenizer_cfg.output, model_cfg.output, entropies)
     summary_file.write_text(json.dumps(summary, indent=2) + "\n")
 

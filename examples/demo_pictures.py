@@ -1,6 +1,7 @@
 """The demo's pictures: real beside imagined frames, reconstructions, and curves of the training."""
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vidtok_plugin import VidTok
+from vidtok_plugin.tokenizer.objective import frame_psnr
 from vidtok_plugin.video.writing import write_video
 from world_model.evaluation import CrossEntropies, Prompts
 from world_model.rollout import RolloutResult
@@ -77,22 +79,28 @@ def draw_rollouts(path: Path, prompts: Prompts, result: RolloutResult) -> None:
     plt.close(figure)
 
 
+def evenly(clips: Sequence[Tensor], count: int) -> list[Tensor]:
+    """At most `count` of the clips, evenly spaced over all, not chosen by how they came out."""
+    return [clips[i] for i in np.linspace(0, len(clips) - 1, min(count, len(clips))).round().astype(int)]
+
+
 @torch.no_grad()
-def draw_reconstruction(path: Path, clips: list[Tensor], before: VidTok, after: VidTok) -> None:
-    """Held-out frames, as the shipped and as the fine-tuned tokenizer reconstruct them."""
-    chosen = [clips[i] for i in np.linspace(0, len(clips) - 1, min(6, len(clips))).round().astype(int)]
-    rows = {
-        "original": chosen,
-        "as shipped": [before(clip[None].to(before.device)).reconstruction[0] for clip in chosen],
-        "fine-tuned": [after(clip[None].to(after.device)).reconstruction[0] for clip in chosen],
-    }
-    figure, axes = plt.subplots(3, len(chosen), figsize=(1.9 * len(chosen), 5.9), squeeze=False)
-    for line, (name, videos) in zip(axes, rows.items(), strict=True):
-        for axis, video in zip(line, videos, strict=True):
-            axis.imshow(to_pixels(video)[video.shape[1] // 2], interpolation="nearest")
+def draw_reconstruction(path: Path, clips: Sequence[Tensor], models: Mapping[str, VidTok]) -> None:
+    """The middle frames of clips, and under them each model's reconstructions with their PSNR."""
+    figure, axes = plt.subplots(
+        1 + len(models), len(clips), figsize=(1.9 * len(clips), 2.05 * (1 + len(models))), squeeze=False
+    )
+    for row, (name, model) in enumerate({"original": None, **models}.items()):
+        for axis, clip in zip(axes[row], clips, strict=True):
+            middle, shown = clip.shape[1] // 2, clip
+            if model is not None:
+                shown = model(clip[None].to(model.device)).reconstruction[0].cpu()
+                psnr = frame_psnr(clip[None], shown[None])[0, middle].item()
+                axis.set_title(f"{psnr:.1f} dB", fontsize=9)
+            axis.imshow(to_pixels(shown)[middle], interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
-        line[0].set_ylabel(name)
+        axes[row][0].set_ylabel(name)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -8,6 +8,8 @@ import torch
 from test_activation_checkpointing import KINDS, step, trainee
 from tokenizers import difference, random_video, toy_tokenizer
 
+from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig
+
 pytestmark = [  # PyTorch's own: tracing looks at the gradient of the decoder's input, inductor uses TorchScript
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
@@ -110,3 +112,26 @@ def test_each_size_compiles_once_with_gradients_and_once_without() -> None:
             with torch.no_grad():
                 model(video)
     assert len(graphs) == 2 * 2 * 2
+
+
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_compiled_tokenizer_trains_beyond_the_start_of_the_discriminator(checkpointing: bool) -> None:
+    """The adaptive weight takes gradients at the last weight, keeping the graph: while that weight was in the compiled
+    part, training stopped there with an error, batches 20,001 on."""
+    torch.manual_seed(0)
+    model, video = trainee(KINDS[1], **SHALLOW), random_video(5, h=16, w=16).float()
+    model.float().checkpoint_activations(checkpointing)
+    objective = Objective(ObjectiveConfig(perceptual="none", disc_start=0))
+    twin = copy.deepcopy(model)
+    model.compile_networks(backend="aot_eager")
+    losses = []
+    for tokenizer in (model, twin):
+        torch.manual_seed(1)  # of dropout
+        loss, parts = objective.generator_loss(video, tokenizer(video), 0, tokenizer.decoder.last_weight)
+        loss.backward()
+        assert parts["disc_weight"] > 0
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for (name, compiled), plain in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert compiled.grad is not None and plain.grad is not None, name
+        assert difference(compiled.grad, plain.grad) < 1e-2, name

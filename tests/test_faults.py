@@ -1,11 +1,13 @@
 """Whatever happens to the machine, the same command goes on as if nothing had happened."""
 
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from training_runs import (
@@ -21,7 +23,7 @@ from training_runs import (
 )
 
 from vidtok_plugin import training
-from vidtok_plugin.training.checkpoints import AtomicCheckpointIO, find_checkpoints
+from vidtok_plugin.training.checkpoints import AtomicCheckpointIO, find_checkpoints, find_damage
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The .*_dataloader.* does not have many workers"),
@@ -85,18 +87,27 @@ def test_a_killed_run_goes_on_with_the_losses_of_an_unbroken_one(
         assert [parts[step] for step in compared] == [whole[step] for step in compared]
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", pytest.param("world_model", marks=pytest.mark.slow)])
-def test_sigterm_saves_and_ends_cleanly(data: dict[Kind, Path], tmp_path: Path, kind: Kind) -> None:
+@pytest.mark.parametrize(
+    ("kind", "workers"),
+    [
+        ("tokenizer", ["data.num_workers=1", "data.read_timeout=60"]),
+        pytest.param("tokenizer", [], marks=pytest.mark.slow),
+        pytest.param("world_model", ["data.num_workers=1"], marks=pytest.mark.slow),
+    ],
+)
+def test_sigterm_saves_and_ends_cleanly(data: dict[Kind, Path], tmp_path: Path, kind: Kind, workers: list[str]) -> None:
+    """As schedulers send it, to all processes of the job: loader workers and their readers died of it, and the run of
+    their death, before it had saved."""
     plain = ["objective.discriminator=none"] if kind == "tokenizer" else []
 
     def run(output: Path, steps: int) -> list[str]:
         limits = [f"trainer.max_steps={steps}", "checkpoint_every=1000", "trainer.check_val_every_n_epoch=100000"]
         return settings(kind, data[kind], output, *limits, *plain)
 
-    process = start(kind, run(tmp_path / "parts", 10_000), tmp_path)
+    process = start(kind, [*run(tmp_path / "parts", 10_000), *workers], tmp_path)
     while not logged(tmp_path / "parts"):
         assert process.poll() is None, process.communicate()[0]
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "Traceback" not in output and "SIGTERM: saved after" in output
     (saved,) = find_checkpoints(tmp_path / "parts" / "checkpoints")
@@ -138,6 +149,20 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(data: dict[Kind, Path], tmp_path
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     assert training.last_checkpoint(tmp_path / "checkpoints") == before
+
+
+def test_no_damage_to_the_directory_of_a_checkpoint_goes_unnoticed(data: dict[Kind, Path], tmp_path: Path) -> None:
+    """Some flipped bits there were errors of the zip module's, and with some the file counted as whole."""
+    toy_run(data, tmp_path, 2)
+    (path,) = find_checkpoints(tmp_path / "checkpoints")
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for place in rng.integers(len(whole) - 1500, len(whole), 60):
+        content = bytearray(whole)
+        content[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(content)
+        if find_damage(path) is None:  # some bits mean nothing, such as those of a date
+            torch.load(path, weights_only=True)
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(data: dict[Kind, Path], tmp_path: Path) -> None:

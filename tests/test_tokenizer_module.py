@@ -161,6 +161,23 @@ def test_the_rate_is_warmed_up_held_and_brought_to_zero(warmup: int, decay: int,
     assert cfg.rate(step, -1) == cfg.rate(step, max_steps + 10_000)  # a run without an end never decays
 
 
+@given(decay=st.integers(1, 50), final=st.floats(0, 1), shape=st.sampled_from(["linear", "cosine"]))
+def test_the_rate_falls_to_its_final_share_in_either_shape(decay: int, final: float, shape: str) -> None:
+    cfg = OptimizerConfig(decay_steps=decay, decay_shape=shape, final_rate=final)
+    rates = [cfg.rate(step, decay) for step in range(decay + 1)]
+    assert rates[0] == pytest.approx(1) and rates[-1] == pytest.approx(final)
+    assert all(after <= before + 1e-12 for before, after in zip(rates[:-1], rates[1:], strict=True))
+    assert cfg.rate(decay + 7, decay) == rates[-1]
+
+
+def test_a_cosine_decay_is_slow_at_both_ends() -> None:
+    cfg = OptimizerConfig(warmup_steps=2, decay_steps=4, decay_shape="cosine", final_rate=0.2)
+    rates = [cfg.rate(step, 8) for step in range(9)]
+    root = 0.5**0.5
+    falling = [0.2 + 0.8 * share for share in (0.5 + root / 2, 0.5, 0.5 - root / 2, 0)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, *falling])
+
+
 @LIGHTNING_NOISE
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_the_gradients_norm_is_clipped_where_asked(folder: Path, tmp_path: Path, clip: float | None) -> None:
@@ -289,6 +306,12 @@ def test_trainer_keys_that_the_run_sets_itself_are_refused(folder: Path, tmp_pat
         (["optimizer.lr=0.0"], "lr must be above 0"),
         (["optimizer.gradient_clip=0.0"], "gradient_clip must be above 0 or null"),
         (["optimizer.decay_steps=-1"], "must not be negative"),
+        (["optimizer.final_rate=0.1"], "decay_shape=linear and final_rate=0.1 need a decay; set decay_steps"),
+        (["optimizer.decay_shape=cosine"], "decay_shape=cosine and final_rate=0.0 need a decay; set decay_steps"),
+        (
+            ["optimizer.decay_steps=2", "optimizer.final_rate=1.5"],
+            r"final_rate must be a share in 0\.\.1 of lr, got 1.5",
+        ),
         (["objective.l1_weight=0.0"], "one above 0"),
         (["data.batchsize=3"], r"unknown key data\.batchsize .*data\.batch_size"),
     ],

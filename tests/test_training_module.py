@@ -15,6 +15,7 @@ from training_runs import configure, logged, make_store, make_videos, run_here, 
 
 from vidtok_plugin import VidTok, training
 from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
+from vidtok_plugin.training.averaging import EMA
 from vidtok_plugin.training.module import Loss
 from vidtok_plugin.training.non_finite import NonFiniteError
 from vidtok_plugin.video import VideoDataModule
@@ -140,6 +141,15 @@ def test_a_resumed_run_trains_at_the_rates_of_its_own_config(videos: Path, tmp_p
     assert [pytest.approx(values) for values in expected] == rates.noted
 
 
+def test_a_limit_of_time_ends_a_run_with_a_checkpoint(videos: Path, tmp_path: Path) -> None:
+    """A run without a last batch had an infinite number of them, which was no whole number."""
+    weights = Weights()
+    cfg = config(videos, tmp_path, "trainer.max_time={seconds: 2}", "checkpoint_every=100000", *PLAIN)
+    fit(cfg, [weights])
+    last = training.last_checkpoint(cfg.checkpoints)
+    assert last is not None and last.name == f"step-{weights.steps[-1]:08d}.ckpt"
+
+
 # Averages
 
 
@@ -169,12 +179,53 @@ def test_averaged_weights_are_validated_saved_and_exported(videos: Path, tmp_pat
     assert measured["val/psnr"] == pytest.approx(fitted[0], abs=1e-4)
 
 
-@pytest.mark.parametrize(("first", "then"), [("0.9", "null"), ("null", "0.9")])
-def test_a_run_goes_on_with_averages_only_as_it_began(videos: Path, tmp_path: Path, first: str, then: str) -> None:
-    """Without the check, training went on from the averages as if they were the weights."""
-    fit(config(videos, tmp_path, "trainer.max_steps=1", f"ema_decay={first}", *PLAIN))
-    with pytest.raises(ValueError, match="ema_decay must be as in the run so far"):
-        fit(config(videos, tmp_path, "trainer.max_steps=2", f"ema_decay={then}", *PLAIN))
+def test_a_finished_run_that_is_started_again_leaves_the_same_model(videos: Path, tmp_path: Path) -> None:
+    """Lightning skips the loop, and with it the end that puts the averages in place: the raw weights were exported."""
+    run = settings("tokenizer", videos, tmp_path, "trainer.max_steps=4", "ema_decay=0.9", *PLAIN)
+    run_here("tokenizer", run)
+    first = (tmp_path / "model" / "model.safetensors").read_bytes()
+    run_here("tokenizer", run)
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == first
+
+
+def test_averages_are_made_where_the_model_will_be(videos: Path, tmp_path: Path) -> None:
+    """The callback is set up before the model is moved there: on a GPU they stayed on the CPU."""
+    cfg = config(videos, tmp_path)
+    trainer = training.build_trainer(cfg)
+    average, module = EMA(0.9), TokenizerModule(cfg)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(trainer.strategy), "root_device", torch.device("meta"))
+        average.setup(trainer, module, "fit")
+    assert average._average_model is not None
+    assert {p.device.type for p in average._average_model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "message"),
+    [
+        ("ema_decay=0.9", "ema_decay=null", "ema_decay must be as in the run so far, set, got not set"),
+        ("ema_decay=null", "ema_decay=0.9", "ema_decay must be as in the run so far, not set, got set"),
+        ("trained=all", "trained=decoder", "trained must be as in the run so far, all, got decoder"),
+        ("optimizer.muon_lr=null", "optimizer.muon_lr=0.1", "optimizer.muon_lr must be as .*, not set, got set"),
+        (
+            "objective.discriminator=none",
+            "objective.discriminator=3d",
+            "discriminator must be as .*, none, got",
+        ),
+        (
+            "objective.learn_logvar=true",
+            "objective.learn_logvar=false",
+            "learn_logvar must be as .*, set, got",
+        ),
+    ],
+)
+def test_a_run_goes_on_only_with_the_parts_that_it_began_with(
+    videos: Path, tmp_path: Path, first: str, then: str, message: str
+) -> None:
+    """Training went on from the averages as if they were the weights; the others were errors of PyTorch's."""
+    fit(config(videos, tmp_path, "trainer.max_steps=1", *PLAIN, first))
+    with pytest.raises(ValueError, match=message):
+        fit(config(videos, tmp_path, "trainer.max_steps=2", *PLAIN, then))
 
 
 # Decoder only
@@ -263,6 +314,27 @@ def test_a_dump_reproduces_the_very_loss(store: Path, tmp_path: Path) -> None:
     assert WorldModelModule(cfg).reproduce(dump)["loss_model"] == pytest.approx((seen[2] + seen[3]) / 2, rel=1e-6)
 
 
+class Overflowing(TokenizerModule):
+    """Its third batch is reconstructed as nothing that is a number."""
+
+    def losses(self, batch: VideoBatch | Tensor, step: int) -> Iterator[Loss]:
+        with pytest.MonkeyPatch.context() as patch:
+            if step == 2:
+                decode = self.tokenizer.decode
+                patch.setattr(self.tokenizer, "decode", lambda latents: decode(latents) * float("inf"))
+            yield from super().losses(batch, step)
+
+
+@pytest.mark.parametrize("start", [0, 4])
+def test_one_bad_batch_spoils_none_after_it(videos: Path, tmp_path: Path, start: int) -> None:
+    """LeCAM's averages and batch norm's statistics had taken it in, and every batch after it was skipped."""
+    cfg = config(videos, tmp_path, "trainer.max_steps=7", "non_finite=skip", f"objective.disc_start={start}")
+    module = Overflowing(cfg)
+    training.fit(cfg, module, VideoDataModule(cfg))
+    assert module.skipped_steps == 1
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
 def test_a_skipped_batch_is_counted_and_changes_nothing(
     videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -312,7 +384,8 @@ def test_it_trains_and_resumes_on_a_gpu_in_bfloat16(videos: Path, tmp_path: Path
         (["accumulate=0"], "accumulate must be 1 or more, got 0"),
         (["keep_checkpoints=0"], "keep_checkpoints must be 1 or more, got 0"),
         (["ema_decay=1.0"], "ema_decay must be above 0.5 and below 1, or null, got 1.0"),
-        (["trainer.precision=16-mixed"], "trainer.precision must be a full or a bfloat16 one, got 16-mixed"),
+        (["trainer.precision=16-mixed"], "trainer.precision must be 32-true or bf16-mixed, got 16-mixed"),
+        (["trainer.precision=bf16-true"], "trainer.precision must be 32-true or bf16-mixed, got bf16-true"),
         (["trained=encoder"], r"trained .*must be one of all, decoder"),
     ],
 )

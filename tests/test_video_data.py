@@ -122,6 +122,20 @@ class TestResumption:
             resume = tmp_path / "whole" / f"step={step}.ckpt"
             assert fit(config(folder), tmp_path / f"{step}", resume, **limit) == whole[step:]
 
+    @pytest.mark.parametrize(("first", "then"), [(2, 4), (4, 2), (3, 4)])
+    def test_batches_of_another_size_take_the_rest_of_the_epoch(
+        self, folder: Path, tmp_path: Path, first: int, then: int
+    ) -> None:
+        """The Trainer counted the batches before by their own size, and ended an epoch of larger ones early."""
+        before = fit(config(folder, clips_per_epoch=24, batch_size=first), tmp_path / "first", max_steps=2)
+        resume = tmp_path / "first" / "step=2.ckpt"
+        after = fit(config(folder, clips_per_epoch=24, batch_size=then), tmp_path / "then", resume, max_epochs=2)
+        whole = fit(config(folder, clips_per_epoch=24, batch_size=1), tmp_path / "whole", max_epochs=1)
+        clips = [clip for epoch, batch in [*before, *after] if epoch == 0 for clip in batch]
+        left_over = (24 - 2 * first) % then
+        assert clips == [clip for _, batch in whole for clip in batch][: 24 - left_over]
+        assert len([clip for epoch, batch in after if epoch == 1 for clip in batch]) == 24
+
     def test_a_checkpoint_holds_the_samples_consumed(self, folder: Path, tmp_path: Path) -> None:
         fit(config(folder), tmp_path, max_steps=BATCHES + 1)
         states = [

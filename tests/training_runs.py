@@ -108,6 +108,7 @@ def start(kind: Kind, arguments: Sequence[str], folder: Path) -> subprocess.Pope
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,  # a process group of its own, to be sent signals
     )
 
 

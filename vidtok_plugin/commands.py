@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from rich.logging import RichHandler
 from vidtok_plugin.config import load_config, to_yaml
 
 T = TypeVar("T")
+WORKERS_TRACEBACK = "Original Traceback (most recent call last):"
 Command = Callable[[argparse.Namespace], None]
 
 
@@ -116,4 +118,7 @@ def sentence(error: BaseException) -> str:
     """What went wrong, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
-    return " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if WORKERS_TRACEBACK in text:  # an error in a loader's worker, which PyTorch raises again with all of its traceback
+        text = re.split(r"^[\w.]*Error: ", text.partition(WORKERS_TRACEBACK)[2], flags=re.MULTILINE)[-1]
+    return " ".join(text.split()) or type(error).__name__

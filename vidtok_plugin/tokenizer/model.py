@@ -121,7 +121,7 @@ class VidTok(nn.Module):
         for function in (rearrange, repeat):  # one operation each: to trace their Python takes four times as long
             torch.compiler.allow_in_graph(function)
         for network in (self.encoder, self.decoder):
-            network.compile(fullgraph=True, dynamic=False, backend=backend, mode=mode)
+            network.compiled = torch.compile(network.body, fullgraph=True, dynamic=False, backend=backend, mode=mode)
 
     # Sizes
 

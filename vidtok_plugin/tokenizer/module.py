@@ -138,13 +138,21 @@ class TokenizerModule(TrainingModule):
     def optimizer_configs(self) -> list[OptimizerConfig]:
         return [self.cfg.optimizer, self.cfg.for_discriminator][: len(self.optimizer_names())]
 
+    def moving_buffers(self) -> list[Tensor]:
+        return list(self.objective.buffers())
+
+    def fixed_settings(self) -> dict[str, Any]:
+        cfg = self.cfg
+        own = {"trained": cfg.trained, "objective.discriminator": cfg.objective.discriminator}
+        return super().fixed_settings() | own | {"objective.learn_logvar": cfg.objective.learn_logvar}
+
     def configure_optimizers(self) -> list[OptimizerLRSchedulerConfig]:
         parameters = [list(self.tokenizer.parameters())]
         if self.objective.logvar is not None:
             parameters[0].append(self.objective.logvar)
         if self.objective.discriminator is not None:
             parameters.append(list(self.objective.discriminator.parameters()))
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self.trainer.estimated_stepping_batches
         return [
             configure_optimizers(group, cfg, steps)
             for group, cfg in zip(parameters, self.optimizer_configs(), strict=True)

@@ -3,7 +3,8 @@
 Shapes: video and latents come and go as `(b, t, h, w, c)`; parameter names are those of the published checkpoints.
 """
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,8 @@ class Network(StreamLayer):
 
     recompute: keep of a whole clip only what goes from layer to layer, and compute what is inside each layer once more
         in the backward pass (activation checkpointing, arXiv 1604.06174). A setting, and no part of the state_dict.
+    compiled: `body` by `torch.compile`, if it is. The end stays outside, and is never recomputed: an objective takes
+        gradients at its weight alone, which then need nothing of the body.
     """
 
     norm_out: ChannelNorm
@@ -70,18 +73,35 @@ class Network(StreamLayer):
     def __init__(self) -> None:
         super().__init__()
         self.recompute = False
+        self.compiled: Callable[[Tensor], Tensor] | None = None
 
-    def run(self, layers: list[tuple[str, StreamLayer]], x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
-        """Runs `layers`, then `norm_out`, SiLU and `conv_out`."""
-        if self.recompute and torch.is_grad_enabled() and state is None and last:
-            for _, layer in layers:
-                x = checkpoint(layer, x, use_reentrant=False)
-            # Not the end as well: an objective may take gradients at its weight alone, which then recompute nothing.
-            return self.conv_out(F.silu(self.norm_out(x))), None
+    def layers(self) -> list[tuple[str, StreamLayer]]:
+        raise NotImplementedError
+
+    def body(self, x: Tensor) -> Tensor:
+        """The layers on a whole clip. Each network has a function of its own, since torch.compile counts the graphs of
+        a function and generalises over what it has seen there."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_out(F.silu(self.norm_out((self.compiled or self.body)(x))))
+
+    def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
         state = state or {}
-        x, states = step_through(layers, x, state, last)
+        x, states = step_through(self.layers(), x, state, last)
         x, out = self.conv_out.step(F.silu(self.norm_out(x)), state.get("conv_out"), last)
-        return x, None if out is None else {**states, "conv_out": out}
+        return x, None if out is None else {**(states or {}), "conv_out": out}
+
+    def whole(self, x: Tensor) -> Tensor:
+        """The layers on a whole clip, recomputed in the backward pass if so set."""
+        recompute = self.recompute and torch.is_grad_enabled()
+        for _, layer in self.layers():
+            x = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
+        return x
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is not compiled: its function would be that of the original, on the original's weights."""
+        return {**super().__getstate__(), "compiled": None}
 
 
 class Encoder(Network):
@@ -113,16 +133,15 @@ class Encoder(Network):
         parameters = 2 if arch.regularizer == "kl" else 1  # of each latent channel: mean and log variance, or value
         self.conv_out = time_conv(width, parameters * arch.latent_channels, padding=padding)
 
-    def forward(self, x: Tensor) -> Tensor:
-        # Its own, since torch.compile counts the graphs of a function and generalises over what it has seen there.
-        return super().forward(x)
+    def body(self, x: Tensor) -> Tensor:
+        return self.whole(x)
 
-    def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
+    def layers(self) -> list[tuple[str, StreamLayer]]:
         layers: list[tuple[str, StreamLayer]] = [("conv_in", self.conv_in)]
         for i, (down, down_temporal) in enumerate(zip(self.down, self.down_temporal, strict=True)):
             layers += level_layers(i, down=down, down_temporal=down_temporal)
         layers.append(("mid", self.mid))
-        return self.run(layers, x, state, last)
+        return layers
 
 
 class Decoder(Network):
@@ -162,12 +181,11 @@ class Decoder(Network):
         conv = self.conv_out.conv if isinstance(self.conv_out, CausalKey) else self.conv_out
         return cast(nn.Parameter, conv.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        # Its own, as the encoder's is.
-        return super().forward(x)
+    def body(self, x: Tensor) -> Tensor:
+        return self.whole(x)
 
-    def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
+    def layers(self) -> list[tuple[str, StreamLayer]]:
         layers: list[tuple[str, StreamLayer]] = [("conv_in", self.conv_in), ("mid", self.mid)]
         for i in reversed(range(len(self.up))):
             layers += level_layers(i, up=self.up[i], up_temporal=self.up_temporal[i])
-        return self.run(layers, x, state, last)
+        return layers

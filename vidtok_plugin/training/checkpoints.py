@@ -2,8 +2,10 @@
 
 import logging
 import os
+import pickle
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.callbacks import Checkpoint
 
+from vidtok_plugin.tokenizer.checkpoints import DAMAGE
 from vidtok_plugin.training.config import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -60,7 +63,8 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         step = trainer.global_step
-        if step % self.cfg.checkpoint_every == 0 or step == trainer.estimated_stepping_batches:
+        last = step == trainer.estimated_stepping_batches or trainer.should_stop  # as a limit of time has it
+        if last or step % self.cfg.checkpoint_every == 0:
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:
@@ -100,7 +104,10 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def put_aside_after(folder: Path, chosen: Path | None) -> None:
-    """Renames checkpoints newer than the chosen one, which are damaged, so that new ones can take their names."""
+    """Renames checkpoints newer than the chosen one, which are damaged, so that new ones can take their names; removes
+    what a run that was killed left half written."""
+    for partial in folder.glob(".step-*.part"):
+        partial.unlink()
     for path in find_checkpoints(folder):
         if path == chosen:
             return
@@ -108,10 +115,14 @@ def put_aside_after(folder: Path, chosen: Path | None) -> None:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, by the checksums in it; None if it is whole."""
+    """What is wrong with a checkpoint file, by the checksums in it and by reading all but its tensors; None if it is
+    whole."""
     try:
         with zipfile.ZipFile(path) as file:
             broken = file.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        return str(error) or type(error).__name__
-    return None if broken is None else f"the checksum of {broken} is wrong"
+        if broken is not None:
+            return f"the checksum of {broken} is wrong"
+        torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, NotImplementedError, *DAMAGE) as error:
+        return (str(error).splitlines() or [""])[0] or type(error).__name__
+    return None

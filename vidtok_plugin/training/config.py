@@ -19,7 +19,7 @@ RESERVED = {
     "default_root_dir": "output",
     "enable_checkpointing": "checkpoint_every",
 }
-HALF_PRECISIONS = ("16", 16, "16-mixed", "16-true")
+PRECISIONS = (None, 32, "32", "32-true", "bf16", "bf16-mixed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,10 @@ class RunConfig:
             if key in RESERVED:
                 raise ValueError(f"{who}: trainer.{key} is set by {RESERVED[key]}; use that.")
         check_keywords("trainer", self.trainer, pl.Trainer)
-        if self.trainer.get("precision") in HALF_PRECISIONS:
+        if self.trainer.get("precision") not in PRECISIONS:
             raise ValueError(
-                f"{who}: trainer.precision must be a full or a bfloat16 one, got {self.trainer['precision']}: float16 "
-                "needs its gradients scaled, which is not done here; take bf16-mixed."
+                f"{who}: trainer.precision must be 32-true or bf16-mixed, got {self.trainer['precision']}: float16 "
+                "needs its gradients scaled, and bfloat16 weights are too coarse for small steps; take bf16-mixed."
             )
         for name in ("checkpoint_every", "keep_checkpoints", "accumulate"):
             if getattr(self, name) < 1:

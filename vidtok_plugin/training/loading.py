@@ -1,7 +1,9 @@
 """Resumable loading: an order of samples that follows from seed and epoch, and goes on exactly where it stopped."""
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -41,6 +43,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
                 f" {world_size} ranks, got {num_samples} samples; lower batch_size or raise the clips."
             )
         self.num_keys = num_samples
+        self.batch_of_all = batch_size * world_size  # samples of all ranks
         self.size = num_samples - num_samples % (batch_size * world_size)
         self.epoch_end = self.size  # samples after which the trainer turns to the next epoch
         self.samples = 0  # where the next iteration starts
@@ -171,6 +174,8 @@ class ResumableDataModule(pl.LightningDataModule):
         if self._position is not None:
             loader.load_state_dict(self._position)
             self._position = None
+            if trainer and sampler.samples:
+                _tell_batches(trainer, batches, (sampler.epoch_end - sampler.samples) // sampler.batch_of_all)
         self._train_loader = loader
         return loader
 
@@ -179,6 +184,15 @@ class ResumableDataModule(pl.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._position = state_dict.get("train")
+
+
+def _tell_batches(trainer: pl.Trainer, total: int, left: int) -> None:
+    """Tells the Trainer how many batches of the epoch are left: it counts those before the resumption by the batches of
+    then, and would end the epoch early where these were smaller."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    missing = total - left - progress.ready
+    for name in ("ready", "started", "processed", "completed"):
+        setattr(progress, name, getattr(progress, name) + missing)
 
 
 def worker_context(num_workers: int) -> BaseContext | None:
@@ -193,6 +207,14 @@ def worker_context(num_workers: int) -> BaseContext | None:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["vidtok_plugin.video.clips"])
+    if threading.current_thread() is threading.main_thread():
+        # The server and its workers ignore SIGTERM, as they inherit it: sent to all of a job's processes, it would take
+        # the loader from the run before the run has saved itself. They end with it.
+        handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            multiprocessing.forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
     return context
 
 
@@ -202,6 +224,7 @@ def end_with_trainer(worker: int) -> None:
     A worker watches its parent, but under a fork server that is the server, which waits for the worker in its turn:
     after a kill -9 of the training both would stay forever, with all their memory.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # see `worker_context`; here for workers without a fork server
     trainer = multiprocessing.parent_process()
     assert trainer is not None
 

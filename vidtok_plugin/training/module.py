@@ -19,7 +19,6 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 
 from vidtok_plugin.distributed import mean_over_processes
-from vidtok_plugin.training.averaging import RAW_WEIGHTS
 from vidtok_plugin.training.config import RunConfig
 from vidtok_plugin.training.non_finite import NonFiniteError, describe, save_dump
 from vidtok_plugin.training.optimization import OptimizerConfig
@@ -77,6 +76,19 @@ class TrainingModule(pl.LightningModule):
     def optimizer_configs(self) -> list[OptimizerConfig]:
         """Of each optimizer."""
 
+    def moving_buffers(self) -> list[Tensor]:
+        """The buffers that `losses` changes, such as moving averages."""
+        return []
+
+    def fixed_settings(self) -> dict[str, Any]:
+        """What a run that goes on must have as it began, by its config's key: what a checkpoint holds depends on it."""
+        settings = {"ema_decay": self.run_cfg.ema_decay is not None}
+        for name, cfg in zip(self.optimizer_names(), self.optimizer_configs(), strict=True):
+            settings["optimizer.muon_lr" if name == self.optimizer_names()[0] else f"{name}_optimizer.muon_lr"] = (
+                cfg.muon_lr is not None
+            )
+        return settings
+
     # A run
 
     def on_fit_start(self) -> None:
@@ -101,6 +113,7 @@ class TrainingModule(pl.LightningModule):
         self._seed(self.run_cfg.seed, step, self.global_rank)
         for optimizer in optimizers:
             optimizer.zero_grad()
+        before = [buffer.clone() for buffer in self.moving_buffers()]
         parts = self._parts(batch)
         losses: Statistics = {}
         statistics: Statistics = {}
@@ -112,6 +125,8 @@ class TrainingModule(pl.LightningModule):
             statistics = {name: statistics.get(name, 0) + value for name, value in part_statistics.items()}
         norms = self._clip(optimizers, list(losses))
         if self._failed({**losses, **norms}):
+            for buffer, value in zip(self.moving_buffers(), before, strict=True):
+                buffer.copy_(value)  # else one such batch would spoil all after it
             self._report(batch, step, losses, norms)
             for optimizer in optimizers:
                 optimizer.zero_grad()  # the step below then counts, and changes nothing
@@ -164,8 +179,7 @@ class TrainingModule(pl.LightningModule):
             norm = get_total_norm([p.grad for p in parameters])
             if cfg.gradient_clip is not None:
                 clip_grads_with_norm_(parameters, cfg.gradient_clip, norm)
-            whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
-            norms["grad_norm" if not norms else f"grad_norm_{name}"] = whole
+            norms["grad_norm" if not norms else f"grad_norm_{name}"] = _whole(norm)
         return norms
 
     def optimizer_names(self) -> list[str]:
@@ -214,6 +228,7 @@ class TrainingModule(pl.LightningModule):
             if failed:
                 logger.warning("skipped: %s.", describe(step, failed, self.origins(batch), None))
             return
+        weights = {name: _whole(tensor).cpu() for name, tensor in self.state_dict().items()}  # by all processes
         if not failed:
             raise NonFiniteError(f"{type(self).__name__}: batch {step} failed in another process; see its message.")
         path = self.run_cfg.output / "non_finite" / f"step-{step:08d}-process-{self.global_rank}.pt"
@@ -221,10 +236,11 @@ class TrainingModule(pl.LightningModule):
             "seed": self.run_cfg.seed,
             "step": step,
             "process": self.global_rank,
+            "mixed": str(self.trainer.precision).startswith("bf16"),
             "batch": {name: tensor.cpu() for name, tensor in self.tensors_of(batch).items()},
             "origins": self.origins(batch),
             "values": {name: float(value) for name, value in {**losses, **norms}.items()},
-            "state_dict": {name: tensor.cpu() for name, tensor in self.state_dict().items()},
+            "state_dict": weights,
         }
         save_dump(path, content)
         raise NonFiniteError(
@@ -240,25 +256,38 @@ class TrainingModule(pl.LightningModule):
         self._seed(content["seed"], content["step"], content["process"])
         values: dict[str, float] = {}
         parts = self._parts(self.batch_of(content["batch"]))
-        for part in parts:
-            for loss in self.losses(part, content["step"]):
-                named = loss.statistics if loss.value is None else {f"loss_{loss.name}": loss.value, **loss.statistics}
-                for name, value in named.items():
-                    values[name] = values.get(name, 0.0) + float(value.detach()) / len(parts)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=content["mixed"]):
+            for part in parts:
+                for loss in self.losses(part, content["step"]):
+                    own = {} if loss.value is None else {f"loss_{loss.name}": loss.value}
+                    for name, value in {**own, **loss.statistics}.items():
+                        values[name] = values.get(name, 0.0) + float(value.detach()) / len(parts)
         return values
 
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["skipped_steps"] = self.skipped_steps
+        checkpoint["fixed_settings"] = self.fixed_settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
-        averaged, wanted = RAW_WEIGHTS in checkpoint, self.run_cfg.ema_decay is not None
-        if self._trainer is not None and self.trainer.state.fn == "fit" and averaged != wanted:
-            there = "holds averaged weights" if averaged else "holds no averaged weights"
-            remedy = "set ema_decay as it was" if averaged else "set ema_decay=null"
-            raise ValueError(
-                f"{type(self).__name__}: ema_decay must be as in the run so far, whose checkpoint {there}; {remedy}, "
-                "or start anew in another output folder."
-            )
+        if self._trainer is None or self.trainer.state.fn != "fit":
+            return
+        saved, ours = checkpoint.get("fixed_settings", {}), self.fixed_settings()
+        for name, value in ours.items():
+            if saved.get(name, value) != value:
+                was, now = (_as_set(setting) for setting in (saved[name], value))
+                raise ValueError(
+                    f"{type(self).__name__}: {name} must be as in the run so far, {was}, got {now}; set it as it was, "
+                    "or start anew in another output folder (pretrained=FOLDER goes on from its weights)."
+                )
+
+
+def _as_set(setting: Any) -> str:
+    return {True: "set", False: "not set"}.get(setting, str(setting))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be in shares; all processes call it alike."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

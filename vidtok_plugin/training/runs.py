@@ -40,7 +40,7 @@ def build_trainer(cfg: RunConfig, callbacks: Sequence[pl.Callback] = (), **setti
         loggers.append(TensorBoardLogger(cfg.output, name="tensorboard"))
     checkpoints = Checkpoints(cfg)
     averaging = [] if cfg.ema_decay is None else [EMA(cfg.ema_decay)]
-    # Lightning runs checkpoint callbacks last, and ends the batch at the first exception: the signal's comes after.
+    # Averages are taken before they are saved: Lightning runs checkpoint callbacks last.
     return pl.Trainer(
         **{"enable_model_summary": False, **cfg.trainer, **settings},
         logger=loggers,
@@ -57,7 +57,10 @@ def fit(
     callbacks: Sequence[pl.Callback] = (),
     **settings: Any,
 ) -> pl.Trainer:
-    """Trains, going on from the run's last checkpoint if there is one; writes the resolved config beside it."""
+    """Trains, going on from the run's last checkpoint if there is one; writes the resolved config beside it.
+
+    The module's weights are the averaged ones at the end, if there are any.
+    """
     trainer = build_trainer(cfg, callbacks, **settings)
     last = last_checkpoint(cfg.checkpoints)
     if trainer.is_global_zero:
@@ -67,6 +70,9 @@ def fit(
     if last is not None:
         logger.info("Going on from %s.", last)
     trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EMA):
+            callback.export(module)
     return trainer
 
 

@@ -25,6 +25,9 @@ class StopAtSigterm(pl.Callback):
         self.checkpoints = checkpoints
         self.received = self.saved = False
 
+    def on_sanity_check_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.on_train_start(trainer, module)
+
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._note)  # Lightning puts the one from before back at the end

@@ -1,5 +1,6 @@
 """Videos as Lightning training and validation data."""
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -183,13 +184,13 @@ class VideoDataModule(ResumableDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         assert self.train_clips is not None, "setup() comes first"
-        self.unreadable.log()  # not in setup, since a checkpoint that tells what is logged already is loaded after it
+        self._log_indexed()
         return self.resumable_loader(ClipsWithOrigins(self.train_clips), self.cfg, collate_clips)
 
     def val_dataloader(self) -> DataLoader[Clip] | list[DataLoader[Clip]]:
         if self.validation_clips is None:
             return []
-        self.unreadable.log()
+        self._log_indexed()
         return DataLoader(
             ClipsWithOrigins(self.validation_clips),
             batch_size=self.cfg.batch_size,
@@ -199,6 +200,12 @@ class VideoDataModule(ResumableDataModule):
             collate_fn=collate_clips,
             shuffle=False,
         )
+
+    def _log_indexed(self) -> None:
+        """Logs what setup found: not before a checkpoint, which tells what is logged already, was loaded; and in one
+        process, since all find the same."""
+        first = self.trainer is None or self.trainer.is_global_zero
+        self.unreadable.log(logging.WARNING if first else logging.DEBUG)
 
     def on_before_batch_transfer(self, batch: VideoBatch | Tensor, dataloader_idx: int) -> VideoBatch | Tensor:
         """Notes what the batch's worker could not read.

@@ -17,7 +17,9 @@ from vidtok_plugin.video.decord_reader import decord_or_none
 
 def serve(connection_file: int, memory_file: int, parent: int) -> None:
     """Answers calls that come through a connection; uint8 arrays are put into the shared memory."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, and with it this process
+    # Ctrl-C and SIGTERM, sent to all of a job's processes, end the parent in its own time, and with it this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     decord_or_none()
     connection = Connection(connection_file)

@@ -50,6 +50,11 @@ class ReaderProcess:
         self.timeout = timeout
         self._child: _Child | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """The process's id, None if it isn't running."""
+        return None if self._child is None else self._child.pid
+
     def call(self, function: str, *arguments: Any) -> Any:
         """What `function`, "module:name", returns for the arguments; the ValueErrors and OSErrors it raises as well.
 
@@ -105,6 +110,7 @@ class _Child:
             [sys.executable, "-c", boot], stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), self._memory_file)
         )
         theirs.close()
+        self.pid = self._process.pid
         self.end = weakref.finalize(self, _end, self.owner, self._process, self._connection, self._memory_file)
         self._receive(START_SECONDS, "starting")
 

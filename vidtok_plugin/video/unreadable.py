@@ -85,11 +85,11 @@ class UnreadableVideos:
             )
         return new
 
-    def log(self) -> None:
+    def log(self, level: int = logging.WARNING) -> None:
         """Logs what was not logged yet."""
         for path, cause in self.found.items():
             if path not in self._logged:
-                logger.warning("left out: %s", cause)
+                logger.log(level, "left out: %s", cause)
         self._logged.update(self.found)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,96 @@
+"""Memory while clips are read: 10,000 random clips of files that take turns in being open.
+
+    python benchmarks/video_memory.py [--reads 10000] [--reader auto|decord|pyav] [--read-timeout SECONDS]
+
+The files differ in container, codec, size and rate; two are damaged, and the budget lets others take their places. Half
+as many stay open as there are, so that every other read opens a file and closes another. glibc keeps a heap for every
+few threads, and decord starts threads with each file: those heaps settle slowly, and with MALLOC_ARENA_MAX=1 at once.
+"""
+
+import argparse
+import gc
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from video_files import cut_off, moving_noise, overwrite, write_faststart, write_file
+
+from vidtok_plugin.video import ClipDataset, UnreadableVideos, find_sources
+from vidtok_plugin.video.reading import ReaderName
+
+
+def write_files(folder: Path, count: int = 16) -> None:
+    """Videos of `count` different kinds, and two damaged ones."""
+    kinds = [("mp4", "libx264", 0), ("mkv", "libx264", 2), ("avi", "mpeg4", 0), ("mpg", "mpeg1video", 0)]
+    for number in range(count):
+        ending, codec, b_frames = kinds[number % len(kinds)]
+        height, width = 64 + 16 * (number % 3), 64 + 16 * (number % 5)
+        frames = moving_noise(60, height=height, width=width, seed=number)
+        write_file(
+            folder / f"{number:02}.{ending}", frames, codec=codec, b_frames=b_frames, fps=(24, 25, 30)[number % 3]
+        )
+    overwrite(write_faststart(folder / "damaged.mp4", moving_noise(60)), 0.5, 0.6)
+    cut_off(write_faststart(folder / "cut.mp4", moving_noise(60)), 0.5)
+
+
+def random_clips(folder: Path, *, reader: ReaderName = "auto", read_timeout: float | None = None) -> ClipDataset:
+    return ClipDataset.random(
+        find_sources([str(folder)]),
+        clip_length=9,
+        height=64,
+        width=64,
+        fps=12,
+        crop="random",
+        horizontal_flip=True,
+        num_clips=1_000_000,
+        open_videos=8,
+        reader=reader,
+        read_timeout=read_timeout,
+        unreadable=UnreadableVideos(0.2),
+    )
+
+
+def resident_mib(process: str = "self") -> float:
+    """Memory of a process that is in use, in MiB."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+
+
+def memory_over(clips: ClipDataset, reads: int, *, every: int) -> Iterator[tuple[int, float]]:
+    """The memory in MiB after 0, `every`, 2 `every` ... reads of random clips, with that of the reader process."""
+    process = clips.reader.process
+    for index in range(reads + 1):
+        if index % every == 0:
+            gc.collect()
+            child = None if process is None else process.pid
+            yield index, resident_mib() + (0.0 if child is None else resident_mib(str(child)))
+        assert np.isfinite(clips[index].sum().item())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reads", type=int, default=10_000)
+    parser.add_argument("--reader", choices=("auto", "decord", "pyav"), default="auto")
+    parser.add_argument("--read-timeout", type=float)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(Path(folder))
+        clips = random_clips(Path(folder), reader=args.reader, read_timeout=args.read_timeout)
+        start = time.perf_counter()
+        print("reads  MiB")
+        seen = []
+        for reads, mib in memory_over(clips, args.reads, every=max(1, args.reads // 20)):
+            print(f"{reads:5}  {mib:.1f}", flush=True)
+            seen.append(mib)
+        seconds = time.perf_counter() - start
+    print(f"growth over the last nine tenths: {seen[-1] - seen[len(seen) // 10]:+.1f} MiB")
+    print(f"{args.reads / seconds:.0f} clips a second; {clips.unreadable.count} unreadable videos")
+
+
+if __name__ == "__main__":
+    main()
