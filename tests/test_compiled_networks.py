@@ -22,36 +22,53 @@ def forget_graphs() -> None:
     torch.compiler.reset()
 
 
-def assert_close_steps(first: Any, second: Any, tolerance: float) -> None:
-    assert difference(first[0], second[0]) < tolerance
-    assert first[1].keys() == second[1].keys()
-    for name, gradient in first[1].items():
-        assert difference(gradient, second[1][name]) < tolerance, name
-
-
-def check_step(name: str, backend: str, checkpointing: bool, autocast: bool, tolerance: float) -> None:
-    model = trainee(name, **SHALLOW)
-    if not autocast:
-        model.double()  # so that rounding is far below the tolerance
-    plain = step(model, autocast)
+def check_step(name: str, backend: str, checkpointing: bool) -> None:
+    model = trainee(name, **SHALLOW).double()  # so that rounding is far below the tolerance
+    video, gradients = step(model)
     model.checkpoint_activations(checkpointing)
     model.compile_networks(backend=backend)
-    assert_close_steps(step(model, autocast), plain, tolerance)
+    compiled_video, compiled_gradients = step(model)
+    assert difference(compiled_video, video) < 1e-11
+    assert compiled_gradients.keys() == gradients.keys()
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    for key, gradient in gradients.items():
+        # Softmax knows no bias of the keys, whose gradients are rounding alone.
+        scale = max(gradient.abs().max(), 1e-6 * largest)
+        assert (compiled_gradients[key] - gradient).abs().max() < 1e-9 * scale, key
 
 
 def test_a_training_step_traced_with_recomputation_equals_a_plain_one() -> None:
     """Traced whole: `compile_networks` refuses breaks. The slow tests differentiate the graphs and generate code."""
-    check_step(KINDS[1], "eager", checkpointing=True, autocast=False, tolerance=1e-11)
+    check_step(KINDS[1], "eager", checkpointing=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "checkpointing", "autocast"),
-    [(KINDS[0], False, False), (KINDS[1], True, True), (KINDS[2], True, False)],
-)
-def test_a_compiled_training_step_equals_a_plain_one(name: str, checkpointing: bool, autocast: bool) -> None:
-    # In bfloat16, fused operations round once where plain ones round each.
-    check_step(name, "inductor", checkpointing, autocast, tolerance=0.1 if autocast else 1e-11)
+@pytest.mark.parametrize(("name", "checkpointing"), [(KINDS[0], False), (KINDS[2], True)])
+def test_a_compiled_training_step_equals_a_plain_one(name: str, checkpointing: bool) -> None:
+    check_step(name, "inductor", checkpointing)
+
+
+@pytest.mark.slow
+def test_a_step_compiled_with_recomputation_in_bfloat16_is_as_exact_as_a_plain_one() -> None:
+    """Operations that are fused round once where plain ones round each, so the two differ; neither may be worse."""
+    model = trainee(KINDS[1], **SHALLOW | {"ch": 32})  # norms over few channels would blow rounding up
+    latents = torch.randn(1, model.latent_channels, 3, 4, 8)
+
+    def decode(autocast: bool) -> list[torch.Tensor]:
+        """The video and all gradients, as a vector each."""
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            video = model.decode(latents).float()
+        video.square().mean().backward()
+        gradients = [p.grad.flatten() for p in model.decoder.parameters() if p.grad is not None]
+        return [video.detach().flatten(), torch.cat(gradients)]
+
+    exact, plain = decode(autocast=False), decode(autocast=True)
+    model.checkpoint_activations()
+    model.compile_networks()
+    for compiled, usual, right in zip(decode(autocast=True), plain, exact, strict=True):
+        error = (compiled - right).norm() / right.norm()
+        assert 0 < error < 1.2 * (usual - right).norm() / right.norm() < 0.05
 
 
 def test_compiling_leaves_state_dict_streams_and_copies_as_they_are() -> None:

@@ -97,8 +97,8 @@ class VidTok(nn.Module):
     def checkpoint_activations(self, enabled: bool = True) -> None:
         """Whether whole clips keep only what goes from layer to layer, and compute the rest again for the gradients.
 
-        Gradients stay what they are, bit for bit where operations repeat exactly; a step takes a third more time and
-        far less memory (`docs/training.md`). Streams, and whatever runs without gradients, are as before.
+        Gradients stay what they are, bit for bit where operations repeat exactly; a step takes up to a third more time
+        and far less memory (`docs/training.md`). Streams, and whatever runs without gradients, are as before.
 
         Example:
             >>> tok = VidTok.from_preset("vidtok_tiny")
