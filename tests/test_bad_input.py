@@ -130,3 +130,23 @@ def test_weights_of_another_architecture(fail: Run, tmp_path: Path) -> None:
     arguments = ["reconstruct", str(video), "--model", str(weights), "--output", str(tmp_path / "out.mp4")]
     assert "preset=" in fail(*arguments)
     assert "another architecture" in fail(*arguments, "--preset", "vidtok_tiny")
+
+
+@pytest.mark.slow
+def test_an_error_in_a_loader_worker_is_one_sentence_too(fail: Run, tmp_path: Path) -> None:
+    """It was all of the worker's traceback, in one line."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    whole = make_video(folder / "whole.mp4", 40)
+    (folder / "cut.mp4").write_bytes(whole.read_bytes())
+    workers = [
+        "data.num_workers=1",
+        "data.most_unreadable=0.0",
+        "trainer.max_steps=50",
+        "trainer.num_sanity_val_steps=0",
+    ]
+    damaged = bytearray(whole.read_bytes())
+    damaged[len(damaged) // 3 : len(damaged) * 2 // 3] = bytes(len(damaged) * 2 // 3 - len(damaged) // 3)
+    (folder / "cut.mp4").write_bytes(damaged)
+    message = fail(*fit(folder, tmp_path / "run", *workers))
+    assert "cut.mp4" in message and "Caught" not in message and len(message) < 500

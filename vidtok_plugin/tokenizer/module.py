@@ -171,7 +171,7 @@ class TokenizerModule(TrainingModule):
     def on_train_batch_end(self, *_: Any) -> None:
         if isinstance(data := getattr(self.trainer, "datamodule", None), VideoDataModule):
             # As far as the first process knows: each process reads videos of its own.
-            self.log("data/unreadable_videos", float(data.unreadable.count), rank_zero_only=True)
+            self.log("train/unreadable_videos", float(data.unreadable.count), rank_zero_only=True)
 
     def tensors_of(self, batch: VideoBatch | Tensor) -> dict[str, Tensor]:
         return {"video": as_video(batch)}
