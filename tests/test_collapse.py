@@ -7,7 +7,8 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from watched_runs import LIGHTNING_NOISE, Metrics, config, module_of, narrow, run, write_videos
+from training_runs import make_videos
+from watched_runs import LIGHTNING_NOISE, Metrics, config, module_of, narrow, run
 
 from vidtok_plugin.tokenizer.codebook_use import CodebookUse, Use
 from vidtok_plugin.tokenizer.collapse import CollapseConfig, CollapseWatch
@@ -20,7 +21,7 @@ NO_DISCRIMINATOR = "objective={perceptual: none, discriminator: none}"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_videos(tmp_path_factory.mktemp("videos"))
+    return make_videos(tmp_path_factory.mktemp("videos"), 2)
 
 
 def watch(cfg: TokenizerRunConfig, module: TokenizerModule, *more: pl.Callback) -> Metrics:

@@ -10,13 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import TOY, toy_tokenizer
+from training_runs import make_videos
 
 from vidtok_plugin import VidTok, presets, training
 from vidtok_plugin.config import load_config
 from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
 from vidtok_plugin.training import RESERVED
 from vidtok_plugin.training.optimization import OptimizerConfig
-from vidtok_plugin.video import VideoDataModule, write_video
+from vidtok_plugin.video import VideoDataModule
 
 LIGHTNING_NOISE = pytest.mark.filterwarnings(
     "ignore:The .*_dataloader.* does not have many workers", "ignore:Checkpoint directory .* exists"
@@ -44,15 +45,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bright square that moves over a gradient."""
-    root = tmp_path_factory.mktemp("videos")
-    for number in range(2):
-        frames = np.full((24, 16, 16, 3), (200, 40, 90), np.uint8)
-        frames[..., 0] = np.arange(0, 256, 16, dtype=np.uint8)
-        for t in range(24):
-            frames[t, 4:10, (t + 5 * number) % 10 :][:, :6] = 240
-        write_video(root / f"{number}.mp4", frames, fps=30)
-    return root
+    return make_videos(tmp_path_factory.mktemp("videos"), 2)
 
 
 def config(folder: Path, output: Path, *overrides: str) -> TokenizerRunConfig:

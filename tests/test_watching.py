@@ -17,7 +17,8 @@ from stores import write_episodes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from watched_runs import LIGHTNING_NOISE, Metrics, config, module_of, narrow, run, write_videos
+from training_runs import make_videos
+from watched_runs import LIGHTNING_NOISE, Metrics, config, module_of, narrow, run
 
 from vidtok_plugin import training
 from vidtok_plugin.config import load_config
@@ -40,7 +41,7 @@ __all__ = ["narrow"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_videos(tmp_path_factory.mktemp("videos"))
+    return make_videos(tmp_path_factory.mktemp("videos"), 2)
 
 
 def pixels(path: Path) -> np.ndarray:

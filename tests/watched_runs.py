@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 
@@ -14,7 +13,7 @@ from vidtok_plugin.config import load_config
 from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
 from vidtok_plugin.tokenizer.objective import discriminators
 from vidtok_plugin.tokenizer.runs import fit_tokenizer
-from vidtok_plugin.video import VideoDataModule, write_video
+from vidtok_plugin.video import VideoDataModule
 
 LIGHTNING_NOISE = pytest.mark.filterwarnings(
     "ignore:The .*_dataloader.* does not have many workers",
@@ -44,17 +43,6 @@ SMALL = [
     "trainer.check_val_every_n_epoch=null",
     "collapse={window: 3, grace: 4}",
 ]
-
-
-def write_videos(root: Path) -> Path:
-    """Two videos of a bright square that moves over a gradient."""
-    for number in range(2):
-        frames = np.full((24, 16, 16, 3), (200, 40, 90), np.uint8)
-        frames[..., 0] = np.arange(0, 256, 16, dtype=np.uint8)
-        for t in range(24):
-            frames[t, 4:10, (t + 5 * number) % 10 :][:, :6] = 240
-        write_video(root / f"{number}.mp4", frames, fps=30)
-    return root
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
             )
         self.num_keys = num_samples
         self.batch_of_all = batch_size * world_size  # samples of all ranks
-        self.size = num_samples - num_samples % (batch_size * world_size)
+        self.size = num_samples - num_samples % self.batch_of_all
         self.epoch_end = self.size  # samples after which the trainer turns to the next epoch
         self.samples = 0  # where the next iteration starts
 
@@ -170,7 +170,7 @@ class ResumableDataModule(pl.LightningDataModule):
         if trainer:
             limit = trainer.limit_train_batches
             batches = min(len(loader), limit) if isinstance(limit, int) else int(len(loader) * limit)
-            sampler.epoch_end = batches * cfg.batch_size * sampler.num_replicas
+            sampler.epoch_end = batches * sampler.batch_of_all
         if self._position is not None:
             loader.load_state_dict(self._position)
             self._position = None

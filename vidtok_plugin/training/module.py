@@ -70,7 +70,11 @@ class TrainingModule(pl.LightningModule):
 
     def sizes(self, batch: Any) -> dict[str, int]:
         """How much is in a batch, by what is counted; for the throughput."""
-        return {"samples": len(next(iter(self.tensors_of(batch).values())))}
+        return {"samples": self._count(batch)}
+
+    def _count(self, batch: Any) -> int:
+        """Samples in a batch."""
+        return len(next(iter(self.tensors_of(batch).values())))
 
     @abstractmethod
     def optimizer_configs(self) -> list[OptimizerConfig]:
@@ -83,10 +87,9 @@ class TrainingModule(pl.LightningModule):
     def fixed_settings(self) -> dict[str, Any]:
         """What a run that goes on must have as it began, by its config's key: what a checkpoint holds depends on it."""
         settings = {"ema_decay": self.run_cfg.ema_decay is not None}
-        for name, cfg in zip(self.optimizer_names(), self.optimizer_configs(), strict=True):
-            settings["optimizer.muon_lr" if name == self.optimizer_names()[0] else f"{name}_optimizer.muon_lr"] = (
-                cfg.muon_lr is not None
-            )
+        for index, (name, cfg) in enumerate(zip(self.optimizer_names(), self.optimizer_configs(), strict=True)):
+            key = f"{name}_optimizer" if index else "optimizer"
+            settings[f"{key}.muon_lr"] = cfg.muon_lr is not None
         return settings
 
     # A run
@@ -133,17 +136,15 @@ class TrainingModule(pl.LightningModule):
         self._step(optimizers)
         first = next(iter(losses))
         named = {"loss" if name == first else f"loss_{name}": value for name, value in losses.items()}
-        self._log({**named, **statistics, **norms}, len(self.origins(batch)))
+        self._log({**named, **statistics, **norms}, self._count(batch))
         return losses[first]
 
     def _parts(self, batch: Any) -> Sequence[Any]:
         count = self.run_cfg.accumulate
         if count == 1:
             return [batch]
-        tensors = self.tensors_of(batch)
-        size = len(next(iter(tensors.values())))
-        self.run_cfg.check_parts(size)
-        chunks = {name: tensor.chunk(count) for name, tensor in tensors.items()}
+        self.run_cfg.check_parts(self._count(batch))
+        chunks = {name: tensor.chunk(count) for name, tensor in self.tensors_of(batch).items()}
         return [self.batch_of({name: chunk[i] for name, chunk in chunks.items()}) for i in range(count)]
 
     def _backward(
