@@ -11,12 +11,12 @@ from torch import Tensor
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
-from world_model.actions import ActionSpec, GroupedActions, group_actions
+from world_model.actions import ActionSpec, group_actions
 from world_model.architecture import TokenSpec, WorldModelConfig
-from world_model.generator import StepGenerator
 from world_model.model import WorldModel
-from world_model.rollout import rollout, stream_rollout
+from world_model.rollout import rollout, rollout_many
 from world_model.sampler import Sampler
+from world_model.streaming import stream_rollout
 from world_model.transformer import TransformerConfig
 
 F = 4  # frames of a latent step
@@ -82,7 +82,7 @@ def test_greedy_rollouts_take_the_likeliest_token_each_time() -> None:
     with torch.no_grad():
         for slot in range(3 * 4, 5 * 4):
             codes = torch.cat([ids, torch.zeros(2, 20 - slot, dtype=torch.int64)], dim=1).view(2, 5, 2, 2)
-            likeliest = model(codes, grouped).flatten(1, 3)[:, slot].argmax(-1)
+            likeliest = model.logits(codes, grouped)[0].flatten(1, 3)[:, slot].argmax(-1)
             ids = torch.cat([ids, likeliest[:, None]], dim=1)
     assert torch.equal(result.tokens.ids, ids)
 
@@ -126,31 +126,48 @@ def test_uint8_prompts_are_scaled() -> None:
     torch.testing.assert_close(result.video[:, :, :9].float(), prompt / 127.5 - 1)
 
 
-@pytest.mark.parametrize("max_steps", [2, 4, 5])
-def test_beyond_the_context_the_window_moves_by_whole_steps(max_steps: int) -> None:
-    """Each step drawn is what the model says of the newest steps alone, as a window of their own."""
-    model, sampler = random_model(max_steps=max_steps), Sampler(temperature=0)
-    codes = torch.randint(12, (2, 7, 2, 2))
-    grouped = group_actions(actions(2, 1 + 16 * F), F)
-    generator = StepGenerator(model, codes, grouped[:7], sampler)
-    kept, held = max_steps - max(1, max_steps // 4), 0
-    for step in range(7, 17):
-        held = kept if step == 7 or held == max_steps else held
-        drawn = generator.step(grouped[step : step + 1])
-        window = torch.cat([codes[:, step - held :], drawn[:, None]], dim=1)
-        with torch.no_grad():
-            logits = model(window, grouped[step - held : step + 1])[:, -1]
-        assert torch.equal(logits.argmax(-1), drawn)
-        codes, held = torch.cat([codes, drawn[:, None]], dim=1), held + 1
+def test_prompts_of_different_lengths_go_in_one_batch() -> None:
+    adapter, model = tiny_adapter(), random_model()
+    prompts = [video(1, frames)[0] for frames in (9, 1, 5)]
+    acts = [actions(1, prompt.shape[1] + 12)[0] for prompt in prompts]
+    results = rollout_many(model, adapter, prompts=prompts, actions=acts, num_frames=12, sampler=SAMPLER)
+    for i, result in enumerate(results):
+        alone = rollout(
+            model,
+            adapter,
+            prompt=prompts[i][None],
+            actions=acts[i][None],
+            num_frames=12,
+            sampler=SAMPLER,
+            indices=[i],
+        )
+        assert torch.equal(result.tokens.ids, alone.tokens.ids)
+        torch.testing.assert_close(result.video, alone.video, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="there must be prompts, and actions for each of them, got 3 prompts and 1"):
+        rollout_many(model, adapter, prompts=prompts, actions=acts[:1])
+    with pytest.raises(ValueError, match=r"rollout_many \(prompt 1\): the prompt must have 1 \+ k \* 4 frames"):
+        rollout_many(model, adapter, prompts=[prompts[0], prompts[0][:, :3]], actions=acts[:2], num_frames=12)
 
 
-def test_a_fork_goes_on_independently() -> None:
-    model, grouped = random_model(), group_actions(actions(2, 1 + 8 * F), F)
-    generator = StepGenerator(model, torch.randint(12, (2, 3, 2, 2)), grouped[:3], SAMPLER)
-    fork = generator.fork()
-    fork.step(GroupedActions(values=grouped.values[:, 4:5], known=grouped.known[:, 4:5]))
-    futures = [generator.step(grouped[3:4]) for generator in (generator.fork(), generator)]
-    assert torch.equal(*futures)
+@pytest.mark.parametrize("prediction", ["causal", "masked"])
+def test_continuous_tokens_roll_out_too(prediction: str) -> None:
+    torch.manual_seed(0)
+    tokenizer = VidTok.from_preset("vidtok_kl_causal_488_4chn", ch=4, ch_mult=(1, 1, 1, 1), num_res_blocks=1)
+    adapter = TokenizerAdapter(tokenizer.double(), patch_size=(1, 1, 2))
+    tokens = TokenSpec(patch_dim=8, height=2, width=2, temporal_factor=F, actions=ActionSpec(kind="discrete", size=5))
+    sizes = TransformerConfig(width=24, depth=1, heads=2)
+    config = WorldModelConfig(tokens=tokens, transformer=sizes, prediction=prediction)  # type: ignore[arg-type]
+    model = WorldModel(config).eval()
+    prompt = torch.rand(2, 3, 9, 16, 32) * 2 - 1
+    result = rollout(model, adapter, prompt=prompt, actions=actions(2, 17), num_frames=8, sampler=SAMPLER)
+    assert result.video.shape == (2, 3, 17, 16, 32) and result.video.isfinite().all()
+    torch.testing.assert_close(
+        result.tokens.patches[:, :12].float(), adapter.encode(prompt).patches.float(), rtol=1e-4, atol=1e-4
+    )
+    decoded = adapter.decode(result.tokens).clamp(-1, 1)
+    torch.testing.assert_close(result.imagined, decoded[:, :, 9:].to(result.imagined), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="the adapter must be continuous, as the world model's tokens are"):
+        rollout(model, tiny_adapter(), prompt=prompt, actions=actions(2, 17), num_frames=8)
 
 
 def test_a_stream_gives_the_rollouts_frames_step_by_step(adapter: TokenizerAdapter) -> None:

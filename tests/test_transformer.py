@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from world_model.attention import causal_attention
-from world_model.cache import TransformerCache
+from world_model.attention import attention, attention_over
+from world_model.cache import Placement, Segment, TransformerCache
 from world_model.rotary import grid_rotation
 from world_model.transformer import Transformer, TransformerConfig
 
@@ -15,7 +15,7 @@ N = 24
 
 
 def random_transformer() -> Transformer:
-    transformer = Transformer(CONFIG)
+    transformer = Transformer(CONFIG, grid_rotation(*GRID, 12))
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return transformer.eval()
@@ -24,11 +24,11 @@ def random_transformer() -> Transformer:
 @pytest.mark.parametrize("split", [[24], [1] * 24, [6, 6, 6, 6], [7, 1, 1, 12, 3], [1, 23]])
 @torch.no_grad()
 def test_steps_with_a_cache_equal_the_whole(split: list[int]) -> None:
-    transformer, x, rotation = random_transformer(), torch.randn(2, N, 24), grid_rotation(*GRID, 12)
-    whole = transformer(x, rotation)
+    transformer, x = random_transformer(), torch.randn(2, N, 24)
+    whole = transformer(x)
     cache, parts = transformer.init_cache(2, N), []
     for part in x.split(split, dim=1):
-        y, cache = transformer.step(part, rotation[cache.length : cache.length + part.shape[1]], cache)
+        y, cache = transformer.step(part, cache)
         parts.append(y)
     assert cache.length == N
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-5, atol=1e-5)
@@ -36,36 +36,81 @@ def test_steps_with_a_cache_equal_the_whole(split: list[int]) -> None:
 
 @torch.no_grad()
 def test_later_tokens_do_not_change_earlier_outputs() -> None:
-    transformer, x, rotation = random_transformer(), torch.randn(1, N, 24), grid_rotation(*GRID, 12)
+    transformer, x = random_transformer(), torch.randn(1, N, 24)
     changed = x.clone()
     changed[:, 10] += 1
-    difference = (transformer(x, rotation) - transformer(changed, rotation)).abs().amax(-1)[0]
+    difference = (transformer(x) - transformer(changed)).abs().amax(-1)[0]
     assert not difference[:10].any()
     assert (difference[10:] > 0).all()
 
 
+@pytest.mark.parametrize("begin", [None, [3, 0]])
 @torch.no_grad()
-def test_a_fork_goes_on_independently() -> None:
-    transformer, x, rotation = random_transformer(), torch.randn(1, 4, 24), grid_rotation(*GRID, 12)
-    _, cache = transformer.step(x[:, :2], rotation[:2], transformer.init_cache(1, N))
-    fork = cache.fork()
-    expected, _ = transformer.step(x[:, 2:3], rotation[2:3], cache)
-    transformer.step(x[:, 3:4], rotation[2:3], cache)  # another future, in the first one's buffers
-    again, forked = transformer.step(x[:, 2:3], rotation[2:3], fork)
-    assert torch.equal(again, expected)
-    assert (cache.length, fork.length, forked.length) == (2, 2, 3)
+def test_forks_share_the_past_and_go_on_independently(begin: list[int] | None) -> None:
+    transformer, x = random_transformer(), torch.randn(2, N, 24)
+    padding = None if begin is None else torch.tensor(begin)
+    _, cache = transformer.step(x[:, :8], transformer.init_cache(2, N, begin=padding))
+    fork = cache.fork(3)
+    assert fork.own.keys.shape[3] == N - 8 and fork.capacity == N
+    assert fork.shared[0].keys.untyped_storage().data_ptr() == cache.own.keys.untyped_storage().data_ptr()
+    futures = torch.randn(6, 5, 24)
+    y, fork = transformer.step(futures[:, :3], fork)
+    again = fork.fork(2)  # of a fork: two shared pasts
+    z, again = transformer.step(futures[:, 3:].repeat_interleave(2, dim=0), again)
+    own, _ = transformer.step(x[:, 8:12], cache)  # what was forked goes on, too
+    for row in range(6):
+        past = x[row // 3, :8] if begin is None else x[row // 3, begin[row // 3] : 8]
+        whole = transformer(torch.cat([past, futures[row]])[None], slots_from(8 - len(past), len(past) + 5))[0]
+        torch.testing.assert_close(y[row], whole[-5:-2], rtol=1e-4, atol=1e-5)
+        for twin in (2 * row, 2 * row + 1):
+            torch.testing.assert_close(z[twin], whole[-2:], rtol=1e-4, atol=1e-5)
+    if begin is None:
+        torch.testing.assert_close(own, transformer(x)[:, 8:12], rtol=1e-4, atol=1e-5)
+    assert (cache.length, fork.length, again.length) == (8, 11, 13)
+
+
+def slots_from(start: int, count: int) -> Tensor:
+    return torch.arange(start, start + count)
+
+
+@torch.no_grad()
+def test_tokens_may_be_placed_in_any_order() -> None:
+    """Along diagonals some tokens are computed before others that stand before them."""
+    transformer, x = random_transformer(), torch.randn(2, 8, 24)
+    visible = torch.ones(8, 8, dtype=torch.bool).tril()
+    visible[5:, 4] = False  # the slot that comes last is seen by none after it
+    whole = transformer(x, torch.arange(8), visible)
+    _, cache = transformer.step(x[:, :4], transformer.init_cache(2, N))
+    for slots in ([5], [6, 7], [4]):
+        at = Placement(slots=torch.tensor(slots), end=max(slots) + 1, mask=visible[slots, : max(slots) + 1])
+        y, cache = transformer.step(x[:, slots], cache, at)
+        torch.testing.assert_close(y, whole[:, slots], rtol=1e-4, atol=1e-5)
+    assert cache.length == 4
+
+
+@torch.no_grad()
+def test_pasts_of_different_lengths_go_together_by_their_ends() -> None:
+    transformer, x = random_transformer(), torch.randn(3, 12, 24)
+    begin = torch.tensor([0, 5, 2])
+    y, cache = transformer.step(x[:, :9], transformer.init_cache(3, N, begin=begin))
+    z, _ = transformer.step(x[:, 9:], cache)
+    for row, first in enumerate(begin.tolist()):
+        whole = transformer(x[row : row + 1, first:], slots_from(first, 12 - first))[0]
+        torch.testing.assert_close(torch.cat([y[row, first:], z[row]]), whole, rtol=1e-4, atol=1e-5)
+    assert y.isfinite().all()
 
 
 def test_a_full_cache_says_so() -> None:
-    transformer, rotation = random_transformer(), grid_rotation(*GRID, 12)
-    cache = transformer.init_cache(1, 3)
+    transformer = random_transformer()
     with pytest.raises(ValueError, match="4 more tokens don't fit"):
-        transformer.step(torch.zeros(1, 4, 24), rotation[:4], cache)
+        transformer.step(torch.zeros(1, 4, 24), transformer.init_cache(1, 3))
+    with pytest.raises(ValueError, match="futures must be at least 1, got 0"):
+        transformer.init_cache(1, 3).fork(0)
 
 
 def test_an_untrained_transformer_only_normalises() -> None:
     x = torch.randn(2, N, 24)
-    y = Transformer(CONFIG)(x, grid_rotation(*GRID, 12))
+    y = Transformer(CONFIG, grid_rotation(*GRID, 12))(x)
     torch.testing.assert_close(y, torch.nn.functional.rms_norm(x, (24,), eps=1e-6))
 
 
@@ -86,13 +131,16 @@ def test_queries_stand_at_the_end_of_the_keys(queries: int, keys: int) -> None:
     scores = q @ k.transpose(-1, -2) / 8**0.5
     for i in range(queries):
         scores[:, :, i, keys - queries + i + 1 :] = float("-inf")
-    torch.testing.assert_close(causal_attention(q, k, v), scores.softmax(-1) @ v, rtol=1e-4, atol=1e-5)
+    expected = scores.softmax(-1) @ v
+    torch.testing.assert_close(attention(q, k, v, causal=True), expected, rtol=1e-4, atol=1e-5)
+    parts = [Segment(keys=k[:, :, :2], values=v[:, :, :2]), Segment(keys=k[:, :, 2:], values=v[:, :, 2:])]
+    torch.testing.assert_close(attention_over(q, parts, causal=True), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_xformers_is_refused_where_it_cannot_run() -> None:
     q = torch.zeros(1, 1, 1, 8)
     with pytest.raises(ValueError, match="attention: xformers runs on CUDA alone, got tensors on cpu"):
-        causal_attention(q, q, q, "xformers")
+        attention(q, q, q, backend="xformers")
 
 
 @pytest.mark.gpu
@@ -101,9 +149,12 @@ def test_xformers_equals_sdpa(queries: int, keys: int) -> None:
     pytest.importorskip("xformers")
     q = torch.randn(2, 4, queries, 32, device="cuda")
     k, v = torch.randn(2, 2, 4, keys, 32, device="cuda").unbind()
-    torch.testing.assert_close(
-        causal_attention(q, k, v, "xformers"), causal_attention(q, k, v, "sdpa"), rtol=1e-3, atol=1e-3
-    )
+    mask = torch.rand(2, 1, queries, keys, device="cuda") < 0.7
+    mask[..., 0] = True
+    for seen in ({"causal": True}, {"causal": False}, {"mask": mask}):
+        expected = attention(q, k, v, backend="sdpa", **seen)  # type: ignore[arg-type]
+        ours = attention(q, k, v, backend="xformers", **seen)  # type: ignore[arg-type]
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +172,8 @@ def test_bad_settings_are_named(settings: dict[str, object], message: str) -> No
 
 
 def test_gradients_reach_every_parameter() -> None:
-    transformer, x, rotation = random_transformer().train(), torch.randn(2, N, 24), grid_rotation(*GRID, 12)
-    loss: Tensor = transformer(x, rotation).square().sum()
+    transformer, x = random_transformer().train(), torch.randn(2, N, 24)
+    loss: Tensor = transformer(x).square().sum()
     loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in transformer.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
@@ -130,5 +181,6 @@ def test_gradients_reach_every_parameter() -> None:
 
 def test_a_cache_is_of_the_size_asked_for() -> None:
     cache = TransformerCache.empty(layers=2, batch=3, heads=4, capacity=5, head_width=6, dtype=torch.float64)
-    assert cache.keys.shape == (2, 3, 4, 5, 6) and cache.keys.dtype == torch.float64
+    assert cache.own.keys.shape == (2, 3, 4, 5, 6) and cache.own.keys.dtype == torch.float64
+    assert cache.num_bytes == 2 * 2 * 3 * 4 * 5 * 6 * 8
     assert (cache.batch, cache.capacity, cache.length) == (3, 5, 0)

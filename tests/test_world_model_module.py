@@ -65,7 +65,7 @@ def test_validation_is_the_mean_over_scored_tokens(store: Path, tmp_path: Path) 
     losses: list[torch.Tensor] = []
     with torch.no_grad():
         for batch in data.val_dataloader():
-            token_losses = module.model.token_losses(batch["codes"], window_actions(batch))
+            token_losses = module.model.score(batch["codes"], window_actions(batch)).token_losses
             losses.append(token_losses[batch["valid"][:, 1:]].flatten())
     assert torch.cat(losses).shape == (7 * 6,)
     assert metrics["val/cross_entropy"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)

@@ -3,14 +3,17 @@
 from world_model.actions import ActionSpec, GroupedActions, group_actions
 from world_model.architecture import TokenSpec, WorldModelConfig
 from world_model.data import TokenDataConfig, TokenDataModule
+from world_model.decoding import Decoding
 from world_model.model import WorldModel
 from world_model.module import WorldModelModule, WorldModelRunConfig
-from world_model.rollout import RolloutResult, rollout, stream_rollout
+from world_model.rollout import RolloutResult, rollout, rollout_many
 from world_model.sampler import Sampler
+from world_model.streaming import stream_rollout
 from world_model.transformer import TransformerConfig
 
 __all__ = [
     "ActionSpec",
+    "Decoding",
     "GroupedActions",
     "RolloutResult",
     "Sampler",
@@ -24,5 +27,6 @@ __all__ = [
     "WorldModelRunConfig",
     "group_actions",
     "rollout",
+    "rollout_many",
     "stream_rollout",
 ]

@@ -52,6 +52,27 @@ class GroupedActions:
     def to(self, device: torch.device | str) -> "GroupedActions":
         return GroupedActions(values=self.values.to(device), known=self.known.to(device))
 
+    def and_unknown(self) -> "GroupedActions":
+        """These, and behind them as many rows again of which none is known."""
+        return GroupedActions(
+            values=torch.cat([self.values, self.values]), known=torch.cat([self.known, torch.zeros_like(self.known)])
+        )
+
+    def repeated(self, times: int) -> "GroupedActions":
+        """Each row so many times, side by side."""
+        return GroupedActions(
+            values=self.values.repeat_interleave(times, dim=0), known=self.known.repeat_interleave(times, dim=0)
+        )
+
+    def padded_in_front(self, steps: int) -> "GroupedActions":
+        """These at the end of so many steps, the first of which have no known actions."""
+        missing = steps - self.num_steps
+        b, _, f = self.known.shape
+        return GroupedActions(
+            values=torch.cat([self.values.new_zeros(b, missing, *self.values.shape[2:]), self.values], dim=1),
+            known=torch.cat([self.known.new_zeros(b, missing, f), self.known], dim=1),
+        )
+
     @staticmethod
     def cat(parts: "Sequence[GroupedActions]") -> "GroupedActions":
         """Joins parts along the latent steps."""

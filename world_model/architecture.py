@@ -2,17 +2,28 @@
 
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Literal
 
+from vidtok_plugin.adapter.vocabulary import factor_levels
 from world_model.actions import ActionSpec
 from world_model.transformer import TransformerConfig
+
+FACTORED_ABOVE = 8192  # codes, for vocabulary "auto"
+
+Prediction = Literal["causal", "masked"]
+VocabularyKind = Literal["auto", "flat", "factored"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSpec:
     """The facts about its tokens that shape a world model; a token store knows them
-    (`world_model.data.token_spec`)."""
+    (`world_model.data.token_spec`).
 
-    codebook_size: int
+    Discrete tokens are codes below `codebook_size`; continuous ones are patches of `patch_dim` values.
+    """
+
+    codebook_size: int | None = None
+    patch_dim: int | None = None
     height: int  # rows of a latent step
     width: int  # columns
     temporal_factor: int  # frames of a latent step, but the first
@@ -20,9 +31,15 @@ class TokenSpec:
     actions: ActionSpec = field(default_factory=ActionSpec)
 
     def __post_init__(self) -> None:
-        for name in ("codebook_size", "height", "width", "temporal_factor"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"TokenSpec: {name} must be at least 1, got {getattr(self, name)}.")
+        if (self.codebook_size is None) == (self.patch_dim is None):
+            raise ValueError(
+                "TokenSpec: either codebook_size (of discrete tokens) or patch_dim (of continuous ones) must be set, "
+                f"got {self.codebook_size} and {self.patch_dim}."
+            )
+        for name in ("codebook_size", "patch_dim", "height", "width", "temporal_factor"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"TokenSpec: {name} must be at least 1, got {value}.")
         if self.fsq_levels is not None and prod(self.fsq_levels) != self.codebook_size:
             raise ValueError(
                 f"TokenSpec: fsq_levels must multiply to codebook_size, {self.codebook_size}, got "
@@ -30,38 +47,107 @@ class TokenSpec:
             )
 
     @property
+    def kind(self) -> Literal["discrete", "continuous"]:
+        return "continuous" if self.codebook_size is None else "discrete"
+
+    @property
     def tokens_per_step(self) -> int:
         return self.height * self.width
 
 
 @dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """The head of continuous tokens, an MLP that is trained for each token by flow matching."""
+
+    width: int = 256
+    depth: int = 3
+    repeats: int = 4  # noise levels that each token is trained at in a batch
+    sampling_steps: int = 12  # from noise to a token, by Heun's method: two calls each, but the last
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "repeats", "sampling_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"FlowConfig: {name} must be at least 1, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorldModelConfig:
-    """Architecture of a world model. `tokens` may be left out where it is taken from a token store."""
+    """Architecture of a world model. `tokens` may be left out where it is taken from a token store.
+
+    `prediction`: `causal` models predict each token from those before it in raster order, and are decoded in raster
+    or diagonal order; `masked` ones fill in a latent step's tokens in any order, many at once. `vocabulary`: `flat` has
+    one logit for each code, `factored` a distribution for each of two factors, the second given the first; `auto` is
+    factored above 8,192 codes.
+    """
 
     tokens: TokenSpec | None = None
     max_steps: int = 8  # context, in latent steps
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
-    previous_neighbourhood: int = 3  # how far around each slot the step before is told: odd, 0 for not at all
-    copy_neighbourhood: int = 1  # as far may a slot point at a token of the step before: odd, 0 for not at all
-    code_width: int = 64  # width of the codes' embeddings in the neighbourhood
+    prediction: Prediction = "causal"
+    vocabulary: VocabularyKind = "auto"
+    flow: FlowConfig | None = None  # of continuous tokens; None for the default
+    previous_neighbourhood: int = 3  # how far around each slot the step before is told: odd
+    copy_neighbourhood: int | None = None  # as far may a slot point at a code of the step before: odd, 0 for not at all
+    code_width: int = 64  # width of the tokens' embeddings in the neighbourhood
     action_width: int = 32
     rotary_base: float = 100.0
-    corruption: float = 0.0  # in training, up to this share of a clip's input tokens is replaced by random codes
-    action_dropout: float = 0.0  # in training, this share of steps is not told its actions
+    corruption: float = 0.0  # in training, up to this share of a window's input tokens is replaced; the model knows it
+    action_dropout: float = 0.0  # in training, this share of windows, and of the others' steps, is not told its actions
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "code_width", "action_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"WorldModelConfig: {name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("previous_neighbourhood", "copy_neighbourhood"):
-            size = getattr(self, name)
-            if size < 0 or (size > 0 and size % 2 == 0):
-                raise ValueError(f"WorldModelConfig: {name} must be odd, or 0 for none, got {size}.")
+        for name, choices in (("prediction", ("causal", "masked")), ("vocabulary", ("auto", "flat", "factored"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"WorldModelConfig: {name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}."
+                )
+        if self.previous_neighbourhood < 1 or self.previous_neighbourhood % 2 == 0:
+            raise ValueError(
+                f"WorldModelConfig: previous_neighbourhood must be odd and positive, got {self.previous_neighbourhood}."
+            )
+        copy = self.copy_neighbourhood
+        if copy is not None and (copy < 0 or (copy > 0 and copy % 2 == 0)):
+            raise ValueError(f"WorldModelConfig: copy_neighbourhood must be odd, or 0 for none, got {copy}.")
         for name in ("corruption", "action_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"WorldModelConfig: {name} must be in [0, 1], got {getattr(self, name)}.")
         if self.rotary_base <= 1:
             raise ValueError(f"WorldModelConfig: rotary_base must be above 1, got {self.rotary_base}.")
+        if self.tokens is not None:
+            self._check_tokens(self.tokens)
+
+    def _check_tokens(self, tokens: TokenSpec) -> None:
+        """What is for one kind of tokens alone must not be set for the other."""
+        if tokens.kind == "discrete" and self.flow is not None:
+            raise ValueError("WorldModelConfig: flow is for continuous tokens; leave it out for codes.")
+        if tokens.kind == "continuous" and (self.copy_neighbourhood or self.vocabulary != "auto"):
+            raise ValueError(
+                "WorldModelConfig: vocabulary and copy_neighbourhood are for codes; leave them out for continuous "
+                f"tokens, got {self.vocabulary} and {self.copy_neighbourhood}."
+            )
+        if self.vocabulary == "factored" and (tokens.fsq_levels is None or len(tokens.fsq_levels) < 2):
+            raise ValueError(
+                "WorldModelConfig: vocabulary factored needs the tokens' fsq_levels, at least two of them, got "
+                f"{tokens.fsq_levels}; use flat."
+            )
+
+    @property
+    def copy_size(self) -> int:
+        """`copy_neighbourhood`, which is 1 for codes unless it is told, and never more than none for patches."""
+        if self.copy_neighbourhood is not None:
+            return self.copy_neighbourhood
+        return 1 if self.tokens is not None and self.tokens.kind == "discrete" else 0
+
+    def factors(self) -> tuple[tuple[int, tuple[int, ...] | None], ...]:
+        """Of codes: the size of each factor and its FSQ levels; a single factor for a flat vocabulary."""
+        assert self.tokens is not None and self.tokens.codebook_size is not None
+        levels, size = self.tokens.fsq_levels, self.tokens.codebook_size
+        large = size > FACTORED_ABOVE and levels is not None and len(levels) > 1
+        if levels is not None and (self.vocabulary == "factored" or (self.vocabulary == "auto" and large)):
+            return tuple((prod(part), part) for part in factor_levels(levels))
+        return ((size, levels),)
 
     def for_tokens(self, tokens: TokenSpec) -> "WorldModelConfig":
         """This architecture for the given tokens; a ValueError if it was set for others."""

@@ -1,54 +1,97 @@
-"""Causal attention by the backend that the config chooses: PyTorch's SDPA, or xformers on CUDA.
+"""Attention by the backend that the config chooses: PyTorch's SDPA, or xformers on CUDA.
 
-Queries stand at the end of the keys: query i of m sees keys 0 .. n - m + i, so that one function serves a
+Causal queries stand at the end of the keys: query i of m sees keys 0 .. n - m + i, so that one function serves a
 whole sequence (m = n) and a step after cached keys (m < n), where SDPA's `is_causal` would align the two at
 their beginning.
 
-Shapes: b sequences, k heads, m queries, n keys, e width of a head.
+Shapes: b sequences, k heads, m queries, n keys, e width of a head, g futures of one past.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.functional import scaled_dot_product_attention
+
+from world_model.cache import Segment
 
 AttentionBackend = Literal["auto", "sdpa", "xformers"]
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "auto") -> Tensor:
-    """q (b, k, m, e), k and v (b, k, n, e) -> (b, k, m, e). `auto` takes xformers on CUDA where it is
-    installed."""
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    backend: AttentionBackend = "auto",
+) -> Tensor:
+    """q (b, k, m, e), k and v (b, k, n, e) -> (b, k, m, e); each query sees all keys, or those that `mask`, bool and
+    expandable to (b, k, m, n), tells, or those not after it. `auto` takes xformers on CUDA where it is installed."""
     if backend == "xformers" and not q.is_cuda:
         raise ValueError(
             f"attention: xformers runs on CUDA alone, got tensors on {q.device}; set attention to auto or sdpa."
         )
     if backend == "xformers" or (backend == "auto" and q.is_cuda and _xformers() is not None):
-        return _xformers_attention(q, k, v)
-    return _sdpa_attention(q, k, v)
+        return _xformers_attention(q, k, v, causal, mask)
+    if causal and q.shape[2] < k.shape[2]:
+        queries, keys = q.shape[2], k.shape[2]
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(diagonal=keys - queries)
+        causal = False
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
-def _sdpa_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    queries, keys = q.shape[2], k.shape[2]
-    if queries == keys:
-        return scaled_dot_product_attention(q, k, v, is_causal=True)
-    if queries == 1:
-        return scaled_dot_product_attention(q, k, v)
-    mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(diagonal=keys - queries)
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+def attention_over(
+    q: Tensor,
+    segments: Sequence[Segment],
+    *,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    backend: AttentionBackend = "auto",
+) -> Tensor:
+    """`attention` over the keys of several segments in a row, the first of which may be the past of several rows."""
+    if len(segments) == 1 and segments[0].keys.shape[0] == q.shape[0]:
+        return attention(q, segments[0].keys, segments[0].values, causal=causal, mask=mask, backend=backend)
+    queries, keys = q.shape[2], sum(segment.length for segment in segments)
+    if causal:
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(diagonal=keys - queries)
+    q = q * q.shape[-1] ** -0.5
+    scores = torch.cat([_by_past(q, segment.keys.transpose(-1, -2)) for segment in segments], dim=-1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    weights = scores.softmax(-1).split([segment.length for segment in segments], dim=-1)
+    parts = [_by_past(w, segment.values) for w, segment in zip(weights, segments, strict=True)]
+    return torch.stack(parts).sum(0)
 
 
-def _xformers_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _by_past(x: Tensor, y: Tensor) -> Tensor:
+    """x (b g, k, m, i) @ y (b, k, i, j): the rows of one past multiply its matrix together."""
+    g = x.shape[0] // y.shape[0]
+    product = rearrange(x, "(b g) k m i -> b k (g m) i", g=g) @ y
+    return rearrange(product, "b k (g m) j -> (b g) k m j", g=g)
+
+
+def _xformers_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) -> Tensor:
     ops = _xformers()
     if ops is None:
         raise ValueError(
             "attention: xformers is not installed; install the package's extra `xformers`, or set attention "
             "to auto or sdpa."
         )
-    # Aligned at the end; a single query sees all keys.
-    bias = ops.fmha.attn_bias.LowerTriangularFromBottomRightMask() if q.shape[2] > 1 else None
+    bias = None
+    if mask is not None:
+        # Its rows must begin at multiples of 8 elements.
+        keys = k.shape[2]
+        shape = (q.shape[0], q.shape[1], q.shape[2], keys)
+        open_ = torch.zeros(shape, dtype=q.dtype, device=q.device).masked_fill(~mask, float("-inf"))
+        bias = F.pad(open_, (0, -keys % 8))[..., :keys]
+    elif causal and q.shape[2] > 1:  # a single query sees all keys
+        bias = ops.fmha.attn_bias.LowerTriangularFromBottomRightMask()
     q, k, v = (rearrange(x, "b k n e -> b n k e") for x in (q, k, v))
     return rearrange(ops.memory_efficient_attention(q, k, v, attn_bias=bias), "b n k e -> b k n e")
 

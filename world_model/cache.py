@@ -1,7 +1,6 @@
-"""The keys and values of past tokens, preallocated, so that each new token attends to them without
-recomputing.
+"""The keys and values of past tokens, preallocated, so that each new token attends to them without recomputing.
 
-Shapes: l layers, b rollouts, k heads, n tokens held at most, e width of a head.
+Shapes: l layers, b rollouts, k heads, n tokens held at most, m new ones, e width of a head, p tokens of a shared past.
 """
 
 from dataclasses import dataclass, replace
@@ -11,30 +10,82 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerCache:
-    """One layer's share of a cache, at the position of the call under way."""
+class Placement:
+    """Where m tokens stand in a cache, and which of its first `end` slots each of them sees."""
+
+    slots: slice | Tensor  # of the m tokens, counted from the cache's first: a slice, or (m,) int64
+    end: int
+    mask: Tensor | None = None  # bool, (m, end) or (b, 1, m, end); None: all `end` slots
+    causal: bool = False  # the tokens are the last of the `end` slots, and none sees those after it
+
+    def slot_numbers(self, device: torch.device) -> Tensor:
+        """`slots` as a tensor (m,)."""
+        if isinstance(self.slots, Tensor):
+            return self.slots
+        return torch.arange(self.slots.start, self.slots.stop, device=device)
+
+    def since(self, begin: Tensor) -> "Placement":
+        """The same, but each row sees slots from its own `begin` (b,) on alone; and every token itself."""
+        queries = self.slot_numbers(begin.device)[:, None]
+        keys = torch.arange(self.end, device=begin.device)
+        visible = keys <= queries if self.causal else self.mask
+        counts = keys >= begin[:, None, None, None]
+        seen = counts if visible is None else counts & visible
+        return replace(self, mask=seen | (keys == queries), causal=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Keys and values of consecutive tokens, of one layer or (with a first axis more) of all.
+
+    Several futures may share one past: then its batch is a fraction of theirs, and each of its rows serves as many
+    consecutive ones of theirs.
+    """
 
     keys: Tensor  # (b, k, n, e)
     values: Tensor  # (b, k, n, e)
-    length: int
 
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new keys and values after the past ones; -> all of them, as views (b, k, length + new, e)."""
-        end = self.length + keys.shape[2]
-        self.keys[:, :, self.length : end] = keys
-        self.values[:, :, self.length : end] = values
-        return self.keys[:, :, :end], self.values[:, :, :end]
+    @property
+    def length(self) -> int:
+        return self.keys.shape[-2]
+
+    def __getitem__(self, layer: int) -> "Segment":
+        return Segment(keys=self.keys[layer], values=self.values[layer])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCache:
+    """One layer's share of a cache."""
+
+    own: Segment
+    shared: tuple[Segment, ...]
+
+    def write(self, keys: Tensor, values: Tensor, at: Placement) -> list[Segment]:
+        """Write (b, k, m, e) at their slots; -> all the segments that they may see, up to `at.end`."""
+        before = sum(segment.length for segment in self.shared)
+        if isinstance(at.slots, slice):
+            here = slice(at.slots.start - before, at.slots.stop - before)
+            self.own.keys[:, :, here] = keys
+            self.own.values[:, :, here] = values
+        else:
+            self.own.keys.index_copy_(2, at.slots - before, keys)
+            self.own.values.index_copy_(2, at.slots - before, values)
+        end = at.end - before
+        return [*self.shared, Segment(keys=self.own.keys[:, :, :end], values=self.own.values[:, :, :end])]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerCache:
-    """All layers' keys and values of `length` tokens. The caller owns it; a step writes behind the past and
-    returns a cache that is longer, whose buffers are the same: go on from the newest only, or from a
-    `fork`."""
+    """All layers' keys and values of `length` tokens. The caller owns it.
 
-    keys: Tensor  # (l, b, k, n, e)
-    values: Tensor  # (l, b, k, n, e)
+    A step writes behind the past and returns a cache that is longer, whose buffers are the same: go on from the newest
+    only. `fork` begins several futures that share the past without copying it; what it was called on may go on too.
+    """
+
+    own: Segment  # buffers (l, b, k, n, e), n what there is room for behind the shared past
     length: int = 0
+    begin: Tensor | None = None  # (b,) int64: rows whose first tokens are padding, and how many; None: no row
+    shared: tuple[Segment, ...] = ()  # (l, b / futures, k, p, e) each, in order; never written again
 
     @classmethod
     def empty(
@@ -45,25 +96,30 @@ class TransformerCache:
         heads: int,
         capacity: int,
         head_width: int,
+        begin: Tensor | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> "TransformerCache":
         shape = (layers, batch, heads, capacity, head_width)
-        return cls(
-            keys=torch.zeros(shape, device=device, dtype=dtype),
-            values=torch.zeros(shape, device=device, dtype=dtype),
-        )
+        keys, values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+        return cls(own=Segment(keys=keys, values=values), begin=begin)
 
     @property
     def batch(self) -> int:
-        return self.keys.shape[1]
+        return self.own.keys.shape[1]
 
     @property
     def capacity(self) -> int:
-        return self.keys.shape[3]
+        """Tokens that it has room for, the shared past included."""
+        return sum(segment.length for segment in (*self.shared, self.own))
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its own buffers, without the past that it shares."""
+        return 2 * self.own.keys.numel() * self.own.keys.element_size()
 
     def layer(self, index: int) -> LayerCache:
-        return LayerCache(keys=self.keys[index], values=self.values[index], length=self.length)
+        return LayerCache(own=self.own[index], shared=tuple(segment[index] for segment in self.shared))
 
     def advanced(self, count: int) -> "TransformerCache":
         """The same buffers, `count` tokens on."""
@@ -76,10 +132,32 @@ class TransformerCache:
                 f"{self.capacity}; start a new cache from the newest latent steps."
             )
 
-    def rewound(self) -> "TransformerCache":
-        """The same buffers, empty."""
-        return replace(self, length=0)
+    def next(self, count: int) -> Placement:
+        """The next `count` tokens, each of which sees those before it."""
+        return Placement(slots=slice(self.length, self.length + count), end=self.length + count, causal=count > 1)
 
-    def fork(self) -> "TransformerCache":
-        """A copy that goes on independently."""
-        return replace(self, keys=self.keys.clone(), values=self.values.clone())
+    def fork(self, futures: int = 1) -> "TransformerCache":
+        """The cache of `futures` rows for each of this one's rows, side by side, which share its past as it is.
+
+        They have buffers of their own for what comes; of the past nothing is copied.
+        """
+        if futures < 1:
+            raise ValueError(f"TransformerCache: futures must be at least 1, got {futures}.")
+        before = sum(segment.length for segment in self.shared)
+        past = self.length - before
+        shared = self.shared
+        if past:
+            ends = (self.own.keys[:, :, :, :past], self.own.values[:, :, :, :past])
+            shared = (*shared, Segment(keys=ends[0], values=ends[1]))
+        layers, batch, heads, capacity, head_width = self.own.keys.shape
+        twin = TransformerCache.empty(
+            layers=layers,
+            batch=batch * futures,
+            heads=heads,
+            capacity=capacity - past,
+            head_width=head_width,
+            begin=None if self.begin is None else self.begin.repeat_interleave(futures),
+            device=self.own.keys.device,
+            dtype=self.own.keys.dtype,
+        )
+        return replace(twin, length=self.length, shared=shared)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tensordict import TensorDict
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from vidtok_plugin.store import StoreMetadata, TokenStore, read_metadata
@@ -64,6 +65,12 @@ def token_spec(metadata: StoreMetadata) -> TokenSpec:
         fsq_levels=metadata.fsq_levels,
         actions=ActionSpec(kind=space["kind"], size=space["size"]) if space else ActionSpec(),
     )
+
+
+def window_tokens(batch: TensorDict) -> Tensor:
+    """The tokens of a batch of windows: codes (b, T, H, W), or patches (b, T, H, W, p)."""
+    tokens = batch.get("codes", None)
+    return batch["patches"] if tokens is None else tokens
 
 
 def window_actions(batch: TensorDict) -> GroupedActions | None:

@@ -1,7 +1,10 @@
-"""Tables of one vector for each code, as the sum of a free vector and of one for each digit of an FSQ code.
+"""Tokens as vectors: codes by tables, of one vector for each code or factor; patches by a projection.
 
-Codes that share digits stand for nearby latents: what is learned of one holds for its neighbours too, so that
-a codebook of thousands is learned from few tokens.
+A code's vector is the sum of a free one and of one for each digit of the FSQ code. Codes that share digits stand for
+nearby latents: what is learned of one holds for its neighbours too, so that a codebook of thousands is learned from
+few tokens. Of a large codebook's factors each has a table, and a code's vector is the sum over its factors.
+
+Embeddings and heads work with `tables()`, made once for many tokens: a whole batch, or a latent step's.
 """
 
 from collections.abc import Sequence
@@ -9,6 +12,12 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidtok_plugin.adapter.vocabulary import split_codes
+
+Factors = Sequence[tuple[int, tuple[int, ...] | None]]  # the size of each, and its FSQ levels
+Tables = tuple[Tensor, ...]
 
 
 def fsq_digits(levels: Sequence[int]) -> Tensor:
@@ -54,3 +63,41 @@ class CodeTable(nn.Module):
         if self.digits is None:
             return self.free
         return torch.addmm(self.free, self.membership, self.digits)
+
+
+class CodeEmbedding(nn.Module):
+    """Codes (...) -> vectors (..., d), the sum of those of their factors."""
+
+    def __init__(self, factors: Factors, width: int, std: float) -> None:
+        super().__init__()
+        self.sizes = tuple(size for size, _ in factors)
+        self.factors = nn.ModuleList(
+            CodeTable(size, width, levels, std=std / len(factors) ** 0.5) for size, levels in factors
+        )
+
+    def tables(self) -> Tables:
+        return tuple(table() for table in self.factors)
+
+    def forward(self, codes: Tensor, tables: Tables) -> Tensor:
+        if len(self.sizes) == 1:
+            return F.embedding(codes, tables[0])
+        factors = split_codes(codes, self.sizes).unbind(-1)
+        vectors = [F.embedding(factor, table) for factor, table in zip(factors, tables, strict=True)]
+        return torch.stack(vectors).sum(0)
+
+
+class PatchEmbedding(nn.Module):
+    """Patches (..., p) -> vectors (..., d), whose entries have the deviation `std` for normalised patches."""
+
+    def __init__(self, patch_dim: int, width: int, std: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width, patch_dim) * std / patch_dim**0.5)
+
+    def tables(self) -> Tables:
+        return (self.weight,)
+
+    def forward(self, patches: Tensor, tables: Tables) -> Tensor:
+        return F.linear(patches, tables[0])
+
+
+TokenEmbedding = CodeEmbedding | PatchEmbedding

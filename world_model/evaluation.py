@@ -48,7 +48,7 @@ def cross_entropies(
     total, count = 0.0, 0
     for batch in batches:
         batch = batch.to(model.device)
-        losses = model.token_losses(batch["codes"], window_actions(batch))[batch["valid"][:, 1:]]
+        losses = model.score(batch["codes"], window_actions(batch)).token_losses[batch["valid"][:, 1:]]
         total, count = total + float(losses.double().sum()), count + losses.numel()
     return CrossEntropies(world_model=total / count, unigram=unigram, copy=copy)
 

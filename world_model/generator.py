@@ -1,6 +1,6 @@
-"""Generating latent steps one after another, each token by token, from a past that a cache holds.
+"""Generating latent steps one after another from a past that a cache holds.
 
-Shapes: b rollouts, T latent steps, H W rows and columns.
+Shapes: b rollouts, T latent steps, H W rows and columns, n = H * W slots of a step, p values of a patch.
 """
 
 from collections.abc import Sequence
@@ -11,81 +11,194 @@ from torch import Tensor
 
 from world_model.actions import GroupedActions
 from world_model.cache import TransformerCache
-from world_model.model import WorldModel
+from world_model.compiled import CompiledSlot
+from world_model.decoding import Decoding, diagonal_groups, known_after, raster_groups
+from world_model.model import StepContext, WorldModel
 from world_model.sampler import RolloutNoise, Sampler
 
 
 class StepGenerator:
-    """Rollouts in tokens, from the whole steps `codes` (b, T, H, W) on; the state is its own, not the
+    """Rollouts in tokens, from the whole steps `tokens` (b, T, H, W[, p]) on; the state is its own, not the
     model's.
 
-    A model sees `max_steps` latent steps. When they are full, the oldest quarter is dropped (one step at
-    least) and the rest read in anew, as a window of its own; so are all but the newest steps of a longer
-    past.
+    A model sees `max_steps` latent steps. When they are full, the oldest `decoding.move` are dropped and the rest read
+    in anew, as a window of its own; so are all but the newest steps of a longer past. Pasts of different lengths go
+    together by their ends: `past_steps` tells how many steps of each row count, all without.
     """
 
     def __init__(
         self,
         model: WorldModel,
-        codes: Tensor,
+        tokens: Tensor,
         actions: GroupedActions | None,
         sampler: Sampler,
         indices: Sequence[int] | None = None,
+        *,
+        decoding: Decoding | None = None,
+        past_steps: Sequence[int] | None = None,
     ) -> None:
         if model.config.max_steps < 2:
             raise ValueError(
                 "StepGenerator: the model's max_steps must be at least 2 to continue a past, got 1; train another."
             )
-        if codes.shape[1] < 1:
+        batch, steps = tokens.shape[:2]
+        if steps < 1:
             raise ValueError("StepGenerator: the past must have at least 1 latent step, got 0.")
-        batch = codes.shape[0]
         if indices is not None and len(indices) != batch:
             raise ValueError(f"StepGenerator: indices must name each of the {batch} rollouts, got {len(indices)}.")
-        self.model = model
-        self.sampler = sampler
+        counts = [steps] * batch if past_steps is None else list(past_steps)
+        if len(counts) != batch or min(counts) < 1 or max(counts) > steps:
+            raise ValueError(
+                f"StepGenerator: past_steps must be 1 to {steps} for each of the {batch} rollouts, got {counts}."
+            )
+        model.head.check_sampler(sampler)
+        self.guided = sampler.guidance != 1
+        if self.guided and (actions is None or model.config.action_dropout == 0):
+            raise ValueError(
+                f"Sampler: guidance {sampler.guidance} needs a model that was trained with actions, and with "
+                "model.action_dropout above 0; leave it out."
+            )
+        self.model, self.sampler, self.decoding = model, sampler, decoding or Decoding()
+        self.order = self.decoding.order_for(model.config.prediction)
         self.noise = RolloutNoise(sampler.seed, range(batch) if indices is None else indices)
-        self._keep = model.config.max_steps - max(1, model.config.max_steps // 4)
-        self._codes = codes
+        self.model_calls = 0  # of the transformer, those that read in a window included
+        tokens_of = model.tokens
+        if self.order == "raster":
+            self._groups = raster_groups(tokens_of.height, tokens_of.width, model.device)
+        elif self.order == "diagonal":
+            window = self.decoding.window or 1
+            self._groups = diagonal_groups(tokens_of.height, tokens_of.width, window, model.device)
+        self._compiled = CompiledSlot(model, sampler) if self.decoding.compiled else None
+        self._keep = model.config.max_steps - self.decoding.moved_by(model.config.max_steps)
+        self._tokens = tokens
         self._actions = actions
-        self._cache: TransformerCache = self._read(model.init_cache(batch))
+        self._counts = torch.tensor(counts)  # on the host: no step waits for them
+        self._lent = False  # whether forks read the cache's buffers
+        self._cache: TransformerCache = self._read(None)
 
     def step(self, actions: GroupedActions | None) -> Tensor:
-        """Draw the next latent step (b, H, W) under its actions, one step of them."""
+        """Draw the next latent step (b, H, W[, p]) under its actions, one step of them."""
         with torch.inference_mode():
-            codes = self._draw(actions)
-        codes = codes.clone()  # an ordinary tensor, that a caller may use for training
+            drawn = self._draw(actions)
+        drawn = drawn.clone()  # an ordinary tensor, that a caller may use for training
         newest = slice(-self._keep, None)
-        self._codes = torch.cat([self._codes, codes[:, None]], dim=1)[:, newest]
+        self._tokens = torch.cat([self._tokens, drawn[:, None]], dim=1)[:, newest]
         if self._actions is not None and actions is not None:
             self._actions = GroupedActions.cat([self._actions, actions])[newest]
-        return codes
+        self._counts = self._counts + 1
+        return drawn
 
-    def fork(self) -> "StepGenerator":
-        """A copy that goes on independently, drawing the same random numbers."""
-        twin = copy(self)
-        twin.noise = self.noise.fork()
-        twin._cache = self._cache.fork()
+    def fork(self, futures: int = 1, indices: Sequence[int] | None = None) -> "StepGenerator":
+        """`futures` rollouts for each of these, side by side, that go on independently from one past, which is not
+        copied. They draw the same random numbers, or those of `indices`, one for each."""
+        twin, self._lent = copy(self), True
+        twin._lent = False
+        twin._cache = self._cache.fork(futures)
+        twin._tokens = self._tokens.repeat_interleave(futures, dim=0)
+        twin._counts = self._counts.repeat_interleave(futures)
+        if self._actions is not None:
+            twin._actions = self._actions.repeated(futures)
+        if indices is None:
+            twin.noise = self.noise.fork(futures)
+        elif len(indices) == len(twin._tokens):
+            twin.noise = RolloutNoise(self.sampler.seed, indices)
+        else:
+            raise ValueError(
+                f"StepGenerator: indices must name each of the {len(twin._tokens)} futures, got {len(indices)}."
+            )
         return twin
+
+    @property
+    def state_bytes(self) -> int:
+        """Of the cache's buffers and of the past's tokens."""
+        return self._cache.num_bytes + self._tokens.numel() * self._tokens.element_size()
 
     def _draw(self, actions: GroupedActions | None) -> Tensor:
         model, tokens = self.model, self.model.tokens
         if self._cache.length + tokens.tokens_per_step > self._cache.capacity:
-            self._cache = self._read(self._cache.rewound())
-        cache, previous = self._cache, self._codes[:, -1]
-        context = model.step_context(previous, actions, cache)
-        uniforms = self.noise.uniforms(tokens.tokens_per_step).to(model.device, torch.float32)
-        token, drawn = previous[:, -1, -1], []
-        for slot in range(tokens.tokens_per_step):
-            logits, cache = model.step(token, context, cache)
-            token = self.sampler.draw(logits, uniforms[:, slot])
-            drawn.append(token)
-        self._cache = cache
-        return torch.stack(drawn, dim=1).view(-1, tokens.height, tokens.width)
+            self._cache = self._read(self._cache)
+        previous = self._rows(self._tokens[:, -1])
+        told = self._told(actions)
+        context = model.step_context(previous, told, self._cache)
+        if self.order == "masked":
+            drawn = self._draw_masked(context)
+            whole = self._rows(drawn.unflatten(1, (tokens.height, tokens.width)))
+            self._cache = model.prefill(whole[:, None], told, self._cache, previous)
+            self.model_calls += 1
+        else:
+            drawn = self._draw_causal(context)
+            self._cache = self._cache.advanced(tokens.tokens_per_step)
+        return drawn.unflatten(1, (tokens.height, tokens.width))
+
+    def _draw_causal(self, context: StepContext) -> Tensor:
+        """In groups of slots, (b, n[, p])."""
+        model, current = self.model, self._blank()
+        per_token = model.head.noise_per_token
+        noise = self._uniforms(model.tokens.tokens_per_step * per_token).unflatten(1, (-1, per_token))
+        if self._compiled is not None:
+            self._compiled.draw_step(current, context, self._cache, noise)
+            self.model_calls += model.tokens.tokens_per_step
+            return current
+        for group in self._groups:
+            hidden = model.step(self._rows(current), group, context, self._cache)
+            drawn = model.draw(hidden, group.slots, context, noise.index_select(1, group.slots), self.sampler)
+            current.index_copy_(1, group.slots, drawn.tokens)
+            self.model_calls += 1
+        return current
+
+    def _draw_masked(self, context: StepContext) -> Tensor:
+        """All slots in each call, of which those drawn with the highest confidence stay, (b, n[, p])."""
+        model, current = self.model, self._blank()
+        n, per_token = model.tokens.tokens_per_step, model.head.noise_per_token
+        counts = known_after(self.decoding.steps or 8, n)
+        noise = self._uniforms(len(counts) * n * (per_token + 1)).unflatten(1, (len(counts), n, per_token + 1))
+        known = torch.zeros(len(current), n, dtype=torch.bool, device=model.device)
+        temperature = 1.0 if self.decoding.choice_temperature is None else self.decoding.choice_temperature
+        for i, count in enumerate(counts):
+            hidden = model.fill(self._rows(current), self._rows(known), context, self._cache)
+            drawn = model.draw(hidden, None, context, noise[:, i, :, :-1], self.sampler)
+            chance = noise[:, i, :, -1].float().clamp(1e-6, 1 - 1e-6)
+            if drawn.confidence is None:  # patches have none: any stay
+                sureness = chance
+            else:
+                gumbel = -(-chance.log()).log()
+                sureness = drawn.confidence + temperature * (1 - (i + 1) / len(counts)) * gumbel
+            kept = sureness.masked_fill(known, float("inf")).topk(count, dim=1).indices
+            now = known.scatter(1, kept, True)
+            fresh = now & ~known
+            current = torch.where(fresh[..., None] if current.ndim == 3 else fresh, drawn.tokens, current)
+            known = now
+            self.model_calls += 1
+        return current
+
+    def _blank(self) -> Tensor:
+        """Room for a step's tokens, (b, n[, p])."""
+        return self._tokens.new_zeros(self._tokens.shape[0], self.model.tokens.tokens_per_step, *self._tokens.shape[4:])
+
+    def _uniforms(self, count: int) -> Tensor:
+        """The next uniform numbers of each rollout, (b, count)."""
+        return self.noise.uniforms(count).to(self.model.device, torch.float32, non_blocking=True)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """The model's rows for rollouts (b, ...): with guidance they come twice, told the actions and not."""
+        return torch.cat([x, x]) if self.guided else x
+
+    def _told(self, actions: GroupedActions | None) -> GroupedActions | None:
+        """The actions of the model's rows."""
+        return actions.and_unknown() if self.guided and actions is not None else actions
 
     @torch.no_grad()
-    def _read(self, cache: TransformerCache) -> TransformerCache:
-        """Fill an empty cache with the newest of the past steps."""
-        self._codes = self._codes[:, -self._keep :]
+    def _read(self, cache: TransformerCache | None) -> TransformerCache:
+        """The newest of the past steps, as a window of its own; in the old cache's buffers unless forks read them."""
+        self._tokens = self._tokens[:, -self._keep :]
         if self._actions is not None:
             self._actions = self._actions[slice(-self._keep, None)]
-        return self.model.prefill(self._codes, self._actions, cache)
+        rows = self._rows(self._tokens)
+        missing = (self._tokens.shape[1] - self._counts).clamp(min=0)
+        padding = self._rows(missing.to(self.model.device)) if missing.any() else None
+        if cache is None or cache.shared or self._lent:
+            empty, self._lent = self.model.init_cache(len(rows), padding), False
+        else:
+            empty = self.model.emptied(cache, padding)
+        self.model_calls += 1
+        return self.model.prefill(rows, self._told(self._actions), empty)

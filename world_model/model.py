@@ -1,31 +1,37 @@
-"""The world model: a causal transformer over the tokens of a video, in raster order of latent step, row and
-column.
+"""The world model: a transformer over the tokens of a video, which predicts each from the steps before it, from the
+tokens of its own step that are known, and from the actions up to its step.
 
-The input of a slot is what is known of it: the token before it, the tokens around its place in the step
-before, its step's actions and its place. The output are the logits of its own token. A window's first step
-has neither a step before nor actions, whether its recording begins there or not, so that any stretch of an
-episode serves as context.
+Causal models know the tokens before it in raster order of latent step, row and column; masked ones any others of its
+step. A window's first step has neither a step before nor actions, whether its recording begins there or not, so that
+any stretch of an episode serves as context.
 
-Shapes: b clips, T latent steps, H W rows and columns, n = T * H * W slots, V codes, d width, f frames a step.
+Shapes: b clips, T latent steps, H W rows and columns, n = H * W slots of a step, m some of them, d width, f frames a
+step, k factors. Tokens are codes (b, T, H, W), or patches (b, T, H, W, p).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vidtok_plugin.distributed import mean_over_processes
 from world_model import pretrained
-from world_model.actions import ActionEmbedding, GroupedActions
-from world_model.architecture import WorldModelConfig
-from world_model.cache import TransformerCache
-from world_model.embedding import CodeTable
-from world_model.neighbourhood import CopyBias, PreviousStep, neighbours
-from world_model.rotary import Rotation, grid_rotation
+from world_model.actions import GroupedActions
+from world_model.architecture import FlowConfig, WorldModelConfig
+from world_model.cache import Placement, TransformerCache
+from world_model.decoding import SlotGroup
+from world_model.embedding import CodeTable, Tables
+from world_model.heads.base import DrawnTokens, TokenScores
+from world_model.heads.codes import CodeHead
+from world_model.heads.flow import FlowHead
+from world_model.masking import random_known, step_mask, training_layout
+from world_model.neighbourhood import neighbours
+from world_model.rotary import grid_rotation
+from world_model.sampler import Sampler
+from world_model.slots import CausalInputs, InputTables, MaskedInputs, StepInputs
 from world_model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -34,13 +40,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
-    """All that is known of a latent step before its first token is drawn, and the code tables, computed once
-    a step."""
+    """All that is known of a latent step before its first token is drawn, and the tables, made once a step."""
 
-    inputs: Tensor  # (b, H * W, d)
-    around: Tensor | None  # (b, H * W, k * k), the codes that may be pointed at
-    embedding: Tensor  # (V, d)
-    head: Tensor  # (V, d)
+    told: Tensor  # (b, n, d)
+    around: Tensor | None  # (b, n, c), the codes that may be pointed at
+    inputs: InputTables
+    head: Tables
 
 
 class WorldModel(nn.Module):
@@ -52,12 +57,10 @@ class WorldModel(nn.Module):
         >>> tokens = TokenSpec(codebook_size=16, height=2, width=2, temporal_factor=4)
         >>> sizes = TransformerConfig(width=32, depth=1, heads=2)
         >>> model = WorldModel(WorldModelConfig(tokens=tokens, transformer=sizes))
-        >>> model(torch.zeros(1, 3, 2, 2, dtype=torch.int64)).shape
-        torch.Size([1, 3, 2, 2, 16])
+        >>> codes = torch.zeros(1, 3, 2, 2, dtype=torch.int64)
+        >>> [logits.shape for logits in model.logits(codes)]
+        [torch.Size([1, 3, 2, 2, 16])]
     """
-
-    rotary_cos: Tensor
-    rotary_sin: Tensor
 
     def __init__(self, config: WorldModelConfig, adapter_hash: str | None = None) -> None:
         super().__init__()
@@ -69,130 +72,227 @@ class WorldModel(nn.Module):
         self.config = config
         self.tokens = tokens = config.tokens
         self.adapter_hash = adapter_hash  # of the adapter that wrote the tokens it was trained on
-        width, codebook, levels = config.transformer.width, tokens.codebook_size, tokens.fsq_levels
-        self.embedding = CodeTable(codebook, width, levels, std=0.5)
-        self.head = CodeTable(codebook, width, levels, std=0.02)
-        self.begin = nn.Parameter(torch.zeros(width))  # stands before a window's first token
-        self.place = nn.Parameter(0.1 * torch.randn(tokens.tokens_per_step, width))
-        self.actions = (
-            None
-            if tokens.actions.kind == "none"
-            else ActionEmbedding(tokens.actions, tokens.temporal_factor, width, config.action_width)
-        )
-        self.around_embedding: CodeTable | None = None
-        self.previous_step: PreviousStep | None = None
-        if config.previous_neighbourhood:
-            self.around_embedding = CodeTable(codebook, config.code_width, levels, std=0.5)
-            self.previous_step = PreviousStep(config.previous_neighbourhood, config.code_width, width)
-        self.copy_bias = CopyBias(config.copy_neighbourhood, width) if config.copy_neighbourhood else None
-        self.transformer = Transformer(config.transformer)
-        rotation = grid_rotation(
-            config.max_steps, tokens.height, tokens.width, config.transformer.head_width, config.rotary_base
-        )
-        self.register_buffer("rotary_cos", rotation.cos, persistent=False)
-        self.register_buffer("rotary_sin", rotation.sin, persistent=False)
+        sizes = config.transformer
+        self.step_inputs = StepInputs(config)
+        self.inputs = MaskedInputs(config) if config.prediction == "masked" else CausalInputs(config)
+        rotation = grid_rotation(config.max_steps, tokens.height, tokens.width, sizes.head_width, config.rotary_base)
+        self.transformer = Transformer(sizes, rotation)
+        self.head: CodeHead | FlowHead
+        if tokens.patch_dim is not None:
+            self.head = FlowHead(tokens.patch_dim, sizes.width, config.flow or FlowConfig())
+        else:
+            self.head = CodeHead(config.factors(), sizes.width, config.copy_size)
 
     @property
     def device(self) -> torch.device:
-        return self.begin.device
+        return self.step_inputs.place.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.step_inputs.place.dtype
 
     def tables(self) -> list[nn.Parameter]:
         """The parameters that hold a vector for each of many things, which optimizers may treat apart."""
-        tables = [*self.embedding.parameters(), *self.head.parameters(), self.place]
-        if self.around_embedding is not None:
-            tables += self.around_embedding.parameters()
-        if self.actions is not None:
-            tables += self.actions.embed.parameters()
-        return tables
+        holders = [module for module in self.modules() if isinstance(module, CodeTable | nn.Embedding)]
+        return [self.step_inputs.place, *(table for module in holders for table in module.parameters())]
 
     # Whole windows
 
-    def forward(self, codes: Tensor, actions: GroupedActions | None = None) -> Tensor:
-        """Logits (b, T, H, W, V) of every token, each from those before it; codes (b, T, H, W), T <=
-        max_steps."""
-        hidden = self._hidden(codes, actions)
-        around = self._around(codes)
-        first = hidden[:, :1] @ self.head().t()
-        later = self._logits(hidden[:, 1:], around, self.head())
-        logits = torch.cat([first, later], dim=1)
-        return rearrange(logits, "b T (H W) V -> b T H W V", H=self.tokens.height)
+    def forward(
+        self,
+        tokens: Tensor,
+        actions: GroupedActions | None = None,
+        *,
+        known: Tensor | None = None,
+        corruption: Tensor | None = None,
+    ) -> Tensor:
+        """What the head makes its predictions of, for every token of a window of at most `max_steps` steps.
 
-    def token_losses(self, codes: Tensor, actions: GroupedActions | None = None) -> Tensor:
-        """Cross entropy in nats of the tokens of steps 1 .. T-1, (b, T - 1, H, W).
-
-        A window's first step is context alone, here as in rollouts, whose prompt gives it. In training the
-        inputs are corrupted and actions dropped as the config says.
+        A causal model's is (b, T, H, W, d), each from the tokens before. A masked model's is (b, T - 1, H, W, d), of
+        the steps after the first, each from the whole steps before it and those of its own tokens that `known` (b, T -
+        1, H, W) bool tells, none without. `corruption` (b,), told to the model, is the share of the tokens that has
+        been replaced, as a part of the config's most.
         """
-        if codes.shape[1] < 2:
-            raise ValueError(f"WorldModel: a window must have at least 2 steps to score, got {codes.shape[1]}.")
-        inputs = codes
-        if self.training:
-            inputs, actions = self._corrupt(codes), self._drop(actions)
-        hidden = self._hidden(inputs, actions)
-        logits = self._logits(hidden[:, 1:], self._around(inputs), self.head())
-        losses = F.cross_entropy(logits.flatten(0, 2).float(), codes[:, 1:].flatten().long(), reduction="none")
-        return losses.view_as(codes[:, 1:])
+        self._check_window(tokens)
+        if (known is not None) and self.config.prediction == "causal":
+            raise ValueError("WorldModel: known is for masked models; a causal one knows the tokens before each.")
+        tables = self._input_tables()
+        first = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        first[:, 0] = True
+        before = torch.cat([tokens[:, :1], tokens[:, :-1]], dim=1)
+        told = self.step_inputs(before, first, actions, corruption, tables)
+        if isinstance(self.inputs, CausalInputs):
+            x = told + self.inputs(tokens, self.step_inputs.narrow, tables)
+            hidden = self.transformer(x.flatten(1, 2))
+        else:
+            masked = tokens[:, 1:]
+            none = torch.zeros(masked.shape[:4], dtype=torch.bool, device=tokens.device)
+            x = torch.cat(
+                [
+                    told + self.inputs(tokens, None, tables),
+                    told[:, 1:] + self.inputs(masked, none if known is None else known, tables),
+                ],
+                dim=1,
+            )
+            slots, mask = training_layout(tokens.shape[1], self.tokens.tokens_per_step, tokens.device)
+            hidden = self.transformer(x.flatten(1, 2), slots, mask)[:, tokens.shape[1] * self.tokens.tokens_per_step :]
+        return rearrange(hidden, "b (T H W) d -> b T H W d", H=self.tokens.height, W=self.tokens.width)
 
-    def loss(self, codes: Tensor, actions: GroupedActions | None = None, valid: Tensor | None = None) -> Tensor:
-        """Mean of `token_losses` over the steps that `valid` (b, T) marks; all of them without it.
+    def logits(self, codes: Tensor, actions: GroupedActions | None = None, known: Tensor | None = None) -> list[Tensor]:
+        """Logits (b, T, H, W, V) of every factor, given the true ones before it: see `forward` for which tokens."""
+        if not isinstance(self.head, CodeHead):
+            raise ValueError("WorldModel: continuous tokens have no logits; use score.")
+        hidden, tables = self(codes, actions, known=known), self.head.tables()
+        if self.config.prediction == "masked":
+            return self.head.logits(hidden, self._around(codes), codes[:, 1:], tables)
+        # A first step has none before it to point at.
+        first = self.head.logits(hidden[:, :1], None, codes[:, :1], tables)
+        later = self.head.logits(hidden[:, 1:], self._around(codes), codes[:, 1:], tables)
+        return [torch.cat(parts, dim=1) for parts in zip(first, later, strict=True)]
+
+    def score(self, tokens: Tensor, actions: GroupedActions | None = None) -> TokenScores:
+        """How well the tokens of the steps 1 .. T-1 are predicted.
+
+        A window's first step is context alone, here as in rollouts, whose prompt gives it. In training the inputs are
+        corrupted and actions dropped as the config says. Masked models are scored with a random part of each step's
+        tokens told, in eval mode the same in each call.
+        """
+        if tokens.shape[1] < 2:
+            raise ValueError(f"WorldModel: a window must have at least 2 steps to score, got {tokens.shape[1]}.")
+        inputs, corruption, targets = tokens, None, tokens[:, 1:]
+        if self.training:
+            inputs, corruption = self._corrupt(tokens)
+            actions = self._drop(actions)
+        if self.config.prediction == "masked":
+            shape = (targets.shape[0], targets.shape[1], targets.shape[2], targets.shape[3])
+            known, weights = random_known(shape, tokens.device, seeded=not self.training)
+            hidden = self(inputs, actions, known=known, corruption=corruption)
+        else:
+            hidden = self(inputs, actions, corruption=corruption)[:, 1:]
+            weights = torch.ones(targets.shape[:4], device=tokens.device)
+        losses, correct = self.head.scores(hidden, self._around(inputs), targets, self.head.tables())
+        return TokenScores(losses=losses, correct=correct, weights=weights)
+
+    def loss(self, tokens: Tensor, actions: GroupedActions | None = None, valid: Tensor | None = None) -> Tensor:
+        """Mean of the scores' token losses over the steps that `valid` (b, T) marks; all of them without it.
 
         Under DDP its mean over the processes is that of all their steps, though some have more of them than others.
         """
-        losses = self.token_losses(codes, actions)
-        if valid is None:
-            return losses.mean()
-        weight = valid[:, 1:, None, None].expand_as(losses)
-        count = weight.sum().to(losses.dtype)
-        return (losses * weight).sum() / (mean_over_processes(count) if self.training else count).clamp(min=1)
+        scores = self.score(tokens, actions)
+        weight = scores.weights if valid is None else scores.weights * valid[:, 1:, None, None]
+        count = weight.sum()
+        total = (scores.token_losses * weight).sum()
+        return total / (mean_over_processes(count) if self.training else count).clamp(min=1)
 
-    # Token by token
+    # Step by step
 
     def init_cache(
-        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        batch: int,
+        padding: Tensor | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> TransformerCache:
-        """An empty cache for a context of `max_steps`; on the model's device and in its dtype unless told."""
-        capacity = self.config.max_steps * self.tokens.tokens_per_step
-        return self.transformer.init_cache(batch, capacity, device or self.device, dtype or self.begin.dtype)
+        """An empty cache for a context of `max_steps`; on the model's device and in its dtype unless told.
+
+        `padding` (b,) is the number of each row's first steps that stand for nothing: pasts of different lengths go
+        together by their ends.
+        """
+        slots = self.tokens.tokens_per_step
+        return self.transformer.init_cache(
+            batch,
+            self.config.max_steps * slots,
+            begin=None if padding is None else padding * slots,
+            device=device or self.device,
+            dtype=dtype or self.dtype,
+        )
+
+    def emptied(self, cache: TransformerCache, padding: Tensor | None = None) -> TransformerCache:
+        """The same buffers, as `init_cache` would give them."""
+        return replace(cache, length=0, begin=None if padding is None else padding * self.tokens.tokens_per_step)
 
     def prefill(
         self,
-        codes: Tensor,
+        tokens: Tensor,
         actions: GroupedActions | None,
         cache: TransformerCache,
         previous: Tensor | None = None,
     ) -> TransformerCache:
-        """Take in whole steps (b, T, H, W) after those in the cache, the last of which is `previous` (b, H,
-        W)."""
+        """Take in whole steps (b, T, H, W[, p]) after those in the cache, the last of which is `previous` (b, H, W[,
+        p])."""
         self._check_boundary(cache, previous)
-        x = self._inputs(codes, actions, previous)
-        return self.transformer.step(x, self._rotation(cache.length, x.shape[1]), cache)[1]
+        self._check_tokens(tokens)
+        steps, n = tokens.shape[1], self.tokens.tokens_per_step
+        cache.check_room(steps * n)
+        before = torch.cat([(tokens[:, 0] if previous is None else previous)[:, None], tokens[:, :-1]], dim=1)
+        tables = self._input_tables()
+        told = self.step_inputs(before, self._first(cache, len(tokens), steps), actions, None, tables)
+        if isinstance(self.inputs, CausalInputs):
+            x = told + self.inputs(tokens, self.step_inputs.narrow, tables)
+            return self.transformer.step(x.flatten(1, 2), cache)[1]
+        x = told + self.inputs(tokens, None, tables)
+        end = cache.length + steps * n
+        at = Placement(slots=slice(cache.length, end), end=end, mask=step_mask(cache.length, steps, n, x.device))
+        return self.transformer.step(x.flatten(1, 2), cache, at)[1].advanced(steps * n)
 
     def step_context(
         self, previous: Tensor | None, actions: GroupedActions | None, cache: TransformerCache
     ) -> StepContext:
-        """What is known of the next step: the whole step before it (b, H, W), and its actions (one step of
-        them)."""
+        """What is known of the next step: the whole step before it (b, H, W[, p]), None at the start of a window, and
+        its actions (one step of them)."""
         self._check_boundary(cache, previous)
-        before = None if previous is None else previous[:, None]
-        told = self._told(before, cache.batch, 1, actions, start=previous is None)
+        cache.check_room(self.tokens.tokens_per_step)
+        tables = self._input_tables()
+        before = self._nothing(cache.batch) if previous is None else previous
+        told = self.step_inputs(before[:, None], self._first(cache, cache.batch, 1), actions, None, tables)
         around = None
-        if self.copy_bias is not None and previous is not None:
-            around = neighbours(previous, self.copy_bias.size).flatten(1, 2)
-        return StepContext(inputs=told[:, 0], around=around, embedding=self.embedding(), head=self.head())
+        if self.config.copy_size and previous is not None:
+            around = neighbours(previous, self.config.copy_size).flatten(1, 2)
+        return StepContext(told=told[:, 0], around=around, inputs=tables, head=self.head.tables())
 
-    def step(
-        self, token: Tensor | None, context: StepContext, cache: TransformerCache
-    ) -> tuple[Tensor, TransformerCache]:
-        """The logits (b, V) of the next token, given the one before it (b,), None at the start of a
-        window."""
-        slot = cache.length % self.tokens.tokens_per_step
-        before = self.begin if token is None else F.embedding(token, context.embedding)
-        x = (context.inputs[:, slot] + before)[:, None]
-        hidden, cache = self.transformer.step(x, self._rotation(cache.length, 1), cache)
-        logits = hidden[:, 0] @ context.head.t()
-        if self.copy_bias is not None and context.around is not None:
-            logits = self.copy_bias(logits, hidden[:, 0], context.around[:, slot])
-        return logits, cache
+    def step(self, current: Tensor, group: SlotGroup, context: StepContext, cache: TransformerCache) -> Tensor:
+        """What the head draws some tokens of a causal model's next step of, (b, m, d): those of `group`, for which all
+        they see has been drawn into `current` (b, n[, p]). Their keys and values are written into the cache, whose
+        length stays; after the whole step it is to be `advanced`."""
+        base = cache.length
+        if group.sees is None:
+            at = Placement(slots=slice(base + group.end - 1, base + group.end), end=base + group.end)
+        else:
+            past = group.sees.new_ones(len(group.slots), base)
+            mask = torch.cat([past, group.sees], dim=1)
+            at = Placement(slots=base + group.slots, end=base + group.end, mask=mask)
+        return self._step(current, group.slots, context, cache, at)
+
+    def step_at(
+        self, current: Tensor, slot: Tensor, base: Tensor, context: StepContext, cache: TransformerCache
+    ) -> Tensor:
+        """As `step` for the raster order's group of one slot (1,), behind `base` (1,) tokens in the cache: both
+        tensors, so that one compiled call serves every slot. It looks over all of the cache's room."""
+        place = base + slot
+        mask = torch.arange(cache.capacity, device=slot.device)[None] <= place
+        at = Placement(slots=place, end=cache.capacity, mask=mask)
+        return self._step(current, slot, context, cache, at)
+
+    def fill(self, current: Tensor, known: Tensor, context: StepContext, cache: TransformerCache) -> Tensor:
+        """What the head draws the tokens of a masked model's next step of, (b, n, d): of `current` (b, n[, p]) those
+        that are `known` (b, n) bool. The step is to be taken in by `prefill` when all of it is."""
+        assert isinstance(self.inputs, MaskedInputs)
+        grid = (self.tokens.height, self.tokens.width)
+        x = context.told + self.inputs(
+            current.unflatten(1, grid)[:, None], known.unflatten(1, grid)[:, None], context.inputs
+        ).squeeze(1)
+        end = cache.length + self.tokens.tokens_per_step
+        return self.transformer.step(x, cache, Placement(slots=slice(cache.length, end), end=end))[0]
+
+    def draw(
+        self, hidden: Tensor, slots: Tensor | None, context: StepContext, noise: Tensor, sampler: Sampler
+    ) -> DrawnTokens:
+        """Draw the tokens of some slots (m,), all of the step without, from what `step` or `fill` gave for them, by
+        uniform numbers (b, m, head.noise_per_token)."""
+        around = context.around
+        if around is not None and slots is not None:
+            around = around.index_select(1, slots)
+        return self.head.draw(hidden, around, noise, sampler, context.head)
 
     # Folders
 
@@ -225,75 +325,35 @@ class WorldModel(nn.Module):
 
     # Parts
 
-    def _hidden(self, codes: Tensor, actions: GroupedActions | None) -> Tensor:
-        """(b, T, H, W) -> (b, T, H * W, d)."""
-        if codes.shape[1] > self.config.max_steps:
-            raise ValueError(
-                f"WorldModel: a window must have at most {self.config.max_steps} latent steps (max_steps), "
-                f"got {codes.shape[1]}."
-            )
-        x = self._inputs(codes, actions, None)
-        hidden = self.transformer(x, self._rotation(0, x.shape[1]))
-        return rearrange(hidden, "b (T n) d -> b T n d", n=self.tokens.tokens_per_step)
-
-    def _inputs(self, codes: Tensor, actions: GroupedActions | None, previous: Tensor | None) -> Tensor:
-        """The transformer's inputs (b, n, d) for whole steps after `previous`, None at the start of a
-        window."""
-        self._check_codes(codes)
-        b, steps = codes.shape[:2]
-        embedded = F.embedding(codes.flatten(1), self.embedding())
-        if previous is None:
-            before = codes[:, :-1]
-            last = self.begin.expand(b, 1, -1)
-        else:
-            before = torch.cat([previous[:, None], codes[:, :-1]], dim=1)
-            last = F.embedding(previous[:, -1, -1:], self.embedding())
-        shifted = torch.cat([last, embedded[:, :-1]], dim=1)
-        return shifted + self._told(before, b, steps, actions, previous is None).flatten(1, 2)
-
-    def _told(
-        self, before: Tensor | None, batch: int, steps: int, actions: GroupedActions | None, start: bool
+    def _step(
+        self, current: Tensor, slots: Tensor, context: StepContext, cache: TransformerCache, at: Placement
     ) -> Tensor:
-        """What is known of whole steps beforehand, (b, T, H * W, d): place, actions, and the steps `before`
-        them."""
-        height, width = self.tokens.height, self.tokens.width
-        told = self.place.expand(batch, steps, -1, -1)
-        if self.previous_step is not None and self.around_embedding is not None:
-            if before is None:
-                before = torch.zeros(batch, 0, height, width, dtype=torch.int64, device=self.device)
-            around = self.previous_step(before, self.around_embedding(), absent_first=start)
-            told = told + around.flatten(2, 3)
-        if self.actions is None:
-            if actions is not None:
-                raise ValueError("WorldModel: it was made without actions (tokens.actions.kind none); leave them out.")
-            return told
-        if actions is None or actions.num_steps != steps:
-            got = "none" if actions is None else str(actions.num_steps)
-            raise ValueError(
-                f"WorldModel: actions must be given for each of the {steps} latent steps, got {got}; "
-                "group_actions makes them of one action for each frame."
-            )
-        if start:
-            known = actions.known.clone()
-            known[:, 0] = False
-            actions = GroupedActions(values=actions.values, known=known)
-        return told + self.actions(actions)[:, :, None]
+        assert isinstance(self.inputs, CausalInputs)
+        x = self.inputs.at(current, slots, self.step_inputs.narrow, context.inputs)
+        return self.transformer.step(x + context.told.index_select(1, slots), cache, at)[0]
+
+    def _input_tables(self) -> InputTables:
+        return InputTables(wide=self.inputs.wide.tables(), narrow=self.step_inputs.narrow.tables())
+
+    def _first(self, cache: TransformerCache, batch: int, steps: int) -> Tensor:
+        """Which of the next steps of each row have none before them, (b, T) bool."""
+        n = self.tokens.tokens_per_step
+        step = cache.length // n + torch.arange(steps, device=self.device)
+        begin = torch.zeros(1, dtype=torch.int64, device=self.device) if cache.begin is None else cache.begin // n
+        return (step <= begin[:, None]).expand(batch, steps)
+
+    def _nothing(self, batch: int) -> Tensor:
+        """A step of tokens that stand for none, (b, H, W[, p])."""
+        shape = (batch, self.tokens.height, self.tokens.width)
+        if self.tokens.patch_dim is None:
+            return torch.zeros(shape, dtype=torch.int64, device=self.device)
+        return torch.zeros(*shape, self.tokens.patch_dim, device=self.device, dtype=self.dtype)
 
     def _around(self, codes: Tensor) -> Tensor | None:
-        """The codes that steps 1 .. T-1 may point at, (b, T - 1, H * W, k * k)."""
-        if self.copy_bias is None:
+        """The codes that steps 1 .. T-1 may point at, (b, T - 1, H, W, c)."""
+        if not self.config.copy_size:
             return None
-        return neighbours(codes[:, :-1], self.copy_bias.size).flatten(2, 3)
-
-    def _logits(self, hidden: Tensor, around: Tensor | None, head: Tensor) -> Tensor:
-        logits = hidden @ head.t()
-        if self.copy_bias is not None and around is not None:
-            logits = self.copy_bias(logits, hidden, around)
-        return logits
-
-    def _rotation(self, start: int, count: int) -> Rotation:
-        slots = slice(start, start + count)
-        return Rotation(self.rotary_cos[slots], self.rotary_sin[slots])
+        return neighbours(codes[:, :-1], self.config.copy_size)
 
     def _check_boundary(self, cache: TransformerCache, previous: Tensor | None) -> None:
         """Whole steps begin where others end, and `previous` is told but at the start of a window."""
@@ -304,25 +364,44 @@ class WorldModel(nn.Module):
                 f"previous {'was not' if previous is None else 'was'} given."
             )
 
-    def _check_codes(self, codes: Tensor) -> None:
-        grid = (self.tokens.height, self.tokens.width)
-        if codes.ndim != 4 or codes.shape[2:] != grid or codes.is_floating_point():
+    def _check_window(self, tokens: Tensor) -> None:
+        self._check_tokens(tokens)
+        if tokens.shape[1] > self.config.max_steps:
             raise ValueError(
-                f"WorldModel: codes must be integers of shape (b, T, {grid[0]}, {grid[1]}), got "
-                f"{codes.dtype} of {tuple(codes.shape)}."
+                f"WorldModel: a window must have at most {self.config.max_steps} latent steps (max_steps), "
+                f"got {tokens.shape[1]}."
             )
 
-    def _corrupt(self, codes: Tensor) -> Tensor:
-        """Replace a random share of each clip's codes, between 0 and `corruption`, by random codes."""
+    def _check_tokens(self, tokens: Tensor) -> None:
+        grid, patch_dim = (self.tokens.height, self.tokens.width), self.tokens.patch_dim
+        if patch_dim is None and (tokens.ndim != 4 or tokens.shape[2:] != grid or tokens.is_floating_point()):
+            raise ValueError(
+                f"WorldModel: codes must be integers of shape (b, T, {grid[0]}, {grid[1]}), got "
+                f"{tokens.dtype} of {tuple(tokens.shape)}."
+            )
+        if patch_dim is not None and (tokens.shape[2:] != (*grid, patch_dim) or not tokens.is_floating_point()):
+            raise ValueError(
+                f"WorldModel: patches must be floats of shape (b, T, {grid[0]}, {grid[1]}, {patch_dim}), got "
+                f"{tokens.dtype} of {tuple(tokens.shape)}."
+            )
+
+    def _corrupt(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Replace a random share of each clip's tokens, between 0 and `corruption`: codes by random ones, patches by
+        noise. -> them and the shares as parts of the most (b,)."""
         if self.config.corruption == 0:
-            return codes
-        share = self.config.corruption * torch.rand(codes.shape[0], 1, 1, 1, device=codes.device)
-        noise = torch.randint_like(codes, self.tokens.codebook_size)
-        return torch.where(torch.rand(codes.shape, device=codes.device) < share, noise, codes)
+            return tokens, None
+        part = torch.rand(tokens.shape[0], device=tokens.device)
+        hit = torch.rand(tokens.shape[:4], device=tokens.device) < (self.config.corruption * part)[:, None, None, None]
+        if self.tokens.codebook_size is not None:
+            return torch.where(hit, torch.randint_like(tokens, self.tokens.codebook_size), tokens), part
+        return torch.where(hit[..., None], torch.randn_like(tokens), tokens), part
 
     def _drop(self, actions: GroupedActions | None) -> GroupedActions | None:
-        """Forget the actions of a random share of steps."""
-        if actions is None or self.config.action_dropout == 0:
+        """Forget all actions of a random share of windows, and as large a share of the others' steps."""
+        rate = self.config.action_dropout
+        if actions is None or rate == 0:
             return actions
-        keep = torch.rand(actions.known.shape[:2], device=actions.known.device) >= self.config.action_dropout
+        b, steps = actions.known.shape[:2]
+        device = actions.known.device
+        keep = (torch.rand(b, 1, device=device) >= rate) & (torch.rand(b, steps, device=device) >= rate)
         return GroupedActions(values=actions.values, known=actions.known & keep[..., None])

@@ -9,7 +9,6 @@ from typing import Any
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from tensordict import TensorDict
 from torch import Tensor
-from torch.nn import functional as F
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.config import to_dict
@@ -18,7 +17,7 @@ from vidtok_plugin.training import RunConfig
 from vidtok_plugin.training.module import Loss, TrainingModule
 from vidtok_plugin.training.optimization import OptimizerConfig, configure_optimizers
 from world_model.architecture import WorldModelConfig
-from world_model.data import TokenDataConfig, token_spec, window_actions
+from world_model.data import TokenDataConfig, token_spec, window_actions, window_tokens
 from world_model.model import WorldModel
 
 
@@ -73,8 +72,8 @@ class WorldModelRunConfig(RunConfig):
 class WorldModelModule(TrainingModule):
     """Trains `self.model` on windows of tokens: `trainer.fit(WorldModelModule(cfg), TokenDataModule(cfg))`.
 
-    The tokens' sizes are taken from the store. Cross entropies are in nats a token, over the steps after each
-    window's first.
+    The tokens' sizes are taken from the store. Losses are over the steps after each window's first: cross entropies in
+    nats a token, or a patch's mean squared error of the flow.
     """
 
     def __init__(self, cfg: WorldModelRunConfig) -> None:
@@ -98,20 +97,25 @@ class WorldModelModule(TrainingModule):
         return configure_optimizers(self.model.parameters(), self.cfg.optimizer, steps, tables=self.model.tables())
 
     def losses(self, batch: TensorDict, step: int) -> Iterator[Loss]:
-        loss = self.model.loss(batch["codes"], window_actions(batch), batch["valid"])
-        yield Loss(name="model", value=loss, statistics={"cross_entropy": loss})
+        loss = self.model.loss(window_tokens(batch), window_actions(batch), batch["valid"])
+        yield Loss(name="model", value=loss, statistics={self.loss_name: loss})
+
+    @property
+    def loss_name(self) -> str:
+        """What the loss is: nats of codes, or squared errors of patches' flow."""
+        return "cross_entropy" if self.model.tokens.kind == "discrete" else "flow_loss"
 
     def tensors_of(self, batch: TensorDict) -> dict[str, Tensor]:
         return {str(name): batch[name] for name in batch.keys()}  # noqa: SIM118
 
     def batch_of(self, tensors: Mapping[str, Tensor]) -> TensorDict:
-        return TensorDict(dict(tensors), batch_size=[len(tensors["codes"])])
+        return TensorDict(dict(tensors), batch_size=[len(tensors["valid"])])
 
     def sizes(self, batch: TensorDict) -> dict[str, int]:
-        return {"windows": len(batch), "tokens": batch["codes"].numel()}
+        return {"windows": len(batch), "tokens": batch["valid"].numel() * self.model.tokens.tokens_per_step}
 
     def origins(self, batch: TensorDict) -> list[str]:
-        length = batch["codes"].shape[1]
+        length = batch["valid"].shape[1]
         pairs = zip(batch["episode"].tolist(), batch["start"].tolist(), strict=True)
         return [
             f"{self._train_store.episodes[episode].name}, latent steps {start} to {start + length - 1}"
@@ -126,14 +130,14 @@ class WorldModelModule(TrainingModule):
         return TokenStore(self.cfg.data.store, self.cfg.data.train)
 
     def validation_step(self, batch: TensorDict, batch_index: int) -> None:
-        codes, valid = batch["codes"][:, 1:], batch["valid"][:, 1:]
-        logits = self.model(batch["codes"], window_actions(batch))[:, 1:][valid].flatten(0, 2)
-        targets = codes[valid].flatten()
-        scored = {
-            "val/cross_entropy": F.cross_entropy(logits.float(), targets),
-            "val/accuracy": (logits.argmax(-1) == targets).float().mean(),
-        }
-        self.log_dict(scored, prog_bar=True, batch_size=len(targets), sync_dist=True)
+        scores = self.model.score(window_tokens(batch), window_actions(batch))
+        weights = scores.weights * batch["valid"][:, 1:, None, None]
+        count = weights.sum()
+        scored = {f"val/{self.loss_name}": (scores.token_losses * weights).sum() / count}
+        if scores.token_correct is not None:
+            scored["val/accuracy"] = (scores.token_correct * weights).sum() / count
+        scored_tokens = int(batch["valid"][:, 1:].sum()) * self.model.tokens.tokens_per_step
+        self.log_dict(scored, prog_bar=True, batch_size=scored_tokens, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -1,7 +1,7 @@
 """What each slot is told of the latent step before its own: the tokens around its place, which are all known
 by then.
 
-Shapes: b clips, T steps, H W rows and columns, V codes, d width, k size of the neighbourhood (odd).
+Shapes: b clips, T steps, H W rows and columns, c code width, V codes, d width, k size of the neighbourhood (odd).
 """
 
 import torch
@@ -30,15 +30,12 @@ class PreviousStep(nn.Module):
         self.absent = nn.Parameter(torch.zeros(width))
         nn.init.normal_(self.conv.weight, std=(code_width * size * size) ** -0.5)
 
-    def forward(self, codes: Tensor, table: Tensor, absent_first: bool) -> Tensor:
-        """The steps before (b, T, H, W) and the code table (V, c) -> (b, T, H, W, d), or one step more if the
-        first of the steps asked for has none before it."""
-        b, _, height, width = codes.shape
-        embedded = rearrange(F.embedding(codes, table), "b T H W c -> (b T) c H W")
-        told = rearrange(self.conv(embedded), "(b T) d H W -> b T H W d", b=b)
-        if absent_first:
-            told = torch.cat([self.absent.expand(b, 1, height, width, -1), told], dim=1)
-        return told
+    def forward(self, before: Tensor, first: Tensor) -> Tensor:
+        """What is before each step (b, T, H, W, c), embedded, -> (b, T, H, W, d); `first` (b, T) bool tells which
+        steps have none before them, whatever stands there."""
+        b = before.shape[0]
+        told = self.conv(rearrange(before, "b T H W c -> (b T) c H W"))
+        return torch.where(first[:, :, None, None, None], self.absent, rearrange(told, "(b T) d H W -> b T H W d", b=b))
 
 
 class CopyBias(nn.Module):

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 def check_adapter(model: WorldModel, adapter: "TokenizerAdapter", who: str) -> None:
     """The adapter must speak the very tokens that the model learned."""
-    if adapter.kind != "discrete":
+    if adapter.kind != model.tokens.kind:
         raise ValueError(
-            f"{who}: the adapter must be discrete (FSQ), got {adapter.kind}; the world model speaks codes."
+            f"{who}: the adapter must be {model.tokens.kind}, as the world model's tokens are, got {adapter.kind}."
         )
     if model.adapter_hash is not None and model.adapter_hash != adapter.hash:
         raise ValueError(
             f"{who}: the adapter must be the one whose tokens the model learned, {model.adapter_hash}, got "
             f"{adapter.hash}."
         )
-    for name in ("codebook_size", "temporal_factor"):
+    for name in ("codebook_size" if adapter.kind == "discrete" else "patch_dim", "temporal_factor"):
         ours, theirs = getattr(model.tokens, name), getattr(adapter, name)
         if ours != theirs:
             raise ValueError(f"{who}: the adapter's {name} must be the model's, {ours}, got {theirs}.")
@@ -36,9 +36,11 @@ def check_prompt(model: WorldModel, adapter: "TokenizerAdapter", prompt: Tensor,
         prompt, who=who, spatial_factor=adapter.spatial_factor, dtype=torch.float32, validate=validate
     )
     tokens, s = model.tokens, adapter.spatial_factor
-    if video.shape[3:] != (tokens.height * s, tokens.width * s):
+    _, rows, columns = adapter.config.patch_size
+    size = (tokens.height * s * rows, tokens.width * s * columns)
+    if video.shape[3:] != size:
         raise ValueError(
-            f"{who}: the prompt must be {tokens.height * s} x {tokens.width * s} pixels (height x width), as "
+            f"{who}: the prompt must be {size[0]} x {size[1]} pixels (height x width), as "
             f"the model's training videos, got {video.shape[3]} x {video.shape[4]}; resize it."
         )
     f, t = tokens.temporal_factor, video.shape[2]

@@ -19,7 +19,7 @@ class Rotation:
     cos: Tensor  # (n, e / 2)
     sin: Tensor  # (n, e / 2)
 
-    def __getitem__(self, slots: slice) -> "Rotation":
+    def __getitem__(self, slots: slice | Tensor) -> "Rotation":
         return Rotation(self.cos[slots], self.sin[slots])
 
     def __call__(self, x: Tensor) -> Tensor:

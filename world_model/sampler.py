@@ -14,13 +14,18 @@ class Sampler:
     """How a rollout draws its tokens.
 
     Logits are divided by `temperature` (0 takes the likeliest token); then only the `top_k` likeliest stay;
-    then only the likeliest whose probabilities, summed in falling order, reach `top_p`. Equal `seed`s give
+    then only the likeliest whose probabilities, summed in falling order, reach `top_p`. Of factored codes that holds
+    for each factor. Continuous tokens have no such cuts: `temperature` scales the noise that they begin as, and
+    `flow_steps`, the model's own number unless told, is how finely they follow its flow. With `guidance` g the logits
+    (or velocities) are those without the actions, and g times what the actions change in them. Equal `seed`s give
     equal rollouts, each by its own index, whatever the batch around it.
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    guidance: float = 1.0
+    flow_steps: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -30,12 +35,20 @@ class Sampler:
             raise ValueError(f"Sampler: top_k must be at least 1, or None for all, got {self.top_k}.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"Sampler: top_p must be in (0, 1], or None for all, got {self.top_p}.")
+        if not 0 <= self.guidance < float("inf"):
+            raise ValueError(f"Sampler: guidance must be 0 or above (1 is none), got {self.guidance}.")
+        if self.flow_steps is not None and self.flow_steps < 1:
+            raise ValueError(f"Sampler: flow_steps must be at least 1, or None, got {self.flow_steps}.")
         if self.seed < 0:
             raise ValueError(f"Sampler: seed must be 0 or above, got {self.seed}.")
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+    def guide(self, told: Tensor, untold: Tensor) -> Tensor:
+        """What is drawn from, given the logits or velocities with the actions told and without."""
+        return untold + self.guidance * (told - untold)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution (b, V) that tokens are drawn from; greedy's has a single 1 in each row."""
@@ -84,11 +97,12 @@ class RolloutNoise:
         """The next `count` numbers of each rollout, (b, count) float64 in [0, 1)."""
         return torch.from_numpy(np.stack([generator.random(count) for generator in self._generators]))
 
-    def fork(self) -> "RolloutNoise":
-        """A copy that goes on independently, with the same numbers."""
+    def fork(self, futures: int = 1) -> "RolloutNoise":
+        """Copies that go on independently, with the same numbers: `futures` for each rollout, side by side."""
         twin = RolloutNoise(0, ())
         for generator in self._generators:
-            copy = np.random.default_rng()
-            copy.bit_generator.state = generator.bit_generator.state
-            twin._generators.append(copy)
+            for _ in range(futures):
+                copy = np.random.default_rng()
+                copy.bit_generator.state = generator.bit_generator.state
+                twin._generators.append(copy)
         return twin

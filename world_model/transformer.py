@@ -1,7 +1,6 @@
-"""The causal transformer: pre-norm blocks of RMSNorm, attention with QK-norm and rotary positions, and
-SwiGLU.
+"""The transformer: pre-norm blocks of RMSNorm, attention with QK-norm and rotary positions, and SwiGLU.
 
-`forward` takes a whole sequence; `step` the next tokens after those in a cache, with the same result. The
+`forward` takes a whole sequence; `step` some tokens after those in a cache, with the same result. The
 cache belongs to the caller, and `Transformer.step` alone advances its position.
 
 Shapes: b sequences, n tokens, d width, k heads, e width of a head.
@@ -14,8 +13,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from world_model.attention import AttentionBackend, causal_attention
-from world_model.cache import LayerCache, TransformerCache
+from world_model.attention import AttentionBackend, attention, attention_over
+from world_model.cache import LayerCache, Placement, TransformerCache
 from world_model.rotary import Rotation
 
 NORM_EPS = 1e-6
@@ -71,7 +70,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention; queries and keys are normalised before they are turned by their positions."""
+    """Self-attention; queries and keys are normalised before they are turned by their positions."""
 
     def __init__(self, cfg: TransformerConfig) -> None:
         super().__init__()
@@ -81,15 +80,16 @@ class Attention(nn.Module):
         self.qk_scale = nn.Parameter(torch.ones(2 * cfg.head_width))  # of queries, of keys
         self.out = nn.Linear(cfg.width, cfg.width, bias=False)
 
-    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
-        """x (b, n, d) -> (b, n, d)."""
+    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None) -> Tensor:
+        """x (b, n, d) -> (b, n, d); causal without a mask (n, n)."""
         q, k, v = self._project(x, rotation)
-        return self._join(causal_attention(q, k, v, self.backend))
+        return self._join(attention(q, k, v, causal=mask is None, mask=mask, backend=self.backend))
 
-    def step(self, x: Tensor, rotation: Rotation, cache: LayerCache) -> Tensor:
-        """As `forward` for the tokens after those in the cache, whose buffers it fills."""
+    def step(self, x: Tensor, rotation: Rotation, cache: LayerCache, at: Placement) -> Tensor:
+        """As `forward` for some tokens, whose keys and values it writes into the cache's buffers."""
         q, k, v = self._project(x, rotation)
-        return self._join(causal_attention(q, *cache.append(k, v), self.backend))
+        segments = cache.write(k, v, at)
+        return self._join(attention_over(q, segments, causal=at.causal, mask=at.mask, backend=self.backend))
 
     def _project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         q_k, v = rearrange(self.qkv(x), "b n (three k e) -> b three k n e", three=3, k=self.heads).split([2, 1], dim=1)
@@ -126,24 +126,33 @@ class Block(nn.Module):
         self.mlp = SwiGLU(cfg)
         self.dropout = nn.Dropout(cfg.dropout)
 
-    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotation))
+    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, mask))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
-    def step(self, x: Tensor, rotation: Rotation, cache: LayerCache) -> Tensor:
-        x = x + self.attention.step(self.attention_norm(x), rotation, cache)
+    def step(self, x: Tensor, rotation: Rotation, cache: LayerCache, at: Placement) -> Tensor:
+        x = x + self.attention.step(self.attention_norm(x), rotation, cache, at)
         return x + self.mlp(self.mlp_norm(x))
 
 
 class Transformer(nn.Module):
-    """Blocks and a last norm. `rotation` holds the positions of the very tokens given."""
+    """Blocks and a last norm, for tokens at the slots 0 .. n-1, whose positions `rotation` tells."""
 
-    def __init__(self, cfg: TransformerConfig) -> None:
+    rotary_cos: Tensor
+    rotary_sin: Tensor
+
+    def __init__(self, cfg: TransformerConfig, rotation: Rotation) -> None:
         super().__init__()
         self.cfg = cfg
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.depth))
         self.norm = RMSNorm(cfg.width)
+        self.register_buffer("rotary_cos", rotation.cos, persistent=False)
+        self.register_buffer("rotary_sin", rotation.sin, persistent=False)
         self._init_weights()
+
+    @property
+    def rotation(self) -> Rotation:
+        return Rotation(self.rotary_cos, self.rotary_sin)
 
     def _init_weights(self) -> None:
         """Variance-preserving, and each branch's last projection zero: at the start every block is the
@@ -155,33 +164,46 @@ class Transformer(nn.Module):
             for linear in (block.attention.out, block.mlp.out):
                 nn.init.zeros_(linear.weight)
 
-    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
-        """(b, n, d) -> (b, n, d)."""
+    def forward(self, x: Tensor, slots: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """(b, n, d) -> (b, n, d). The tokens are the first n, and see those before them, unless `slots` (n,) and
+        `mask` (n, n) bool tell otherwise."""
+        rotation = self.rotation[slice(0, x.shape[1]) if slots is None else slots]
         for block in self.blocks:
-            x = block(x, rotation)
+            x = block(x, rotation, mask)
         return self.norm(x)
 
-    def step(self, x: Tensor, rotation: Rotation, cache: TransformerCache) -> tuple[Tensor, TransformerCache]:
-        """The next tokens (b, n, d) after those in the cache."""
-        cache.check_room(x.shape[1])
+    def step(self, x: Tensor, cache: TransformerCache, at: Placement | None = None) -> tuple[Tensor, TransformerCache]:
+        """Some tokens (b, n, d), by default the next after those in the cache, which then is so much longer.
+
+        With `at` they stand elsewhere in the cache's buffers; its length stays, for the caller to `advanced`.
+        """
+        if at is None:
+            cache.check_room(x.shape[1])
+        here = cache.next(x.shape[1]) if at is None else at
+        if cache.begin is not None:
+            here = here.since(cache.begin)
+        rotation = self.rotation[here.slots]
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            x = block.step(x, rotation, cache.layer(index))
-        return self.norm(x), cache.advanced(x.shape[1])
+            x = block.step(x, rotation, cache.layer(index), here)
+        return self.norm(x), cache.advanced(x.shape[1]) if at is None else cache
 
     def init_cache(
         self,
         batch: int,
         capacity: int,
+        begin: Tensor | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> TransformerCache:
+        """An empty cache; the first `begin` (b,) tokens of each row will be padding, which no others see."""
         return TransformerCache.empty(
             layers=self.cfg.depth,
             batch=batch,
             heads=self.cfg.heads,
             capacity=capacity,
             head_width=self.cfg.head_width,
+            begin=begin,
             device=device,
             dtype=dtype,
         )

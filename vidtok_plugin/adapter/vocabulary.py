@@ -1,6 +1,7 @@
 """Vocabulary: FSQ indices as ids, with special tokens after the codebook, whole or split into factors."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,19 +42,12 @@ class Vocabulary:
     @property
     def factor_sizes(self) -> tuple[int, ...]:
         """Products of consecutive levels, least significant first: the cut in two with the smallest larger half."""
-        if len(self.levels) == 1:
-            return self.levels
-        cuts = [(math.prod(self.levels[:i]), math.prod(self.levels[i:])) for i in range(1, len(self.levels))]
-        return min(cuts, key=max)
+        return tuple(math.prod(levels) for levels in factor_levels(self.levels))
 
     def split(self, ids: Tensor) -> Tensor:
         """Codebook ids (..., n) -> factors (..., n, k), least significant first."""
         self.check_codebook_ids(ids)
-        factors, rest = [], ids
-        for size in self.factor_sizes:
-            factors.append(rest % size)
-            rest = rest // size
-        return torch.stack(factors, dim=-1)
+        return split_codes(ids, self.factor_sizes)
 
     def join(self, factors: Tensor) -> Tensor:
         """Factors (..., n, k) -> codebook ids (..., n)."""
@@ -62,15 +56,44 @@ class Vocabulary:
             raise ValueError(
                 f"TokenizerAdapter: factors must end in a dimension of {len(sizes)}, got {tuple(factors.shape)}."
             )
-        ids = torch.zeros_like(factors[..., 0])
-        for k in reversed(range(len(sizes))):
-            _check_range(factors[..., k], sizes[k], f"factor {k}")
-            ids = ids * sizes[k] + factors[..., k]
-        return ids
+        for k, size in enumerate(sizes):
+            _check_range(factors[..., k], size, f"factor {k}")
+        return join_codes(factors, sizes)
 
     def check_codebook_ids(self, ids: Tensor) -> None:
         """A ValueError that names the first id that is no code."""
         _check_range(ids, self.codebook_size, "ids of codes")
+
+
+def factor_levels(levels: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """The levels of each factor: cut in two where the larger half is smallest; a single level stays whole.
+
+    Example:
+        >>> factor_levels((8, 8, 8, 5, 5, 5))
+        ((8, 8, 8), (5, 5, 5))
+    """
+    whole = tuple(levels)
+    if len(whole) == 1:
+        return (whole,)
+    cuts = [(whole[:i], whole[i:]) for i in range(1, len(whole))]
+    return min(cuts, key=lambda cut: max(math.prod(part) for part in cut))
+
+
+def split_codes(codes: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Codes (...) -> factors (..., k) of these sizes, least significant first; values are not checked."""
+    factors, rest = [], codes
+    for size in sizes:
+        factors.append(rest % size)
+        rest = rest // size
+    return torch.stack(factors, dim=-1)
+
+
+def join_codes(factors: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Factors (..., k) -> codes (...); values are not checked."""
+    codes = torch.zeros_like(factors[..., 0])
+    for k in reversed(range(len(sizes))):
+        codes = codes * sizes[k] + factors[..., k]
+    return codes
 
 
 def _check_range(ids: Tensor, size: int, what: str) -> None:

@@ -1,0 +1,102 @@
+"""One call, compiled once, draws every slot as the plain path does, and nothing in it waits for the device."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import FakeTensorMode
+from world_models import CONFIG, VARIANTS, of_step, random_actions, random_model, random_tokens
+
+from world_model.compiled import CompiledSlot
+from world_model.decoding import Decoding
+from world_model.generator import StepGenerator
+from world_model.sampler import Sampler
+
+SAMPLERS = {
+    "full": Sampler(seed=3),
+    "factored": Sampler(seed=3, temperature=0.8, top_k=3, top_p=0.9),
+    "patches": Sampler(seed=3),
+    "guided": Sampler(seed=3, guidance=2.0),
+}
+CONFIGS = {name: VARIANTS[name] for name in ("full", "factored", "patches")}
+CONFIGS["guided"] = replace(CONFIG, action_dropout=0.1)
+
+
+def drawn(name: str, steps: int, backend: str | None, batch: int = 2) -> tuple[torch.Tensor, StepGenerator]:
+    """Steps drawn after a past of two, by the compiled slot where a backend is given."""
+    config, sampler = CONFIGS[name], SAMPLERS[name]
+    model, tokens, actions = random_model(config), random_tokens(config, batch, 2), random_actions(config, batch, 12)
+    generator = StepGenerator(model, tokens, None if actions is None else actions[:2], sampler)
+    if backend is not None:
+        generator._compiled = CompiledSlot(model, sampler, backend=backend)
+    return torch.stack([generator.step(of_step(actions, 2 + i)) for i in range(steps)], dim=1), generator
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_compiled_slot_draws_what_the_plain_path_draws(name: str) -> None:
+    expected, _ = drawn(name, 3, None)
+    given, generator = drawn(name, 3, "eager")
+    assert generator._compiled is not None
+    torch.testing.assert_close(given, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_it_is_compiled_once_for_all_slots_steps_and_windows() -> None:
+    counter = CompileCounter()
+    config = CONFIG
+    model, tokens, actions = random_model(config), random_tokens(config, 2, 2), random_actions(config, 2, 12)
+    assert actions is not None
+    generator = StepGenerator(model, tokens, actions[:2], Sampler(seed=3))
+    generator._compiled = CompiledSlot(model, Sampler(seed=3), backend=counter)  # type: ignore[arg-type]
+    for step in range(2, 10):
+        generator.step(actions[step : step + 1])
+    assert counter.frame_count == 1
+    assert generator.model_calls > 8 * 6  # one for each slot, and windows read anew
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_nothing_in_the_loop_waits_for_the_device(name: str) -> None:
+    """Fake tensors have no values: whatever looks at one fails."""
+    config, sampler = CONFIGS[name], SAMPLERS[name]
+    model, tokens, actions = random_model(config), random_tokens(config, 4, 2), random_actions(config, 4, 3)
+    assert actions is not None
+    slot = CompiledSlot(model, sampler, backend="eager")
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        cache = model.prefill(tokens[:, :2], actions[:2], model.init_cache(4))
+        context = model.step_context(tokens[:, 1], actions[2:], cache)
+        rows = 2 if sampler.guidance != 1 else 4
+        current = mode.from_tensor(tokens[:rows, 1].flatten(1, 2))
+        noise = mode.from_tensor(torch.rand(rows, 6, model.head.noise_per_token))
+        for i in range(6):
+            slot._draw_slot(current, torch.tensor([i]), torch.tensor([12]), context, cache, noise)
+    with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):  # the check can fail
+        current.sum().item()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_inductor_draws_what_the_plain_path_draws(name: str) -> None:
+    expected, _ = drawn(name, 3, None)
+    given, _ = drawn(name, 3, "inductor")
+    torch.testing.assert_close(given, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_on_cuda_the_compiled_slot_draws_the_same_without_waiting() -> None:
+    config = CONFIG
+    tokens, actions = random_tokens(config, 2, 2).to("cuda"), random_actions(config, 2, 12)
+    assert actions is not None
+    actions = actions.to("cuda")
+    rolls = []
+    for compiled in (False, True):
+        model = random_model(config).to("cuda")
+        generator = StepGenerator(
+            model, tokens, actions[:2], Sampler(seed=3), decoding=Decoding(order="raster", compiled=compiled)
+        )
+        rolls.append(torch.stack([generator.step(actions[step : step + 1]) for step in range(2, 8)]))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            generator.step(actions[8:9])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(*rolls)

@@ -1,0 +1,328 @@
+"""Steps are drawn from what the model says of the past, in every order, whatever is kept of it and shared."""
+
+import statistics
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from world_models import CONFIG, FLOW, MASKED, VARIANTS, of_step, random_actions, random_model, random_tokens, rows
+
+from world_model.actions import GroupedActions
+from world_model.architecture import WorldModelConfig
+from world_model.decoding import Decoding, diagonal_groups, known_after, raster_groups
+from world_model.generator import StepGenerator
+from world_model.model import WorldModel
+from world_model.sampler import Sampler
+
+SAMPLER = Sampler(seed=3)
+CAUSAL_KINDS = {name: VARIANTS[name] for name in ("full", "factored", "patches")}
+KINDS = CAUSAL_KINDS | MASKED
+
+
+def roll(generator: StepGenerator, actions: GroupedActions | None, first: int, steps: int) -> Tensor:
+    """The next `steps` steps (b, T, H, W[, p]); the first is that of index `first`."""
+    return torch.stack([generator.step(of_step(actions, step)) for step in range(first, first + steps)], dim=1)
+
+
+def start(
+    config: WorldModelConfig, batch: int = 2, past: int = 2, sampler: Sampler = SAMPLER, **settings: Any
+) -> tuple[StepGenerator, GroupedActions | None]:
+    actions = random_actions(config, batch, 40)
+    known = None if actions is None else actions[:past]
+    return StepGenerator(random_model(config), random_tokens(config, batch, past), known, sampler, **settings), actions
+
+
+def same(one: Tensor, other: Tensor) -> None:
+    if one.is_floating_point():
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    else:
+        assert torch.equal(one, other)
+
+
+@torch.no_grad()
+def greedy_from(model: WorldModel, window: Tensor, actions: GroupedActions | None) -> Tensor:
+    """The likeliest next step (b, H, W) after a window of whole steps, without a cache."""
+    codes = torch.cat([window, torch.zeros_like(window[:, :1])], dim=1)
+    for place in range(model.tokens.tokens_per_step):
+        row, column = divmod(place, model.tokens.width)
+        drawn = torch.zeros(len(window), dtype=torch.int64)
+        scale = 1
+        for size in model.head.sizes:
+            # Each factor's logits are given the true ones before it, which the last rounds have put there.
+            index = model.head.sizes.index(size)
+            codes[:, -1, row, column] = drawn
+            logits = model.logits(codes, actions)[index][:, -1, row, column]
+            drawn = drawn + scale * logits.argmax(-1)
+            scale *= size
+        codes[:, -1, row, column] = drawn
+    return codes[:, -1]
+
+
+@pytest.mark.parametrize("name", ["full", "factored"])
+@pytest.mark.parametrize(("max_steps", "move"), [(2, None), (4, 1), (4, 3), (5, 2)])
+def test_beyond_the_context_the_window_moves_by_whole_steps(name: str, max_steps: int, move: int | None) -> None:
+    """Each step drawn is what the model says of the newest steps alone, recomputed as a window of their own."""
+    config = replace(VARIANTS[name], max_steps=max_steps)
+    model, codes, actions = random_model(config), random_tokens(config, 2, 7), random_actions(config, 2, 17)
+    assert actions is not None
+    generator = StepGenerator(model, codes, actions[:7], Sampler(temperature=0), decoding=Decoding(move=move))
+    kept = max_steps - (max(1, max_steps // 4) if move is None else move)
+    held = kept
+    for step in range(7, 17):
+        held = kept if held == max_steps else held
+        drawn = generator.step(actions[step : step + 1])
+        assert torch.equal(drawn, greedy_from(model, codes[:, step - held :], actions[step - held : step + 1]))
+        codes, held = torch.cat([codes, drawn[:, None]], dim=1), held + 1
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_same_seed_gives_the_same_rollout_whatever_the_batch(name: str) -> None:
+    config = KINDS[name]
+    model, tokens, actions = random_model(config), random_tokens(config, 3, 2), random_actions(config, 3, 9)
+    assert actions is not None
+    together = roll(StepGenerator(model, tokens, actions[:2], SAMPLER), actions, 2, 7)
+    row = rows(actions, slice(2, 3))
+    assert row is not None
+    alone = roll(StepGenerator(model, tokens[2:], row[:2], SAMPLER, indices=[2]), row, 2, 7)
+    same(alone, together[2:])
+    other = roll(StepGenerator(model, tokens, actions[:2], Sampler(seed=4)), actions, 2, 7)
+    assert not torch.equal(other, together)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_pasts_of_different_lengths_go_together(name: str) -> None:
+    """Each row is as if it were alone, as long as the longest fits the context."""
+    config = replace(KINDS[name], max_steps=8)
+    model, tokens, actions = random_model(config), random_tokens(config, 3, 3), random_actions(config, 3, 12)
+    assert actions is not None
+    counts = [3, 1, 2]
+    together = roll(StepGenerator(model, tokens, actions[:3], SAMPLER, past_steps=counts), actions, 3, 8)
+    for i, count in enumerate(counts):
+        row = rows(actions, slice(i, i + 1))
+        assert row is not None
+        past = tokens[i : i + 1, 3 - count :]
+        alone = StepGenerator(model, past, row[3 - count : 3], SAMPLER, indices=[i])
+        same(roll(alone, row, 3, 5), together[i : i + 1, :5])
+    assert together.shape[1] == 8  # past the first move of the window, too
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("past", [1, 3])
+def test_forks_go_on_from_one_past_as_they_would_alone(name: str, past: int) -> None:
+    config = KINDS[name]
+    generator, actions = start(config, past=past)
+    assert actions is not None
+    tokens = random_tokens(config, 2, past)
+    futures = generator.fork(3, indices=[5, 6, 7, 8, 9, 10])
+    theirs = actions.repeated(3)
+    theirs = GroupedActions(values=(theirs.values + torch.arange(6)[:, None, None]) % 5, known=theirs.known)
+    drawn = roll(futures, theirs, past, 6)
+    own = roll(generator, actions, past, 6)  # what was forked goes on, and neither disturbs the other
+    same(own, roll(start(config, past=past)[0], actions, past, 6))
+    for i in range(6):
+        row = rows(actions, slice(i // 3, i // 3 + 1))
+        acts = rows(theirs, slice(i, i + 1))
+        assert row is not None
+        alone = StepGenerator(generator.model, tokens[i // 3 : i // 3 + 1], row[:past], SAMPLER, indices=[5 + i])
+        same(roll(alone, acts, past, 6), drawn[i : i + 1])
+
+
+def test_a_fork_copies_nothing_of_the_past_and_draws_the_same_numbers() -> None:
+    generator, actions = start(CONFIG, past=2)
+    fork = generator.fork(4)
+    buffers = {segment.keys.untyped_storage().data_ptr() for segment in fork._cache.shared}
+    assert buffers == {generator._cache.own.keys.untyped_storage().data_ptr()}
+    assert fork._cache.own.keys.shape[3] == generator._cache.capacity - generator._cache.length
+    theirs = None if actions is None else actions.repeated(4)
+    drawn = fork.step(of_step(theirs, 2))
+    assert torch.equal(drawn, generator.step(of_step(actions, 2)).repeat_interleave(4, dim=0))
+    with pytest.raises(ValueError, match="indices must name each of the 8 futures, got 2"):
+        generator.fork(4, indices=[0, 1])
+
+
+@pytest.mark.parametrize("name", CAUSAL_KINDS)
+def test_diagonal_order_with_the_widest_window_is_raster_order(name: str) -> None:
+    config = CAUSAL_KINDS[name]
+    raster, actions = start(config)
+    expected = roll(raster, actions, 2, 6)
+    for window in (3, 5):
+        diagonal, _ = start(config, decoding=Decoding(order="diagonal", window=window))
+        same(roll(diagonal, actions, 2, 6), expected)
+        assert diagonal.model_calls == raster.model_calls
+    narrow, _ = start(config, decoding=Decoding(order="diagonal"))
+    roll(narrow, actions, 2, 6)
+    assert raster.model_calls - narrow.model_calls == 6 * (6 - 4)
+
+
+@pytest.mark.parametrize("window", [1, 2])
+@torch.no_grad()
+def test_a_diagonal_step_equals_a_model_that_sees_what_has_been_drawn(window: int) -> None:
+    """Against the transformer without a cache, with a mask in place of what isn't drawn yet."""
+    model, codes, actions = random_model(), random_tokens(CONFIG, 2, 3), random_actions(CONFIG, 2, 3)
+    assert actions is not None
+    cache = model.prefill(codes[:, :2], actions[:2], model.init_cache(2))
+    context = model.step_context(codes[:, 1], of_step(actions, 2), cache)
+    truth = codes[:, 2].flatten(1)
+    current, given = torch.zeros_like(truth), torch.zeros(2, 6, 24)
+    for group in diagonal_groups(2, 3, window, torch.device("cpu")):
+        given[:, group.slots] = model.step(current, group, context, cache)
+        current[:, group.slots] = truth[:, group.slots]
+    call = torch.tensor([0, 1, 2, window, window + 1, window + 2])
+    order = torch.arange(6)
+    sees = torch.ones(18, 18, dtype=torch.bool).tril()
+    sees[12:, 12:] = (order[None] <= order[:, None]) & (call[None] <= call[:, None])
+    tables = model._input_tables()
+    first = torch.zeros(2, 3, dtype=torch.bool)
+    first[:, 0] = True
+    before = torch.cat([codes[:, :1], codes[:, :-1]], dim=1)
+    told = model.step_inputs(before, first, actions, None, tables)
+    x = told + model.inputs(codes, model.step_inputs.narrow, tables)  # type: ignore[arg-type]
+    whole = model.transformer(x.flatten(1, 2), torch.arange(18), sees)[:, 12:]
+    torch.testing.assert_close(given, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_groups_cover_a_step_once_in_order() -> None:
+    for height, width, window in ((4, 5, 1), (4, 5, 2), (1, 3, 1), (3, 1, 1)):
+        groups = diagonal_groups(height, width, window, torch.device("cpu"))
+        assert sorted(torch.cat([group.slots for group in groups]).tolist()) == list(range(height * width))
+        assert len(groups) == width + (height - 1) * min(window, width)
+    assert [group.slots.item() for group in raster_groups(2, 2, torch.device("cpu"))] == [0, 1, 2, 3]
+    assert known_after(8, 6)[-1] == 6 and known_after(3, 64)[-1] == 64 and known_after(1, 4) == [4]
+
+
+@pytest.mark.parametrize("name", ["masked", "masked factored"])
+@torch.no_grad()
+def test_masked_decoding_keeps_the_surest_tokens_and_fills_the_rest(name: str) -> None:
+    """Greedy and without noise in the choice, against the model without a cache."""
+    config = MASKED[name]
+    model, codes, actions = random_model(config), random_tokens(config, 2, 2), random_actions(config, 2, 3)
+    assert actions is not None
+    decoding = Decoding(order="masked", steps=3, choice_temperature=0.0)
+    generator = StepGenerator(model, codes, actions[:2], Sampler(temperature=0), decoding=decoding)
+    drawn = generator.step(of_step(actions, 2))
+    known = torch.zeros(2, 2, 2, 3, dtype=torch.bool)
+    current = torch.cat([codes, torch.zeros_like(codes[:, :1])], dim=1)
+    for count in known_after(3, 6):
+        hidden = model(current, actions, known=known)[:, -1].flatten(1, 2)
+        around = model._around(current)
+        best = model.head.draw(
+            hidden,
+            None if around is None else around[:, -1].flatten(1, 2),
+            torch.zeros(2, 6, len(model.head.sizes)),
+            Sampler(temperature=0),
+            model.head.tables(),
+        )
+        assert best.confidence is not None
+        told = known[:, -1].flatten(1)
+        kept = best.confidence.masked_fill(told, float("inf")).topk(count, dim=1).indices
+        now = told.scatter(1, kept, True)
+        step = torch.where(now & ~told, best.tokens, current[:, -1].flatten(1))
+        current[:, -1], known[:, -1] = step.view(2, 2, 3), now.view(2, 2, 3)
+    assert torch.equal(drawn, current[:, -1])
+    assert generator.model_calls == 1 + 3 + 1
+
+
+@pytest.mark.parametrize("name", ["full", "factored", "patches", "masked"])
+def test_guidance_draws_from_what_the_actions_change(name: str) -> None:
+    """Guidance 1 is none at all, 0 is without actions, and more is further from that."""
+    config = replace(KINDS[name], action_dropout=0.1)
+    plain, actions = start(config)
+    assert actions is not None
+    forgotten = GroupedActions(values=actions.values, known=torch.zeros_like(actions.known))
+    none = StepGenerator(plain.model, random_tokens(config, 2, 2), forgotten[:2], SAMPLER)
+    zero, _ = start(config, sampler=replace(SAMPLER, guidance=0.0))
+    same(roll(zero, actions, 2, 6), roll(none, forgotten, 2, 6))
+    nearly, _ = start(config, sampler=replace(SAMPLER, guidance=1 + 1e-9))  # twice the rows, the same logits
+    same(roll(nearly, actions, 2, 3), roll(plain, actions, 2, 3))
+
+
+@torch.no_grad()
+def test_guided_logits_are_as_defined() -> None:
+    config = replace(CONFIG, action_dropout=0.1)
+    model, codes, actions = random_model(config), random_tokens(config, 2, 3), random_actions(config, 2, 3)
+    assert actions is not None
+    generator = StepGenerator(model, codes[:, :2], actions[:2], Sampler(temperature=0, guidance=3.0))
+    first = generator.step(of_step(actions, 2))[:, 0, 0]
+    untold = GroupedActions(values=actions.values, known=torch.zeros_like(actions.known))
+    with_, without = (model.logits(codes, acts)[0][:, 2, 0, 0] for acts in (actions, untold))
+    assert torch.equal(first, (without + 3 * (with_ - without)).argmax(-1))
+
+
+def test_temperature_scales_the_noise_that_patches_begin_as() -> None:
+    cold, actions = start(FLOW, sampler=Sampler(temperature=0.0, seed=1))
+    other, _ = start(FLOW, sampler=Sampler(temperature=0.0, seed=2))
+    same(cold.step(of_step(actions, 2)), other.step(of_step(actions, 2)))
+    warm = [start(FLOW, sampler=Sampler(seed=seed))[0].step(of_step(actions, 2)) for seed in (1, 2)]
+    assert not torch.allclose(*warm, atol=1e-2)
+
+
+def test_a_thousand_frames_take_no_more_memory_than_ten() -> None:
+    assert CONFIG.tokens is not None
+    config = replace(CONFIG, tokens=replace(CONFIG.tokens, height=1, width=2))
+    generator, actions = start(config, batch=1)
+    roll(generator, actions, 2, 10)
+    size = generator.state_bytes
+    buffers = generator._cache.own.keys.data_ptr()
+    for _ in range(14):
+        roll(generator, actions, 2, 36)  # 504 steps of 2 frames
+    assert generator.state_bytes == size and generator._cache.own.keys.data_ptr() == buffers
+    assert len(generator._tokens[0]) < CONFIG.max_steps
+    assert generator._actions is not None and generator._actions.num_steps < CONFIG.max_steps
+
+
+@pytest.mark.slow
+def test_a_step_takes_as_long_after_a_thousand_frames_as_after_ten() -> None:
+    """The medians of rounds of whole windows, which the moves of the window are part of."""
+    generator, actions = start(CONFIG, batch=1)
+    seconds = []
+    for _ in range(126):
+        begun = time.perf_counter()
+        roll(generator, actions, 2, 4)
+        seconds.append(time.perf_counter() - begun)
+    assert statistics.median(seconds[-60:]) < 1.3 * statistics.median(seconds[3:63])
+
+
+def begin(config: WorldModelConfig = CONFIG, **changes: Any) -> None:
+    settings: dict[str, Any] = {"sampler": SAMPLER}
+    start(config, **settings | changes)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        (CONFIG, {"indices": [0]}, "indices must name each of the 2 rollouts, got 1"),
+        (CONFIG, {"past_steps": [1, 3]}, r"past_steps must be 1 to 2 for each of the 2 rollouts, got \[1, 3\]"),
+        (CONFIG, {"sampler": Sampler(guidance=2.0)}, "guidance 2.0 needs a model that was trained with actions"),
+        (CONFIG, {"sampler": Sampler(flow_steps=2)}, "flow_steps is for continuous tokens, got 2"),
+        (FLOW, {"sampler": Sampler(top_k=2)}, "top_k and top_p are for codes"),
+        (
+            CONFIG,
+            {"decoding": Decoding(order="masked")},
+            "order masked needs a model with prediction masked",
+        ),
+        (MASKED["masked"], {"decoding": Decoding(order="raster")}, "order raster needs a model with prediction causal"),
+        (CONFIG, {"decoding": Decoding(move=4)}, "move must be less than the model's max_steps, 4, got 4"),
+        (replace(CONFIG, max_steps=1), {}, "max_steps must be at least 2"),
+    ],
+)
+def test_what_does_not_fit_is_named(config: WorldModelConfig, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        begin(config, **changes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"window": 2}, "window is for order diagonal, got 2 for None"),
+        ({"order": "raster", "steps": 2}, "steps is for order masked, got 2 for raster"),
+        ({"order": "spiral"}, "order must be raster, diagonal or masked, got 'spiral'"),
+        ({"order": "diagonal", "window": 0}, "window must be at least 1, got 0"),
+        ({"order": "diagonal", "compiled": True}, "compiled is for order raster, got diagonal"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Decoding(**settings)

@@ -1,0 +1,47 @@
+"""Raster decoding with one compiled call a token: shapes are the same at every slot, and nothing waits for the device.
+
+Where slots stand is told by tensors, and attention looks over all of the cache's room, masked, so that the call is
+compiled once. On CUDA it is captured as a graph (`mode="reduce-overhead"`).
+
+Shapes: b rollouts, n slots of a step.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from world_model.cache import TransformerCache
+from world_model.model import StepContext, WorldModel
+from world_model.sampler import Sampler
+
+
+class CompiledSlot:
+    """Draws the tokens of a latent step, one call each."""
+
+    def __init__(self, model: WorldModel, sampler: Sampler, backend: str = "inductor") -> None:
+        self.model, self.sampler = model, sampler
+        mode = "reduce-overhead" if model.device.type == "cuda" and backend == "inductor" else None
+        self._slot = torch.compile(self._draw_slot, fullgraph=True, dynamic=False, backend=backend, mode=mode)
+
+    def draw_step(self, current: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor) -> None:
+        """Fill `current` (b, n[, p]) by uniform numbers (b, n, .); the cache's length stays."""
+        base = torch.full((1,), cache.length, device=current.device)
+        fixed = replace(cache, length=0)  # a number would be compiled in
+        slots = torch.arange(current.shape[1], device=current.device)
+        for i in range(current.shape[1]):
+            self._slot(current, slots[i : i + 1], base, context, fixed, noise)
+
+    def _draw_slot(
+        self,
+        current: Tensor,
+        slot: Tensor,
+        base: Tensor,
+        context: StepContext,
+        cache: TransformerCache,
+        noise: Tensor,
+    ) -> None:
+        rows = torch.cat([current, current]) if self.sampler.guidance != 1 else current
+        hidden = self.model.step_at(rows, slot, base, context, cache)
+        drawn = self.model.draw(hidden, slot, context, noise.index_select(1, slot), self.sampler)
+        current.index_copy_(1, slot, drawn.tokens)

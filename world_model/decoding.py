@@ -1,0 +1,121 @@
+"""In which order a latent step's tokens are drawn, and how many of them at once.
+
+Raster order draws them one by one. Along diagonals (after Ye et al., "Fast Autoregressive Video Generation with
+Diagonal Decoding", arXiv 2503.14070) each row begins `window` columns after the row above it, so that H rows are drawn
+in W + (H - 1) window calls; a token then does without those right of it in the rows above that are not drawn yet. A
+window of W is raster order. Both serve causal models, which need no training for it. Masked models draw all tokens
+`steps` times over, each time keeping those they are surest of (MaskGIT, Chang et al., arXiv 2202.04200).
+
+Shapes: H W rows and columns, n = H * W slots of a step, m of a group.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from world_model.architecture import Prediction
+
+Order = Literal["raster", "diagonal", "masked"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How a rollout draws a step's tokens. `order` None is raster for causal models, masked for masked ones.
+
+    `move` is the number of latent steps by which the window moves when the context is full, the steps that stay being
+    read anew; None is a quarter of the context. `compiled` draws in raster order with one compiled call a token.
+    """
+
+    order: Order | None = None
+    window: int | None = None  # of diagonal order, in columns; None for 1
+    steps: int | None = None  # of masked order, calls a latent step; None for 8
+    choice_temperature: float | None = None  # of masked order: noise in which tokens are kept, falling to 0; None for 1
+    move: int | None = None
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        for name, order in (("window", "diagonal"), ("steps", "masked"), ("choice_temperature", "masked")):
+            value = getattr(self, name)
+            if value is not None and self.order != order:
+                raise ValueError(f"Decoding: {name} is for order {order}, got {value} for {self.order}; leave it out.")
+        for name in ("window", "steps", "move"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"Decoding: {name} must be at least 1, got {value}.")
+        if self.choice_temperature is not None and self.choice_temperature < 0:
+            raise ValueError(f"Decoding: choice_temperature must be at least 0, got {self.choice_temperature}.")
+        if self.order not in (None, "raster", "diagonal", "masked"):
+            raise ValueError(f"Decoding: order must be raster, diagonal or masked, got {self.order!r}.")
+        if self.compiled and self.order not in (None, "raster"):
+            raise ValueError(f"Decoding: compiled is for order raster, got {self.order}; leave it out.")
+
+    def order_for(self, prediction: Prediction) -> Order:
+        """The order for a model; a ValueError if it was not trained for it."""
+        order = self.order or ("masked" if prediction == "masked" else "raster")
+        if (order == "masked") != (prediction == "masked"):
+            raise ValueError(
+                f"Decoding: order {order} needs a model with prediction "
+                f"{'masked' if order == 'masked' else 'causal'}, got {prediction}; train one with that in its config, "
+                "or leave the order out."
+            )
+        if self.compiled and order != "raster":
+            raise ValueError(f"Decoding: compiled is for order raster, and this model's is {order}; leave it out.")
+        return order
+
+    def moved_by(self, max_steps: int) -> int:
+        """Steps by which the window moves; a ValueError if none would stay."""
+        move = max(1, max_steps // 4) if self.move is None else self.move
+        if move >= max_steps:
+            raise ValueError(
+                f"Decoding: move must be less than the model's max_steps, {max_steps}, got {move}; a step must stay."
+            )
+        return move
+
+
+@dataclass(frozen=True)
+class SlotGroup:
+    """Slots of a latent step whose tokens are drawn in one call."""
+
+    slots: Tensor  # (m,) int64
+    end: int  # behind the last of them in raster order
+    sees: Tensor | None = None  # (m, end) bool: the slots of the step that each sees; None: all, its own the last
+
+
+def raster_groups(height: int, width: int, device: torch.device) -> list[SlotGroup]:
+    """One slot after another."""
+    slots = torch.arange(height * width, device=device)
+    return [SlotGroup(slots[i : i + 1], i + 1) for i in range(height * width)]
+
+
+def diagonal_groups(height: int, width: int, window: int, device: torch.device) -> list[SlotGroup]:
+    """Row r begins `window` columns after row r - 1; beyond the width, when that is finished.
+
+    Example:
+        >>> [group.slots.tolist() for group in diagonal_groups(2, 3, 1, torch.device("cpu"))]
+        [[0], [1, 3], [2, 4], [5]]
+    """
+    rows, columns = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
+    call = columns + rows * min(window, width)
+    groups = []
+    for k in range(int(call.max()) + 1):
+        slots = (call == k).nonzero()[:, 0]
+        end = int(slots.max()) + 1
+        keys = torch.arange(end)
+        sees = (keys <= slots[:, None]) & (call[:end] <= k)
+        groups.append(SlotGroup(slots.to(device), end, sees.to(device)))
+    return groups
+
+
+def known_after(steps: int, slots: int) -> list[int]:
+    """How many of the slots are known after each of so many masked draws, few at first (MaskGIT's cosine).
+
+    Example:
+        >>> known_after(4, 64)
+        [5, 19, 40, 64]
+    """
+    counts = [slots - math.floor(slots * math.cos(math.pi / 2 * (i + 1) / steps)) for i in range(steps)]
+    counts[-1] = slots
+    return [max(count, min(i + 1, slots)) for i, count in enumerate(counts)]

@@ -1,0 +1,1 @@
+"""From the transformer's output to tokens: distributions over codes, or a flow from noise to patches."""

@@ -1,0 +1,125 @@
+"""The head of codes: a categorical distribution for each factor, the next given those before it.
+
+A flat vocabulary is a single factor. Large codebooks have two: for 262,144 codes, two tables of 512 rows stand for a
+matrix of 262,144. The loss is the sum over the factors, which is the code's cross entropy.
+
+Shapes: ... tokens, k factors, V values of a factor, d width, c neighbours in the step before.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidtok_plugin.adapter.vocabulary import join_codes, split_codes
+from world_model.embedding import CodeTable, Factors, Tables
+from world_model.heads.base import DrawnTokens
+from world_model.neighbourhood import CopyBias
+from world_model.sampler import Sampler
+
+
+class CodeHead(nn.Module):
+    """Logits of each factor from the hidden state, to which the factors before it have been added."""
+
+    def __init__(self, factors: Factors, width: int, copy_size: int) -> None:
+        super().__init__()
+        self.sizes = tuple(size for size, _ in factors)
+        self.factors = nn.ModuleList(CodeTable(size, width, levels, std=0.02) for size, levels in factors)
+        self.given = nn.ModuleList(GivenFactor(size, levels, width) for size, levels in factors[:-1])
+        self.copy = nn.ModuleList(CopyBias(copy_size, width) for _ in factors) if copy_size else None
+
+    def tables(self) -> Tables:
+        """Of all factors, then of those that others are given."""
+        own = tuple(table() for table in self.factors)
+        return own + tuple(self._given_factor(i).table() for i in range(1, len(self.sizes)))
+
+    def logits(self, hidden: Tensor, around: Tensor | None, codes: Tensor, tables: Tables) -> list[Tensor]:
+        """Of each factor (..., V), given the true ones before it; hidden (..., d), codes (...), and `around` (..., c)
+        the codes that may be pointed at."""
+        factors = split_codes(codes, self.sizes)
+        out = []
+        for i in range(len(self.sizes)):
+            if i:
+                hidden = self._given(i, hidden, factors[..., i - 1], tables)
+            out.append(self._logits(i, hidden, around, tables))
+        return out
+
+    def scores(
+        self, hidden: Tensor, around: Tensor | None, codes: Tensor, tables: Tables
+    ) -> tuple[Tensor, Tensor | None]:
+        """Cross entropies in nats and whether the likeliest is right, (..., k) each."""
+        factors = split_codes(codes, self.sizes).unbind(-1)
+        losses, correct = [], []
+        for logits, factor in zip(self.logits(hidden, around, codes, tables), factors, strict=True):
+            flat, targets = logits.flatten(0, -2), factor.flatten().long()
+            losses.append(F.cross_entropy(flat.float(), targets, reduction="none").view(factor.shape))
+            correct.append((flat.detach().argmax(-1) == targets).view(factor.shape))
+        return torch.stack(losses, dim=-1), torch.stack(correct, dim=-1)
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        """A ValueError for what the drawing of codes knows nothing of."""
+        if sampler.flow_steps is not None:
+            raise ValueError(f"Sampler: flow_steps is for continuous tokens, got {sampler.flow_steps}; leave it out.")
+
+    @property
+    def noise_per_token(self) -> int:
+        """Uniform numbers that a token takes."""
+        return len(self.sizes)
+
+    def draw(
+        self, hidden: Tensor, around: Tensor | None, noise: Tensor, sampler: Sampler, tables: Tables
+    ) -> DrawnTokens:
+        """Draw codes (b, m) for hidden (b, m, d) by `noise` (b, m, k), uniform in [0, 1).
+
+        With guidance hidden has 2 b rows: those told the actions, and then the same without; each factor's logits are
+        `without + guidance * (with - without)`.
+        """
+        factors: list[Tensor] = []
+        confidence: Tensor | None = None
+        b, m = noise.shape[:2]
+        guided = sampler.guidance != 1
+        for i in range(len(self.sizes)):
+            if i:
+                last = factors[-1].repeat(2, 1) if guided else factors[-1]
+                hidden = self._given(i, hidden, last, tables)
+            logits = self._logits(i, hidden, around, tables)
+            if guided:
+                logits = sampler.guide(*logits.chunk(2))
+            flat = logits.flatten(0, 1)
+            factor = sampler.draw(flat, noise[..., i].flatten())
+            log_p = flat.float().log_softmax(-1).gather(-1, factor[:, None])[:, 0].view(b, m)
+            confidence = log_p if confidence is None else confidence + log_p
+            factors.append(factor.view(b, m))
+        codes = factors[0] if len(factors) == 1 else join_codes(torch.stack(factors, dim=-1), self.sizes)
+        return DrawnTokens(tokens=codes, confidence=confidence)
+
+    def _given(self, i: int, hidden: Tensor, factor: Tensor, tables: Tables) -> Tensor:
+        return self._given_factor(i)(hidden, F.embedding(factor, tables[len(self.sizes) + i - 1]))
+
+    def _given_factor(self, i: int) -> "GivenFactor":
+        given = self.given[i - 1]
+        assert isinstance(given, GivenFactor)
+        return given
+
+    def _logits(self, i: int, hidden: Tensor, around: Tensor | None, tables: Tables) -> Tensor:
+        logits = hidden @ tables[i].t()
+        if self.copy is not None and around is not None:
+            there = around >= 0
+            factor = torch.where(there, split_codes(around.clamp(min=0), self.sizes)[..., i], -1)
+            logits = self.copy[i](logits, hidden, factor)
+        return logits
+
+
+class GivenFactor(nn.Module):
+    """Takes a factor into the hidden state from which the next is predicted."""
+
+    def __init__(self, size: int, levels: tuple[int, ...] | None, width: int) -> None:
+        super().__init__()
+        self.table = CodeTable(size, width, levels, std=0.5)
+        self.mix = nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        nn.init.normal_(self.mix.weight, std=width**-0.5)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, hidden: Tensor, vector: Tensor) -> Tensor:
+        gate, value = self.mix(hidden + vector).chunk(2, dim=-1)
+        return hidden + self.out(F.silu(gate) * value)

@@ -1,0 +1,49 @@
+"""Training a masked model: which tokens of each step are told, and who sees whom.
+
+Every step is learned from the whole steps before it and a random part of its own tokens. So a window goes in twice,
+once as it is and once with tokens masked; masked steps see the whole ones before them and themselves (as block
+diffusion trains, Arriola et al., arXiv 2503.09573).
+
+Shapes: b clips, T steps, H W rows and columns, n = H * W slots of a step.
+"""
+
+import torch
+from torch import Tensor
+
+EVALUATION_SEED = 0
+
+
+def random_known(shape: tuple[int, int, int, int], device: torch.device, *, seeded: bool) -> tuple[Tensor, Tensor]:
+    """For steps (b, T, H, W): which tokens are told (bool), and the weights of the others' losses.
+
+    Of each step a number of tokens, uniform in 1 .. n, is masked at random. The mean of weighted losses estimates the
+    cross entropy of drawing the step's tokens one by one in random order. `seeded` gives the same each time.
+    """
+    b, steps, height, width = shape
+    n = height * width
+    generator = torch.Generator().manual_seed(EVALUATION_SEED) if seeded else None
+    where = "cpu" if seeded else device
+    masked = torch.randint(1, n + 1, (b, steps, 1), generator=generator, device=where)
+    rank = torch.rand(b, steps, n, generator=generator, device=where).argsort(-1).argsort(-1)
+    hidden = (rank < masked).to(device)
+    weights = hidden * (n / masked.to(device))
+    return (~hidden).view(shape), weights.view(shape)
+
+
+def training_layout(steps: int, slots: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The slots and the mask of `steps` whole steps, followed by the masked ones of the steps 1 .. T-1."""
+    whole = torch.arange(steps, device=device).repeat_interleave(slots)
+    step = torch.cat([whole, whole[slots:]])
+    is_whole = torch.arange(len(step), device=device) < len(whole)
+    places = torch.cat([torch.arange(len(whole), device=device), torch.arange(slots, len(whole), device=device)])
+    queries, keys = step[:, None], step[None]
+    sees_whole = torch.where(is_whole[:, None], keys <= queries, keys < queries) & is_whole[None]
+    sees_masked = (keys == queries) & ~is_whole[:, None] & ~is_whole[None]
+    return places, sees_whole | sees_masked
+
+
+def step_mask(past: int, steps: int, slots: int, device: torch.device) -> Tensor:
+    """What `steps` whole steps after `past` slots see: those, and all of their own step and the steps before it."""
+    step = torch.arange(steps, device=device).repeat_interleave(slots)
+    among = step[:, None] >= step[None]
+    return torch.cat([among.new_ones(len(step), past), among], dim=1)
