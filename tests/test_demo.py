@@ -5,10 +5,11 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vidtok_plugin.store import TokenStore
-from vidtok_plugin.video.reading import probe
+from vidtok_plugin.video.reading import probe, read_frames
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY = (
@@ -98,6 +99,28 @@ def test_second_run_does_nothing_again(demo, run: Path) -> None:
     assert demo.main([f"output={run}", *TOY]) == 0
     assert seconds_of(run) == before
     assert episode.stat().st_mtime_ns == stamp
+
+
+def test_the_rollout_example_writes_the_video_as_it_goes(run: Path, tmp_path: Path) -> None:
+    example = importlib.import_module("rollout")
+    episode = run / "episodes" / "test" / "episode_00000.mp4"
+    model = str(run / "world_model" / "model")
+    arguments = ["--model", model, "--prompt", str(episode), "--output", str(tmp_path / "out.mp4")]
+    assert example.main([*arguments, "--frames", "8", "--order", "diagonal", "--window", "2"]) == 0
+    assert probe(tmp_path / "out.mp4").num_frames == 13 + 8
+    assert np.abs(read_frames(tmp_path / "out.mp4", range(13)).astype(int) - read_frames(episode, range(13))).mean() < 3
+    assert example.main([*arguments, "--frames", "1000"]) == 2  # there aren't so many actions
+
+
+def test_plans_are_tried_in_the_real_game(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = importlib.import_module("plan_with_forks")
+    sizes = {"goals": 2, "candidates": 3, "steps": 2, "random-plans": 2}
+    arguments = [f"--{name}={value}" for name, value in sizes.items()]
+    model, episodes = run / "world_model" / "model", run / "episodes" / "test"
+    output = tmp_path / "plans.png"
+    assert example.main([f"--model={model}", f"--episodes={episodes}", f"--output={output}", *arguments]) == 0
+    assert "plans were nearer for" in capsys.readouterr().out
+    assert output.read_bytes().startswith(b"\x89PNG")
 
 
 def test_changed_rollouts_redo_the_last_stage_alone(demo, run: Path) -> None:

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from vidtok_plugin.video import find_episodes, read_frames
-from vidtok_plugin.video.resizing import resize
 from world_model import record as record_module
-from world_model.record import CoveringPolicy, RecordConfig, record
+from world_model.record import CoveringPolicy, RecordConfig, record, replay
 
 pytest.importorskip("ale_py")
 
@@ -59,14 +58,14 @@ def test_an_episode_tells_how_it_was_made(recorded: RecordConfig) -> None:
 def test_replaying_the_actions_gives_the_video(recorded: RecordConfig) -> None:
     """actions[i] led from frame i-1 to frame i: shifted by one, this fails."""
     episode = find_episodes(Path(recorded.output) / "train")[1]
-    actions = iter(episode.actions[1:].tolist())
-    env = record_module._make_env(recorded)
-    frames = [frame for _, frame in record_module._play(recorded, env, episode.meta["seed"], lambda: next(actions))]
-    env.close()
-    replayed = resize(np.stack(frames), 32, 32).astype(int)
+    replayed = replay(episode.meta, episode.actions.tolist()).astype(int)
     video = read_frames(episode.path).astype(int)
     assert video.shape == replayed.shape == (20, 32, 32, 3)
     assert np.abs(video - replayed).mean() < 3
+    other = replay(episode.meta, [*episode.actions[:10].tolist(), *[2] * 10]).astype(int)
+    assert np.array_equal(other[:10], replayed[:10]) and not np.array_equal(other[10:], replayed[10:])
+    with pytest.raises(ValueError, match=r"sticky actions \(0.1\) make a game that can't be played again"):
+        replay({**episode.meta, "recipe": {**episode.meta["recipe"], "sticky_actions": 0.1}}, [0, 0])
 
 
 def test_recording_again_keeps_what_is_there(recorded: RecordConfig, monkeypatch: pytest.MonkeyPatch) -> None:

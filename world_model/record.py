@@ -3,9 +3,10 @@ actions."""
 
 import json
 import logging
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,30 @@ def record(cfg: RecordConfig, *, show_progress: bool = True) -> None:
         env.close()
 
 
+def replay(meta: Mapping[str, Any], actions: Sequence[int]) -> np.ndarray:
+    """The frames (t, size, size, 3) uint8 of a recorded game, whose episode has the JSON `meta`, under these actions.
+
+    Under the episode's own they are its frames before compression; `actions[0]` is ignored. A ValueError if the
+    recording had sticky actions, or the game ends earlier.
+    """
+    recipe = {**meta["recipe"], "hold": tuple(meta["recipe"]["hold"])}
+    cfg = RecordConfig(**recipe, output="")
+    if cfg.sticky_actions:
+        raise ValueError(f"replay: sticky actions ({cfg.sticky_actions}) make a game that can't be played again.")
+    cfg = replace(cfg, frames_per_episode=max(len(actions), cfg.min_frames))
+    coming = iter(actions[1:])
+    env = _make_env(cfg)
+    frames = []
+    try:
+        for _, frame in islice(_play(cfg, env, meta["seed"], lambda: next(coming)), len(actions)):
+            frames.append(frame)
+    finally:
+        env.close()
+    if len(frames) < len(actions):
+        raise ValueError(f"replay: the game ended after {len(frames)} of {len(actions)} frames.")
+    return resize(np.stack(frames), cfg.size, cfg.size)
+
+
 def _make_env(cfg: RecordConfig) -> Any:
     try:
         import ale_py
@@ -250,7 +275,7 @@ def _record_episode(cfg: RecordConfig, env: Any, split: str, number: int) -> int
     )
 
 
-def _play(cfg: RecordConfig, env: Any, seed: int, policy: CoveringPolicy) -> Iterator[tuple[int, np.ndarray]]:
+def _play(cfg: RecordConfig, env: Any, seed: int, policy: Callable[[], int]) -> Iterator[tuple[int, np.ndarray]]:
     """One game: each frame with the action that led to it, until it ends or has frames_per_episode frames."""
     observation, _ = env.reset(seed=seed)
     over = False
