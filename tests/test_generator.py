@@ -12,7 +12,7 @@ from world_models import CONFIG, FLOW, MASKED, VARIANTS, of_step, random_actions
 
 from world_model.actions import GroupedActions
 from world_model.architecture import WorldModelConfig
-from world_model.decoding import Decoding, diagonal_groups, known_after, raster_groups
+from world_model.decoding import Decoding, diagonal_groups, diagonal_mask, known_after, raster_groups
 from world_model.generator import StepGenerator
 from world_model.model import WorldModel
 from world_model.sampler import Sampler
@@ -159,29 +159,32 @@ def test_diagonal_order_with_the_widest_window_is_raster_order(name: str) -> Non
 
 @pytest.mark.parametrize("window", [1, 2])
 @torch.no_grad()
-def test_a_diagonal_step_equals_a_model_that_sees_what_has_been_drawn(window: int) -> None:
-    """Against the transformer without a cache, with a mask in place of what isn't drawn yet."""
+def test_diagonal_steps_with_a_cache_equal_the_whole(window: int) -> None:
     model, codes, actions = random_model(), random_tokens(CONFIG, 2, 3), random_actions(CONFIG, 2, 3)
-    assert actions is not None
-    cache = model.prefill(codes[:, :2], actions[:2], model.init_cache(2))
-    context = model.step_context(codes[:, 1], of_step(actions, 2), cache)
-    truth = codes[:, 2].flatten(1)
-    current, given = torch.zeros_like(truth), torch.zeros(2, 6, 24)
-    for group in diagonal_groups(2, 3, window, torch.device("cpu")):
-        given[:, group.slots] = model.step(current, group, context, cache)
-        current[:, group.slots] = truth[:, group.slots]
-    call = torch.tensor([0, 1, 2, window, window + 1, window + 2])
-    order = torch.arange(6)
-    sees = torch.ones(18, 18, dtype=torch.bool).tril()
-    sees[12:, 12:] = (order[None] <= order[:, None]) & (call[None] <= call[:, None])
-    tables = model._input_tables()
-    first = torch.zeros(2, 3, dtype=torch.bool)
-    first[:, 0] = True
-    before = torch.cat([codes[:, :1], codes[:, :-1]], dim=1)
-    told = model.step_inputs(before, first, actions, None, tables)
-    x = told + model.inputs(codes, model.step_inputs.narrow, tables)  # type: ignore[arg-type]
-    whole = model.transformer(x.flatten(1, 2), torch.arange(18), sees)[:, 12:]
-    torch.testing.assert_close(given, whole, rtol=1e-4, atol=1e-4)
+    cache, previous, steps = model.init_cache(2), None, []
+    for step in range(3):
+        context = model.step_context(previous, of_step(actions, step), cache)
+        truth = codes[:, step].flatten(1)
+        current, given = torch.zeros_like(truth), torch.zeros(2, 6, 24)
+        for group in diagonal_groups(2, 3, window, torch.device("cpu")):
+            given[:, group.slots] = model.step(current, group, context, cache)
+            current[:, group.slots] = truth[:, group.slots]
+        steps.append(given.unflatten(1, (2, 3)))
+        cache, previous = cache.advanced(6), codes[:, step]
+    whole = model(codes, actions, window=window)
+    torch.testing.assert_close(torch.stack(steps, dim=1), whole, rtol=1e-4, atol=1e-4)
+    raster = model.score(codes, actions).losses
+    torch.testing.assert_close(model.score(codes, actions, window=3).losses, raster, rtol=1e-4, atol=1e-4)
+    same_sight = window == 2  # a row of three, two behind, is finished when the next begins
+    assert torch.allclose(model.score(codes, actions, window=window).losses, raster, atol=1e-4) == same_sight
+
+
+def test_a_diagonal_sees_what_has_been_drawn_before_it() -> None:
+    mask = diagonal_mask(2, 2, 3, 1, torch.device("cpu"))
+    # Row 1's first slot goes with row 0's second: it doesn't see the third.
+    assert mask[6 + 3].tolist() == [True] * 6 + [True, True, False, True, False, False]
+    assert mask[6 + 4].tolist() == [True] * 6 + [True, True, True, True, True, False]
+    assert mask[:6, :6].equal(mask[6:, 6:]) and not mask[:6, 6:].any()
 
 
 def test_groups_cover_a_step_once_in_order() -> None:

@@ -109,6 +109,20 @@ def diagonal_groups(height: int, width: int, window: int, device: torch.device) 
     return groups
 
 
+def diagonal_mask(steps: int, height: int, width: int, window: int, device: torch.device) -> Tensor:
+    """What each slot of so many whole steps sees when their tokens are drawn along diagonals, (T n, T n) bool."""
+    n = height * width
+    mask = torch.ones(steps * n, steps * n, dtype=torch.bool, device=device).tril()
+    within = torch.zeros(n, n, dtype=torch.bool, device=device)
+    for group in diagonal_groups(height, width, window, device):
+        assert group.sees is not None
+        within[group.slots, : group.end] = group.sees
+    for step in range(steps):
+        own = slice(step * n, (step + 1) * n)
+        mask[own, own] = within
+    return mask
+
+
 def known_after(steps: int, slots: int) -> list[int]:
     """How many of the slots are known after each of so many masked draws, few at first (MaskGIT's cosine).
 

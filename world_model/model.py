@@ -22,7 +22,7 @@ from world_model import pretrained
 from world_model.actions import GroupedActions
 from world_model.architecture import FlowConfig, WorldModelConfig
 from world_model.cache import Placement, TransformerCache
-from world_model.decoding import SlotGroup
+from world_model.decoding import SlotGroup, diagonal_mask
 from world_model.embedding import CodeTable, Tables
 from world_model.heads.base import DrawnTokens, TokenScores
 from world_model.heads.codes import CodeHead
@@ -105,17 +105,21 @@ class WorldModel(nn.Module):
         *,
         known: Tensor | None = None,
         corruption: Tensor | None = None,
+        window: int | None = None,
     ) -> Tensor:
         """What the head makes its predictions of, for every token of a window of at most `max_steps` steps.
 
-        A causal model's is (b, T, H, W, d), each from the tokens before. A masked model's is (b, T - 1, H, W, d), of
+        A causal model's is (b, T, H, W, d), each from the tokens before, or those of them that have been drawn when
+        diagonal order of this `window` comes to it. A masked model's is (b, T - 1, H, W, d), of
         the steps after the first, each from the whole steps before it and those of its own tokens that `known` (b, T -
         1, H, W) bool tells, none without. `corruption` (b,), told to the model, is the share of the tokens that has
         been replaced, as a part of the config's most.
         """
         self._check_window(tokens)
-        if (known is not None) and self.config.prediction == "causal":
+        if known is not None and self.config.prediction == "causal":
             raise ValueError("WorldModel: known is for masked models; a causal one knows the tokens before each.")
+        if window is not None and self.config.prediction == "masked":
+            raise ValueError("WorldModel: window is for causal models; a masked one has no order.")
         tables = self._input_tables()
         first = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         first[:, 0] = True
@@ -123,7 +127,11 @@ class WorldModel(nn.Module):
         told = self.step_inputs(before, first, actions, corruption, tables)
         if isinstance(self.inputs, CausalInputs):
             x = told + self.inputs(tokens, self.step_inputs.narrow, tables)
-            hidden = self.transformer(x.flatten(1, 2))
+            mask = None
+            if window is not None:
+                grid = (self.tokens.height, self.tokens.width)
+                mask = diagonal_mask(tokens.shape[1], *grid, window, tokens.device)
+            hidden = self.transformer(x.flatten(1, 2), mask=mask)
         else:
             masked = tokens[:, 1:]
             none = torch.zeros(masked.shape[:4], dtype=torch.bool, device=tokens.device)
@@ -150,8 +158,8 @@ class WorldModel(nn.Module):
         later = self.head.logits(hidden[:, 1:], self._around(codes), codes[:, 1:], tables)
         return [torch.cat(parts, dim=1) for parts in zip(first, later, strict=True)]
 
-    def score(self, tokens: Tensor, actions: GroupedActions | None = None) -> TokenScores:
-        """How well the tokens of the steps 1 .. T-1 are predicted.
+    def score(self, tokens: Tensor, actions: GroupedActions | None = None, *, window: int | None = None) -> TokenScores:
+        """How well the tokens of the steps 1 .. T-1 are predicted, in raster order or in diagonal order of a `window`.
 
         A window's first step is context alone, here as in rollouts, whose prompt gives it. In training the inputs are
         corrupted and actions dropped as the config says. Masked models are scored with a random part of each step's
@@ -166,9 +174,9 @@ class WorldModel(nn.Module):
         if self.config.prediction == "masked":
             shape = (targets.shape[0], targets.shape[1], targets.shape[2], targets.shape[3])
             known, weights = random_known(shape, tokens.device, seeded=not self.training)
-            hidden = self(inputs, actions, known=known, corruption=corruption)
+            hidden = self(inputs, actions, known=known, corruption=corruption, window=window)
         else:
-            hidden = self(inputs, actions, corruption=corruption)[:, 1:]
+            hidden = self(inputs, actions, corruption=corruption, window=window)[:, 1:]
             weights = torch.ones(targets.shape[:4], device=tokens.device)
         losses, correct = self.head.scores(hidden, self._around(inputs), targets, self.head.tables())
         return TokenScores(losses=losses, correct=correct, weights=weights)
