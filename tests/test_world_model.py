@@ -12,6 +12,7 @@ from world_models import random_tokens as tokens_for
 
 from world_model.actions import GroupedActions
 from world_model.architecture import FlowConfig, WorldModelConfig
+from world_model.corruption import corrupt_tokens, drop_actions
 from world_model.decoding import raster_groups
 from world_model.embedding import CodeTable, fsq_digits
 from world_model.masking import random_known
@@ -191,8 +192,7 @@ def test_corruption_and_dropped_actions_are_for_training_alone() -> None:
 def test_the_share_of_replaced_tokens_is_told(config: WorldModelConfig) -> None:
     torch.manual_seed(0)
     model, tokens = random_model(config), tokens_for(config, 400, 4)
-    corrupted, part = model._corrupt(tokens)
-    assert part is not None
+    corrupted, part = corrupt_tokens(tokens, 0.5, model.tokens.codebook_size)
     changed = (corrupted != tokens).flatten(4).any(-1) if tokens.ndim == 5 else corrupted != tokens
     chance = 1.0 if tokens.ndim == 5 else 11 / 12  # that another code was drawn
     share = changed.float().flatten(1).mean(1)
@@ -207,9 +207,9 @@ def test_the_share_of_replaced_tokens_is_told(config: WorldModelConfig) -> None:
 
 def test_actions_are_dropped_by_windows_and_by_steps() -> None:
     torch.manual_seed(0)
-    model = random_model(replace(CONFIG, action_dropout=0.2))
-    actions = model._drop(random_actions(CONFIG, 2000, 9))
+    actions = random_actions(CONFIG, 2000, 9)
     assert actions is not None
+    actions = drop_actions(actions, 0.2)
     told = actions.known[:, 1:].all(-1)
     assert (~told.any(1)).float().mean().item() == pytest.approx(0.2, abs=0.03)
     assert told[told.any(1)].float().mean().item() == pytest.approx(0.8, abs=0.03)

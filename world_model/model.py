@@ -22,6 +22,7 @@ from world_model import pretrained
 from world_model.actions import GroupedActions
 from world_model.architecture import FlowConfig, WorldModelConfig
 from world_model.cache import Placement, TransformerCache
+from world_model.corruption import corrupt_tokens, drop_actions
 from world_model.decoding import SlotGroup, diagonal_mask
 from world_model.embedding import CodeTable, Tables
 from world_model.heads.base import DrawnTokens, TokenScores
@@ -169,8 +170,10 @@ class WorldModel(nn.Module):
             raise ValueError(f"WorldModel: a window must have at least 2 steps to score, got {tokens.shape[1]}.")
         inputs, corruption, targets = tokens, None, tokens[:, 1:]
         if self.training:
-            inputs, corruption = self._corrupt(tokens)
-            actions = self._drop(actions)
+            if self.config.corruption:
+                inputs, corruption = corrupt_tokens(tokens, self.config.corruption, self.tokens.codebook_size)
+            if self.config.action_dropout and actions is not None:
+                actions = drop_actions(actions, self.config.action_dropout)
         if self.config.prediction == "masked":
             shape = (targets.shape[0], targets.shape[1], targets.shape[2], targets.shape[3])
             known, weights = random_known(shape, tokens.device, seeded=not self.training)
@@ -392,24 +395,3 @@ class WorldModel(nn.Module):
                 f"WorldModel: patches must be floats of shape (b, T, {grid[0]}, {grid[1]}, {patch_dim}), got "
                 f"{tokens.dtype} of {tuple(tokens.shape)}."
             )
-
-    def _corrupt(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Replace a random share of each clip's tokens, between 0 and `corruption`: codes by random ones, patches by
-        noise. -> them and the shares as parts of the most (b,)."""
-        if self.config.corruption == 0:
-            return tokens, None
-        part = torch.rand(tokens.shape[0], device=tokens.device)
-        hit = torch.rand(tokens.shape[:4], device=tokens.device) < (self.config.corruption * part)[:, None, None, None]
-        if self.tokens.codebook_size is not None:
-            return torch.where(hit, torch.randint_like(tokens, self.tokens.codebook_size), tokens), part
-        return torch.where(hit[..., None], torch.randn_like(tokens), tokens), part
-
-    def _drop(self, actions: GroupedActions | None) -> GroupedActions | None:
-        """Forget all actions of a random share of windows, and as large a share of the others' steps."""
-        rate = self.config.action_dropout
-        if actions is None or rate == 0:
-            return actions
-        b, steps = actions.known.shape[:2]
-        device = actions.known.device
-        keep = (torch.rand(b, 1, device=device) >= rate) & (torch.rand(b, steps, device=device) >= rate)
-        return GroupedActions(values=actions.values, known=actions.known & keep[..., None])
