@@ -143,9 +143,9 @@ def test_more_flow_steps_come_nearer_to_the_flow() -> None:
     fine = head.draw(hidden, None, noise, Sampler(flow_steps=256), ()).tokens
     errors = [
         (head.draw(hidden, None, noise, Sampler(flow_steps=steps), ()).tokens - fine).abs().max().item()
-        for steps in (2, 8, 32)
+        for steps in (2, 16, 64)
     ]
-    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+    assert errors[0] > errors[1] > 2 * errors[2]
     default = head.draw(hidden, None, noise, Sampler(), ()).tokens
     assert torch.equal(default, head.draw(hidden, None, noise, Sampler(flow_steps=4), ()).tokens)
 
