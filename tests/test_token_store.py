@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from stores import METADATA, episode_data, write_episodes
@@ -167,3 +168,35 @@ def test_windows_are_read_fast(tmp_path: Path) -> None:
     for _ in range(10):
         store.windows([index % 8 for index in range(100)], range(100), 8)
     assert time.perf_counter() - start < 1
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A million steps of 8 x 8 tokens, in 20,000 episodes."""
+    folder, metadata = tmp_path_factory.mktemp("large"), replace(METADATA, height=8, width=8)
+    writer = TokenStoreWriter(folder, metadata)
+    data = {**episode_data(50), "codes": torch.randint(12, (50, 8, 8), dtype=torch.int32)}
+    for number in range(625):
+        entries = [StoredEpisode(name=f"{number}_{i}.mp4", steps=50, frames=99, digest="0" * 64) for i in range(32)]
+        writer.write_shard("train", entries, [data] * 32, number)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_million_steps_open_in_under_a_second(large: Path) -> None:
+    start = time.perf_counter()
+    store = TokenStore(large)
+    assert store.num_steps == 1_000_000 and time.perf_counter() - start < 1
+
+
+@pytest.mark.slow
+def test_ten_thousand_random_windows_a_second_are_read_by_one_process(large: Path) -> None:
+    store, rng = TokenStore(large), np.random.default_rng(0)
+
+    def rate() -> float:
+        start = time.perf_counter()
+        for _ in range(250):
+            store.windows(rng.integers(len(store), size=8), rng.integers(43, size=8), 8)
+        return 2000 / (time.perf_counter() - start)
+
+    assert max(rate() for _ in range(5)) > 10_000

@@ -8,6 +8,7 @@ import pytest
 import torch
 from recordings import tiny_adapter, write_episode
 
+from vidtok_plugin import VidTok
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.tokenizing import write_store
 from vidtok_plugin.video.episodes import find_episodes, find_videos
@@ -70,8 +71,14 @@ def test_the_store_tells_how_it_was_made(folder: Path, tmp_path: Path) -> None:
     assert (meta.codebook_size, meta.fsq_levels, meta.height, meta.width) == (12, (4, 3), 2, 2)
     assert (meta.temporal_factor, meta.fps) == (4, 30)
     assert meta.action_space["meanings"] == ["noop", "left", "right"]
-    assert meta.tokenizer["ch"] == 4
+    assert meta.tokenizer["ch"] == 4 and meta.preset is None
+    assert (meta.kind, meta.token_hash, meta.adapter_hash) == ("discrete", adapter.token_hash, adapter.hash)
     assert [episode.name for episode in store.episodes] == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+def test_the_store_names_its_tokenizers_preset(folder: Path, tmp_path: Path) -> None:
+    store = write_store(TokenizerAdapter(VidTok.from_preset("vidtok_tiny")), find_episodes(folder)[2:], tmp_path)
+    assert store.metadata.preset == "vidtok_tiny"
 
 
 def test_an_interrupted_writing_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recordings import tiny_adapter, write_episode
+from recordings import contents, tiny_adapter, write_episode
 
 from vidtok_plugin import cli, shard_plan, tokenizing
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
@@ -41,11 +41,6 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(store: Path) -> Path:
     """The folder of its training split."""
     return next(store.glob("tokens_*/train"))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a store, hidden ones as well."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def write(folder: Path, output: Path, rank: int, world_size: int, names: Any = NAMES, **settings: Any) -> WrittenShards:

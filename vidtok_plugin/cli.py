@@ -100,13 +100,13 @@ def tokenize(args: argparse.Namespace) -> None:
     if args.processes > 1:
         adapter_of(args, videos)  # once and with all threads, if statistics are to be fitted
         run_processes(tokenize_share, args.processes, args, show_traceback=args.traceback)
-        print_store(args.output, args.split)
+        print_store(args)
         return
     shards = tokenize_share(process, args)
     if process.world_size > 1:
         print(f"{args.output}: {process} wrote {len(shards.written)} shards; still missing: {len(shards.missing)}")
     if not shards.missing:
-        print_store(args.output, args.split)
+        print_store(args)
 
 
 def adapter_of(args: argparse.Namespace, videos: "Sequence[Path]", local_rank: int | None = None) -> "TokenizerAdapter":
@@ -144,15 +144,15 @@ def tokenize_share(process: "Process", args: argparse.Namespace) -> "WrittenShar
     )
 
 
-def print_store(output: Path, split: str) -> None:
+def print_store(args: argparse.Namespace) -> None:
     from vidtok_plugin.store import TokenStore
     from vidtok_plugin.store_writer import unfinished_update
 
-    if unfinished_update(output):
-        print(f"{output}: the update is unfinished, and the old tokens hold")
+    if args.update and unfinished_update(args.output):
+        print(f"{args.output}: the update is unfinished, and the old tokens hold")
         return
-    store = TokenStore(output, split)
-    print(f"{output}: {len(store)} episodes, {store.num_tokens} tokens")
+    store = TokenStore(args.output, args.split)
+    print(f"{args.output}: {len(store)} episodes, {store.num_tokens} tokens")
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -239,7 +239,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add_command(commands, "tokenize", tokenize, "write the tokens of a folder of videos into a store")
     command.add_argument("folder", type=Path)
-    add_model_arguments(command)
+    add_model_arguments(command, "; or an adapter's folder, written by TokenizerAdapter.save_pretrained")
     command.add_argument("--output", type=Path, required=True, metavar="STORE")
     command.add_argument("--split", default="train", help="the store's split to write to (default: train)")
     command.add_argument(
@@ -284,8 +284,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a preset's name, a folder or a weights file")
+def add_model_arguments(parser: argparse.ArgumentParser, or_else: str = "") -> None:
+    parser.add_argument("--model", required=True, help=f"a preset's name, a folder or a weights file{or_else}")
     parser.add_argument("--preset", help="the preset of a bare weights file")
 
 
