@@ -17,6 +17,18 @@ def tiny_adapter(seed: int = 0) -> TokenizerAdapter:
     return TokenizerAdapter(VidTok.from_preset("vidtok_tiny", ch=4, ch_mult=(1, 1, 1, 1), fsq_levels=(4, 3)))
 
 
+def tiny_kl_adapter(seed: int = 0, patch_size: tuple[int, int, int] = (1, 1, 1)) -> TokenizerAdapter:
+    """Without latent statistics."""
+    torch.manual_seed(seed)
+    tokenizer = VidTok.from_preset("vidtok_kl_causal_488_4chn", ch=4, ch_mult=(1, 1, 1, 1), num_res_blocks=1)
+    return TokenizerAdapter(tokenizer, patch_size=patch_size)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a store, hidden ones as well."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def write_episode(path: Path, frames: int, *, size: int = 16, fps: float = 30, meta: Any = None) -> None:
     rng = np.random.default_rng(frames)
     write_video(path, rng.integers(0, 256, (frames, size, size, 3), dtype=np.uint8), fps=fps)

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import torch
 
-from vidtok_plugin.store import StoredEpisode, StoreMetadata, TokenStoreWriter
+from vidtok_plugin.shards import StoredEpisode
+from vidtok_plugin.store import StoreMetadata
+from vidtok_plugin.store_writer import TokenStoreWriter
 
 METADATA = StoreMetadata(
     adapter_hash="abc",
+    token_hash="def",
     tokenizer={},
     codebook_size=12,
     fsq_levels=(4, 3),

@@ -6,11 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from stores import METADATA, episode_data, write_episodes
 
-from vidtok_plugin.store import StoredEpisode, TokenStore, TokenStoreWriter
+from vidtok_plugin.shards import StoredEpisode
+from vidtok_plugin.store import TokenStore
+from vidtok_plugin.store_writer import TokenStoreWriter
 
 
 def test_episodes_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -37,7 +40,9 @@ def test_a_window_is_a_part_of_its_episode(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("episode", "start", "length"), [(0, 3, 3), (0, -1, 2), (0, 0, 0), (2, 0, 1), (-1, 0, 1)])
 def test_a_window_outside_its_episode_is_refused(tmp_path: Path, episode: int, start: int, length: int) -> None:
     store = TokenStore(write_episodes(tmp_path, "train", [5, 4]))
-    with pytest.raises(ValueError, match=r"must lie within its episode's steps 0\.\.4|episode must be in 0\.\.1"):
+    with pytest.raises(
+        ValueError, match=r"must (lie|begin) within its episode's steps 0\.\.4|episode must be in 0\.\.1"
+    ):
         store.window(episode, start, length)
 
 
@@ -63,7 +68,7 @@ def test_a_store_grows_by_shards_while_it_is_read(tmp_path: Path) -> None:
     store = TokenStore(write_episodes(tmp_path, "train", [5]))
     write_episodes(tmp_path, "train", [3, 4])
     assert len(store) == 1 and store.window(0, 4, 1)["codes"][0, 0, 0] == 4
-    assert TokenStore(tmp_path).steps.tolist() == [5, 3, 4]
+    assert TokenStore(tmp_path).steps.tolist() == store.refreshed().steps.tolist() == [5, 3, 4]
 
 
 def test_an_interrupted_shard_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,14 +96,18 @@ def test_videos_without_actions_have_none(tmp_path: Path) -> None:
 
 def test_another_tokenizers_store_is_refused(tmp_path: Path) -> None:
     store = TokenStore(write_episodes(tmp_path, "train", [5]))
-    store.check(SimpleNamespace(hash="abc"))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="was written by another tokenizer .adapter hash abc, not xyz.; tokenize"):
-        store.check(SimpleNamespace(hash="xyz"))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="was written by another tokenizer .adapter hash abc, not xyz."):
-        TokenStoreWriter(tmp_path, replace(METADATA, adapter_hash="xyz"))
+    store.check(SimpleNamespace(hash="its decoder was trained on", token_hash="def"))  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match="was written by another tokenizer .token hash def, not xyz.; load .* --update"
+    ):
+        store.check(SimpleNamespace(hash="abc", token_hash="xyz"))  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match="was written by another tokenizer .token hash def, not xyz.; redo .* --update"
+    ):
+        TokenStoreWriter(tmp_path, replace(METADATA, token_hash="xyz"))
     with pytest.raises(
         ValueError,
-        match="fps must be the same throughout a store, 30.0, got 15.0 of the episodes to be added",
+        match="fps must be the same throughout a store, 30.0, got 15.0 of the episodes to be added .* --update",
     ):
         TokenStoreWriter(tmp_path, replace(METADATA, fps=15.0))
 
@@ -107,16 +116,16 @@ def test_a_store_that_becomes_another_tokenizers_while_it_is_written_is_refused(
     """Two commands with different tokenizers may begin one store at the same moment."""
     writer = TokenStoreWriter(tmp_path, METADATA)
     (tmp_path / "store.json").unlink()
-    TokenStoreWriter(tmp_path, replace(METADATA, adapter_hash="xyz"))
+    TokenStoreWriter(tmp_path, replace(METADATA, token_hash="xyz"))
     entry = StoredEpisode(name="x.mp4", steps=3, frames=5, digest="")
-    with pytest.raises(ValueError, match="was written by another tokenizer .adapter hash xyz, not abc."):
+    with pytest.raises(ValueError, match="was written by another tokenizer .token hash xyz, not def."):
         writer.write_shard("train", [entry], [episode_data(3)])
 
 
 def test_a_numbered_shard_is_written_once(tmp_path: Path) -> None:
     writer = TokenStoreWriter(tmp_path, METADATA)
     entry = StoredEpisode(name="x.mp4", steps=3, frames=5, digest="")
-    assert writer.write_shard("train", [entry], [episode_data(3)], 4) == tmp_path / "train" / "shard_00004"
+    assert writer.write_shard("train", [entry], [episode_data(3)], 4) == writer.split_folder("train") / "shard_00004"
     writer.write_shard("train", [entry], [episode_data(3)], 4)
     assert TokenStore(tmp_path).steps.tolist() == [3]
     with pytest.raises(ValueError, match=r"shard_00004 must hold the episodes from y\.mp4 on, but another process"):
@@ -147,8 +156,8 @@ def test_what_is_no_store_is_named(tmp_path: Path) -> None:
     TokenStoreWriter(tmp_path, METADATA)
     with pytest.raises(FileNotFoundError, match="has no episodes; its writing has only begun"):
         TokenStore(tmp_path)
-    (tmp_path / "store.json").write_text('{"format": 99}')
-    with pytest.raises(ValueError, match="format of .* must be 1, got 99"):
+    (tmp_path / "store.json").write_text('{"format": 1}')
+    with pytest.raises(ValueError, match="format of .* must be 2, got 1: another version .* another folder"):
         TokenStore(tmp_path)
 
 
@@ -159,3 +168,35 @@ def test_windows_are_read_fast(tmp_path: Path) -> None:
     for _ in range(10):
         store.windows([index % 8 for index in range(100)], range(100), 8)
     assert time.perf_counter() - start < 1
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A million steps of 8 x 8 tokens, in 20,000 episodes."""
+    folder, metadata = tmp_path_factory.mktemp("large"), replace(METADATA, height=8, width=8)
+    writer = TokenStoreWriter(folder, metadata)
+    data = {**episode_data(50), "codes": torch.randint(12, (50, 8, 8), dtype=torch.int32)}
+    for number in range(625):
+        entries = [StoredEpisode(name=f"{number}_{i}.mp4", steps=50, frames=99, digest="0" * 64) for i in range(32)]
+        writer.write_shard("train", entries, [data] * 32, number)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_million_steps_open_in_under_a_second(large: Path) -> None:
+    start = time.perf_counter()
+    store = TokenStore(large)
+    assert store.num_steps == 1_000_000 and time.perf_counter() - start < 1
+
+
+@pytest.mark.slow
+def test_ten_thousand_random_windows_a_second_are_read_by_one_process(large: Path) -> None:
+    store, rng = TokenStore(large), np.random.default_rng(0)
+
+    def rate() -> float:
+        start = time.perf_counter()
+        for _ in range(250):
+            store.windows(rng.integers(len(store), size=8), rng.integers(43, size=8), 8)
+        return 2000 / (time.perf_counter() - start)
+
+    assert max(rate() for _ in range(5)) > 10_000

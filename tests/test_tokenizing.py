@@ -71,8 +71,14 @@ def test_the_store_tells_how_it_was_made(folder: Path, tmp_path: Path) -> None:
     assert (meta.codebook_size, meta.fsq_levels, meta.height, meta.width) == (12, (4, 3), 2, 2)
     assert (meta.temporal_factor, meta.fps) == (4, 30)
     assert meta.action_space["meanings"] == ["noop", "left", "right"]
-    assert meta.tokenizer["ch"] == 4
+    assert meta.tokenizer["ch"] == 4 and meta.preset is None
+    assert (meta.kind, meta.token_hash, meta.adapter_hash) == ("discrete", adapter.token_hash, adapter.hash)
     assert [episode.name for episode in store.episodes] == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+def test_the_store_names_its_tokenizers_preset(folder: Path, tmp_path: Path) -> None:
+    store = write_store(TokenizerAdapter(VidTok.from_preset("vidtok_tiny")), find_episodes(folder)[2:], tmp_path)
+    assert store.metadata.preset == "vidtok_tiny"
 
 
 def test_an_interrupted_writing_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,9 +125,6 @@ def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
     write_episode(tmp_path / "silent" / "s.mp4", 9, meta={"fps": 30})
     with pytest.raises(ValueError, match="its JSON must tell the action space of its discrete actions"):
         write_store(adapter, find_episodes(tmp_path / "silent"), tmp_path / "other")
-    kl = TokenizerAdapter(VidTok.from_preset("vidtok_kl_causal_488_4chn", ch=4))
-    with pytest.raises(ValueError, match="must be discrete"):
-        write_store(kl, episodes, tmp_path / "other")
 
 
 def test_a_changed_video_is_not_taken_for_the_stored_one(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recordings import tiny_adapter, write_episode
+from recordings import contents, tiny_adapter, write_episode
 
 from vidtok_plugin import cli, shard_plan, tokenizing
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
@@ -38,9 +38,9 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a store, hidden ones as well."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def train(store: Path) -> Path:
+    """The folder of its training split."""
+    return next(store.glob("tokens_*/train"))
 
 
 def write(folder: Path, output: Path, rank: int, world_size: int, names: Any = NAMES, **settings: Any) -> WrittenShards:
@@ -63,7 +63,7 @@ def test_the_store_is_the_same_to_the_byte_for_any_number_of_processes(
         assert done.missing == ()
         stores[world_size] = contents(output)
     assert stores[1] == stores[2] == stores[3]
-    assert [shard for shard in stores[1] if shard.endswith("episodes.json")] and not any(
+    assert [shard for shard in stores[1] if shard.endswith("shard.safetensors")] and not any(
         ".part" in n for n in stores[1]
     )
     assert [episode.name[0] for episode in TokenStore(output).episodes if not episode.first_frame] == list(NAMES)
@@ -112,8 +112,8 @@ def test_after_a_kill_another_number_of_processes_goes_on(folder: Path, whole: P
     command = [sys.executable, "-c", KILLED, str(folder), str(tmp_path)]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert [path.name for path in (tmp_path / "train").glob("shard_*")] == ["shard_00000"]
-    assert len(list((tmp_path / "train").glob(".shard_00002.part-*"))) == 1  # whole, but without its name
+    assert [path.name for path in train(tmp_path).glob("shard_*")] == ["shard_00000"]
+    assert len(list(train(tmp_path).glob(".shard_00002.part-*"))) == 1  # whole, but without its name
     for rank in range(3):
         write(folder, tmp_path, rank, 3)
     assert contents(tmp_path) == contents(whole)
@@ -166,7 +166,7 @@ def test_folders_that_are_written_at_the_same_time_leave_each_others_shards_alon
 def test_a_store_without_a_plan_is_extended(folder: Path, tmp_path: Path, clip_frames: int | None) -> None:
     """Stores from before there were plans."""
     write(folder, tmp_path, 0, 1, "acd", episodes_per_shard=3, clip_frames=clip_frames)
-    shutil.rmtree(tmp_path / "train" / "plan_00000")
+    shutil.rmtree(train(tmp_path) / "plan_00000")
     old = contents(tmp_path)
     assert len(TokenStore(tmp_path)) == (3 if clip_frames is None else 5)
     for rank in (1, 0):

@@ -13,6 +13,7 @@ from rich.table import Table
 from vidtok_plugin.commands import add_command, add_config_arguments, config_from, run_command
 
 if TYPE_CHECKING:
+    from vidtok_plugin.adapter.adapter import TokenizerAdapter
     from vidtok_plugin.processes import Process
     from vidtok_plugin.tokenizing import WrittenShards
 
@@ -95,50 +96,63 @@ def tokenize(args: argparse.Namespace) -> None:
             f"tokenize: --processes must be left out under a launcher, which has set WORLD_SIZE={process.world_size}; "
             "tell the launcher how many to start."
         )
-    find_videos(args.folder)  # before anything is started
+    videos = find_videos(args.folder)  # before anything is started
     if args.processes > 1:
+        adapter_of(args, videos)  # once and with all threads, if statistics are to be fitted
         run_processes(tokenize_share, args.processes, args, show_traceback=args.traceback)
-        print_store(args.output, args.split)
+        print_store(args)
         return
     shards = tokenize_share(process, args)
     if process.world_size > 1:
         print(f"{args.output}: {process} wrote {len(shards.written)} shards; still missing: {len(shards.missing)}")
     if not shards.missing:
-        print_store(args.output, args.split)
+        print_store(args)
+
+
+def adapter_of(args: argparse.Namespace, videos: "Sequence[Path]", local_rank: int | None = None) -> "TokenizerAdapter":
+    """The adapter that `tokenize` writes with, the same in all processes."""
+    from vidtok_plugin.devices import default_device
+    from vidtok_plugin.store_adapter import agree_on_statistics, load_adapter
+
+    patch_size = None if args.patch_size is None else tuple(args.patch_size)
+    adapter = load_adapter(args.model, preset=args.preset, patch_size=patch_size).to(default_device(local_rank))
+    agree_on_statistics(adapter, videos, args.output, clips=args.statistics_clips)
+    return adapter
 
 
 def tokenize_share(process: "Process", args: argparse.Namespace) -> "WrittenShards":
     """One process's part of `tokenize`."""
     import torch
 
-    from vidtok_plugin.adapter.adapter import TokenizerAdapter
-    from vidtok_plugin.devices import default_device
-    from vidtok_plugin.tokenizer.model import VidTok
     from vidtok_plugin.tokenizing import write_shards
     from vidtok_plugin.video.episodes import actions_path, find_videos, load_episode
 
     if args.processes > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // args.processes))
-    device = default_device(process.local_rank if process.world_size > 1 else None)
     videos = find_videos(args.folder)
     episodes = [load_episode(path) if actions_path(path).exists() else path for path in videos]
     return write_shards(
-        TokenizerAdapter(VidTok.from_pretrained(args.model, preset=args.preset).to(device)),
+        adapter_of(args, videos, process.local_rank if process.world_size > 1 else None),
         episodes,
         args.output,
         split=args.split,
         root=args.folder,
         episodes_per_shard=args.episodes_per_shard,
+        update=args.update,
         progress=True,
         process=process,
     )
 
 
-def print_store(output: Path, split: str) -> None:
+def print_store(args: argparse.Namespace) -> None:
     from vidtok_plugin.store import TokenStore
+    from vidtok_plugin.store_writer import unfinished_update
 
-    store = TokenStore(output, split)
-    print(f"{output}: {len(store)} episodes, {store.num_tokens} tokens")
+    if args.update and unfinished_update(args.output):
+        print(f"{args.output}: the update is unfinished, and the old tokens hold")
+        return
+    store = TokenStore(args.output, args.split)
+    print(f"{args.output}: {len(store)} episodes, {store.num_tokens} tokens")
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -225,7 +239,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add_command(commands, "tokenize", tokenize, "write the tokens of a folder of videos into a store")
     command.add_argument("folder", type=Path)
-    add_model_arguments(command)
+    add_model_arguments(command, "; or an adapter's folder, written by TokenizerAdapter.save_pretrained")
     command.add_argument("--output", type=Path, required=True, metavar="STORE")
     command.add_argument("--split", default="train", help="the store's split to write to (default: train)")
     command.add_argument(
@@ -233,6 +247,25 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--episodes-per-shard", type=int, default=32, metavar="N", help="each process writes whole shards (default: 32)"
+    )
+    command.add_argument(
+        "--update",
+        action="store_true",
+        help="redo what another tokenizer wrote, and episodes whose files have changed; run it for each split",
+    )
+    command.add_argument(
+        "--patch-size",
+        type=int,
+        nargs=2,
+        metavar=("ROWS", "COLUMNS"),
+        help="latents that make a token of a KL model (default: 1 1)",
+    )
+    command.add_argument(
+        "--statistics-clips",
+        type=int,
+        default=64,
+        metavar="N",
+        help="clips to fit a KL model's latent statistics on, unless --model or the store has some (default: 64)",
     )
 
     command = add_command(commands, "convert", convert, "write weights in another layout")
@@ -251,8 +284,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a preset's name, a folder or a weights file")
+def add_model_arguments(parser: argparse.ArgumentParser, or_else: str = "") -> None:
+    parser.add_argument("--model", required=True, help=f"a preset's name, a folder or a weights file{or_else}")
     parser.add_argument("--preset", help="the preset of a bare weights file")
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
+from safetensors import SafetensorError
+
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.part(-[0-9a-f]+)?")
 
 
@@ -18,19 +20,27 @@ def publish(path: Path, write: Callable[[Path], object]) -> bool:
     """
     if path.exists():
         return False
+    try:
+        republish(path, write)
+    # Not OSError alone: these are torch's and safetensors' for a folder that `remove_partials` removed meanwhile.
+    except (OSError, RuntimeError, SafetensorError):
+        if not path.exists():
+            raise
+        return False
+    return True
+
+
+def republish(path: Path, write: Callable[[Path], object]) -> None:
+    """As `publish`, but a file that is there is replaced, at once; an OSError if a folder is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part-{uuid4().hex}")  # no two processes share one
     try:
         write(partial)
         _flush(partial)
         os.replace(partial, path)
-    except (OSError, RuntimeError):  # RuntimeError: torch's for a folder that `remove_partials` removed meanwhile
-        if not path.exists():
-            raise
-        return False
+        _sync(path.parent)  # the name as well: what it takes the place of may be removed next
     finally:
         _remove(partial)
-    return True
 
 
 def remove_partials(folder: Path) -> None:
@@ -44,11 +54,15 @@ def remove_partials(folder: Path) -> None:
 def _flush(path: Path) -> None:
     """Onto the disk, so that after a power failure no name stands for contents that were never written."""
     for file in [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(file)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -1,7 +1,8 @@
 """Which episodes go into which shard of a store, agreed on by all processes before they write.
 
-    STORE/train/plan_00000/shards.json   the names of each shard's episodes: [["a.mp4", "b.mp4"], ["c.mp4"]]
-    STORE/train/plan_00001/shards.json   the plan that took its place, since more episodes had come
+    STORE/tokens_0a.../train/
+        plan_00000/shards.json   the names of each shard's episodes: [["a.mp4", "b.mp4"], ["c.mp4"]]
+        plan_00001/shards.json   the plan that took its place, since more episodes had come
 
 A plan is a folder, since of two processes only one can give a folder its name: so they agree on one plan even if
 they see different episodes, such as those of a folder that is still being filled.
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from vidtok_plugin.publishing import publish
-from vidtok_plugin.store import read_episodes, shard_paths
+from vidtok_plugin.shards import open_shard, shard_paths
 
 PLAN = "plan_{:05d}"
 SHARDS_FILE = "shards.json"
@@ -52,7 +53,7 @@ def _extend(planned: Plan, written: Mapping[int, list[str]], names: Sequence[str
 
 
 def _names(shard: Path) -> list[str]:
-    return list(dict.fromkeys(episode.name for episode in read_episodes(shard)))  # clips share one
+    return list(dict.fromkeys(episode.name for episode in open_shard(shard).stored_episodes()))  # clips share one
 
 
 def _latest(split_folder: Path) -> tuple[int, Plan]:

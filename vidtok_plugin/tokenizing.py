@@ -1,40 +1,33 @@
-"""Videos to tokens: episodes are encoded as streams, chunk by chunk, and written into a token store."""
+"""Videos to tokens: episodes are encoded and written into a token store, by one process or several."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from einops import rearrange
 from rich.progress import track
 from torch import Tensor
 
 from vidtok_plugin.config import to_dict
+from vidtok_plugin.episode_tokens import clips_of, encode_episode, episode_facts, num_frames, video_of
 from vidtok_plugin.hashing import hash_files
 from vidtok_plugin.processes import THE_ONLY_PROCESS, Process
-from vidtok_plugin.publishing import publish, remove_partials
 from vidtok_plugin.shard_plan import plan_shards
-from vidtok_plugin.store import (
-    ADAPTER_FOLDER,
-    StoredEpisode,
-    StoreMetadata,
-    TokenStore,
-    TokenStoreWriter,
-    read_episodes,
-    shard_paths,
-)
+from vidtok_plugin.shards import Shard, StoredEpisode, open_shard, shard_paths
+from vidtok_plugin.store import StoreMetadata, TokenStore
+from vidtok_plugin.store_writer import REDO, TokenStoreWriter
+from vidtok_plugin.tokenizer.presets import presets
 from vidtok_plugin.video.episodes import Episode, actions_path
-from vidtok_plugin.video.reading import probe, read_frames
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter
-    from vidtok_plugin.adapter.tokens import VideoTokens
 
 logger = logging.getLogger(__name__)
+
+Part = tuple[StoredEpisode, Mapping[str, Tensor]]  # an episode, or a clip of it, and its steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +36,7 @@ class WrittenShards:
 
     written: tuple[int, ...]
     missing: tuple[int, ...]  # other processes write them, or will once they are started again
+    outdated: tuple[str, ...] = ()  # an update: when nothing is missing, what of the old tokens isn't redone yet
 
 
 def write_store(
@@ -55,6 +49,7 @@ def write_store(
     clip_frames: int | None = None,
     episodes_per_shard: int = 32,
     chunk_frames: int = 64,
+    update: bool = False,
     progress: bool = False,
 ) -> TokenStore:
     """Encode `episodes` and append them to the store `output`; -> that split of it.
@@ -67,9 +62,15 @@ def write_store(
     the next, and each is encoded as a stream of its own and stored as an episode. A rollout's prompt is such a
     stream, whose first step is a single frame: a model that learns of whole videos alone seldom sees that.
 
+    With `update`, what is stored is redone where it differs: episodes whose files have changed; and all of them, if
+    the tokenizer is another one, or the videos' size, rate or actions are. New tokens are the store's only once every
+    episode that it has, of all splits, is redone; so do that for each split. The split that comes back has them in
+    any case.
+
     Raises:
-        ValueError: episodes that differ in size, rate or actions from each other or from what is stored, or
-            have changed since; a video whose size doesn't fit the tokenizer; another tokenizer's store.
+        ValueError: episodes that differ in size, rate or actions from each other; those that differ so from what is
+            stored, or have changed since, or another tokenizer's store, without `update`; a video whose size doesn't
+            fit the tokenizer; a KL model without latent statistics.
     """
     write_shards(
         adapter,
@@ -80,9 +81,10 @@ def write_store(
         clip_frames=clip_frames,
         episodes_per_shard=episodes_per_shard,
         chunk_frames=chunk_frames,
+        update=update,
         progress=progress,
     )
-    return TokenStore(output, split)
+    return TokenStore(output, split, metadata=store_metadata(adapter, episodes[0], clip_frames))
 
 
 def write_shards(
@@ -95,6 +97,7 @@ def write_shards(
     clip_frames: int | None = None,
     episodes_per_shard: int = 32,
     chunk_frames: int = 64,
+    update: bool = False,
     progress: bool = False,
     process: Process = THE_ONLY_PROCESS,
 ) -> WrittenShards:
@@ -108,10 +111,9 @@ def write_shards(
     _check_settings(adapter, episodes, clip_frames, episodes_per_shard, chunk_frames)
     names = _names(episodes, root)
     given = dict(zip(names, episodes, strict=True))
-    metadata = replace(_metadata(adapter, episodes[0]), clip_frames=clip_frames)
-    writer = TokenStoreWriter(output, metadata)
-    publish(Path(output) / ADAPTER_FOLDER, adapter.save_pretrained)
-    folder = Path(output) / split
+    metadata = store_metadata(adapter, episodes[0], clip_frames)
+    writer = TokenStoreWriter(output, metadata, adapter=adapter, update=update)
+    folder = writer.split_folder(split)
     plan = plan_shards(folder, names, episodes_per_shard)
     ours = [number for number, shard in enumerate(plan) if not given.keys().isdisjoint(shard)]
     own = [number for number in ours if number % process.world_size == process.rank]
@@ -124,129 +126,94 @@ def write_shards(
                 "%s: there are only %d shards to write for %d processes; lower episodes_per_shard",
                 *(output, len(missing), process.world_size),
             )
-    digests = {}
+    there = {number: open_shard(paths[number]) for number in own if number in paths}
+    digests, queue = {}, []
     for number in own:
-        stored = {e.name: e.digest for e in read_episodes(paths[number])} if number in paths else {}
+        stored = {e.name: e.digest for e in there[number].stored_episodes()} if number in there else {}
         for name in plan[number]:
             if name not in given:
                 continue  # it is stored, and its file has gone
-            metadata.check_same(replace(metadata, **_facts(adapter, given[name])), name)
+            metadata.check_same(replace(metadata, **episode_facts(adapter, given[name])), name)
             digests[name] = _digest(given[name])
-            if stored.get(name, digests[name]) != digests[name]:
+            if stored.get(name) == digests[name]:
+                continue
+            if name in stored and not update:
                 raise ValueError(
-                    f"write_store: {name} has changed since it was written to {output}; remove the store, or write "
-                    "another."
+                    f"write_store: {name} has changed since it was written to {output}; {REDO}, or write another store."
                 )
-    queue = [(number, name) for number in own if number not in paths for name in plan[number]]
+            queue.append((number, name))
     bar = track(queue, f"tokens ({split})", disable=not progress or process.rank > 0)
     written = []
     for number, shard in groupby(bar, key=itemgetter(0)):
-        entries, data = [], []
+        old = there.get(number)
+        parts = _stored_parts(old)
         for _, name in shard:
-            for clip in _clips(_num_frames(given[name]), clip_frames):
-                data.append(encode_episode(adapter, given[name], clip, chunk_frames))
-                steps, first = len(data[-1]["codes"]), clip.start
-                entries.append(
-                    StoredEpisode(name=name, first_frame=first, steps=steps, frames=len(clip), digest=digests[name])
-                )
-        writer.write_shard(split, entries, data, number)
+            parts[name] = _encoded_parts(adapter, given[name], name, digests[name], clip_frames, chunk_frames)
+        entries, data = zip(*(part for name in plan[number] for part in parts[name]), strict=True)
+        writer.write_shard(split, entries, data, number, instead_of=old.path if old is not None else None)
         written.append(number)
-    remove_partials(folder)
-    remove_partials(Path(output))
+    writer.tidy(split)
     paths = shard_paths(folder)
-    return WrittenShards(written=tuple(written), missing=tuple(number for number in ours if number not in paths))
-
-
-def encode_episode(
-    adapter: "TokenizerAdapter", episode: Episode | Path, frames: range | None = None, chunk_frames: int = 64
-) -> dict[str, Tensor]:
-    """The codes (N, H, W) int32 of some frames of an episode, all by default; and its actions if it has any:
-    actions (N, f[, a]) and num_actions (N,) uint8.
-
-    `actions` are those that led to each step's frames: none for step 0, fewer than f for a last, partial step.
-    """
-    path = episode if isinstance(episode, Path) else episode.path
-    frames = range(_num_frames(episode)) if frames is None else frames
-    if probe(path).num_frames != _num_frames(episode):
-        raise ValueError(
-            f"Episode {path}: it must have one action for each frame, got {_num_frames(episode)} actions for "
-            f"{probe(path).num_frames} frames."
+    missing = [number for number in ours if number not in paths]
+    outdated = writer.put_in_place() if update and not missing else ()
+    if outdated:
+        logger.warning(
+            "%s keeps its old tokens until %d more episodes are redone by --update, with their own folder and --split: "
+            "%s",
+            *(output, len(outdated), f"{', '.join(outdated[:3])}{', ...' if len(outdated) > 3 else ''}"),
         )
-    stream, codes = adapter.stream(), []
-    with torch.no_grad():
-        for begin in range(0, len(frames), chunk_frames):
-            chunk = torch.from_numpy(read_frames(path, frames[begin : begin + chunk_frames]))
-            video = rearrange(chunk, "t h w c -> 1 c t h w").to(adapter.tokenizer.device)
-            codes.append(_codes(stream.push(video)))
-        codes.append(_codes(stream.flush()))
-    data = {"codes": torch.cat(codes).to("cpu", torch.int32)}
-    if isinstance(episode, Path):
-        return data
-    steps, f = len(data["codes"]), adapter.temporal_factor
-    actions = torch.from_numpy(episode.actions[frames.start : frames.stop])
-    grouped = actions.new_zeros(steps * f, *actions.shape[1:])
-    grouped[f : f + len(frames) - 1] = actions[1:]
-    data["actions"] = grouped.view(steps, f, *actions.shape[1:])
-    data["num_actions"] = (len(frames) - 1 - (torch.arange(steps) - 1) * f).clamp(0, f).to(torch.uint8)
-    data["num_actions"][0] = 0
-    return data
+    return WrittenShards(written=tuple(written), missing=tuple(missing), outdated=outdated)
 
 
-def _clips(num_frames: int, clip_frames: int | None) -> list[range]:
-    """Where clips begin and end: each but the last has `clip_frames`, and shares a frame with the next."""
-    if clip_frames is None:
-        return [range(num_frames)]
-    starts = range(0, max(1, num_frames - 1), clip_frames - 1)
-    return [range(start, min(start + clip_frames, num_frames)) for start in starts]
-
-
-def _codes(tokens: "VideoTokens") -> Tensor:
-    """One video's codes (N, H, W)."""
-    return rearrange(tokens.ids, "1 (N H W) -> N H W", H=tokens.grid.H, W=tokens.grid.W)
-
-
-def _metadata(adapter: "TokenizerAdapter", episode: Episode | Path) -> StoreMetadata:
+def store_metadata(
+    adapter: "TokenizerAdapter", episode: Episode | Path, clip_frames: int | None = None
+) -> StoreMetadata:
+    """What a store of such an adapter's tokens of such episodes tells of them."""
     architecture = adapter.tokenizer.architecture
+    discrete = adapter.kind == "discrete"
     return StoreMetadata(
         adapter_hash=adapter.hash,
+        token_hash=adapter.token_hash,
         tokenizer=to_dict(architecture),
-        codebook_size=adapter.codebook_size,
+        preset=next((name for name, preset in presets().items() if preset.architecture == architecture), None),
+        kind=adapter.kind,
+        codebook_size=adapter.codebook_size if discrete else None,
         fsq_levels=architecture.fsq_levels,
+        patch_dim=None if discrete else adapter.patch_dim,
         temporal_factor=adapter.temporal_factor,
-        **_facts(adapter, episode),
+        clip_frames=clip_frames,
+        **episode_facts(adapter, episode),
     )
 
 
-def _facts(adapter: "TokenizerAdapter", episode: Episode | Path) -> dict[str, Any]:
-    """What all episodes of a store must have in common."""
-    info = probe(episode if isinstance(episode, Path) else episode.path)
-    grid = adapter.grid(1, info.height, info.width)
-    return {
-        "height": grid.H,
-        "width": grid.W,
-        "fps": round(info.fps, 3) if isinstance(episode, Path) else float(episode.meta["fps"]),
-        "action_space": {} if isinstance(episode, Path) else _action_space(episode),
-    }
+def _stored_parts(shard: Shard | None) -> dict[str, list[Part]]:
+    """What a shard has of each file; nothing if there is none yet."""
+    parts: dict[str, list[Part]] = {}
+    if shard is not None:
+        for episode in shard.stored_episodes():
+            parts.setdefault(episode.name, []).append((episode, shard.steps_of(episode)))
+    return parts
 
 
-def _action_space(episode: Episode) -> dict[str, Any]:
-    space = dict(episode.meta.get("action_space", {}))
-    kind = "discrete" if episode.actions.ndim == 1 else "continuous"
-    size = space.get("size", None if kind == "discrete" else episode.actions.shape[1])
-    if space.get("kind", kind) != kind or size is None:
-        raise ValueError(
-            f"Episode {episode.path}: its JSON must tell the action space of its {kind} actions, such as "
-            f'{{"kind": "{kind}", "size": 4}}, got {space}.'
-        )
-    return {**space, "kind": kind, "size": size}
-
-
-def _num_frames(episode: Episode | Path) -> int:
-    return probe(episode).num_frames if isinstance(episode, Path) else episode.num_frames
+def _encoded_parts(
+    adapter: "TokenizerAdapter",
+    episode: Episode | Path,
+    name: str,
+    digest: str,
+    clip_frames: int | None,
+    chunk_frames: int,
+) -> list[Part]:
+    parts: list[Part] = []
+    for clip in clips_of(num_frames(episode), clip_frames):
+        data = encode_episode(adapter, episode, clip, chunk_frames)
+        steps = len(next(iter(data.values())))
+        entry = StoredEpisode(name=name, first_frame=clip.start, frames=len(clip), steps=steps, digest=digest)
+        parts.append((entry, data))
+    return parts
 
 
 def _names(episodes: Sequence[Episode | Path], root: str | Path | None) -> list[str]:
-    paths = [episode if isinstance(episode, Path) else episode.path for episode in episodes]
+    paths = [video_of(episode) for episode in episodes]
     names = [path.name if root is None else path.relative_to(root).as_posix() for path in paths]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -255,8 +222,7 @@ def _names(episodes: Sequence[Episode | Path], root: str | Path | None) -> list[
 
 
 def _digest(episode: Episode | Path) -> str:
-    path = episode if isinstance(episode, Path) else episode.path
-    return hash_files(path) if isinstance(episode, Path) else hash_files(path, actions_path(path))
+    return hash_files(episode) if isinstance(episode, Path) else hash_files(episode.path, actions_path(episode.path))
 
 
 def _check_settings(
@@ -268,8 +234,12 @@ def _check_settings(
 ) -> None:
     if not episodes:
         raise ValueError("write_store: there must be at least one episode, got none.")
-    if adapter.kind != "discrete":
-        raise ValueError(f"write_store: the adapter must be discrete (FSQ), got {adapter.kind}; a store holds codes.")
+    if adapter.kind == "continuous" and not adapter.has_latent_stats:
+        raise ValueError(
+            "write_store: a KL model's patches are normalised by the adapter's latent statistics, which must have been "
+            "fitted, got mean 0 and std 1; call adapter.fit_latent_stats(videos), or load an adapter that was saved "
+            "with its own (TokenizerAdapter.from_pretrained)."
+        )
     if min(episodes_per_shard, chunk_frames) < 1:
         raise ValueError(
             f"write_store: episodes_per_shard and chunk_frames must be at least 1, got {episodes_per_shard} "

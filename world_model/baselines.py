@@ -57,6 +57,8 @@ class Baselines:
     @classmethod
     def fit_store(cls, store: TokenStore) -> "Baselines":
         """Fit on all episodes of a store (of its training split)."""
+        if store.metadata.codebook_size is None:
+            raise ValueError(f"Baselines: the tokens of {store.folder} must be discrete (FSQ), got continuous ones.")
         episodes = (store.window(index, 0, episode.steps)["codes"] for index, episode in enumerate(store.episodes))
         return cls.fit(episodes, store.metadata.codebook_size)
 

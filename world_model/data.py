@@ -57,6 +57,8 @@ class TokenDataConfig:
 def token_spec(metadata: StoreMetadata) -> TokenSpec:
     """What a store's tokens and actions are, for the world model that learns them."""
     space = metadata.action_space
+    if metadata.codebook_size is None:
+        raise ValueError("token_spec: the store's tokens must be discrete (FSQ), got continuous ones.")
     return TokenSpec(
         codebook_size=metadata.codebook_size,
         height=metadata.height,
@@ -106,7 +108,7 @@ class WindowDataset(Dataset[TensorDict]):
         indices = np.array([key[1] if isinstance(key, tuple) else key for key in keys])
         episodes = np.searchsorted(self.ends, indices, side="right")
         before = np.concatenate([[0], self.ends])[episodes]
-        return self.store.windows(episodes.tolist(), ((indices - before) * self.every).tolist(), self.length)
+        return self.store.windows(episodes, (indices - before) * self.every, self.length)
 
 
 class TokenDataModule(ResumableDataModule):

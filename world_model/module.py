@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.config import to_dict
-from vidtok_plugin.store import ADAPTER_FOLDER, TokenStore, read_metadata
+from vidtok_plugin.store import TokenStore, adapter_folder, read_metadata
 from vidtok_plugin.training import RunConfig
 from vidtok_plugin.training.module import Loss, TrainingModule
 from vidtok_plugin.training.optimization import OptimizerConfig, configure_optimizers
@@ -84,7 +84,7 @@ class WorldModelModule(TrainingModule):
 
     def adapter(self) -> TokenizerAdapter:
         """The adapter that wrote the tokens, to be saved with the model."""
-        adapter = TokenizerAdapter.from_pretrained(Path(self.cfg.data.store) / ADAPTER_FOLDER)
+        adapter = TokenizerAdapter.from_pretrained(adapter_folder(self.cfg.data.store))
         TokenStore(self.cfg.data.store).check(adapter)
         return adapter
 

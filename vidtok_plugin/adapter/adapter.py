@@ -1,5 +1,6 @@
 """TokenizerAdapter: a frozen VidTok as tokens for any generator, exactly and both ways."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from vidtok_plugin.adapter.streams import TokenDecoderStream, TokenStream
 from vidtok_plugin.adapter.tokens import TokenGrid, VideoTokens, video_tokens
 from vidtok_plugin.adapter.vocabulary import Vocabulary
-from vidtok_plugin.config import load_config, to_yaml
+from vidtok_plugin.config import load_config, to_dict, to_yaml
 from vidtok_plugin.hashing import hash_weights
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.video_checks import check_multiple
@@ -21,6 +22,7 @@ from vidtok_plugin.tokenizer.video_checks import check_multiple
 TOKENIZER_FOLDER = "tokenizer"
 CONFIG_FILE = "adapter.yaml"
 STATISTICS_FILE = "latent_statistics.safetensors"
+_NOT_OF_TOKENS = ("decoder_spatial_levels", "decoder_temporal_levels", "dropout")  # settings of the architecture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,18 @@ class TokenizerAdapter(nn.Module):
         """A SHA-256 of the tokenizer's weights, architecture and the adapter's settings and statistics."""
         tensors = {**self.tokenizer.state_dict(), **self.state_dict()}
         return hash_weights(tensors, to_yaml(self.tokenizer.architecture), to_yaml(self.config))
+
+    @property
+    def token_hash(self) -> str:
+        """A SHA-256 of what decides a video's tokens: the encoder, the patch size and the latent statistics.
+
+        It stays when the decoder alone is trained, and with other special tokens, whose ids come after the codebook.
+        """
+        weights = self.tokenizer.state_dict().items()
+        tensors = {name: tensor for name, tensor in weights if not name.startswith("decoder.")} | self.state_dict()
+        settings = to_dict(self.tokenizer.architecture) | {"patch_size": self.config.patch_size}
+        deciding = {name: value for name, value in settings.items() if name not in _NOT_OF_TOKENS}
+        return hash_weights(tensors, json.dumps(deciding, sort_keys=True))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the tokenizer, the adapter's settings and its latent statistics into `folder`."""
@@ -251,6 +265,11 @@ class TokenizerAdapter(nn.Module):
     def patch_dim(self) -> int:
         _, rows, columns = self.config.patch_size
         return rows * columns * self.tokenizer.latent_channels
+
+    @property
+    def has_latent_stats(self) -> bool:
+        """Whether a KL model's statistics were set, by `fit_latent_stats` or otherwise: they begin as mean 0, std 1."""
+        return self.kind == "continuous" and bool((self.latent_mean != 0).any() or (self.latent_std != 1).any())
 
     def latents_to_patches(self, latents: Tensor) -> Tensor:
         """Latents (b, c, T, H, W) -> normalised patches (b, n, patch_dim)."""
