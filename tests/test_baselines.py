@@ -7,9 +7,9 @@ import torch
 from stores import write_episodes
 from tensordict import TensorDict
 from torch import Tensor
+from world_model.baselines import Baselines
 
 from vidtok_plugin.store import TokenStore
-from world_model.baselines import Baselines
 
 
 def sticky_episode(steps: int, stay: float) -> Tensor:
