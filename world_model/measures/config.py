@@ -23,7 +23,7 @@ class MeasuresConfig:
     drift_rollouts: int = 8  # at most, likewise
     drift_frames: int = 128  # that each of those imagines
     drift_stretch: int = 16  # frames that are taken together
-    rollouts_at_once: int = 32
+    rollouts_at_once: int = 16
     sampler: Sampler = field(default_factory=Sampler)
     lpips_vgg: Path | None = None  # torchvision's VGG16 or a published VidTok checkpoint, for LPIPS
     i3d: Path | None = None  # I3D in TorchScript, for FVD

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
-from vidtok_plugin.adapter.tokens import TokenGrid
 from vidtok_plugin.store import TokenStore
+from world_model.measures.coding import decode, encode
 from world_model.measures.prompts import Prompts
 from world_model.measures.report import Measured, Row, from_to, numbers
 from world_model.measures.scores import factor_sizes, window_tokens
@@ -166,8 +166,8 @@ def play_from_episodes(
         parts: dict[int, list[Sequences]] = {}
         first = 1 + (prompts.prompt_frames - 1) // f
         for _, part in prompts.parts(at_once):
-            tokens = adapter.encode(part.video.to(device))
-            whole = Sequences(tokens=tokens.grid_values, video=adapter.decode(tokens))
+            tokens = encode(adapter, part.video.to(device))
+            whole = Sequences(tokens=tokens, video=decode(adapter, tokens))
             for index, stretch in enumerate(whole.stretches(stretch_frames // f, first=first, temporal_factor=f)):
                 parts.setdefault(index, []).append(stretch)
         yield from parts.values()
@@ -205,7 +205,7 @@ def play_from_store(
 
     def decoded(index: int, length: int) -> Sequences:
         values = window_tokens(store.window(index, 0, length))[None].to(device)
-        return Sequences(tokens=values, video=_decode(adapter, values))
+        return Sequences(tokens=values, video=decode(adapter, values))
 
     def stretches() -> Iterator[list[Sequences]]:
         wanted, parts = num_frames // stretch_frames, []
@@ -228,16 +228,6 @@ def play_from_store(
         taken = [_actions_on(store, index, prompt_frames + num_frames) for index in chosen]
         actions = torch.stack(taken)
     return Beginnings(prompt=prompt.clamp(-1, 1), actions=actions), stretches()
-
-
-@torch.no_grad()
-def _decode(adapter: TokenizerAdapter, values: Tensor) -> Tensor:
-    """Tokens (b, T, H, W[, d]) of whole clips -> video."""
-    grid = TokenGrid(*values.shape[1:4])
-    flat = values.flatten(1, 3)
-    if values.is_floating_point():
-        return adapter.decode(adapter.tokens_from_patches(flat, grid))
-    return adapter.decode(adapter.tokens_from_ids(flat, grid))
 
 
 def _actions_on(store: TokenStore, index: int, frames: int) -> Tensor:

@@ -119,7 +119,7 @@ def _drift_panels(values: Any) -> list[Draw]:
 
 
 def _save(panels: Sequence[Draw], path: Path) -> None:
-    columns = min(3, len(panels))
+    columns = min(2 if len(panels) == 4 else 3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.2 * rows), dpi=100, layout="constrained")
     for place, draw in enumerate(panels):
