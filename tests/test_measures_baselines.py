@@ -85,7 +85,9 @@ def test_a_large_codebook_takes_memory_of_the_tokens_alone() -> None:
     unigram, _ = baselines.token_losses(codes[None, :10])
     assert unigram.shape == (1, 9, 4, 4, 2)
     assert unigram[..., 1].mean() < 0.1 < 2 < unigram[..., 0].mean()
-    tensors = [t for table in baselines.tables for level in table.levels for t in (level.pairs.keys, level.contexts.keys)]
+    tensors = [
+        t for table in baselines.tables for level in table.levels for t in (level.pairs.keys, level.contexts.keys)
+    ]
     assert max(len(t) for t in tensors) <= codes.numel()
 
 

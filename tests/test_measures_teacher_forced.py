@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from measured_models import random_model
 from stores import METADATA, write_episodes
 from tensordict import TensorDict
 from torch import Tensor
 
 from vidtok_plugin.store import TokenStore
-from world_model import TransformerConfig, WorldModel, WorldModelConfig
+from world_model import WorldModel
 from world_model.data import WindowDataset, token_spec, window_actions
 from world_model.measures import cross_entropies, score_tokens, teacher_forcing
 from world_model.measures.baselines import Baselines
@@ -20,12 +21,7 @@ from world_model.measures.teacher_forcing import StepSums, TeacherForced, teache
 
 
 def tiny_model() -> WorldModel:
-    torch.manual_seed(0)
-    sizes = TransformerConfig(width=24, depth=1, heads=2)
-    model = WorldModel(WorldModelConfig(tokens=token_spec(METADATA), max_steps=4, transformer=sizes))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
+    return random_model(token_spec(METADATA))
 
 
 @pytest.fixture(scope="module")
