@@ -2,9 +2,9 @@
 
     python benchmarks/decoding.py --causal FOLDER [--masked FOLDER] --store STORE --episodes FOLDER [--output FILE.json]
 
-Every order imagines the same held-out futures in one batch and with a batch of one, in turns for several rounds, of which
-the median counts. Cross entropy is teacher-forced on the store's test split as the order sees the tokens, in nats a token;
-for masked models it is that of drawing a step's tokens in random order.
+Every order imagines the same held-out futures in one batch and with a batch of one, in turns for several rounds, of
+which the median counts. Cross entropy is teacher-forced on the store's test split as the order sees the tokens, in nats
+a token; for masked models it is that of drawing a step's tokens in random order.
 """
 
 import argparse

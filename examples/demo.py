@@ -33,7 +33,7 @@ from vidtok_plugin.video.clips import ClipDataset
 from vidtok_plugin.video.episodes import find_episodes, find_videos
 from vidtok_plugin.video.sources import find_sources
 from world_model import Sampler, WorldModel, WorldModelRunConfig
-from world_model.evaluation import cross_entropies, held_out_prompts, score_rollouts
+from world_model.measures import cross_entropies, held_out_prompts, score_rollouts
 from world_model.record import SPLITS, RecordConfig, record
 from world_model.runs import fit_world_model
 
@@ -86,7 +86,11 @@ def demo(args: argparse.Namespace) -> None:
         WorldModelRunConfig,
         ["world_model/demo.yaml"],
         args.overrides,
-        {"output": out / "world_model", "data.store": out / "tokens"},
+        {
+            "output": out / "world_model",
+            "data.store": out / "tokens",
+            "measures.episodes": out / "episodes" / "validation",
+        },
     )
     stages = Stages(out, 5)
     model_folder = out / "world_model" / "model"
@@ -99,7 +103,8 @@ def demo(args: argparse.Namespace) -> None:
         [tokenizer_cfg.output],
     )
     stages.run("tokens", cfg.clip_frames, lambda: tokenize(cfg), out / "tokens", [out / "tokens"])
-    stages.run("world_model", to_dict(model_cfg), lambda: fit_world_model(model_cfg), model_folder, [model_cfg.output])
+    learned = {key: value for key, value in to_dict(model_cfg).items() if key != "measures"}  # which training ignores
+    stages.run("world_model", learned, lambda: fit_world_model(model_cfg), model_folder, [model_cfg.output])
     summary_file = out / "summary.json"
     stages.run(
         "rollouts",
@@ -169,7 +174,7 @@ def evaluate(
         prompt_frames=cfg.rollouts.prompt_frames,
         future_frames=cfg.rollouts.future_frames,
     )
-    scores, result = score_rollouts(model, adapter, prompts, sampler=cfg.rollouts.sampler, hold=cfg.record.hold)
+    scores, result = score_rollouts(model, adapter, prompts, sampler=cfg.rollouts.sampler)
     summary |= asdict(scores)
 
     fps = cfg.record.file_fps

@@ -16,7 +16,7 @@ from torch import Tensor
 from vidtok_plugin import VidTok
 from vidtok_plugin.tokenizer.objective import frame_psnr
 from vidtok_plugin.video.writing import write_video
-from world_model.evaluation import CrossEntropies, Prompts
+from world_model.measures import CrossEntropies, Prompts
 from world_model.rollout import RolloutResult
 
 SCALE = 4  # of the frames in the video

@@ -28,10 +28,18 @@ def fit(args: argparse.Namespace) -> None:
 
 
 def validate(args: argparse.Namespace) -> None:
+    import sys
+
+    from rich.console import Console
+
     from world_model.module import WorldModelRunConfig
     from world_model.runs import validate_world_model
 
-    validate_world_model(config_from(args, WorldModelRunConfig))
+    cfg = config_from(args, WorldModelRunConfig)
+    report = validate_world_model(cfg, progress=True)
+    # As wide as the table, also where the output is no terminal.
+    Console(width=None if sys.stdout.isatty() else 200).print(report.table())
+    print(f"{cfg.output / 'validation'}: validation.json and plots")
 
 
 def rollout_command(args: argparse.Namespace) -> None:
@@ -61,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="such as train_episodes=8")
 
     add_config_arguments(add_command(commands, "fit", fit, "train a world model on a token store"))
-    add_config_arguments(add_command(commands, "validate", validate, "score a run's last checkpoint"))
+    add_config_arguments(add_command(commands, "validate", validate, "measure a run's last checkpoint"))
 
     command = add_command(commands, "rollout", rollout_command, "imagine how a video goes on")
     command.add_argument("--model", type=Path, required=True, metavar="FOLDER")

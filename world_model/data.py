@@ -57,10 +57,9 @@ class TokenDataConfig:
 def token_spec(metadata: StoreMetadata) -> TokenSpec:
     """What a store's tokens and actions are, for the world model that learns them."""
     space = metadata.action_space
-    if metadata.codebook_size is None:
-        raise ValueError("token_spec: the store's tokens must be discrete (FSQ), got continuous ones.")
     return TokenSpec(
         codebook_size=metadata.codebook_size,
+        patch_dim=metadata.patch_dim,
         height=metadata.height,
         width=metadata.width,
         temporal_factor=metadata.temporal_factor,

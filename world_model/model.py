@@ -92,6 +92,11 @@ class WorldModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.step_inputs.place.dtype
 
+    @property
+    def factor_sizes(self) -> tuple[int, ...] | None:
+        """How many values each factor of a code has, one for a flat vocabulary; None for continuous tokens."""
+        return self.head.sizes if isinstance(self.head, CodeHead) else None
+
     def tables(self) -> list[nn.Parameter]:
         """The parameters that hold a vector for each of many things, which optimizers may treat apart."""
         holders = [module for module in self.modules() if isinstance(module, CodeTable | nn.Embedding)]

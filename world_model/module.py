@@ -18,6 +18,7 @@ from vidtok_plugin.training.module import Loss, TrainingModule
 from vidtok_plugin.training.optimization import OptimizerConfig, configure_optimizers
 from world_model.architecture import WorldModelConfig
 from world_model.data import TokenDataConfig, token_spec, window_actions, window_tokens
+from world_model.measures.config import MeasuresConfig
 from world_model.model import WorldModel
 
 
@@ -30,6 +31,7 @@ class WorldModelRunConfig(RunConfig):
     optimizer: OptimizerConfig = OptimizerConfig(
         lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05, warmup_steps=50, gradient_clip=1.0
     )
+    measures: MeasuresConfig = MeasuresConfig()  # of `world-model validate`
     sharded: bool = False  # FSDP2: each of trainer.devices processes holds a share of every weight
     output: Path = Path("runs/world_model")
 

@@ -3,12 +3,18 @@
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from vidtok_plugin import training
+from vidtok_plugin.devices import default_device
+from vidtok_plugin.processes import launched_process
 from world_model.data import TokenDataModule
+from world_model.measures.plots import write_plots
+from world_model.measures.report import Report
 from world_model.model import WorldModel
 from world_model.module import WorldModelModule, WorldModelRunConfig
 from world_model.sharded import ShardedWorldModelModule, sharding_strategy
+from world_model.validation import Validation
 
 
 def fit_world_model(cfg: WorldModelRunConfig) -> None:
@@ -23,10 +29,35 @@ def fit_world_model(cfg: WorldModelRunConfig) -> None:
         model.save_pretrained(cfg.output / "model", module.adapter())
 
 
-def validate_world_model(cfg: WorldModelRunConfig) -> None:
-    """Scores the run's last checkpoint on its store's validation split."""
-    module, settings = _module(cfg)
-    training.validate(cfg, module, TokenDataModule(cfg), **settings)
+def validate_world_model(cfg: WorldModelRunConfig, *, progress: bool = False) -> Report:
+    """Measures the run's last checkpoint (see `world_model.measures`), with its averaged weights if it has any.
+
+    The report and its plots are written to `cfg.output / "validation"`. It takes one process and one device, whatever
+    the run was trained on.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or data or a network's file are missing.
+        ValueError: the checkpoint or the data don't fit the config.
+    """
+    process = launched_process()
+    if process.world_size > 1:
+        raise ValueError(
+            f"validate: it takes one process, but a launcher has set WORLD_SIZE={process.world_size}; start it alone."
+        )
+    last = training.last_checkpoint(cfg.checkpoints)
+    if last is None:
+        raise FileNotFoundError(f"validate: there is no checkpoint in {cfg.checkpoints}; run fit first.")
+    module = WorldModelModule(cfg)
+    checkpoint = torch.load(last, map_location="cpu", weights_only=True)
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
+    device = default_device()
+    model, adapter = module.model.eval().to(device), module.adapter().to(device)
+    report = Validation(model, adapter, cfg.data, cfg.measures, progress=progress).report(str(last))
+    folder = cfg.output / "validation"
+    report.write(folder)
+    write_plots(report, folder)
+    return report
 
 
 def _module(cfg: WorldModelRunConfig) -> tuple[WorldModelModule, dict[str, Any]]:

@@ -1,0 +1,65 @@
+"""What `world-model validate` measures, and on what."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vidtok_plugin.metrics.fvd import LEAST_FRAMES
+from world_model.sampler import Sampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuresConfig:
+    """Rollouts that are measured, and the networks that some measures take.
+
+    `episodes` is a folder of held-out recordings, at the size and rate of those that were learned; the prompts and what
+    really came after them are taken from it. A token store holds no video: without `episodes` nothing can be compared
+    with what came, and rollouts that are followed for drift begin with the store's validation tokens, decoded.
+    """
+
+    episodes: Path | None = None
+    prompts: int = 32  # at most; fewer where the episodes have no room for as many without overlap
+    prompt_frames: int = 17
+    future_frames: int = 16
+    drift_rollouts: int = 8  # at most, likewise
+    drift_frames: int = 128  # that each of those imagines
+    drift_stretch: int = 16  # frames that are taken together
+    rollouts_at_once: int = 16
+    sampler: Sampler = field(default_factory=Sampler)
+    lpips_vgg: Path | None = None  # torchvision's VGG16 or a published VidTok checkpoint, for LPIPS
+    i3d: Path | None = None  # I3D in TorchScript, for FVD
+
+    def __post_init__(self) -> None:
+        for name in (
+            "prompts",
+            "prompt_frames",
+            "future_frames",
+            "drift_rollouts",
+            "drift_stretch",
+            "rollouts_at_once",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"MeasuresConfig: {name} must be at least 1, got {getattr(self, name)}.")
+        if self.drift_frames < self.drift_stretch or self.drift_frames % self.drift_stretch:
+            above = (self.drift_frames // self.drift_stretch + 1) * self.drift_stretch
+            raise ValueError(
+                f"MeasuresConfig: drift_frames must be a multiple of drift_stretch, {self.drift_stretch}, got "
+                f"{self.drift_frames}; {above} is one."
+            )
+        if self.i3d is not None and self.future_frames < LEAST_FRAMES:
+            raise ValueError(
+                f"MeasuresConfig: future_frames must be at least {LEAST_FRAMES} for FVD, got {self.future_frames}; "
+                "imagine longer futures, or leave i3d out."
+            )
+
+    def check_fits(self, temporal_factor: int) -> None:
+        """A ValueError unless prompts and stretches are whole latent steps of `temporal_factor` frames."""
+        f = temporal_factor
+        for name, rest in (("prompt_frames", 1), ("future_frames", 0), ("drift_stretch", 0)):
+            frames = getattr(self, name)
+            if (frames - rest) % f:
+                below = (frames - rest) // f * f + rest
+                nearest = f"{below} and {below + f}" if below > 0 else f"{below + f}"
+                raise ValueError(
+                    f"MeasuresConfig: {name} must be {'1 + ' if rest else ''}a multiple of {f} (the tokenizer's "
+                    f"temporal factor), got {frames}; the nearest that fit: {nearest}."
+                )

@@ -1,0 +1,62 @@
+"""Whether a world model heeds its actions: rollouts under the actions that were taken, and under others.
+
+Delta PSNR (Genie, arXiv 2402.15391) is how much nearer to what really came a rollout is under the actions that led to
+it than under others. The others are another prompt's: they are such as the recording has, whatever its policy, and
+serve for discrete and for continuous actions.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+BOOTSTRAP_DRAWS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionEffect:
+    """Delta PSNR in dB, and the 95% bootstrap interval of its mean over prompts."""
+
+    delta_psnr: float
+    low: float
+    high: float
+
+
+def others_actions(actions: Tensor, prompt_frames: int) -> Tensor:
+    """Actions (b, t[, a]) whose futures, all after the prompt, are those of another row.
+
+    Raises:
+        ValueError: there is no other row.
+
+    Example:
+        >>> import torch
+        >>> others_actions(torch.tensor([[0, 1, 1], [0, 2, 2]]), prompt_frames=2).tolist()
+        [[0, 1, 2], [0, 2, 1]]
+    """
+    count = len(actions)
+    if count < 2:
+        raise ValueError(f"others_actions: there must be at least 2 prompts, got {count}; take more.")
+    swapped = actions.clone()
+    swapped[:, prompt_frames:] = actions.roll(count // 2, 0)[:, prompt_frames:]
+    return swapped
+
+
+def action_effect(psnr: Tensor, others_psnr: Tensor, seed: int = 0) -> ActionEffect:
+    """From the PSNR (b,) of rollouts under their own actions and under others; paired by prompt."""
+    delta = (psnr - others_psnr).cpu().numpy()
+    low, high = bootstrap_interval(delta, seed=seed)
+    return ActionEffect(delta_psnr=float(delta.mean()), low=low, high=high)
+
+
+def bootstrap_interval(values: np.ndarray, *, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+    """The percentile bootstrap interval of the mean of `values` (n,).
+
+    Example:
+        >>> low, high = bootstrap_interval(np.arange(100.0))
+        >>> low < 49.5 < high
+        True
+    """
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(0, len(values), (BOOTSTRAP_DRAWS, len(values)))].mean(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,219 @@
+"""Imagined futures against the real ones: PSNR, SSIM, LPIPS by horizon, FVD, and what the actions do.
+
+Shapes: b prompts, t h w frames and pixels.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from vidtok_plugin.metrics import fvd
+from vidtok_plugin.metrics.frames import SSIM_WINDOW, bounded_psnr, frame_ssim
+from vidtok_plugin.metrics.fvd import I3D, FrechetVideoDistance
+from vidtok_plugin.metrics.lpips import LEAST_SIZE, LPIPS
+from world_model.measures import coding
+from world_model.measures.controllability import ActionEffect, action_effect, others_actions
+from world_model.measures.prompts import Prompts
+from world_model.measures.report import Measured, Row, from_to, numbers
+from world_model.model import WorldModel
+from world_model.rollout import RolloutResult, rollout
+from world_model.sampler import Sampler
+
+LPIPS_FRAMES = 8  # compared by LPIPS at once
+UNITS = {"psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 4), "lpips": ("LPIPS", 4)}
+NO_ACTIONS = "the world model was trained without actions; record them with the videos."
+ONE_PROMPT = "it takes another prompt's actions, and there is one prompt; set measures.prompts higher or record more."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Futures:
+    """Some prompts' futures, imagined and otherwise; all but the result's video are (b, 3, t, h, w)."""
+
+    prompts: Prompts
+    result: RolloutResult  # under the real actions
+    others: Tensor | None  # imagined under another prompt's actions
+    copied: Tensor  # the prompt's last frame as the tokenizer gives it back, again and again
+    reconstructed: Tensor | None  # the real future as the tokenizer gives it back: the best a world model can do
+
+
+@torch.no_grad()
+def imagine(
+    model: WorldModel,
+    adapter: TokenizerAdapter,
+    prompts: Prompts,
+    *,
+    others: Tensor | None,
+    sampler: Sampler,
+    indices: range | None = None,
+    reconstruct: bool = True,
+) -> Futures:
+    """Rolls out every prompt under its real actions, and under `others` if there are any."""
+    prompts = prompts.to(model.device)
+    frames = prompts.future.shape[2]
+
+    def imagined(actions: Tensor | None) -> RolloutResult:
+        return rollout(
+            model,
+            adapter,
+            prompt=prompts.prompt,
+            actions=actions,
+            num_frames=frames,
+            sampler=sampler,
+            indices=indices,
+        )
+
+    result = imagined(prompts.actions)
+    reconstructed = None
+    if reconstruct:
+        reconstructed = coding.reconstruct(adapter, prompts.video)[:, :, prompts.prompt_frames :]
+    return Futures(
+        prompts=prompts,
+        result=result,
+        others=None if others is None else imagined(others.to(model.device)).imagined,
+        copied=result.prompt_reconstruction[:, :, -1:].expand_as(prompts.future),
+        reconstructed=reconstructed,
+    )
+
+
+class FutureScores:
+    """Scores of futures, which come in parts and are not kept.
+
+    Scores are per prompt and frame, so that they tell the horizon, and whether a difference is more than chance.
+    """
+
+    def __init__(self, lpips: LPIPS | None = None, i3d: I3D | None = None) -> None:
+        self.lpips, self.i3d = lpips, i3d
+        self.fvd = FrechetVideoDistance()
+        self._parts: dict[str, list[Tensor]] = {}
+
+    def add(self, futures: Futures) -> None:
+        """Score these futures too."""
+        real, imagined = futures.prompts.future, futures.result.imagined
+        for name, video in (("", imagined), ("copy_", futures.copied), ("tokenizer_", futures.reconstructed)):
+            if video is None:
+                continue
+            for metric, values in self._frame_scores(real, video).items():
+                self._parts.setdefault(f"{name}{metric}", []).append(values.cpu())
+        if futures.others is not None:
+            self._parts.setdefault("others_psnr", []).append(bounded_psnr(real, futures.others).cpu())
+        if self.i3d is not None:
+            self.fvd.update(torch.stack([self.i3d(real), self.i3d(imagined)]))
+
+    def _frame_scores(self, real: Tensor, made: Tensor) -> dict[str, Tensor]:
+        """The metrics (b, t) of each frame."""
+        made = made.clamp(-1, 1)
+        scores = {"psnr": bounded_psnr(real, made)}
+        if min(real.shape[-2:]) >= SSIM_WINDOW:
+            scores["ssim"] = frame_ssim(real, made)
+        if self.lpips is not None:
+            frames = [rearrange(x, "b c t h w -> (b t) c h w").split(LPIPS_FRAMES) for x in (real, made)]
+            distances = torch.cat([self.lpips(a, b) for a, b in zip(*frames, strict=True)])
+            scores["lpips"] = rearrange(distances, "(b t) -> b t", b=len(real))
+        return scores
+
+    def all(self) -> dict[str, Tensor]:
+        """Scores (b, t) by name, over all prompts: `psnr` and so on of the world model, those that begin with `copy_`
+        or `tokenizer_` of the prompt's last frame and of the tokenizer alone."""
+        return {name: torch.cat(parts) for name, parts in self._parts.items()}
+
+    def action_effect(self) -> ActionEffect | None:
+        """What the actions do to PSNR; None unless futures under others' actions were scored."""
+        scores = self.all()
+        if "others_psnr" not in scores:
+            return None
+        return action_effect(scores["psnr"].mean(1), scores["others_psnr"].mean(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptThenFree:
+    """Scores (b, t) by name, and what concerns all prompts together."""
+
+    scores: Mapping[str, Tensor]
+    effect: ActionEffect | None
+    fvd: float | None
+    not_measured: Mapping[str, str] = field(default_factory=dict)
+
+    def measured(self) -> Measured:
+        """By the names of the report."""
+        rows: list[Row] = []
+        values: dict[str, Any] = {"prompts": len(self.scores["psnr"])}
+        not_measured = dict(self.not_measured)
+        by_frame = {name: score.double().mean(0).tolist() for name, score in self.scores.items()}
+        means = {name: sum(series) / len(series) for name, series in by_frame.items()}
+        for metric, (title, digits) in UNITS.items():
+            if metric not in by_frame:
+                continue
+            for name in (metric, f"copy_{metric}", f"tokenizer_{metric}"):
+                values[name] = round(means[name], 5)
+                values[f"{name}_by_frame"] = numbers(by_frame[name], 5)
+            copied, best = means[f"copy_{metric}"], means[f"tokenizer_{metric}"]
+            rows.append(
+                Row(
+                    name=title,
+                    value=f"{means[metric]:.{digits}f}",
+                    horizon=from_to(by_frame[metric], digits),
+                    compared=f"last frame copied {copied:.{digits}f}, tokenizer alone {best:.{digits}f}",
+                )
+            )
+        if self.fvd is not None:
+            values["fvd"] = round(self.fvd, 3)
+            compared = f"of {values['prompts']} clips; the fewer, the higher it is"
+            rows.append(Row(name="FVD", value=f"{self.fvd:.1f}", compared=compared))
+        if self.effect is not None:
+            effect = self.effect
+            values["action_delta_psnr"] = round(effect.delta_psnr, 5)
+            values["action_delta_psnr_interval"] = numbers([effect.low, effect.high], 5)
+            rows.append(
+                Row(
+                    name="delta PSNR of the actions, dB",
+                    value=f"{effect.delta_psnr:.2f}",
+                    compared=f"95% interval {effect.low:.2f} to {effect.high:.2f}; 0: actions are ignored",
+                )
+            )
+        return Measured(values=values, rows=rows, not_measured=not_measured)
+
+
+def prompt_then_free(
+    model: WorldModel,
+    adapter: TokenizerAdapter,
+    prompts: Prompts,
+    *,
+    sampler: Sampler,
+    lpips: LPIPS | None = None,
+    i3d: I3D | None = None,
+    at_once: int = 32,
+    advance: Callable[[int], None] = lambda prompts: None,
+) -> PromptThenFree:
+    """Rolls out and scores all prompts, `at_once` at a time; what cannot be measured is told with the reason."""
+    not_measured = {}
+    others = None
+    if prompts.actions is None:
+        not_measured["action_delta_psnr"] = NO_ACTIONS
+    elif len(prompts) < 2:
+        not_measured["action_delta_psnr"] = ONE_PROMPT
+    else:
+        others = others_actions(prompts.actions, prompts.prompt_frames)
+    size = min(prompts.video.shape[-2:])
+    if size < SSIM_WINDOW:
+        not_measured["ssim"] = f"it takes frames of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels, got {size}."
+    if lpips is not None and size < LEAST_SIZE:
+        not_measured["lpips"] = f"it takes frames of at least {LEAST_SIZE} x {LEAST_SIZE} pixels, got {size}."
+        lpips = None
+    scores = FutureScores(lpips, i3d)
+    for rows, part in prompts.parts(at_once):
+        own = None if others is None else others[rows.start : rows.stop]
+        scores.add(imagine(model, adapter, part, others=own, sampler=sampler, indices=rows))
+        advance(len(part))
+    distance = None
+    if i3d is not None and len(prompts) < fvd.LEAST_CLIPS:
+        not_measured["fvd"] = (
+            f"it takes at least {fvd.LEAST_CLIPS} prompts; set measures.prompts higher or record more."
+        )
+    elif i3d is not None:
+        distance = scores.fvd.compute()
+    return PromptThenFree(scores=scores.all(), effect=scores.action_effect(), fvd=distance, not_measured=not_measured)

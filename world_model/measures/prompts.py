@@ -1,0 +1,94 @@
+"""Prompts for rollouts: stretches of held-out recordings, with what really came after them.
+
+Shapes: b prompts, t h w frames and pixels, a components of a continuous action.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from vidtok_plugin.video.episodes import Episode, find_episodes, find_videos
+from vidtok_plugin.video.reading import count_frames, read_frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Stretches of held-out episodes: a prompt, and what really came after it."""
+
+    video: Tensor  # (b, 3, t, h, w) in [-1, 1], prompt and future
+    actions: Tensor | None  # (b, t) or (b, t, a); None for recordings without any
+    prompt_frames: int
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+    @property
+    def prompt(self) -> Tensor:
+        return self.video[:, :, : self.prompt_frames]
+
+    @property
+    def future(self) -> Tensor:
+        return self.video[:, :, self.prompt_frames :]
+
+    def to(self, device: torch.device) -> "Prompts":
+        """These prompts on a device."""
+        actions = None if self.actions is None else self.actions.to(device)
+        return replace(self, video=self.video.to(device), actions=actions)
+
+    def parts(self, size: int) -> Iterator[tuple[range, "Prompts"]]:
+        """Parts of at most `size` prompts, with the places of theirs."""
+        for start in range(0, len(self), size):
+            rows = slice(start, start + size)
+            actions = None if self.actions is None else self.actions[rows]
+            part = replace(self, video=self.video[rows], actions=actions)
+            yield range(start, start + len(part)), part
+
+
+def recordings(folder: str | Path, *, with_actions: bool) -> Sequence[Episode | Path]:
+    """The recorded episodes of a folder; its videos where actions are not asked for."""
+    return find_episodes(folder) if with_actions else find_videos(folder)
+
+
+def room_for(episodes: Sequence[Episode | Path], frames: int) -> int:
+    """How many stretches of `frames` frames there are without overlap."""
+    return len(_starts(episodes, frames))
+
+
+def held_out_prompts(
+    episodes: Sequence[Episode | Path], *, count: int, prompt_frames: int, future_frames: int
+) -> Prompts:
+    """`count` stretches, evenly spaced over the episodes, without overlap.
+
+    Raises:
+        ValueError: the episodes have no room for as many.
+    """
+    length = prompt_frames + future_frames
+    starts = _starts(episodes, length)
+    if len(starts) < count:
+        raise ValueError(
+            f"held_out_prompts: the episodes have room for {len(starts)} stretches of {length} frames, asked for "
+            f"{count}; record more, or ask for fewer."
+        )
+    chosen = [starts[i] for i in np.linspace(0, len(starts) - 1, count).round().astype(int)]
+    videos = [torch.from_numpy(read_frames(_path(episode), range(s, s + length))) for episode, s in chosen]
+    taken = [torch.from_numpy(ep.actions[s : s + length]) for ep, s in chosen if isinstance(ep, Episode)]
+    video = rearrange(torch.stack(videos), "b t h w c -> b c t h w").float() / 127.5 - 1
+    return Prompts(video=video, actions=torch.stack(taken) if taken else None, prompt_frames=prompt_frames)
+
+
+def _starts(episodes: Sequence[Episode | Path], length: int) -> list[tuple[Episode | Path, int]]:
+    counts = [count_frames(episode) if isinstance(episode, Path) else episode.num_frames for episode in episodes]
+    return [
+        (episode, start)
+        for episode, count in zip(episodes, counts, strict=True)
+        for start in range(0, count - length + 1, length)
+    ]
+
+
+def _path(episode: Episode | Path) -> Path:
+    return episode if isinstance(episode, Path) else episode.path

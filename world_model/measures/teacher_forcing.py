@@ -1,0 +1,179 @@
+"""Teacher-forced measures: how well each held-out token is predicted from the real ones before it.
+
+Shapes: b windows, T latent steps, H W rows and columns, k factors of a token.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from world_model.data import window_actions, window_tokens
+from world_model.measures.baselines import Baselines
+from world_model.measures.report import Measured, Row, from_to, numbers
+from world_model.model import WorldModel
+
+NO_ACCURACY = "continuous tokens have none; look at flow_loss."
+NO_NATS = "continuous tokens have no frequencies to compare with; compare flow_loss between models of the same tokens."
+
+
+class StepSums:
+    """Sums of a number of each token's factors over many windows, by step of the window and place.
+
+    A token's number is the sum of its factors'. Windows may end early: what isn't valid doesn't count.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None  # (T - 1, H, W, k) float64
+        self._counts: Tensor | None = None  # (T - 1,) windows
+
+    def add(self, values: Tensor, valid: Tensor, weights: Tensor | None = None) -> None:
+        """Add values (b, T - 1, H, W, k) where `valid` (b, T - 1), times `weights` (b, T - 1, H, W), which average
+        1."""
+        if weights is not None:
+            values = values * weights[..., None]
+        weight = valid.to(values.device)[:, :, None, None, None]
+        sums = torch.where(weight, values.double(), 0.0).sum(0).cpu()
+        counts = valid.sum(0).double().cpu()
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._counts = counts if self._counts is None else self._counts + counts
+
+    def _totals(self) -> tuple[Tensor, Tensor]:
+        if self._sums is None or self._counts is None or float(self._counts.sum()) == 0:
+            raise ValueError("teacher_forced: there must be at least one step to score, got none.")
+        return self._sums, self._counts
+
+    @property
+    def by_factor(self) -> list[float]:
+        """The mean of each factor."""
+        sums, counts = self._totals()
+        return (sums.mean((1, 2)).sum(0) / counts.sum()).tolist()
+
+    @property
+    def mean(self) -> float:
+        """The mean of a token."""
+        return sum(self.by_factor)
+
+    @property
+    def by_step(self) -> list[float]:
+        """The mean at each step after the window's first, as far as windows reach."""
+        sums, counts = self._totals()
+        reached = counts > 0
+        return (sums.sum(-1).mean((1, 2))[reached] / counts[reached]).tolist()
+
+    @property
+    def by_place(self) -> list[list[float]]:
+        """The mean at each place, rows of columns."""
+        sums, counts = self._totals()
+        return (sums.sum((0, 3)) / counts.sum()).tolist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherForced:
+    """Losses and hits over the same tokens; None where tokens are continuous, or baselines were not given."""
+
+    losses: StepSums
+    unigram: StepSums | None = None
+    copy: StepSums | None = None
+    correct: StepSums | None = None  # all factors of a token right, each given the real ones before it
+    correct_factors: StepSums | None = None
+    unchanged: StepSums | None = None  # tokens that are as the step before: copying's accuracy
+
+    def measured(self) -> Measured:
+        """By the names of the report."""
+        if self.correct is None or self.correct_factors is None or self.unchanged is None:
+            return self._continuous()
+        values: dict[str, Any] = {}
+        rows = []
+        others = {"unigram_": self.unigram, "copy_": self.copy}
+        for prefix, losses in {"": self.losses, **others}.items():
+            if losses is not None:
+                values[f"{prefix}cross_entropy"] = round(losses.mean, 5)
+                values[f"{prefix}cross_entropy_by_factor"] = numbers(losses.by_factor, 5)
+                values[f"{prefix}cross_entropy_by_step"] = numbers(losses.by_step, 5)
+        known = {prefix[:-1]: losses for prefix, losses in others.items() if losses is not None}
+        rows.append(
+            Row(
+                name="cross entropy, nats a token",
+                value=f"{self.losses.mean:.3f}",
+                horizon=from_to(self.losses.by_step, 3),
+                compared=", ".join(f"{name} {losses.mean:.3f}" for name, losses in known.items()),
+            )
+        )
+        factors = self.losses.by_factor
+        for index, loss in enumerate(factors if len(factors) > 1 else []):
+            compared = ", ".join(f"{name} {losses.by_factor[index]:.3f}" for name, losses in known.items())
+            given = " given those before" if index else ""
+            rows.append(Row(name=f"  of factor {index}{given}", value=f"{loss:.3f}", compared=compared))
+        values["accuracy"] = round(self.correct.mean, 5)
+        values["accuracy_by_factor"] = numbers(self.correct_factors.by_factor, 5)
+        values["accuracy_by_step"] = numbers(self.correct.by_step, 5)
+        values["accuracy_by_position"] = [numbers(row, 5) for row in self.correct.by_place]
+        values["copy_accuracy"] = round(self.unchanged.mean, 5)
+        values["copy_accuracy_by_step"] = numbers(self.unchanged.by_step, 5)
+        values["copy_accuracy_by_position"] = [numbers(row, 5) for row in self.unchanged.by_place]
+        values["cross_entropy_by_position"] = [numbers(row, 5) for row in self.losses.by_place]
+        rows.append(
+            Row(
+                name="accuracy",
+                value=f"{self.correct.mean:.3f}",
+                horizon=from_to(self.correct.by_step, 3),
+                compared=f"copy {self.unchanged.mean:.3f}",
+            )
+        )
+        for index, accuracy in enumerate(self.correct_factors.by_factor if len(factors) > 1 else []):
+            rows.append(Row(name=f"  of factor {index}", value=f"{accuracy:.3f}"))
+        return Measured(values=values, rows=rows)
+
+    def _continuous(self) -> Measured:
+        values = {
+            "flow_loss": round(self.losses.mean, 6),
+            "flow_loss_by_step": numbers(self.losses.by_step, 6),
+            "flow_loss_by_position": [numbers(row, 6) for row in self.losses.by_place],
+        }
+        row = Row(
+            name="flow-matching loss, squared error",
+            value=f"{self.losses.mean:.4f}",
+            horizon=from_to(self.losses.by_step, 4),
+        )
+        return Measured(values=values, rows=[row], not_measured={"accuracy": NO_ACCURACY, "cross_entropy": NO_NATS})
+
+
+@torch.no_grad()
+def teacher_forced(
+    model: WorldModel,
+    batches: Iterable[TensorDict],
+    baselines: Baselines | None,
+    *,
+    advance: Callable[[int], None] = lambda windows: None,
+) -> TeacherForced:
+    """Score all steps but the first of batches of windows; `advance` is told of each batch's windows.
+
+    Raises:
+        ValueError: there are no such steps.
+    """
+    names = ("losses", "unigram", "copy", "correct", "correct_factors", "unchanged")
+    sums = {name: StepSums() for name in names}
+    discrete = False
+    for batch in batches:
+        tokens, valid = window_tokens(batch), batch["valid"][:, 1:]
+        own = batch.to(model.device)
+        scores = model.score(window_tokens(own), window_actions(own))
+        sums["losses"].add(scores.losses, valid, scores.weights)
+        if scores.correct is not None:
+            discrete = True
+            sums["correct"].add(scores.correct.all(-1, keepdim=True), valid, scores.weights)
+            sums["correct_factors"].add(scores.correct, valid, scores.weights)
+            sums["unchanged"].add((tokens[:, 1:] == tokens[:, :-1])[..., None], valid)
+        if baselines is not None:
+            unigram, copy = baselines.token_losses(tokens)
+            sums["unigram"].add(unigram, valid)
+            sums["copy"].add(copy, valid)
+        advance(len(tokens))
+    if not discrete:
+        return TeacherForced(losses=sums["losses"])
+    kept = names if baselines is not None else ("losses", "correct", "correct_factors", "unchanged")
+    return TeacherForced(**{name: sums[name] for name in kept})
