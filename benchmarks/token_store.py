@@ -2,9 +2,9 @@
 
     python benchmarks/token_store.py [--steps 1000000] [--rounds 5] [--folder runs/benchmarks]
 
-A store is opened in processes of their own, imports aside: cold, its files having been dropped from the page cache
-(as far as the system follows that advice), and warm. Windows come in batches, as training reads them, from a store
-that is in the page cache. Told are medians over the rounds, and the worst. Needs up to 2 GB on the disk. Linux only.
+A store is opened cold, its files having been dropped from the page cache (as far as the system follows that advice),
+and warm. Windows come in batches, as training reads them, from a store that is in the page cache. Told are medians
+over the rounds, and the worst. Needs up to 2 GB on the disk. Linux only.
 """
 
 import argparse
@@ -12,8 +12,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -83,11 +81,6 @@ def opening_seconds(folder: Path) -> float:
     return time.perf_counter() - start
 
 
-def in_a_process_of_its_own(folder: Path) -> float:
-    command = [sys.executable, __file__, "--open", str(folder)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
 def window_rates(folder: Path, batch: int, rounds: int) -> list[float]:
     """Windows a second of each round; before them all shards are touched."""
     store, rng = TokenStore(folder, "train"), np.random.default_rng(0)
@@ -118,7 +111,7 @@ def measure(root: Path, num_steps: int, rounds: int) -> list[dict[str, object]]:
                     for _ in range(rounds):
                         if how == "cold":
                             drop_from_cache(folder)
-                        seconds.append(in_a_process_of_its_own(folder))
+                        seconds.append(opening_seconds(folder))
                     add(f"open, {how}", kind, steps, "seconds", seconds, max(seconds))
                 for batch in BATCHES:
                     rates = window_rates(folder, batch, rounds)
@@ -132,12 +125,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks"), help="for the stores and the JSON")
-    parser.add_argument("--open", type=Path, metavar="STORE", help="print the seconds of opening one alone")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.open:
-        print(opening_seconds(args.open))
-        return
     args.folder.mkdir(parents=True, exist_ok=True)
     rows = measure(args.folder, args.steps, args.rounds)
     print(f"{'measure':26}{'kind':12}{'episodes':>10}{'of steps':>10}{'median':>12}{'worst':>12}")

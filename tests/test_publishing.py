@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from vidtok_plugin.publishing import publish, remove_partials
+from vidtok_plugin.publishing import publish, remove_partials, republish
 
 
 def make_folder(path: Path, text: str = "") -> None:
@@ -41,6 +42,36 @@ def test_of_two_writers_of_a_folder_the_first_one_stays(tmp_path: Path) -> None:
     assert not publish(tmp_path / "folder", write)
     assert (tmp_path / "folder" / "file").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError, SafetensorError])
+def test_a_writer_whose_partial_folder_was_removed_meanwhile_is_the_second_one(
+    tmp_path: Path, error: type[Exception]
+) -> None:
+    def write(path: Path) -> None:
+        assert publish(tmp_path / "folder", lambda path: make_folder(path, "first"))
+        raise error("no such folder")
+
+    assert not publish(tmp_path / "folder", write)
+    assert (tmp_path / "folder" / "file").read_text() == "first"
+
+
+def test_a_file_is_replaced_at_once_or_stays(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("old")
+
+    def write(path: Path) -> None:
+        path.write_text("new")
+        assert file.read_text() == "old"
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("the disk is full")
+
+    republish(file, write)
+    with pytest.raises(OSError, match="the disk is full"):
+        republish(file, fail)
+    assert file.read_text() == "new" and list(tmp_path.iterdir()) == [file]
 
 
 def test_what_killed_writers_left_is_removed_once_another_has_written_it(tmp_path: Path) -> None:

@@ -242,7 +242,10 @@ def test_wherever_an_update_is_killed_the_store_is_whole_and_the_same_command_go
 # Changed files
 
 
-def test_a_changed_file_is_redone_alone(videos: Path, stored: Path, encoded: list[str]) -> None:
+def test_a_changed_file_is_redone_alone(
+    videos: Path, stored: Path, encoded: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     old = codes(TokenStore(stored))
     reader = TokenStore(stored, "train")
     write_episode(videos / "train" / "b.mp4", 20)
@@ -250,6 +253,7 @@ def test_a_changed_file_is_redone_alone(videos: Path, stored: Path, encoded: lis
         write(videos, stored, tiny_adapter(OLD))
     assert update(videos, stored, tiny_adapter(OLD)).written == (0,)
     assert encoded == ["b.mp4"]
+    assert "1 episodes have changed since they were written, and are redone" in caplog.text
     now = TokenStore(stored, "train")
     assert [episode.frames for episode in now.episodes] == [8, 20, 10]
     assert codes(now)[0] == old[1] and codes(now)[2] == old[3]  # a split named test comes before
@@ -319,7 +323,8 @@ def test_another_decoder_replaces_the_adapter_alone(
 
 
 @pytest.fixture
-def arguments(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which its processes inherit
     tiny_adapter(NEW).tokenizer.save_pretrained(tmp_path / "model")
     return ["tokenize", "--model", str(tmp_path / "model"), "--episodes-per-shard", "2"]
 
@@ -335,4 +340,14 @@ def test_the_command_redoes_what_another_tokenizer_wrote(
     assert "the update is unfinished, and the old tokens hold" in capsys.readouterr().out
     assert cli.main([*test, "--update"]) == 0
     assert "1 episodes" in capsys.readouterr().out
+    assert contents(stored) == contents(fresh[NEW])
+
+
+@pytest.mark.slow
+def test_the_command_redoes_a_store_by_several_processes(
+    arguments: list[str], recorded: Path, stored: Path, fresh: dict[int, Path]
+) -> None:
+    for split in ("train", "test"):
+        two = [*arguments, str(recorded / split), "--split", split, "--update", "--processes", "2"]
+        assert cli.main([*two, "--output", str(stored)]) == 0
     assert contents(stored) == contents(fresh[NEW])

@@ -1,5 +1,7 @@
 """A token store gives back what was written, within its episodes, and knows whose tokens it holds."""
 
+import os
+import resource
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +57,23 @@ def test_many_windows_end_with_their_episodes(tmp_path: Path) -> None:
     assert windows["start"].tolist() == [2, 0]
 
 
+@pytest.mark.parametrize(("episode", "start"), [(0, 5), (1, -1), (2, 0), (-1, 0)])
+def test_windows_begin_within_their_episodes(tmp_path: Path, episode: int, start: int) -> None:
+    store = TokenStore(write_episodes(tmp_path, "train", [5, 4]))
+    with pytest.raises(
+        ValueError, match=r"must begin within its episode's steps 0\.\.\d, got|episode must be in 0\.\.1"
+    ):
+        store.windows([0, episode], [0, start], 2)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"kind": "continuous"}, {"patch_dim": 4}, {"codebook_size": None}, {"kind": "fsq"}, {"kind": "other"}]
+)
+def test_metadata_tells_one_kind_of_tokens(sizes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="kind must be discrete with a codebook_size or continuous with a patch_dim"):
+        replace(METADATA, **sizes)
+
+
 def test_splits_are_read_apart_or_together(tmp_path: Path) -> None:
     write_episodes(tmp_path, "validation", [3])
     write_episodes(tmp_path, "train", [5, 4])
@@ -69,6 +88,16 @@ def test_a_store_grows_by_shards_while_it_is_read(tmp_path: Path) -> None:
     write_episodes(tmp_path, "train", [3, 4])
     assert len(store) == 1 and store.window(0, 4, 1)["codes"][0, 0, 0] == 4
     assert TokenStore(tmp_path).steps.tolist() == store.refreshed().steps.tolist() == [5, 3, 4]
+
+
+def test_a_store_may_have_more_shards_than_a_process_may_open_files(tmp_path: Path) -> None:
+    write_episodes(tmp_path, "train", [3] * 40, per_shard=1)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, limits[1]))
+    try:
+        assert TokenStore(tmp_path).window(39, 0, 3)["valid"].all()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_an_interrupted_shard_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Shards, the files of a token store: many episodes' steps, one after another, that are read without being copied.
 
-    shard_00003/shard.safetensors   what is listed below, and in its header the episodes' files
+    shard_00003/shard.safetensors   what is listed below, and in its header where each episode is and came from
     shard_00003_r1/                 took the place of shard_00003 when an episode's file had changed
 
 A shard appears whole or not at all and never changes; of two revisions of one, the later holds.
@@ -9,13 +9,13 @@ A shard appears whole or not at all and never changes; of two revisions of one, 
     patches      (N, H, W, d) float32: a KL model's normalised patches
     actions      (N, f[, a]) int64 or float32: those that led to each step's frames, if there are any
     num_actions  (N,) uint8: how many of the f actions there are
-    episodes     (E, 3) int64: each episode's first frame in its file, its frames and its steps
 
-Shapes: N steps of a shard, E episodes, H W rows and columns, d values of a patch, f frames a step, a components of
-a continuous action.
+Shapes: N steps of a shard, H W rows and columns, d values of a patch, f frames a step, a components of a continuous
+action.
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 SHARD_FILE = "shard.safetensors"
-EPISODES = "episodes"
+_EPISODES = "episodes"  # in the header: each one's name, digest, first frame, frames and steps
+_DTYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32, "U8": np.uint8}
 _NAME = re.compile(r"shard_(?P<number>\d+)(_r(?P<revision>\d+))?")
 
 
@@ -52,17 +52,22 @@ class Shard:
 
     path: Path
     data: Mapping[str, np.ndarray]  # N steps of each
-    episodes: np.ndarray  # (E, 3) int64: first frame, frames, steps
-    files: str  # JSON: name and digest of each episode's file; read when asked for, since that takes longest
+    entries: Sequence[tuple[str, str, int, int, int]]  # of each episode: name, digest, first frame, frames, steps
+
+    @property
+    def steps(self) -> list[int]:
+        """Of each episode."""
+        return [entry[-1] for entry in self.entries]
 
     def stored_episodes(self) -> list[StoredEpisode]:
         """Its episodes, in order."""
-        starts = np.cumsum(self.episodes[:, 2]) - self.episodes[:, 2]
-        rows = zip(json.loads(self.files), self.episodes.tolist(), starts.tolist(), strict=True)
-        return [
-            StoredEpisode(name=name, digest=digest, first_frame=first, frames=frames, steps=steps, start=start)
-            for (name, digest), (first, frames, steps), start in rows
-        ]
+        episodes, start = [], 0
+        for name, digest, first, frames, steps in self.entries:
+            episodes.append(
+                StoredEpisode(name=name, digest=digest, first_frame=first, frames=frames, steps=steps, start=start)
+            )
+            start += steps
+        return episodes
 
     def steps_of(self, episode: StoredEpisode) -> dict[str, Tensor]:
         """A copy of what is stored of one of its episodes."""
@@ -100,10 +105,8 @@ def write_shard_file(folder: Path, episodes: Sequence[StoredEpisode], data: Sequ
     """Make the folder of a shard that holds these episodes, each with its steps."""
     folder.mkdir()
     tensors = {name: torch.cat([part[name] for part in data]) for name in data[0]}
-    numbers = [[episode.first_frame, episode.frames, episode.steps] for episode in episodes]
-    tensors[EPISODES] = torch.tensor(numbers, dtype=torch.int64)
-    files = json.dumps([[episode.name, episode.digest] for episode in episodes])
-    save_file(tensors, folder / SHARD_FILE, {"files": files})
+    entries = [[e.name, e.digest, e.first_frame, e.frames, e.steps] for e in episodes]
+    save_file(tensors, folder / SHARD_FILE, {_EPISODES: json.dumps(entries)})
 
 
 def open_shard(path: Path) -> Shard:
@@ -115,19 +118,40 @@ def open_shard(path: Path) -> Shard:
     """
     file = path / SHARD_FILE
     try:
-        with safe_open(file, "pt") as tensors:
-            files = tensors.metadata()["files"]
-            data = {name: tensors.get_tensor(name).numpy() for name in tensors.keys()}  # noqa: SIM118
+        return _map(path, file)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"TokenStore: {file} is not there any more: the store has been written anew since it was opened; open it "
             "again."
         ) from None
-    except SafetensorError as error:
+    except (ValueError, KeyError) as error:
         raise ValueError(
             f"TokenStore: {file} is damaged ({error}); remove {path} and tokenize its videos again."
         ) from None
-    return Shard(path=path, episodes=data.pop(EPISODES), files=files, data=data)
+
+
+def _map(path: Path, file: Path) -> Shard:
+    # Not by the library's reader, which has the system read the whole file ahead: ten times as slow to open.
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        size = os.fstat(opened.fileno()).st_size
+        if length > size:
+            raise ValueError("its header is cut off")
+        header = json.loads(opened.read(length))
+    entries = json.loads(header.pop("__metadata__")[_EPISODES])
+    if 8 + length + max(tensor["data_offsets"][1] for tensor in header.values()) != size:
+        raise ValueError("its length is not what its header says")
+    # Mapped by torch, which keeps no file open: a store may have more shards than a process may open files.
+    try:
+        whole = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8).numpy()[8 + length :]
+    except RuntimeError:
+        file.stat()  # a FileNotFoundError, if it was removed since it was opened above
+        raise
+    data = {}
+    for name, tensor in header.items():
+        begin, end = tensor["data_offsets"]
+        data[name] = whole[begin:end].view(_DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+    return Shard(path=path, data=data, entries=entries)
 
 
 def _revision(shard: Path) -> int:

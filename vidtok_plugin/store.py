@@ -114,9 +114,9 @@ class TokenStore:
         self.split = split
         self.metadata, self._splits, self._shards = _open(self.folder, split, metadata)
         self._paths = [shard.path for shard in self._shards]
-        numbers = np.concatenate([shard.episodes for shard in self._shards])
-        counts = [len(shard.episodes) for shard in self._shards]
-        self.steps: np.ndarray = numbers[:, 2]  # of each episode, (episodes,) int64
+        counts = [len(shard.entries) for shard in self._shards]
+        # Of each episode, (episodes,) int64.
+        self.steps: np.ndarray = np.array([steps for shard in self._shards for steps in shard.steps], dtype=np.int64)
         self._shard_of = np.repeat(np.arange(len(counts)), counts)
         ends = np.cumsum(self.steps)
         first_of_shards = np.concatenate([[0], ends])[np.cumsum(counts) - counts]
@@ -136,7 +136,7 @@ class TokenStore:
 
     @cached_property
     def episodes(self) -> list[StoredEpisode]:
-        """Where the episodes came from. Their names are read when first asked for."""
+        """Where the episodes came from."""
         return [
             replace(episode, split=split, shard=number)
             for number, (split, shard) in enumerate(zip(self._splits, self._shards, strict=True))
@@ -200,9 +200,9 @@ class TokenStore:
         # Slices are copied window by window: windows are spread over many shards, and each is one piece of its file.
         rows = zip(self._shard_of[of].tolist(), begins.tolist(), counts.tolist(), strict=True)
         for row, (shard, begin, count) in enumerate(rows):
-            data = self._shards[shard].data
+            stored = self._shards[shard].data
             for name, array in arrays.items():
-                array[row, :count] = data[name][begin : begin + count]
+                array[row, :count] = stored[name][begin : begin + count]
         tokens = torch.from_numpy(arrays[key])
         data = {
             key: tokens.long() if key == "codes" else tokens,

@@ -142,6 +142,8 @@ def write_shards(
                     f"write_store: {name} has changed since it was written to {output}; {REDO}, or write another store."
                 )
             queue.append((number, name))
+    if changed := sum(number in there for number, _ in queue):
+        logger.info("%s: %d episodes have changed since they were written, and are redone", output, changed)
     bar = track(queue, f"tokens ({split})", disable=not progress or process.rank > 0)
     written = []
     for number, shard in groupby(bar, key=itemgetter(0)):
