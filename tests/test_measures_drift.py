@@ -58,7 +58,9 @@ def test_boiling_play_changes_nearly_every_token() -> None:
 
 
 def test_a_blank_picture_has_no_sharpness_and_tokens_that_play_lacks() -> None:
-    blank = statistics(torch.full((2, 5, 2, 2), 11), torch.full((2, 3, 17, 16, 16), -0.3), torch.zeros(2, 5, 2, 2))
+    blank = statistics(
+        torch.full((2, 5, 2, 2), 11), torch.full((2, 3, 17, 16, 16), -0.3), torch.zeros(2, 5, 2, 2, dtype=torch.int64)
+    )
     assert blank["sharpness"] == 0
     assert blank["token_divergence"] == pytest.approx(math.log(2))  # nothing in common
 

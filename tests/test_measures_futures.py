@@ -56,6 +56,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, prompts: Prompts, imagine: Any, **
             tokens=adapter.encode(prompt),
             prompt_reconstruction=prompt,
             generated_tokens=1,
+            model_calls=1,
             generation_seconds=1.0,
             seconds=1.0,
         )

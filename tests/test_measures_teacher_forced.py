@@ -131,7 +131,7 @@ def test_cross_entropies_are_of_the_same_tokens(store: Path) -> None:
     baselines = Baselines.fit_store(train, (12,))
     for batch in batches_of(store):
         with torch.no_grad():
-            losses.append(model.token_losses(batch["codes"], window_actions(batch))[batch["valid"][:, 1:]])
+            losses.append(model.score(batch["codes"], window_actions(batch)).token_losses[batch["valid"][:, 1:]])
         unigram.append(baselines.token_losses(batch["codes"])[0][batch["valid"][:, 1:]])
     assert torch.cat(losses).numel() == 7 * 6
     assert result.world_model == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)

@@ -253,7 +253,7 @@ def test_unfitting_policies_are_named() -> None:
 
 def test_another_adapter_is_refused() -> None:
     model, adapter = random_model(), tiny_adapter()
-    model.adapter_hash = "abc"
+    model.token_hash = "abc"
     with pytest.raises(ValueError, match="the one whose tokens the model learned, abc, got"):
         rollout(model, adapter, prompt=video(), actions=actions(2, 13), num_frames=4)
     config = model.config
@@ -270,7 +270,7 @@ def test_a_saved_model_brings_its_adapter(tmp_path: Any) -> None:
         WorldModel.from_pretrained(tmp_path),
         TokenizerAdapter.from_pretrained(tmp_path / "adapter"),
     )
-    assert again.adapter_hash == its_adapter.hash == adapter.hash
+    assert again.token_hash == its_adapter.token_hash == adapter.token_hash
     arguments: dict[str, Any] = {"prompt": video(), "actions": actions(2, 13), "num_frames": 4}
     one, other = rollout(model, adapter, **arguments), rollout(again, its_adapter, **arguments)
     assert torch.equal(one.video, other.video)

@@ -239,10 +239,10 @@ def test_a_step_cannot_begin_in_the_middle_of_another() -> None:
 def test_a_saved_model_is_read_back(name: str, tmp_path: Path) -> None:
     config = VARIANTS[name]
     model = random_model(config)
-    model.adapter_hash = "abc"
+    model.token_hash = "abc"
     model.save_pretrained(tmp_path / "model")
     again = WorldModel.from_pretrained(tmp_path / "model")
-    assert again.config == config and again.adapter_hash == "abc"
+    assert again.config == config and again.token_hash == "abc"
     tokens, actions = tokens_for(config, 1, 3), random_actions(config, 1, 3)
     assert torch.equal(again.score(tokens, actions).losses, model.score(tokens, actions).losses)
 

@@ -53,7 +53,7 @@ def test_it_learns_by_trainer_fit(store: Path, tmp_path: Path, muon_lr: str) -> 
     trainer.fit(module, data)
     assert trainer.callback_metrics["val/cross_entropy"] < 0.7  # from log 12 = 2.5
     assert trainer.callback_metrics["val/accuracy"] > 0.8
-    assert module.model.adapter_hash == "abc"
+    assert module.model.token_hash == "def"
 
 
 @LIGHTNING_NOISE

@@ -63,7 +63,7 @@ class WorldModel(nn.Module):
         [torch.Size([1, 3, 2, 2, 16])]
     """
 
-    def __init__(self, config: WorldModelConfig, adapter_hash: str | None = None) -> None:
+    def __init__(self, config: WorldModelConfig, token_hash: str | None = None) -> None:
         super().__init__()
         if config.tokens is None:
             raise ValueError(
@@ -72,7 +72,7 @@ class WorldModel(nn.Module):
             )
         self.config = config
         self.tokens = tokens = config.tokens
-        self.adapter_hash = adapter_hash  # of the adapter that wrote the tokens it was trained on
+        self.token_hash = token_hash  # of the adapter that wrote the tokens: its decoder may be trained on
         sizes = config.transformer
         self.step_inputs = StepInputs(config)
         self.inputs = MaskedInputs(config) if config.prediction == "masked" else CausalInputs(config)
@@ -315,13 +315,13 @@ class WorldModel(nn.Module):
     def save_pretrained(self, folder: str | Path, adapter: "TokenizerAdapter | None" = None) -> None:
         """Write model.safetensors and config.yaml, and the adapter into `adapter/` if it is given."""
         folder = Path(folder)
-        if adapter is not None and self.adapter_hash not in (None, adapter.hash):
+        if adapter is not None and self.token_hash not in (None, adapter.token_hash):
             raise ValueError(
                 "WorldModel: the adapter must be the one whose tokens the model learned, "
-                f"{self.adapter_hash}, got {adapter.hash}."
+                f"{self.token_hash}, got {adapter.token_hash}."
             )
-        adapter_hash = self.adapter_hash if adapter is None else adapter.hash
-        contents = pretrained.Contents(world_model=self.config, adapter_hash=adapter_hash)
+        token_hash = self.token_hash if adapter is None else adapter.token_hash
+        contents = pretrained.Contents(world_model=self.config, token_hash=token_hash)
         pretrained.save(folder, contents, self.state_dict())
         if adapter is not None:
             adapter.save_pretrained(folder / pretrained.ADAPTER_FOLDER)
@@ -335,7 +335,7 @@ class WorldModel(nn.Module):
             ValueError: the folder holds another architecture.
         """
         contents, weights = pretrained.load(Path(folder))
-        model = cls(contents.world_model, contents.adapter_hash)
+        model = cls(contents.world_model, contents.token_hash)
         pretrained.load_strictly(model, weights, folder)
         return model.eval()
 

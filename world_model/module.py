@@ -82,7 +82,7 @@ class WorldModelModule(TrainingModule):
         super().__init__(cfg)
         self.cfg = cfg
         metadata = read_metadata(cfg.data.store)
-        self.model = WorldModel(cfg.model.for_tokens(token_spec(metadata)), metadata.adapter_hash)
+        self.model = WorldModel(cfg.model.for_tokens(token_spec(metadata)), metadata.token_hash)
 
     def adapter(self) -> TokenizerAdapter:
         """The adapter that wrote the tokens, to be saved with the model."""

@@ -18,10 +18,10 @@ ADAPTER_FOLDER = "adapter"
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What config.yaml says; `adapter_hash` names the adapter, whether it is in the folder or not."""
+    """What config.yaml says; `token_hash` is that of the adapter, whether it is in the folder or not."""
 
     world_model: WorldModelConfig
-    adapter_hash: str | None = None
+    token_hash: str | None = None
 
 
 def save(folder: Path, contents: Contents, weights: Mapping[str, Tensor]) -> None:

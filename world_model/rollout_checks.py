@@ -19,10 +19,10 @@ def check_adapter(model: WorldModel, adapter: "TokenizerAdapter", who: str) -> N
         raise ValueError(
             f"{who}: the adapter must be {model.tokens.kind}, as the world model's tokens are, got {adapter.kind}."
         )
-    if model.adapter_hash is not None and model.adapter_hash != adapter.hash:
+    if model.token_hash is not None and model.token_hash != adapter.token_hash:
         raise ValueError(
-            f"{who}: the adapter must be the one whose tokens the model learned, {model.adapter_hash}, got "
-            f"{adapter.hash}."
+            f"{who}: the adapter must be the one whose tokens the model learned, {model.token_hash}, got "
+            f"{adapter.token_hash}."
         )
     for name in ("codebook_size" if adapter.kind == "discrete" else "patch_dim", "temporal_factor"):
         ours, theirs = getattr(model.tokens, name), getattr(adapter, name)

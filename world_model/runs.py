@@ -24,7 +24,7 @@ def fit_world_model(cfg: WorldModelRunConfig) -> None:
     trainer = training.fit(cfg, module, TokenDataModule(cfg), training.watchers(cfg), **settings)
     weights = module.full_weights()
     if trainer.is_global_zero:
-        model = WorldModel(module.model.config, module.model.adapter_hash)
+        model = WorldModel(module.model.config, module.model.token_hash)
         model.load_state_dict(weights)
         model.save_pretrained(cfg.output / "model", module.adapter())
 
