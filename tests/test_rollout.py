@@ -263,6 +263,18 @@ def test_another_adapter_is_refused() -> None:
         rollout(other, adapter, prompt=video(), actions=actions(2, 13), num_frames=4)
 
 
+def test_an_adapter_whose_decoder_alone_was_trained_on_is_taken() -> None:
+    model, adapter = random_model(), tiny_adapter()
+    model.token_hash = adapter.token_hash
+    with torch.no_grad():
+        next(adapter.tokenizer.decoder.parameters()).mul_(1.5)
+    rollout(model, adapter, prompt=video(), actions=actions(2, 13), num_frames=4)
+    with torch.no_grad():
+        next(adapter.tokenizer.encoder.parameters()).mul_(1.5)
+    with pytest.raises(ValueError, match="the one whose tokens the model learned"):
+        rollout(model, adapter, prompt=video(), actions=actions(2, 13), num_frames=4)
+
+
 def test_a_saved_model_brings_its_adapter(tmp_path: Any) -> None:
     model, adapter = random_model(), tiny_adapter(dtype=torch.float32)
     model.save_pretrained(tmp_path, adapter)
