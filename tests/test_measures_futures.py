@@ -113,7 +113,9 @@ def test_lpips_and_fvd_are_measured_where_there_are_networks(
     assert perfect.values["lpips_by_frame"] == pytest.approx([0] * FUTURE, abs=1e-5)
     assert perfect.values["fvd"] == pytest.approx(0, abs=1e-3)
     assert perfect.values["copy_lpips_by_frame"][0] < perfect.values["copy_lpips_by_frame"][-1]
-    wrong = measured(monkeypatch, prompts, lambda rows, actions: -prompts.future[rows], i3d=i3d).measured()
+    wrong = measured(
+        monkeypatch, prompts, lambda rows, actions: torch.ones_like(prompts.future[rows]), i3d=i3d
+    ).measured()
     assert wrong.values["fvd"] > 0.1 and "lpips" not in wrong.values
 
 
