@@ -1,6 +1,7 @@
 """Token stores of made-up episodes, for the tests that read tokens."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,14 +24,22 @@ METADATA = StoreMetadata(
 )
 
 
-def episode_data(steps: int, first_code: int = 0) -> dict[str, torch.Tensor]:
-    """Codes that tell their step, and actions that tell their frame; the last step lacks its second frame."""
+PATCHES = replace(METADATA, kind="continuous", codebook_size=None, fsq_levels=None, patch_dim=3)
+
+
+def episode_data(steps: int, first_code: int = 0, patch_dim: int | None = None) -> dict[str, torch.Tensor]:
+    """Codes that tell their step, or patches that do, and actions that tell their frame; the last step lacks its
+    second frame."""
     codes = (first_code + torch.arange(steps)) % 12
     frames = torch.arange(2 * steps).view(steps, 2) - 1  # of each step; step 0 is frame 0 alone
     num_actions = torch.full((steps,), 2, dtype=torch.uint8)
     num_actions[0], num_actions[-1] = 0, 1 if steps > 1 else 0
-    return {
-        "codes": codes[:, None, None].expand(steps, 2, 3).to(torch.int32).contiguous(),
+    grid = codes[:, None, None].expand(steps, 2, 3)
+    if patch_dim is None:
+        tokens = {"codes": grid.to(torch.int32).contiguous()}
+    else:
+        tokens = {"patches": (grid[..., None] / 6 - 1).expand(-1, -1, -1, patch_dim).float().contiguous()}
+    return tokens | {
         "actions": frames.clamp(min=0) % 5,
         "num_actions": num_actions,
     }
@@ -46,5 +55,5 @@ def write_episodes(
         entries = [
             StoredEpisode(name=f"{i}.mp4", steps=steps[i], frames=2 * steps[i] - 2, digest=str(i)) for i in numbers
         ]
-        writer.write_shard(split, entries, [episode_data(steps[i], i) for i in numbers])
+        writer.write_shard(split, entries, [episode_data(steps[i], i, metadata.patch_dim) for i in numbers])
     return folder

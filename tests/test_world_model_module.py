@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from stores import write_episodes
+from stores import PATCHES, write_episodes
 
 from vidtok_plugin import training
 from vidtok_plugin.config import load_config, to_yaml
@@ -54,6 +54,21 @@ def test_it_learns_by_trainer_fit(store: Path, tmp_path: Path, muon_lr: str) -> 
     assert trainer.callback_metrics["val/cross_entropy"] < 0.7  # from log 12 = 2.5
     assert trainer.callback_metrics["val/accuracy"] > 0.8
     assert module.model.token_hash == "def"
+
+
+@LIGHTNING_NOISE
+@pytest.mark.parametrize("overrides", [[], ["model.corruption=0.1", "model.action_dropout=0.1"]])
+@pytest.mark.parametrize("prediction", ["causal", "masked"])
+def test_continuous_tokens_are_learned_by_flow_matching(prediction: str, overrides: list[str], tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        write_episodes(tmp_path / "tokens", split, [9, 12, 5], metadata=PATCHES)
+    settings = [f"model.prediction={prediction}", "trainer.max_steps=60", "model.flow.width=32", *overrides]
+    cfg = config(tmp_path / "tokens", tmp_path, *settings)
+    module, data = WorldModelModule(cfg), TokenDataModule(cfg)
+    trainer = pl.Trainer(**cfg.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer.fit(module, data)
+    assert trainer.callback_metrics["val/flow_loss"] < 0.8  # from 1 and the patches' square, about 1.3
+    assert "val/accuracy" not in trainer.callback_metrics
 
 
 @LIGHTNING_NOISE

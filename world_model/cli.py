@@ -43,10 +43,12 @@ def validate(args: argparse.Namespace) -> None:
 
 
 def rollout_command(args: argparse.Namespace) -> None:
+    from world_model.decoding import Decoding
     from world_model.rollout_files import rollout_file
     from world_model.sampler import Sampler
 
-    sampler = Sampler(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
+    chosen = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "guidance", "flow_steps", "seed")}
+    sampler = Sampler(**chosen)
     result = rollout_file(
         args.model,
         args.prompt,
@@ -55,6 +57,7 @@ def rollout_command(args: argparse.Namespace) -> None:
         prompt_frames=args.prompt_frames,
         num_frames=args.frames,
         sampler=sampler,
+        decoding=Decoding(order=args.order, window=args.window, steps=args.steps),
     )
     print(f"{args.output}: {args.frames} frames imagined, {result.tokens_per_second:.0f} tokens a second")
 
@@ -81,7 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--temperature", type=float, default=1.0)
     command.add_argument("--top-k", type=int)
     command.add_argument("--top-p", type=float)
+    command.add_argument("--guidance", type=float, default=1.0, help="how much more the actions count than learned")
+    command.add_argument("--flow-steps", type=int, help="of continuous tokens, from noise to token")
     command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--order", choices=("raster", "diagonal", "masked"), help="default: raster, or as trained")
+    command.add_argument("--window", type=int, help="columns between rows in diagonal order (default: 1)")
+    command.add_argument("--steps", type=int, help="calls a latent step in masked order (default: 8)")
     return parser
 
 

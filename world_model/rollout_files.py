@@ -10,6 +10,7 @@ from vidtok_plugin.devices import default_device
 from vidtok_plugin.video.episodes import actions_path
 from vidtok_plugin.video.reading import probe, read_frames
 from vidtok_plugin.video.writing import write_video
+from world_model.decoding import Decoding
 from world_model.model import WorldModel
 from world_model.pretrained import ADAPTER_FOLDER
 from world_model.rollout import RolloutResult, rollout
@@ -25,6 +26,7 @@ def rollout_file(
     prompt_frames: int,
     num_frames: int,
     sampler: Sampler,
+    decoding: Decoding | None = None,
 ) -> RolloutResult:
     """Imagines `num_frames` frames after the first `prompt_frames` of `prompt`, and writes both to `output`.
 
@@ -56,7 +58,9 @@ def rollout_file(
                 "lower --frames."
             )
         taken = taken[:, :needed]
-    result = rollout(model, adapter, prompt=video, actions=taken, num_frames=num_frames, sampler=sampler)
+    result = rollout(
+        model, adapter, prompt=video, actions=taken, num_frames=num_frames, sampler=sampler, decoding=decoding
+    )
     pixels = ((result.video[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     write_video(output, pixels.permute(1, 2, 3, 0).cpu().numpy(), fps=info.fps)
     return result

@@ -1,0 +1,37 @@
+"""The configs in configs/world_model, alone and joined as they are meant to be, make runs that train."""
+
+from pathlib import Path
+
+import pytest
+from stores import PATCHES, write_episodes
+
+from vidtok_plugin.config import load_config
+from world_model import TokenDataModule, WorldModelModule, WorldModelRunConfig
+from world_model.data import window_actions, window_tokens
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "world_model"
+RECIPES = {
+    "demo": ["demo"],
+    "masked": ["demo", "masked"],
+    "sharded": ["demo", "sharded"],
+    "masked and sharded": ["demo", "masked", "sharded"],
+}
+
+
+@pytest.mark.parametrize("metadata", [None, PATCHES], ids=["codes", "patches"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_makes_a_model_that_takes_a_step(name: str, metadata: object, tmp_path: Path) -> None:
+    settings = {} if metadata is None else {"metadata": metadata}
+    for split in ("train", "validation"):
+        write_episodes(tmp_path / "tokens", split, [9, 12], **settings)  # type: ignore[arg-type]
+    cfg = load_config(
+        WorldModelRunConfig,
+        [CONFIGS / f"{part}.yaml" for part in RECIPES[name]],
+        [f"data.store={tmp_path / 'tokens'}", f"output={tmp_path}"],
+    )
+    module, data = WorldModelModule(cfg), TokenDataModule(cfg)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    loss = module.model.train().loss(window_tokens(batch), window_actions(batch), batch["valid"])
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.isfinite() and (cfg.model.prediction == "masked") == ("masked" in name)
