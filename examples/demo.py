@@ -33,7 +33,7 @@ from vidtok_plugin.video.clips import ClipDataset
 from vidtok_plugin.video.episodes import find_episodes, find_videos
 from vidtok_plugin.video.sources import find_sources
 from world_model import Sampler, WorldModel, WorldModelRunConfig
-from world_model.measures import cross_entropies, held_out_prompts, score_rollouts
+from world_model.measures import cross_entropies, held_out_prompts, random_actions, score_rollouts
 from world_model.record import SPLITS, RecordConfig, record
 from world_model.runs import fit_world_model
 
@@ -174,7 +174,9 @@ def evaluate(
         prompt_frames=cfg.rollouts.prompt_frames,
         future_frames=cfg.rollouts.future_frames,
     )
-    scores, result = score_rollouts(model, adapter, prompts, sampler=cfg.rollouts.sampler)
+    assert prompts.actions is not None  # the demo records them
+    actions = random_actions(prompts.actions, prompts.prompt_frames, model.tokens.actions.size, cfg.record.hold)
+    scores, result = score_rollouts(model, adapter, prompts, sampler=cfg.rollouts.sampler, others=actions)
     summary |= asdict(scores)
 
     fps = cfg.record.file_fps

@@ -17,7 +17,7 @@ from vidtok_plugin.video.episodes import find_episodes
 from vidtok_plugin.video.reading import read_frames
 from world_model import RolloutResult, Sampler
 from world_model.measures import Prompts, futures, held_out_prompts, score_rollouts
-from world_model.measures.controllability import action_effect, others_actions
+from world_model.measures.controllability import action_effect, others_actions, random_actions
 from world_model.measures.futures import PromptThenFree, prompt_then_free
 from world_model.measures.prompts import recordings, room_for
 
@@ -158,6 +158,14 @@ def test_others_actions_are_another_rows_and_the_prompts_stay() -> None:
     assert (swapped[:, 3:] != actions[:, 3:]).all() and torch.equal(swapped[:, 3:].sort(0)[0], actions[:, 3:])
     with pytest.raises(ValueError, match="at least 2 prompts, got 1"):
         others_actions(actions[:1], prompt_frames=3)
+
+
+def test_random_actions_are_held_and_the_prompts_stay() -> None:
+    actions = torch.full((2, 60), 7)
+    drawn = random_actions(actions, prompt_frames=10, size=5, hold=(3, 6))
+    assert torch.equal(drawn[:, :10], actions[:, :10]) and set(drawn[:, 10:].flatten().tolist()) == set(range(5))
+    changes = (drawn[:, 10:].diff(dim=1) != 0).sum(1)
+    assert (changes >= 50 // 6 - 1).all() and (changes <= 50 // 3).all()
 
 
 def test_an_effect_that_is_chance_has_an_interval_about_zero() -> None:

@@ -3,7 +3,7 @@
 from world_model.heads.base import TokenScores
 from world_model.measures.baselines import Baselines
 from world_model.measures.config import MeasuresConfig
-from world_model.measures.controllability import ActionEffect, bootstrap_interval
+from world_model.measures.controllability import ActionEffect, bootstrap_interval, random_actions
 from world_model.measures.cross_entropy import CrossEntropies, cross_entropies
 from world_model.measures.prompts import Prompts, held_out_prompts
 from world_model.measures.report import REGIMES, Measured, Report
@@ -25,6 +25,7 @@ __all__ = [
     "bootstrap_interval",
     "cross_entropies",
     "held_out_prompts",
+    "random_actions",
     "score_rollouts",
     "teacher_forced",
 ]

@@ -1,14 +1,18 @@
 """Whether a world model heeds its actions: rollouts under the actions that were taken, and under others.
 
 Delta PSNR (Genie, arXiv 2402.15391) is how much nearer to what really came a rollout is under the actions that led to
-it than under others. The others are another prompt's: they are such as the recording has, whatever its policy, and
-serve for discrete and for continuous actions.
+it than under others. The others are another prompt's, which are such as the recording has, whatever its policy, and
+serve for discrete and for continuous actions; or random ones, where the recording's policy is known to be random. The
+two are not to be compared with each other.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from world_model.record import CoveringPolicy
 
 BOOTSTRAP_DRAWS = 10_000
 
@@ -29,7 +33,6 @@ def others_actions(actions: Tensor, prompt_frames: int) -> Tensor:
         ValueError: there is no other row.
 
     Example:
-        >>> import torch
         >>> others_actions(torch.tensor([[0, 1, 1], [0, 2, 2]]), prompt_frames=2).tolist()
         [[0, 1, 2], [0, 2, 1]]
     """
@@ -39,6 +42,21 @@ def others_actions(actions: Tensor, prompt_frames: int) -> Tensor:
     swapped = actions.clone()
     swapped[:, prompt_frames:] = actions.roll(count // 2, 0)[:, prompt_frames:]
     return swapped
+
+
+def random_actions(actions: Tensor, prompt_frames: int, size: int, hold: tuple[int, int], seed: int = 0) -> Tensor:
+    """Discrete actions (b, t) whose futures are those of a `CoveringPolicy`, which holds each for a random time.
+
+    Example:
+        >>> random_actions(torch.zeros(1, 5, dtype=torch.int64), 3, size=1, hold=(2, 4)).tolist()
+        [[0, 0, 0, 0, 0]]
+    """
+    rng = np.random.default_rng(seed)
+    drawn = actions.clone()
+    for row in drawn:
+        policy = CoveringPolicy(size, hold, rng)
+        row[prompt_frames:] = torch.tensor([policy() for _ in range(prompt_frames, len(row))])
+    return drawn
 
 
 def action_effect(psnr: Tensor, others_psnr: Tensor, seed: int = 0) -> ActionEffect:

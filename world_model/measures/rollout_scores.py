@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from world_model.measures.controllability import others_actions
 from world_model.measures.futures import FutureScores, imagine
@@ -17,24 +19,27 @@ class RolloutScores:
 
     rollout_psnr: float
     copy_last_frame_psnr: float  # repeating the prompt's last frame as the tokenizer reconstructs it
-    action_delta_psnr: float  # under the real actions, less under another prompt's (Genie, arXiv 2402.15391)
+    action_delta_psnr: float  # under the real actions, less under others (Genie, arXiv 2402.15391)
     action_delta_psnr_low: float  # lower end of its 95% bootstrap interval, paired by prompt
     tokens_per_second: float  # generated, of all rollouts together
     frames_per_second: float  # imagined, decoding included
 
 
 def score_rollouts(
-    model: WorldModel, adapter: TokenizerAdapter, prompts: Prompts, *, sampler: Sampler
+    model: WorldModel, adapter: TokenizerAdapter, prompts: Prompts, *, sampler: Sampler, others: Tensor | None = None
 ) -> tuple[RolloutScores, RolloutResult]:
-    """Rolls out every prompt under its real actions and under another's; also gives the rollouts under the real ones.
+    """Rolls out every prompt under its real actions and under `others` (b, t[, a]), by default another prompt's.
+
+    Also gives the rollouts under the real actions.
 
     Raises:
-        ValueError: the prompts have no actions, or there is only one.
+        ValueError: the prompts have no actions, or without `others` there is only one.
     """
     if prompts.actions is None:
         raise ValueError("score_rollouts: the prompts must have actions, got none; record them with the videos.")
     scores = FutureScores()
-    others = others_actions(prompts.actions, prompts.prompt_frames)
+    if others is None:
+        others = others_actions(prompts.actions, prompts.prompt_frames)
     futures = imagine(model, adapter, prompts, others=others, sampler=sampler, reconstruct=False)
     scores.add(futures)
     effect, by_frame = scores.action_effect(), scores.all()
