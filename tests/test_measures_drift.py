@@ -16,10 +16,11 @@ from vidtok_plugin.store import TokenStore
 from vidtok_plugin.tokenizing import write_store
 from vidtok_plugin.video.episodes import find_episodes
 from world_model import Sampler
-from world_model.measures import coding, drift
+from world_model.measures import drift
 from world_model.measures.drift import Drift, free_running, play_from_episodes, play_from_store
 from world_model.measures.prompts import held_out_prompts
 from world_model.measures.stretches import Sequences, StretchStatistics, TokenFrequencies, TokenVectors
+from world_model.rollout_tokens import decode_steps, encode_steps
 
 F = 4
 ADAPTER = tiny_adapter()
@@ -98,8 +99,8 @@ def test_continuous_tokens_are_compared_by_their_gaussians() -> None:
     tokenizer = VidTok.from_preset("vidtok_kl_causal_488_4chn", ch=4, ch_mult=(1, 1, 1, 1), num_res_blocks=1)
     adapter, result = TokenizerAdapter(tokenizer), StretchStatistics(TokenVectors(4))
     video = smooth(2, 17)
-    tokens = coding.encode(adapter, video)
-    assert coding.decode(adapter, tokens).shape == video.shape
+    tokens = encode_steps(adapter, video)
+    assert decode_steps(adapter, tokens).shape == video.shape
     result.add(Sequences(tokens=tokens, video=video), adapter)
     reference = TokenVectors(4)
     reference.add(tokens[:, 1:])

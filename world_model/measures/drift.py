@@ -17,13 +17,13 @@ from torch import Tensor
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.store import TokenStore
 from world_model.data import window_tokens
-from world_model.measures.coding import decode, encode
 from world_model.measures.prompts import Prompts
 from world_model.measures.report import Measured, Row, from_to, numbers
 from world_model.measures.store_tokens import episode_tokens
 from world_model.measures.stretches import Sequences, StretchStatistics, TokenFrequencies, Tokens, TokenVectors
 from world_model.model import WorldModel
 from world_model.rollout import rollout
+from world_model.rollout_tokens import decode_steps, encode_steps
 from world_model.sampler import Sampler
 
 DIGITS = {
@@ -166,8 +166,8 @@ def play_from_episodes(
         parts: dict[int, list[Sequences]] = {}
         first = 1 + (prompts.prompt_frames - 1) // f
         for _, part in prompts.parts(at_once):
-            tokens = encode(adapter, part.video.to(device))
-            whole = Sequences(tokens=tokens, video=decode(adapter, tokens))
+            tokens = encode_steps(adapter, part.video.to(device))
+            whole = Sequences(tokens=tokens, video=decode_steps(adapter, tokens))
             for index, stretch in enumerate(whole.stretches(stretch_frames // f, first=first, temporal_factor=f)):
                 parts.setdefault(index, []).append(stretch)
         yield from parts.values()
@@ -205,7 +205,7 @@ def play_from_store(
 
     def decoded(index: int, length: int) -> Sequences:
         values = window_tokens(store.window(index, 0, length))[None].to(device)
-        return Sequences(tokens=values, video=decode(adapter, values))
+        return Sequences(tokens=values, video=decode_steps(adapter, values))
 
     def stretches() -> Iterator[list[Sequences]]:
         wanted, parts = num_frames // stretch_frames, []

@@ -24,7 +24,7 @@ from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.adapter.vocabulary import split_codes
 from vidtok_plugin.metrics.frames import bounded_psnr
 from vidtok_plugin.metrics.frechet import FeatureStatistics, frechet_distance
-from world_model.measures import coding
+from world_model.rollout_tokens import reconstruct
 
 
 class TokenFrequencies:
@@ -113,7 +113,7 @@ class StretchStatistics:
         self._note("motion", video.double().mul(127.5).diff(dim=2).abs())
         across, down = (frames.diff(dim=dim).abs() for dim in (-1, -2))
         self._note("sharpness", torch.cat([across.flatten(), down.flatten()]))
-        again = coding.reconstruct(adapter, video)
+        again = reconstruct(adapter, video)
         self._note("retokenized_psnr", bounded_psnr(video, again)[:, 1:])
 
     def _note(self, name: str, values: Tensor) -> None:
