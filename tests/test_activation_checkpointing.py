@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import random_video, toy_tokenizer
 from torch import Tensor
+from toy_tokenizers import random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.tokenizer.memory import LiveBytes

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import difference, random_video, toy_tokenizer
 from torch import Tensor, nn
+from toy_tokenizers import difference, random_video, toy_tokenizer
 
 from vidtok_plugin import TokenGrid, TokenizerAdapter, VideoTokens, VidTok
 from vidtok_plugin.adapter.vocabulary import Vocabulary

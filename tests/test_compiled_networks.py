@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from test_activation_checkpointing import KINDS, step, trainee
-from tokenizers import difference, random_video, toy_tokenizer
+from toy_tokenizers import difference, random_video, toy_tokenizer
 
 from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from tokenizers import TOY, toy_tokenizer
+from toy_tokenizers import TOY, toy_tokenizer
 from weight_files import assert_same, make_malicious, published_layout, training_layout
 
 from vidtok_plugin import VidTok, cli, presets

@@ -14,8 +14,8 @@ import torch
 from metric_networks import ToyI3D, golden_lpips, save_torchscript
 from natural_clips import natural_clip
 from rich.console import Console
-from tokenizers import toy_tokenizer
 from torch import Tensor
+from toy_tokenizers import toy_tokenizer
 
 from vidtok_plugin import VidTok, cli, evaluating
 from vidtok_plugin.evaluating import EvaluationConfig, default_output, evaluate, published_protocol

@@ -10,8 +10,8 @@ import torch
 from golden_weights import fill, golden_parameter
 from metric_networks import golden_lpips
 from safetensors.torch import load_file
-from tokenizers import random_video, toy_tokenizer
 from torch import Tensor, nn
+from toy_tokenizers import random_video, toy_tokenizer
 
 from vidtok_plugin.tokenizer.model import Reconstruction
 from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig, frame_psnr

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from natural_clips import natural_clip
-from tokenizers import toy_tokenizer
+from toy_tokenizers import toy_tokenizer
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.cli import main
@@ -138,7 +138,7 @@ sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from tokenizers import toy_tokenizer
+from toy_tokenizers import toy_tokenizer
 from vidtok_plugin.tokenizer.reconstruction import reconstruct_video
 model = toy_tokenizer({name!r}, ch={ch}).float()
 

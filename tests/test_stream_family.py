@@ -8,8 +8,8 @@ import torch
 from golden_weights import fill
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import difference, random_video, toy_tokenizer
 from torch import Tensor
+from toy_tokenizers import difference, random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok, presets
 from vidtok_plugin.tokenizer.architecture import Architecture

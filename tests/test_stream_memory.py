@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
-from tokenizers import random_video, toy_tokenizer
+from toy_tokenizers import random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok, presets
 from vidtok_plugin.tokenizer.blocks import TemporalUpsample

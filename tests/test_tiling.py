@@ -7,8 +7,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from natural_clips import natural_clip
-from tokenizers import difference, random_video, toy_tokenizer
 from torch import Tensor
+from toy_tokenizers import difference, random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.tokenizer.memory import footprint, make_plan

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import TOY, difference, random_video, toy_tokenizer
+from toy_tokenizers import TOY, difference, random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok, presets
 

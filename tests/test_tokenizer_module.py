@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import TOY, toy_tokenizer
+from toy_tokenizers import TOY, toy_tokenizer
 from training_runs import make_videos
 
 from vidtok_plugin import VidTok, presets, training

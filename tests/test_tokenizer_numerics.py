@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 from golden_weights import fill
-from tokenizers import difference, random_video, toy_tokenizer
 from torch import Tensor
+from toy_tokenizers import difference, random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok
 

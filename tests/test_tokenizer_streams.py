@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
-from tokenizers import difference, random_video, toy_tokenizer
 from torch import Tensor
+from toy_tokenizers import difference, random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.tokenizer.streams import EncoderStream

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
-from tokenizers import TOY, random_video, toy_tokenizer
 from torch.utils.data import DataLoader
+from toy_tokenizers import TOY, random_video, toy_tokenizer
 from weight_files import Malicious, assert_same, make_malicious, published_layout, training_layout
 
 from vidtok_plugin import VidTok, presets

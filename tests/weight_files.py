@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import random_video
+from toy_tokenizers import random_video
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.tokenizer.checkpoints import architecture_settings
