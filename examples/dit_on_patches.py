@@ -10,63 +10,41 @@ are, and the others as noise that it learns to move towards the data. Needs the 
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import LatteTransformer3DModel
 from einops import rearrange
-from generator_play import ENCODED_AT_ONCE, GeneratorConfig, record_play, report, run_example, train
-from stages import CONFIGS
+from generator_play import ENCODED_AT_ONCE, GeneratorConfig, record_play, report, run_example, train, tune_tokenizer
 from torch import Tensor
 
 from vidtok_plugin import TokenizerAdapter, VideoTokens, VidTok
-from vidtok_plugin.config import load_config
 from vidtok_plugin.devices import default_device
-from vidtok_plugin.tokenizer.module import TokenizerRunConfig
-from vidtok_plugin.tokenizer.runs import fit_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiTExampleConfig(GeneratorConfig):
     output: Path = Path("runs/generators/dit")
+    batch_size: int = 8  # a clip is a quarter as many tokens as for the others
     kl_channels: int = 8
     euler_steps: int = 25  # from noise to data
-    tokenizer: dict[str, Any] = field(default_factory=dict)  # keys of configs/tokenizer/example_kl.yaml
 
 
 def make_kl_tokenizer(cfg: DiTExampleConfig) -> VidTok:
-    """A KL tokenizer of vidtok_tiny's build, with its weights where they fit, trained on the recorded play."""
+    """A KL tokenizer with vidtok_tiny's weights where they fit, trained on the recorded play."""
     fsq = VidTok.from_pretrained("vidtok_tiny")
-    kl = VidTok.from_preset("vidtok_tiny", regularizer="kl", fsq_levels=None, kl_channels=cfg.kl_channels)
+    gaussian = {"regularizer": "kl", "fsq_levels": None, "kl_channels": cfg.kl_channels}
+    kl = VidTok(replace(fsq.architecture, **gaussian))
     shapes = {name: weight.shape for name, weight in kl.state_dict().items()}
     kl.load_state_dict({n: w for n, w in fsq.state_dict().items() if w.shape == shapes[n]}, strict=False)
-    kl.save_pretrained(cfg.output / "tokenizer" / "start")
-    settings = {
-        "output": cfg.output / "tokenizer",
-        "pretrained": cfg.output / "tokenizer" / "start",
-        "data.train": f"[{cfg.play}/train]",
-        "data.validation": f"[{cfg.play}/test]",
-        "data.height": cfg.size,
-        "data.width": cfg.size,
-    }
-    files = [CONFIGS / "tokenizer" / name for name in ("demo.yaml", "example_kl.yaml")]
-    run = load_config(TokenizerRunConfig, files, [*(f"{k}={v}" for k, v in settings.items()), *flat(cfg.tokenizer)])
-    fit_tokenizer(run)
-    return VidTok.from_pretrained(run.output / "model")
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    """Nested keys as overrides."""
-    parts = [flat(v, f"{prefix}{k}.") if isinstance(v, dict) else [f"{prefix}{k}={v}"] for k, v in tree.items()]
-    return [override for part in parts for override in part]
+    return tune_tokenizer(cfg, kl)
 
 
 def continue_play(cfg: DiTExampleConfig) -> None:
     """Make a KL tokenizer, train a Latte on its patches of recorded play, and let it go on from held-out prompts."""
     play, device = record_play(cfg), default_device()
-    adapter = TokenizerAdapter(make_kl_tokenizer(cfg).to(device), patch_size=(1, 2, 2))
+    adapter = TokenizerAdapter(make_kl_tokenizer(cfg), patch_size=(1, 2, 2))
     adapter.fit_latent_stats(part.to(device) for part in play.train.split(ENCODED_AT_ONCE))
     tokens, held_out = play.encode(adapter)
     grid, d, prompt_steps = held_out.grid, adapter.patch_dim, play.prompt_grid(adapter).T

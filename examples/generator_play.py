@@ -4,9 +4,9 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import matplotlib
 
@@ -16,12 +16,16 @@ import numpy as np
 import torch
 from demo_pictures import to_pixels
 from rich.progress import track
+from stages import CONFIGS, Stages
 from torch import Tensor, nn
 
-from vidtok_plugin import TokenGrid, TokenizerAdapter, VideoTokens
+from vidtok_plugin import TokenGrid, TokenizerAdapter, VideoTokens, VidTok
 from vidtok_plugin.commands import add_command, run_command
-from vidtok_plugin.config import load_config
+from vidtok_plugin.config import load_config, to_dict
+from vidtok_plugin.devices import default_device
+from vidtok_plugin.tokenizer.module import TokenizerRunConfig
 from vidtok_plugin.tokenizer.objective import frame_psnr
+from vidtok_plugin.tokenizer.runs import fit_tokenizer
 from vidtok_plugin.video.clips import ClipDataset
 from vidtok_plugin.video.sources import find_sources
 from world_model.record import RecordConfig, record
@@ -37,18 +41,19 @@ class GeneratorConfig:
     output: Path
     play: Path = Path("runs/generators/play")  # recorded once for all examples
     env: str = "ALE/Boxing-v5"
+    tokenizer: dict[str, Any] = field(default_factory=dict)  # keys of configs/tokenizer/generators.yaml
     episodes: int = 4
     frames_per_episode: int = 1000
     size: int = 64
-    clip_frames: int = 17
+    clip_frames: int = 13
     prompt_frames: int = 5
     train_clips: int = 256
     test_clips: int = 16
-    width: int = 192
+    width: int = 128
     depth: int = 4
     heads: int = 4
-    steps: int = 100
-    batch_size: int = 8
+    steps: int = 150
+    batch_size: int = 4
     lr: float = 2e-3
     temperature: float = 0.7  # where the generator samples ids
     seed: int = 0
@@ -109,6 +114,33 @@ def record_play(cfg: GeneratorConfig) -> Play:
     held_out = ClipDataset.every(test, most_clips=cfg.test_clips, **common)
     clips = [torch.stack([clips[i] for i in range(len(clips))]) for clips in (drawn, held_out)]
     return Play(train=clips[0], test=clips[1], config=cfg)
+
+
+def tune_tokenizer(cfg: GeneratorConfig, start: VidTok) -> VidTok:
+    """`start`, trained on the recorded play: once for all examples that start from such a tokenizer."""
+    architecture = start.architecture
+    folder = cfg.play / f"{architecture.regularizer}_{architecture.latent_channels}_tokenizer"
+    start.save_pretrained(folder / "start")
+    settings = {
+        "output": folder / "run",
+        "pretrained": folder / "start",
+        "data.train": f"[{cfg.play}/train]",
+        "data.validation": f"[{cfg.play}/test]",
+        "data.clip_length": cfg.clip_frames,
+        "data.height": cfg.size,
+        "data.width": cfg.size,
+    }
+    files = [CONFIGS / "tokenizer" / name for name in ("demo.yaml", "generators.yaml")]
+    overrides = [*(f"{key}={value}" for key, value in settings.items()), *flat(cfg.tokenizer)]
+    run = load_config(TokenizerRunConfig, files, overrides)
+    Stages(folder, 1).run("tokenizer", to_dict(run), lambda: fit_tokenizer(run), run.output / "model", [run.output])
+    return VidTok.from_pretrained(run.output / "model").to(default_device())
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    """Nested keys as overrides."""
+    parts = [flat(v, f"{prefix}{k}.") if isinstance(v, dict) else [f"{prefix}{k}={v}"] for k, v in tree.items()]
+    return [override for part in parts for override in part]
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from generator_play import GeneratorConfig, record_play, report, run_example, train
+from generator_play import GeneratorConfig, record_play, report, run_example, train, tune_tokenizer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -27,7 +27,7 @@ class LlamaExampleConfig(GeneratorConfig):
 def continue_play(cfg: LlamaExampleConfig) -> None:
     """Train a Llama on the ids of recorded play, and let it go on from held-out prompts."""
     play, device = record_play(cfg), default_device()
-    adapter = TokenizerAdapter(VidTok.from_pretrained("vidtok_tiny").to(device))
+    adapter = TokenizerAdapter(tune_tokenizer(cfg, VidTok.from_pretrained("vidtok_tiny")))
     tokens, held_out = play.encode(adapter)
     length, special = held_out.grid.num_tokens + 2, adapter.special_ids
     llama = LlamaForCausalLM(

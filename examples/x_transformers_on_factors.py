@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from generator_play import GeneratorConfig, record_play, report, run_example, train
+from generator_play import GeneratorConfig, record_play, report, run_example, train, tune_tokenizer
 from torch import Tensor
 from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
@@ -26,6 +26,7 @@ from vidtok_plugin.devices import default_device
 @dataclass(frozen=True, kw_only=True)
 class FactorsExampleConfig(GeneratorConfig):
     output: Path = Path("runs/generators/x_transformers")
+    steps: int = 100  # a clip is twice as many tokens as for the Llama
 
 
 class FactorTransformer(TransformerWrapper):
@@ -48,7 +49,7 @@ class FactorTransformer(TransformerWrapper):
 def continue_play(cfg: FactorsExampleConfig) -> None:
     """Train x-transformers on the factors of recorded play, and let it go on from held-out prompts."""
     play, device = record_play(cfg), default_device()
-    adapter = TokenizerAdapter(VidTok.from_pretrained("vidtok_tiny").to(device))
+    adapter = TokenizerAdapter(tune_tokenizer(cfg, VidTok.from_pretrained("vidtok_tiny")))
     tokens, held_out = play.encode(adapter)
     sizes = adapter.factor_sizes
     first_class = torch.tensor([sum(sizes[:k]) for k in range(len(sizes))], device=device)
@@ -57,12 +58,14 @@ def continue_play(cfg: FactorsExampleConfig) -> None:
         return rearrange(adapter.split(batch.ids) + first_class, "b n k -> b (n k)")
 
     length = len(sizes) * held_out.grid.num_tokens
+    per_head = cfg.width // cfg.heads
     layers = Decoder(
         dim=cfg.width,
         depth=cfg.depth,
         heads=cfg.heads,
-        attn_dim_head=cfg.width // cfg.heads,
+        attn_dim_head=per_head,
         rotary_pos_emb=True,
+        rotary_emb_dim=per_head,
         attn_flash=True,
     )
     model = AutoregressiveWrapper(FactorTransformer(sizes, max_seq_len=length, attn_layers=layers)).to(device)
