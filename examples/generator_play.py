@@ -185,10 +185,13 @@ def report(play: Play, adapter: TokenizerAdapter, real: VideoTokens, generated: 
     prompt = play.config.prompt_frames
     ceiling, made = (decode(adapter, tokens) for tokens in (real, generated))
     still = play.test[:, :, prompt - 1 : prompt].expand_as(play.test)
-    psnr = [frame_psnr(play.test, video)[:, prompt:].mean().item() for video in (made, still, ceiling)]
+    mean = play.train.mean((0, 2), keepdim=True).expand_as(play.test)
+    videos = (made, mean, still, ceiling)
+    psnr = [frame_psnr(play.test, video)[:, prompt:].mean().item() for video in videos]
     print(
-        f"PSNR on {play.test.shape[2] - prompt} frames after a prompt of {prompt}: generated {psnr[0]:.2f} dB, the "
-        f"prompt's last frame repeated {psnr[1]:.2f} dB, the tokenizer on the real frames {psnr[2]:.2f} dB"
+        f"PSNR on {play.test.shape[2] - prompt} frames after a prompt of {prompt}: generated {psnr[0]:.3f} dB; the "
+        f"mean training frame {psnr[1]:.3f} dB, the prompt's last frame repeated {psnr[2]:.3f} dB, the tokenizer on "
+        f"the real frames {psnr[3]:.3f} dB"
     )
     play.config.output.mkdir(parents=True, exist_ok=True)
     draw(play.config.output / "generated.png", play.test, made, prompt)
