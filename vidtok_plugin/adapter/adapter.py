@@ -1,18 +1,23 @@
 """TokenizerAdapter: a frozen VidTok as tokens for any generator, exactly and both ways."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vidtok_plugin.adapter.boundaries import check_beginning, cut_steps, join_steps
+from vidtok_plugin.adapter.freezing import keep_out_of_checkpoints
+from vidtok_plugin.adapter.patches import channel_statistics, from_patches, to_patches
+from vidtok_plugin.adapter.precision import full_float32
+from vidtok_plugin.adapter.sequences import from_sequences, to_sequences
 from vidtok_plugin.adapter.streams import TokenDecoderStream, TokenStream
-from vidtok_plugin.adapter.tokens import TokenGrid, VideoTokens, video_tokens
+from vidtok_plugin.adapter.tokens import UNPLACED, TokenGrid, VideoTokens, video_tokens
 from vidtok_plugin.adapter.vocabulary import Vocabulary
 from vidtok_plugin.config import load_config, to_dict, to_yaml
 from vidtok_plugin.hashing import hash_weights
@@ -33,7 +38,7 @@ class AdapterConfig:
     patch_size: tuple[int, int, int] = (1, 1, 1)  # latents that make a patch: time, rows, columns
 
     def __post_init__(self) -> None:
-        if self.patch_size[0] != 1 or min(self.patch_size) < 1:
+        if len(self.patch_size) != 3 or self.patch_size[0] != 1 or min(self.patch_size) < 1:
             raise ValueError(
                 f"TokenizerAdapter: patch_size must be 1 in time, and 1 or more in rows and columns, "
                 f"got {self.patch_size}."
@@ -63,15 +68,21 @@ class TokenizerAdapter(nn.Module):
         patch_size: tuple[int, int, int] = (1, 1, 1),
     ) -> None:
         super().__init__()
-        self.config = AdapterConfig(special_tokens=tuple(special_tokens), patch_size=patch_size)
+        if isinstance(special_tokens, str):
+            raise ValueError(
+                f"TokenizerAdapter: special_tokens must be several names, got {special_tokens!r}, whose letters would "
+                f"become one each; give ({special_tokens!r},)."
+            )
+        self.config = AdapterConfig(special_tokens=tuple(special_tokens), patch_size=(*patch_size,))
         levels = tokenizer.architecture.fsq_levels
-        if levels is not None and patch_size != (1, 1, 1):
+        if levels is not None and self.config.patch_size != (1, 1, 1):
             raise ValueError(
                 f"TokenizerAdapter: discrete tokens are single codes, so patch_size must be (1, 1, 1), "
-                f"got {patch_size}."
+                f"got {self.config.patch_size}."
             )
         _check_float32(tokenizer)
-        self.tokenizer = tokenizer.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self._freeze()
         self.kind: Literal["discrete", "continuous"] = "continuous" if levels is None else "discrete"
         self._vocabulary = None
         if levels is not None:
@@ -79,8 +90,7 @@ class TokenizerAdapter(nn.Module):
         else:
             self.register_buffer("latent_mean", torch.zeros(tokenizer.latent_channels))
             self.register_buffer("latent_std", torch.ones(tokenizer.latent_channels))
-        self.register_state_dict_post_hook(_leave_out_tokenizer)
-        self.register_load_state_dict_pre_hook(_keep_tokenizer)
+        keep_out_of_checkpoints(self)
 
     # The frozen tokenizer
 
@@ -89,10 +99,13 @@ class TokenizerAdapter(nn.Module):
         return True
 
     def train(self, mode: bool = True) -> Self:
-        """The tokenizer stays in eval mode."""
+        """The tokenizer stays in eval mode, and frozen where a parent has unfrozen all that it holds."""
         super().train(mode)
-        self.tokenizer.eval()
+        self._freeze()
         return self
+
+    def _freeze(self) -> None:
+        self.tokenizer.requires_grad_(False).eval()
 
     @property
     def temporal_factor(self) -> int:
@@ -146,6 +159,8 @@ class TokenizerAdapter(nn.Module):
 
     def grid(self, num_frames: int, height: int, width: int) -> TokenGrid:
         """The grid of the tokens of such a video."""
+        if num_frames < 1:
+            raise ValueError(f"TokenizerAdapter: num_frames must be at least 1, got {num_frames}.")
         _, rows, columns = self.config.patch_size
         sizes = []
         for name, size, patch in (("height", height, rows), ("width", width, columns)):
@@ -159,19 +174,27 @@ class TokenizerAdapter(nn.Module):
     def check_video(self, video: Tensor) -> None:
         """A ValueError unless video (b, 3, t, h, w) fits whole patches and the tokenizer is still in float32."""
         _check_float32(self.tokenizer)
+        if video.ndim != 5:
+            raise ValueError(f"TokenizerAdapter: video must have the shape (b, 3, t, h, w), got {tuple(video.shape)}.")
         self.grid(1, *video.shape[-2:])
 
     @torch.no_grad()
     def encode(self, video: Tensor, *, validate: bool = False) -> VideoTokens:
         """Video (b, 3, t, h, w) -> its tokens; in float32 whatever autocast is on, so that ids don't depend on it."""
         self.check_video(video)
-        with torch.autocast(video.device.type, enabled=False):
+        with full_float32(video.device):
             encoded = self.tokenizer.encode(video, validate=validate)
         return self.tokens_from_latents(encoded.latents, encoded.indices, video.shape[2])
 
     def decode(self, tokens: VideoTokens) -> Tensor:
-        """Tokens -> video (b, 3, t, h, w), t the longest video's frames; gradients pass to continuous tokens."""
+        """Tokens -> video (b, 3, t, h, w), t the longest video's frames; gradients pass to continuous tokens.
+
+        Raises:
+            ValueError: tokens of another kind, ids that are no codes, frames that are not those of so many steps, or
+                steps from later in a clip.
+        """
         latents = self.latents_of(tokens)
+        check_beginning(tokens, "decoded on their own")
         num_frames = int(tokens.num_frames.max())
         if self.tokenizer.num_latents(num_frames) != tokens.grid.T:
             raise ValueError(
@@ -188,31 +211,69 @@ class TokenizerAdapter(nn.Module):
         """A stream of tokens to frames (see `VidTok.decoder_stream`)."""
         return TokenDecoderStream(self, lookahead)
 
-    def tokens_from_latents(self, latents: Tensor, indices: Tensor | None, num_frames: int) -> VideoTokens:
-        """What the tokenizer gave for `num_frames` frames, as tokens."""
-        if indices is not None:
-            return video_tokens(indices, num_frames)
-        return video_tokens(self._patch(latents), num_frames)
+    def tokens_from_latents(
+        self, latents: Tensor, indices: Tensor | None, num_frames: int, first_step: int = 0
+    ) -> VideoTokens:
+        """What the tokenizer gave for `num_frames` frames, from step `first_step` of their clip on, as tokens."""
+        return video_tokens(self._patch(latents) if indices is None else indices, num_frames, first_step)
 
-    def tokens_from_ids(self, ids: Tensor, grid: TokenGrid, num_frames: int | None = None) -> VideoTokens:
-        """Generated codebook ids (b, n) -> tokens, of a whole clip if `num_frames` is not given."""
-        frames = self.tokenizer.num_frames(grid.T) if num_frames is None else num_frames
-        return video_tokens(self.ids_to_indices(ids, grid), frames)
+    def tokens_from_ids(
+        self, ids: Tensor, grid: TokenGrid, num_frames: int | None = None, *, first_step: int | None = None
+    ) -> VideoTokens:
+        """Generated codebook ids (b, n) -> tokens, of a whole clip if `num_frames` is not given.
 
-    def tokens_from_patches(self, patches: Tensor, grid: TokenGrid, num_frames: int | None = None) -> VideoTokens:
-        """Generated patches (b, n, patch_dim) -> tokens, of a whole clip if `num_frames` is not given."""
-        values = self._grid_of(patches, grid)
-        frames = self.tokenizer.num_frames(grid.T) if num_frames is None else num_frames
-        return video_tokens(values, frames)
+        With `num_frames` they are any steps, which decode as a clip or go on where a decoder stream is; `first_step`
+        says which steps of their clip, so that the stream checks it.
+        """
+        return self._generated(self.ids_to_indices(ids, grid), num_frames, first_step)
+
+    def tokens_from_patches(
+        self, patches: Tensor, grid: TokenGrid, num_frames: int | None = None, *, first_step: int | None = None
+    ) -> VideoTokens:
+        """Generated patches (b, n, patch_dim) -> tokens, of a whole clip if `num_frames` is not given (see above)."""
+        return self._generated(self._grid_of(patches, grid), num_frames, first_step)
+
+    def _generated(self, values: Tensor, num_frames: int | None, first_step: int | None) -> VideoTokens:
+        begin = 0 if first_step is None else first_step
+        if num_frames is None:
+            frames = self.tokenizer.num_frames(begin + values.shape[1]) - self.tokenizer.num_frames(begin)
+            return video_tokens(values, frames, begin)
+        return video_tokens(values, num_frames, UNPLACED if first_step is None else first_step)
+
+    # Clips and their steps
+
+    def steps(self, tokens: VideoTokens, start: int, stop: int) -> VideoTokens:
+        """Steps `start` to `stop` (not with it) of these tokens, which keep their place in the clip."""
+        return cut_steps(self.tokenizer, tokens, start, stop)
+
+    def join_steps(self, parts: Sequence[VideoTokens]) -> VideoTokens:
+        """Parts of clips as one, each of which must begin with the step at which the one before it ends.
+
+        So clips that were encoded separately, which all begin with step 0, are never taken for one stream. That the
+        parts are of the same clip is the caller's part: streams that forked share their first steps.
+
+        Example:
+            >>> adapter = TokenizerAdapter(VidTok.from_pretrained("vidtok_tiny"))
+            >>> stream = adapter.stream()
+            >>> parts = [stream.push(torch.zeros(1, 3, n, 8, 8)) for n in (2, 7)]
+            >>> adapter.join_steps(parts).grid
+            TokenGrid(T=3, H=1, W=1)
+        """
+        return join_steps(self.tokenizer, parts)
 
     def latents_of(self, tokens: VideoTokens) -> Tensor:
         """Tokens -> the tokenizer's latents (b, c, T, H, W)."""
+        if tokens.num_frames.ndim != 1:
+            raise ValueError(
+                f"TokenizerAdapter: tokens must have a batch size (b,), got {tuple(tokens.num_frames.shape)}; take "
+                "tokens[i : i + 1] for one video's."
+            )
         if tokens.discrete != (self.kind == "discrete"):
             raise ValueError(f"TokenizerAdapter: a {self.kind} adapter got tokens of the other kind.")
         if tokens.discrete:
             self.vocabulary.check_codebook_ids(tokens.ids)
             return self.tokenizer.indices_to_latents(tokens.grid_values)
-        return self._unpatch(tokens.grid_values)
+        return from_patches(tokens.grid_values, self.latent_mean, self.latent_std, self.config.patch_size)
 
     # Discrete tokens
 
@@ -255,9 +316,24 @@ class TokenizerAdapter(nn.Module):
 
     def ids_to_indices(self, ids: Tensor, grid: TokenGrid) -> Tensor:
         """Vocabulary ids (b, n) -> codebook indices (b, T, H, W); special tokens must have been taken out."""
-        self._check_fill(ids.shape[1], grid)
+        self._check_fill(ids, grid, "b, n")
         self.vocabulary.check_codebook_ids(ids)
-        return rearrange(ids, "b (t h w) -> b t h w", t=grid.T, h=grid.H)
+        return rearrange(ids.to(torch.int64), "b (t h w) -> b t h w", t=grid.T, h=grid.H)
+
+    def sequences(self, tokens: VideoTokens) -> Tensor:
+        """Clips of ids for a language model, each between bos and eos: (b, n + 2) vocabulary ids."""
+        check_beginning(tokens, "sequences with bos")
+        return to_sequences(tokens.ids, self.vocabulary)
+
+    def tokens_from_sequences(self, sequences: Tensor, grid: TokenGrid, num_frames: int | None = None) -> VideoTokens:
+        """Sequences (b, m) or (m,) of clips between bos and eos -> tokens of all of them, stacked along the batch.
+
+        A row holds one clip or several, each of that grid, and pads after the last. Each clip stays its own.
+
+        Raises:
+            ValueError: names the first place where a row has another id.
+        """
+        return self.tokens_from_ids(from_sequences(sequences, grid, self.vocabulary), grid, num_frames, first_step=0)
 
     # Continuous tokens
 
@@ -277,49 +353,30 @@ class TokenizerAdapter(nn.Module):
 
     def patches_to_latents(self, patches: Tensor, grid: TokenGrid) -> Tensor:
         """Normalised patches (b, n, patch_dim) -> latents (b, c, T, H, W)."""
-        return self._unpatch(self._grid_of(patches, grid))
+        values = self._grid_of(patches, grid)
+        return from_patches(values, self.latent_mean, self.latent_std, self.config.patch_size)
 
     @torch.no_grad()
     def fit_latent_stats(self, videos: Iterable[Tensor]) -> None:
         """Sets the mean and the standard deviation of each channel to those of these videos' latents."""
         self._check_continuous()
-        count = 0
-        total, squares = (torch.zeros_like(self.latent_mean, dtype=torch.float64) for _ in range(2))
-        for video in videos:
-            with torch.autocast(video.device.type, enabled=False):
-                latents = self.tokenizer.encode(video).latents.double()
-            flat = rearrange(latents, "b c t h w -> (b t h w) c")
-            count, total, squares = count + len(flat), total + flat.sum(0), squares + flat.square().sum(0)
-        if count == 0:
-            raise ValueError("TokenizerAdapter: fit_latent_stats needs at least one video, got none.")
-        mean = total / count
-        std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
+        mean, std = channel_statistics(self._latents(video) for video in videos)
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
 
+    def _latents(self, video: Tensor) -> Tensor:
+        self.check_video(video)
+        with full_float32(video.device):
+            return self.tokenizer.encode(video).latents
+
     def _patch(self, latents: Tensor) -> Tensor:
         self._check_continuous()
-        _, rows, columns = self.config.patch_size
-        c, (h, w) = self.tokenizer.latent_channels, latents.shape[-2:]
-        if latents.ndim != 5 or latents.shape[1] != c or h % rows or w % columns:
-            raise ValueError(
-                f"TokenizerAdapter: latents must be (b, {c}, T, H, W) with H and W multiples of {rows} and {columns} "
-                f"(the patch), got {tuple(latents.shape)}."
-            )
-        x = rearrange(latents, "b c t h w -> b t h w c")
-        x = (x - self.latent_mean) / self.latent_std
-        return rearrange(x, "b t (h p) (w q) c -> b t h w (p q c)", p=rows, q=columns)
-
-    def _unpatch(self, values: Tensor) -> Tensor:
-        self._check_continuous()
-        _, rows, columns = self.config.patch_size
-        x = rearrange(values, "b t h w (p q c) -> b t (h p) (w q) c", p=rows, q=columns)
-        return rearrange(x * self.latent_std + self.latent_mean, "b t h w c -> b c t h w")
+        return to_patches(latents, self.latent_mean, self.latent_std, self.config.patch_size)
 
     def _grid_of(self, patches: Tensor, grid: TokenGrid) -> Tensor:
         """Patches (b, n, patch_dim) on their grid (b, T, H, W, patch_dim)."""
         self._check_continuous()
-        self._check_fill(patches.shape[1], grid)
+        self._check_fill(patches, grid, "b, n, patch_dim")
         if patches.shape[-1] != self.patch_dim:
             raise ValueError(f"TokenizerAdapter: patches must have {self.patch_dim} values, got {patches.shape[-1]}.")
         return rearrange(patches, "b (t h w) d -> b t h w d", t=grid.T, h=grid.H)
@@ -328,24 +385,14 @@ class TokenizerAdapter(nn.Module):
         if self.kind == "discrete":
             raise ValueError("TokenizerAdapter: discrete tokens are ids; patches are for KL models.")
 
-    def _check_fill(self, num_tokens: int, grid: TokenGrid) -> None:
-        if num_tokens != grid.num_tokens:
+    def _check_fill(self, values: Tensor, grid: TokenGrid, shape: str) -> None:
+        if values.ndim != len(shape.split(",")):
+            raise ValueError(f"TokenizerAdapter: tokens must have the shape ({shape}), got {tuple(values.shape)}.")
+        if values.shape[1] != grid.num_tokens:
             raise ValueError(
-                f"TokenizerAdapter: {grid} takes {grid.num_tokens} tokens, got {num_tokens}; "
+                f"TokenizerAdapter: {grid} takes {grid.num_tokens} tokens, got {values.shape[1]}; "
                 "take out special tokens and give whole steps."
             )
-
-
-def _leave_out_tokenizer(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
-    for name in [name for name in state_dict if name.startswith(f"{prefix}tokenizer.")]:
-        del state_dict[name]
-
-
-def _keep_tokenizer(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """So that the frozen weights, which checkpoints leave out, are not missing, and any others are."""
-    assert isinstance(module, TokenizerAdapter)
-    for name, tensor in module.tokenizer.state_dict().items():
-        state_dict.setdefault(f"{prefix}tokenizer.{name}", tensor)
 
 
 def _check_float32(tokenizer: VidTok) -> None:

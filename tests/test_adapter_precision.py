@@ -1,0 +1,107 @@
+"""Tokens are computed in float32, whatever autocast, TF32 and the device are."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from adapters import make, tokenizer, values, video
+from torch import nn
+
+from vidtok_plugin import TokenizerAdapter
+from vidtok_plugin.adapter.precision import full_float32
+
+CPU = torch.device("cpu")
+BACKENDS = torch.backends
+
+
+def precisions() -> list[object]:
+    operations = (BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn, BACKENDS.mkldnn.matmul)
+    older = (BACKENDS.cudnn.allow_tf32, BACKENDS.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision())
+    return [*older, *(operation.fp32_precision for operation in operations), BACKENDS.mkldnn.conv.fp32_precision]
+
+
+NEVER = [False, False, "highest", "ieee", "ieee", "ieee", "ieee", "ieee"]
+
+
+@pytest.fixture(params=["highest", "high", "medium"])
+def allowed(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(request.param)
+    yield request.param
+    torch.set_float32_matmul_precision(before)
+
+
+def test_reduced_precision_is_off_within_and_as_before_after(allowed: str) -> None:
+    before = precisions()
+    assert before != NEVER and before[2] == allowed
+    with full_float32(CPU):
+        assert precisions() == NEVER
+    assert precisions() == before
+    with pytest.raises(RuntimeError, match="stop"), full_float32(CPU):
+        raise RuntimeError("stop")
+    assert precisions() == before
+
+
+def test_the_newer_settings_alone_come_back_too() -> None:
+    """PyTorch then refuses to tell the older ones."""
+    before = BACKENDS.cudnn.rnn.fp32_precision
+    BACKENDS.cudnn.rnn.fp32_precision = "ieee"
+    try:
+        with pytest.raises(RuntimeError, match="allow_tf32"):
+            _ = BACKENDS.cudnn.allow_tf32
+        with full_float32(CPU):
+            assert BACKENDS.cudnn.conv.fp32_precision == "ieee"
+        assert (BACKENDS.cudnn.conv.fp32_precision, BACKENDS.cudnn.rnn.fp32_precision) == ("tf32", "ieee")
+    finally:
+        BACKENDS.cudnn.rnn.fp32_precision = before
+
+
+@pytest.mark.parametrize("kind", ["fsq", "kl"])
+def test_all_that_encodes_does_so_in_full_float32(kind: str, allowed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter, seen = make(kind), []
+    conv = type(adapter.tokenizer.encoder.conv_in)
+    run = conv.forward
+
+    def watched(self: nn.Module, x: torch.Tensor, *args: object) -> object:
+        seen.append((precisions(), torch.is_autocast_enabled("cpu"), x.dtype))
+        return run(self, x, *args)
+
+    monkeypatch.setattr(conv, "forward", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        adapter.encode(video())
+        if kind == "kl":
+            adapter.fit_latent_stats([video()])
+    assert len(seen) > 5 and all(was == (NEVER, False, torch.float32) for was in seen)
+
+
+def test_streamed_tokens_do_not_depend_on_autocast() -> None:
+    adapter = make("kl")
+    plain = adapter.encode(video())
+    with torch.autocast("cpu", torch.bfloat16):
+        stream = adapter.stream()
+        streamed = adapter.join_steps([stream.push(video()[:, :, :7]), stream.push(video()[:, :, 7:]), stream.flush()])
+    torch.testing.assert_close(values(streamed), values(plain), rtol=0, atol=1e-4)
+
+
+def test_a_tokenizer_that_is_not_in_float32_is_refused() -> None:
+    """Ids change in half precision, also where the whole model around the adapter is brought to it."""
+    with pytest.raises(ValueError, match="must be in float32, since ids change in torch.bfloat16; call .*float"):
+        TokenizerAdapter(tokenizer("fsq").bfloat16())
+    parent = nn.ModuleDict({"adapter": make("fsq"), "head": nn.Linear(1, 1)})
+    parent.bfloat16()
+    with pytest.raises(ValueError, match="must be in float32"):
+        parent["adapter"].encode(video())
+    with pytest.raises(ValueError, match="must be in float32"):
+        parent["adapter"].stream().push(video())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("allowed", ["medium"], indirect=True)
+def test_the_hash_and_the_ids_do_not_depend_on_the_device(allowed: str) -> None:
+    """Convolutions in TF32, which PyTorch allows on CUDA, would change ids by the dozen."""
+    adapter = make("fsq")
+    moved = copy.deepcopy(adapter).to("cuda")
+    assert moved.hash == adapter.hash
+    agreeing = moved.encode(video(17, b=4).to("cuda")).ids.cpu() == adapter.encode(video(17, b=4)).ids
+    assert agreeing.float().mean() > 0.95  # but for values at rounding boundaries

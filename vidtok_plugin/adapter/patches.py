@@ -1,0 +1,43 @@
+"""Patches: KL latents on the grid of tokens, normalised by each channel's statistics, there and back."""
+
+from collections.abc import Iterable
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+
+def to_patches(latents: Tensor, mean: Tensor, std: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
+    """Latents (b, c, T, H, W) -> normalised patches (b, T, H / p, W / q, p q c)."""
+    _, rows, columns = patch_size
+    c = len(mean)
+    if latents.ndim != 5 or latents.shape[1] != c or latents.shape[3] % rows or latents.shape[4] % columns:
+        raise ValueError(
+            f"TokenizerAdapter: latents must be (b, {c}, T, H, W) with H and W multiples of {rows} and {columns} "
+            f"(the patch), got {tuple(latents.shape)}."
+        )
+    x = (rearrange(latents, "b c t h w -> b t h w c") - mean) / std
+    return rearrange(x, "b t (h p) (w q) c -> b t h w (p q c)", p=rows, q=columns)
+
+
+def from_patches(patches: Tensor, mean: Tensor, std: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
+    """Normalised patches (b, T, H, W, p q c) -> latents (b, c, T, H p, W q)."""
+    _, rows, columns = patch_size
+    x = rearrange(patches, "b t h w (p q c) -> b t (h p) (w q) c", p=rows, q=columns)
+    return rearrange(x * std + mean, "b t h w c -> b c t h w")
+
+
+def channel_statistics(latents: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (c,) of each channel over all of these latents (b, c, T, H, W)."""
+    count = 0
+    total = squares = torch.zeros((), dtype=torch.float64)
+    for part in latents:
+        flat = rearrange(part.double(), "b c t h w -> (b t h w) c")
+        count, total, squares = count + len(flat), total + flat.sum(0).cpu(), squares + flat.square().sum(0).cpu()
+    if count == 0:
+        raise ValueError("TokenizerAdapter: fit_latent_stats needs at least one video, got none.")
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
+    if not (mean.isfinite() & std.isfinite()).all():
+        raise ValueError("TokenizerAdapter: fit_latent_stats needs finite latents, got some that are not.")
+    return mean, std
