@@ -134,6 +134,7 @@ def tune_tokenizer(cfg: GeneratorConfig, start: VidTok) -> VidTok:
     overrides = [*(f"{key}={value}" for key, value in settings.items()), *flat(cfg.tokenizer)]
     run = load_config(TokenizerRunConfig, files, overrides)
     Stages(folder, 1).run("tokenizer", to_dict(run), lambda: fit_tokenizer(run), run.output / "model", [run.output])
+    torch.manual_seed(cfg.seed)  # the generator's start is the same whether the tokenizer was trained now or before
     return VidTok.from_pretrained(run.output / "model").to(default_device())
 
 
