@@ -192,6 +192,8 @@ def test_groups_cover_a_step_once_in_order() -> None:
         groups = diagonal_groups(height, width, window, torch.device("cpu"))
         assert sorted(torch.cat([group.slots for group in groups]).tolist()) == list(range(height * width))
         assert len(groups) == width + (height - 1) * min(window, width)
+    with pytest.raises(ValueError, match="window must be at least 1"):  # scores were too good: each saw itself above
+        random_model().score(random_tokens(CONFIG, 1, 2), random_actions(CONFIG, 1, 2), window=0)
     assert [group.slots.item() for group in raster_groups(2, 2, torch.device("cpu"))] == [0, 1, 2, 3]
     assert known_after(8, 6)[-1] == 6 and known_after(3, 64)[-1] == 64 and known_after(1, 4) == [4]
 

@@ -201,7 +201,7 @@ class StepGenerator:
             self._actions = self._actions[slice(-self._keep, None)]
         rows = self._rows(self._tokens)
         missing = (self._tokens.shape[1] - self._counts).clamp(min=0)
-        padding = self._rows(missing.to(self.model.device)) if missing.any() else None
+        padding = self._rows(missing.to(self.model.device, non_blocking=True)) if missing.any() else None
         if cache is None or cache.shared or self._lent:
             empty, self._lent = self.model.init_cache(len(rows), padding), False
         else:
