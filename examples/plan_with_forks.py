@@ -80,6 +80,11 @@ def demo(args: argparse.Namespace) -> None:
     scores, rows = [], []
     for goal_number in range(args.goals):
         episode = episodes[goal_number % len(episodes)]
+        if episode.num_frames <= end + horizon:
+            raise ValueError(
+                f"plan_with_forks: {episode.path} must have more frames than prompt and plan, {end + horizon}, got "
+                f"{episode.num_frames}; lower --prompt-frames or --steps."
+            )
         start = int(rng.integers(0, episode.num_frames - end - horizon))
         frames = read_frames(episode.path, range(start, start + end + horizon))
         known = episode.actions[start : start + end]

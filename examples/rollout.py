@@ -61,6 +61,8 @@ def rollout(args: argparse.Namespace) -> None:
     pixels = read_frames(args.prompt, range(args.prompt_frames))
     prompt = torch.from_numpy(pixels).permute(3, 0, 1, 2)[None].to(device)
     actions, policy, frames_drawn = None, None, 0
+    if args.actions is not None and model.tokens.actions.kind == "none":
+        raise ValueError("rollout: the world model was trained without actions; leave --actions out.")
     if model.tokens.actions.kind != "none":
         every = read_actions(args, args.prompt_frames + args.frames)
         actions = every[:, : args.prompt_frames].to(device)

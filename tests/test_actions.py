@@ -103,6 +103,13 @@ def test_an_unknown_action_differs_from_every_known_one() -> None:
         assert torch.equal(embedding(GroupedActions(values=values, known=~known)), unknown)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_of_another_precision_takes_float_actions(dtype: torch.dtype) -> None:
+    """Continuous ones, always of single precision, met weights of another in an error of PyTorch's."""
+    embedding = ActionEmbedding(ActionSpec(kind="continuous", size=2), F, width=8).to(dtype)
+    assert embedding(group_actions(torch.randn(1, 9, 2), F)).dtype == dtype
+
+
 def test_an_untrained_model_ignores_actions() -> None:
     embedding = ActionEmbedding(ActionSpec(kind="discrete", size=3), F, width=8)
     assert not embedding(group_actions(torch.randint(3, (2, 9)), F)).any()

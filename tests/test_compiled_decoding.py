@@ -54,6 +54,39 @@ def test_it_is_compiled_once_for_all_slots_steps_and_windows() -> None:
     assert generator.model_calls > 8 * 6  # one for each slot, and windows read anew
 
 
+def test_forks_at_many_lengths_of_the_past_are_compiled_a_few_times() -> None:
+    """Each length was compiled anew, and the ninth ended in an error of PyTorch's."""
+    counter = CompileCounter()
+    tokens = replace(CONFIG.tokens, height=1, width=2)  # type: ignore[type-var]
+    config = replace(CONFIG, tokens=tokens, max_steps=12, transformer=replace(CONFIG.transformer, depth=1))
+    model, actions = random_model(config), random_actions(config, 1, 20)
+    assert actions is not None
+    plain = StepGenerator(model, random_tokens(config, 1, 2), actions[:2], Sampler(seed=3))
+    compiled = StepGenerator(model, random_tokens(config, 1, 2), actions[:2], Sampler(seed=3))
+    compiled._compiled = CompiledSlot(model, Sampler(seed=3), backend=counter)  # type: ignore[arg-type]
+    for step in range(2, 13):
+        futures = actions[step : step + 1].repeated(2)
+        assert torch.equal(compiled.fork(2).step(futures), plain.fork(2).step(futures))
+        one = actions[step : step + 1]
+        assert torch.equal(compiled.step(one), plain.step(one))
+    assert counter.frame_count <= 4  # rollouts and forks, and no more for buffers made when a window moves
+
+
+def test_more_versions_are_compiled_than_pytorch_would_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ninth batch size, or temperature, ended in an error of PyTorch's."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    tokens = replace(CONFIG.tokens, height=1, width=1)  # type: ignore[type-var]
+    config = replace(CONFIG, tokens=tokens, transformer=replace(CONFIG.transformer, depth=1))
+    model = random_model(config)
+    slot = CompiledSlot(model, Sampler(), backend="eager")
+    for batch in (1, 2, 3):
+        actions = random_actions(config, batch, 3)
+        assert actions is not None
+        generator = StepGenerator(model, random_tokens(config, batch, 2), actions[:2], Sampler())
+        generator._compiled = slot
+        assert len(generator.step(actions[2:])) == batch
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_nothing_in_the_loop_waits_for_the_device(name: str) -> None:
     """Fake tensors have no values: whatever looks at one fails."""

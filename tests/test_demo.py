@@ -121,6 +121,8 @@ def test_plans_are_tried_in_the_real_game(run: Path, tmp_path: Path, capsys: pyt
     assert example.main([f"--model={model}", f"--episodes={episodes}", f"--output={output}", *arguments]) == 0
     assert "plans were nearer for" in capsys.readouterr().out
     assert output.read_bytes().startswith(b"\x89PNG")
+    assert example.main([f"--model={model}", f"--episodes={episodes}", f"--output={output}", "--steps=1000"]) == 2
+    assert "lower --prompt-frames or --steps" in capsys.readouterr().err
 
 
 def test_changed_rollouts_redo_the_last_stage_alone(demo, run: Path) -> None:

@@ -192,6 +192,8 @@ def test_groups_cover_a_step_once_in_order() -> None:
         groups = diagonal_groups(height, width, window, torch.device("cpu"))
         assert sorted(torch.cat([group.slots for group in groups]).tolist()) == list(range(height * width))
         assert len(groups) == width + (height - 1) * min(window, width)
+    with pytest.raises(ValueError, match="window must be at least 1"):  # scores were too good: each saw itself above
+        random_model().score(random_tokens(CONFIG, 1, 2), random_actions(CONFIG, 1, 2), window=0)
     assert [group.slots.item() for group in raster_groups(2, 2, torch.device("cpu"))] == [0, 1, 2, 3]
     assert known_after(8, 6)[-1] == 6 and known_after(3, 64)[-1] == 64 and known_after(1, 4) == [4]
 
@@ -286,6 +288,35 @@ def test_a_step_takes_as_long_after_a_thousand_frames_as_after_ten() -> None:
         roll(generator, actions, 2, 4)
         seconds.append(time.perf_counter() - begun)
     assert statistics.median(seconds[-60:]) < 1.3 * statistics.median(seconds[3:63])
+
+
+@pytest.mark.parametrize("name", ["full", "factored", "patches", "masked"])
+def test_steps_are_drawn_under_autocast(name: str) -> None:
+    """Keys of half precision were refused by whole buffers where tokens are placed one by one, along diagonals."""
+    config = KINDS[name]
+    orders = [Decoding(), Decoding(order="diagonal")] if config.prediction == "causal" else [Decoding()]
+    for decoding in orders:
+        with torch.autocast("cpu", torch.bfloat16):
+            generator, actions = start(config, decoding=decoding)
+            drawn = roll(generator, actions, 2, 4)
+        assert drawn.shape[1] == 4 and drawn.isfinite().all()
+
+
+@pytest.mark.parametrize(("count", "rows_told"), [(3, 2), (6, 2), (5, 1)])
+def test_actions_of_other_steps_than_the_pasts_are_named(count: int, rows_told: int) -> None:
+    """The newest of each were taken, and so actions were told of steps that weren't theirs."""
+    actions = rows(random_actions(CONFIG, 2, 9), slice(0, rows_told))
+    assert actions is not None
+    message = rf"each of the 2 rollouts and 5 latent steps .*got \({rows_told}, {count}\)"
+    with pytest.raises(ValueError, match=message):
+        StepGenerator(random_model(CONFIG), random_tokens(CONFIG, 2, 5), actions[:count], SAMPLER)
+
+
+def test_actions_of_another_batch_are_named_before_anything_is_drawn() -> None:
+    generator, actions = start(CONFIG)
+    with pytest.raises(ValueError, match=r"each of the 2 rollouts and 1 latent steps .*got \(1, 1\)"):
+        generator.step(of_step(rows(actions, slice(0, 1)), 2))
+    same(roll(generator, actions, 2, 2), roll(start(CONFIG)[0], actions, 2, 2))
 
 
 def begin(config: WorldModelConfig = CONFIG, **changes: Any) -> None:

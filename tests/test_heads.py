@@ -111,6 +111,15 @@ def test_uniform_numbers_become_normal_ones() -> None:
     assert normal_numbers(torch.tensor([[0.0, 0.5], [1.0, 1.0]])).isfinite().all()
 
 
+@torch.no_grad()
+def test_a_half_precision_head_draws_finite_patches() -> None:
+    """It rounded uniform numbers to 1, whose normal numbers are infinite: one in 500 of bfloat16's."""
+    head = FlowHead(2, 4, FlowConfig(width=8, depth=1, sampling_steps=2)).to(torch.bfloat16)
+    noise = torch.tensor([[[0.9999, 0.25], [1.0, 0.0]]])
+    drawn = head.draw(torch.zeros(1, 2, 4, dtype=torch.bfloat16), None, noise, Sampler(), ()).tokens
+    assert drawn.dtype == torch.bfloat16 and drawn.isfinite().all()
+
+
 def test_the_flow_learns_a_distribution_that_depends_on_what_it_is_told() -> None:
     """Two modes at -c and c for what it is told, c: their mean is none of them."""
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from world_models import CAUSAL, CONFIG, FLOW, MASKED, PATCHES, TOKENS, VARIANTS, of_step, random_actions, random_model
 from world_models import random_tokens as tokens_for
 
-from world_model.actions import GroupedActions
+from world_model.actions import ActionSpec, GroupedActions
 from world_model.architecture import FlowConfig, WorldModelConfig
 from world_model.corruption import corrupt_tokens, drop_actions
 from world_model.decoding import raster_groups
@@ -272,6 +272,7 @@ def test_weights_of_another_architecture_are_one_clear_error(tmp_path: Path) -> 
         ({"tokens": TOKENS, "flow": FlowConfig()}, "flow is for continuous tokens; leave it out"),
         ({"tokens": PATCHES, "vocabulary": "flat"}, "vocabulary and copy_neighbourhood are for codes"),
         ({"tokens": replace(TOKENS, fsq_levels=None), "vocabulary": "factored"}, "needs the tokens' fsq_levels"),
+        ({"tokens": replace(TOKENS, actions=ActionSpec()), "action_dropout": 0.1}, "action_dropout is for tokens with"),
         ({"corruption": 1.5}, r"corruption must be in \[0, 1\], got 1.5"),
     ],
 )

@@ -168,6 +168,9 @@ class ActionEmbedding(nn.Module):
                 f"ActionEmbedding: actions must come {self.temporal_factor} a latent step (the tokenizer's "
                 f"temporal factor), got {actions.known.shape[2]}; group them with group_actions."
             )
-        embedded = torch.where(actions.known[..., None], self.embed(actions.values), self.unknown)
+        values = actions.values
+        if self.spec.kind == "continuous":
+            values = values.to(self.unknown.dtype)  # actions are told in single precision whatever the model's is
+        embedded = torch.where(actions.known[..., None], self.embed(values), self.unknown)
         joined = self.join(rearrange(embedded, "b T f e -> b T (f e)"))
         return self.project(nn.functional.silu(joined))

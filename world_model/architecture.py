@@ -120,6 +120,11 @@ class WorldModelConfig:
 
     def _check_tokens(self, tokens: TokenSpec) -> None:
         """What is for one kind of tokens alone must not be set for the other."""
+        if self.action_dropout and tokens.actions.kind == "none":
+            raise ValueError(
+                f"WorldModelConfig: action_dropout is for tokens with actions, got {self.action_dropout} for none; "
+                "leave it out."
+            )
         if tokens.kind == "discrete" and self.flow is not None:
             raise ValueError("WorldModelConfig: flow is for continuous tokens; leave it out for codes.")
         if tokens.kind == "continuous" and (self.copy_neighbourhood or self.vocabulary != "auto"):

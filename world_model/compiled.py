@@ -1,7 +1,8 @@
 """Raster decoding with one compiled call a token: shapes are the same at every slot, and nothing waits for the device.
 
 Where slots stand is told by tensors, and attention looks over all of the cache's room, masked, so that the call is
-compiled once. On CUDA it is captured as a graph (`mode="reduce-overhead"`).
+compiled once; and once more for each other batch size, sampler or number of forks in a row. On CUDA it is captured as a
+graph (`mode="reduce-overhead"`).
 
 Shapes: b rollouts, n slots of a step.
 """
@@ -14,6 +15,8 @@ from torch import Tensor
 from world_model.cache import TransformerCache
 from world_model.model import StepContext, WorldModel
 from world_model.sampler import Sampler
+
+VERSIONS = 64  # compiled at most; PyTorch's own limit of 8 would end a process that tries nine batch sizes
 
 
 class CompiledSlot:
@@ -28,9 +31,14 @@ class CompiledSlot:
         """Fill `current` (b, n[, p]) by uniform numbers (b, n, .); the cache's length stays."""
         base = torch.full((1,), cache.length, device=current.device)
         fixed = replace(cache, length=0)  # a number would be compiled in
+        if cache.shared:  # forks leave their pasts at any length
+            for segment in (*cache.shared, cache.own):
+                torch._dynamo.maybe_mark_dynamic(segment.keys, 3)
+                torch._dynamo.maybe_mark_dynamic(segment.values, 3)
         slots = torch.arange(current.shape[1], device=current.device)
-        for i in range(current.shape[1]):
-            self._slot(current, slots[i : i + 1], base, context, fixed, noise)
+        with torch._dynamo.config.patch(recompile_limit=VERSIONS):
+            for i in range(current.shape[1]):
+                self._slot(current, slots[i : i + 1], base, context, fixed, noise)
 
     def _draw_slot(
         self,

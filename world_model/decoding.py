@@ -97,6 +97,10 @@ def diagonal_groups(height: int, width: int, window: int, device: torch.device) 
         >>> [group.slots.tolist() for group in diagonal_groups(2, 3, 1, torch.device("cpu"))]
         [[0], [1, 3], [2, 4], [5]]
     """
+    if window < 1:
+        raise ValueError(
+            f"diagonal_groups: window must be at least 1 (a token is told the one above it), got {window}."
+        )
     rows, columns = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
     call = columns + rows * min(window, width)
     groups = []

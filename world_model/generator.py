@@ -51,6 +51,8 @@ class StepGenerator:
             raise ValueError(
                 f"StepGenerator: past_steps must be 1 to {steps} for each of the {batch} rollouts, got {counts}."
             )
+        if actions is not None:
+            _check_actions(actions, batch, steps, "the past's steps")
         model.head.check_sampler(sampler)
         self.guided = sampler.guidance != 1
         if self.guided and (actions is None or model.config.action_dropout == 0):
@@ -78,6 +80,8 @@ class StepGenerator:
 
     def step(self, actions: GroupedActions | None) -> Tensor:
         """Draw the next latent step (b, H, W[, p]) under its actions, one step of them."""
+        if actions is not None:
+            _check_actions(actions, len(self._tokens), 1, "the step")
         with torch.inference_mode():
             drawn = self._draw(actions)
         drawn = drawn.clone()  # an ordinary tensor, that a caller may use for training
@@ -91,7 +95,7 @@ class StepGenerator:
     def fork(self, futures: int = 1, indices: Sequence[int] | None = None) -> "StepGenerator":
         """`futures` rollouts for each of these, side by side, that go on independently from one past, which is not
         copied. They draw the same random numbers, or those of `indices`, one for each."""
-        twin, self._lent = copy(self), True
+        twin = copy(self)
         twin._lent = False
         twin._cache = self._cache.fork(futures)
         twin._tokens = self._tokens.repeat_interleave(futures, dim=0)
@@ -106,6 +110,7 @@ class StepGenerator:
             raise ValueError(
                 f"StepGenerator: indices must name each of the {len(twin._tokens)} futures, got {len(indices)}."
             )
+        self._lent = True
         return twin
 
     @property
@@ -187,6 +192,7 @@ class StepGenerator:
         """The actions of the model's rows."""
         return actions.and_unknown() if self.guided and actions is not None else actions
 
+    @torch.inference_mode(False)  # buffers of one kind, whenever they are made: a compiled call tells the kinds apart
     @torch.no_grad()
     def _read(self, cache: TransformerCache | None) -> TransformerCache:
         """The newest of the past steps, as a window of its own; in the old cache's buffers unless forks read them."""
@@ -195,10 +201,19 @@ class StepGenerator:
             self._actions = self._actions[slice(-self._keep, None)]
         rows = self._rows(self._tokens)
         missing = (self._tokens.shape[1] - self._counts).clamp(min=0)
-        padding = self._rows(missing.to(self.model.device)) if missing.any() else None
+        padding = self._rows(missing.to(self.model.device, non_blocking=True)) if missing.any() else None
         if cache is None or cache.shared or self._lent:
             empty, self._lent = self.model.init_cache(len(rows), padding), False
         else:
             empty = self.model.emptied(cache, padding)
         self.model_calls += 1
         return self.model.prefill(rows, self._told(self._actions), empty)
+
+
+def _check_actions(actions: GroupedActions, batch: int, steps: int, what: str) -> None:
+    """Actions of other steps than the tokens' would be told as theirs."""
+    if actions.known.shape[:2] != (batch, steps):
+        raise ValueError(
+            f"StepGenerator: actions must be given for each of the {batch} rollouts and {steps} latent steps ({what}), "
+            f"got {tuple(actions.known.shape[:2])}; group_actions makes them of one action for each frame."
+        )

@@ -87,7 +87,8 @@ class Attention(nn.Module):
 
     def step(self, x: Tensor, rotation: Rotation, cache: LayerCache, at: Placement) -> Tensor:
         """As `forward` for some tokens, whose keys and values it writes into the cache's buffers."""
-        q, k, v = self._project(x, rotation)
+        # Under autocast they are of another precision than the buffers.
+        q, k, v = (part.to(cache.own.keys.dtype) for part in self._project(x, rotation))
         segments = cache.write(k, v, at)
         return self._join(attention_over(q, segments, causal=at.causal, mask=at.mask, backend=self.backend))
 

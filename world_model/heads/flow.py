@@ -91,7 +91,7 @@ class FlowHead(nn.Module):
         hidden has 2 b rows: those told the actions, and then the same without, and velocities are
         `without + guidance * (with - without)`.
         """
-        x = sampler.temperature * normal_numbers(noise.to(hidden.dtype))[..., : self.patch_dim]
+        x = (sampler.temperature * normal_numbers(noise)[..., : self.patch_dim]).to(hidden.dtype)
         steps = sampler.flow_steps or self.cfg.sampling_steps
         levels = torch.linspace(0, 1, steps + 1, device=x.device, dtype=x.dtype)
         for i in range(steps):
@@ -127,8 +127,9 @@ class FlowBlock(nn.Module):
 
 
 def normal_numbers(uniforms: Tensor) -> Tensor:
-    """Standard normal numbers (..., n) of as many uniform ones, n even, by Box and Muller's transform."""
-    one, other = uniforms.chunk(2, dim=-1)
+    """Standard normal numbers (..., n) of as many uniform ones, n even, by Box and Muller's transform; of at least
+    single precision, for half would round uniform numbers to 1, and make infinite ones of them."""
+    one, other = (uniforms if uniforms.dtype == torch.float64 else uniforms.float()).chunk(2, dim=-1)
     radius = (-2 * torch.log1p(-one.clamp(max=1 - 1e-7))).sqrt()
     angle = 2 * math.pi * other
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)
