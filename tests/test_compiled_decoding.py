@@ -133,3 +133,4 @@ def test_on_cuda_the_compiled_slot_draws_the_same_without_waiting() -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(*rolls)
+    assert torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] == 0

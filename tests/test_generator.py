@@ -78,6 +78,13 @@ def test_beyond_the_context_the_window_moves_by_whole_steps(name: str, max_steps
         codes, held = torch.cat([codes, drawn[:, None]], dim=1), held + 1
 
 
+def test_a_past_that_leaves_room_for_a_step_is_read_as_it_is() -> None:
+    model, codes, actions = random_model(), random_tokens(CONFIG, 2, 3), random_actions(CONFIG, 2, 4)
+    assert actions is not None and CONFIG.max_steps == 4
+    generator = StepGenerator(model, codes, actions[:3], Sampler(temperature=0), decoding=Decoding(move=3))
+    assert torch.equal(generator.step(actions[3:]), greedy_from(model, codes, actions))
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_the_same_seed_gives_the_same_rollout_whatever_the_batch(name: str) -> None:
     config = KINDS[name]
@@ -187,6 +194,17 @@ def test_a_diagonal_sees_what_has_been_drawn_before_it() -> None:
     assert mask[:6, :6].equal(mask[6:, 6:]) and not mask[:6, 6:].any()
 
 
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_models_of_other_dtypes_take_the_same_tokens(name: str, dtype: torch.dtype) -> None:
+    config = KINDS[name]
+    model, tokens, actions = random_model(config).to(dtype), random_tokens(config, 2, 2), random_actions(config, 2, 4)
+    assert actions is not None
+    assert model.loss(tokens, actions[:2]).isfinite()
+    drawn = StepGenerator(model, tokens, actions[:2], SAMPLER).step(of_step(actions, 2))
+    assert drawn.dtype == (dtype if drawn.is_floating_point() else torch.int64)
+
+
 def test_groups_cover_a_step_once_in_order() -> None:
     for height, width, window in ((4, 5, 1), (4, 5, 2), (1, 3, 1), (3, 1, 1)):
         groups = diagonal_groups(height, width, window, torch.device("cpu"))
@@ -196,6 +214,7 @@ def test_groups_cover_a_step_once_in_order() -> None:
         random_model().score(random_tokens(CONFIG, 1, 2), random_actions(CONFIG, 1, 2), window=0)
     assert [group.slots.item() for group in raster_groups(2, 2, torch.device("cpu"))] == [0, 1, 2, 3]
     assert known_after(8, 6)[-1] == 6 and known_after(3, 64)[-1] == 64 and known_after(1, 4) == [4]
+    assert len(known_after(20, 6)) == 6  # no call is made for nothing
 
 
 @pytest.mark.parametrize("name", ["masked", "masked factored"])

@@ -1,8 +1,8 @@
 """Raster decoding with one compiled call a token: shapes are the same at every slot, and nothing waits for the device.
 
 Where slots stand is told by tensors, and attention looks over all of the cache's room, masked, so that the call is
-compiled once; and once more for each other batch size, sampler or number of forks in a row. On CUDA it is captured as a
-graph (`mode="reduce-overhead"`).
+compiled once; and once more for each other batch size, sampler or number of forks in a row. On CUDA it is meant to be
+captured as a graph (`mode="reduce-overhead"`).
 
 Shapes: b rollouts, n slots of a step.
 """
@@ -31,6 +31,9 @@ class CompiledSlot:
         """Fill `current` (b, n[, p]) by uniform numbers (b, n, .); the cache's length stays."""
         base = torch.full((1,), cache.length, device=current.device)
         fixed = replace(cache, length=0)  # a number would be compiled in
+        if current.is_cuda:  # a graph that writes into buffers needs to know that they stay where they are
+            for buffer in (cache.own.keys, cache.own.values):
+                torch._dynamo.mark_static_address(buffer, guard=False)
         if cache.shared:  # forks leave their pasts at any length
             for segment in (*cache.shared, cache.own):
                 torch._dynamo.maybe_mark_dynamic(segment.keys, 3)
@@ -38,7 +41,8 @@ class CompiledSlot:
         slots = torch.arange(current.shape[1], device=current.device)
         with torch._dynamo.config.patch(recompile_limit=VERSIONS):
             for i in range(current.shape[1]):
-                self._slot(current, slots[i : i + 1], base, context, fixed, noise)
+                drawn = self._slot(current, slots[i : i + 1], base, context, fixed, noise)
+                current.index_copy_(1, slots[i : i + 1], drawn)
 
     def _draw_slot(
         self,
@@ -48,8 +52,7 @@ class CompiledSlot:
         context: StepContext,
         cache: TransformerCache,
         noise: Tensor,
-    ) -> None:
+    ) -> Tensor:
         rows = torch.cat([current, current]) if self.sampler.guidance != 1 else current
         hidden = self.model.step_at(rows, slot, base, context, cache)
-        drawn = self.model.draw(hidden, slot, context, noise.index_select(1, slot), self.sampler)
-        current.index_copy_(1, slot, drawn.tokens)
+        return self.model.draw(hidden, slot, context, noise.index_select(1, slot), self.sampler).tokens

@@ -130,10 +130,13 @@ def diagonal_mask(steps: int, height: int, width: int, window: int, device: torc
 def known_after(steps: int, slots: int) -> list[int]:
     """How many of the slots are known after each of so many masked draws, few at first (MaskGIT's cosine).
 
+    There are no more draws than slots.
+
     Example:
         >>> known_after(4, 64)
         [5, 19, 40, 64]
     """
+    steps = min(steps, slots)
     counts = [slots - math.floor(slots * math.cos(math.pi / 2 * (i + 1) / steps)) for i in range(steps)]
     counts[-1] = slots
     return [max(count, min(i + 1, slots)) for i, count in enumerate(counts)]

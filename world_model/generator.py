@@ -22,7 +22,7 @@ class StepGenerator:
     model's.
 
     A model sees `max_steps` latent steps. When they are full, the oldest `decoding.move` are dropped and the rest read
-    in anew, as a window of its own; so are all but the newest steps of a longer past. Pasts of different lengths go
+    in anew, as a window of its own; so is a past that leaves no room for a step. Pasts of different lengths go
     together by their ends: `past_steps` tells how many steps of each row count, all without.
     """
 
@@ -72,7 +72,7 @@ class StepGenerator:
             self._groups = diagonal_groups(tokens_of.height, tokens_of.width, window, model.device)
         self._compiled = CompiledSlot(model, sampler) if self.decoding.compiled else None
         self._keep = model.config.max_steps - self.decoding.moved_by(model.config.max_steps)
-        self._tokens = tokens
+        self._tokens = tokens.to(model.dtype) if tokens.is_floating_point() else tokens
         self._actions = actions
         self._counts = torch.tensor(counts)  # on the host: no step waits for them
         self._lent = False  # whether forks read the cache's buffers
@@ -195,10 +195,15 @@ class StepGenerator:
     @torch.inference_mode(False)  # buffers of one kind, whenever they are made: a compiled call tells the kinds apart
     @torch.no_grad()
     def _read(self, cache: TransformerCache | None) -> TransformerCache:
-        """The newest of the past steps, as a window of its own; in the old cache's buffers unless forks read them."""
-        self._tokens = self._tokens[:, -self._keep :]
+        """The newest of the past steps, as a window of its own; in the old cache's buffers unless forks read them.
+
+        A past that leaves room for a step is read as it is.
+        """
+        fits = cache is None and self._tokens.shape[1] < self.model.config.max_steps
+        newest = slice(None) if fits else slice(-self._keep, None)
+        self._tokens = self._tokens[:, newest]
         if self._actions is not None:
-            self._actions = self._actions[slice(-self._keep, None)]
+            self._actions = self._actions[newest]
         rows = self._rows(self._tokens)
         missing = (self._tokens.shape[1] - self._counts).clamp(min=0)
         padding = self._rows(missing.to(self.model.device, non_blocking=True)) if missing.any() else None

@@ -121,7 +121,7 @@ class WorldModel(nn.Module):
         1, H, W) bool tells, none without. `corruption` (b,), told to the model, is the share of the tokens that has
         been replaced, as a part of the config's most.
         """
-        self._check_window(tokens)
+        tokens = self._checked_window(tokens)
         if known is not None and self.config.prediction == "causal":
             raise ValueError("WorldModel: known is for masked models; a causal one knows the tokens before each.")
         if window is not None and self.config.prediction == "masked":
@@ -173,6 +173,7 @@ class WorldModel(nn.Module):
         """
         if tokens.shape[1] < 2:
             raise ValueError(f"WorldModel: a window must have at least 2 steps to score, got {tokens.shape[1]}.")
+        tokens = self._checked(tokens)
         inputs, corruption, targets = tokens, None, tokens[:, 1:]
         if self.training:
             if self.config.corruption:
@@ -237,7 +238,7 @@ class WorldModel(nn.Module):
         """Take in whole steps (b, T, H, W[, p]) after those in the cache, the last of which is `previous` (b, H, W[,
         p])."""
         self._check_boundary(cache, previous)
-        self._check_tokens(tokens)
+        tokens = self._checked(tokens)
         steps, n = tokens.shape[1], self.tokens.tokens_per_step
         cache.check_room(steps * n)
         before = torch.cat([(tokens[:, 0] if previous is None else previous)[:, None], tokens[:, :-1]], dim=1)
@@ -380,15 +381,17 @@ class WorldModel(nn.Module):
                 f"previous {'was not' if previous is None else 'was'} given."
             )
 
-    def _check_window(self, tokens: Tensor) -> None:
-        self._check_tokens(tokens)
+    def _checked_window(self, tokens: Tensor) -> Tensor:
+        tokens = self._checked(tokens)
         if tokens.shape[1] > self.config.max_steps:
             raise ValueError(
                 f"WorldModel: a window must have at most {self.config.max_steps} latent steps (max_steps), "
                 f"got {tokens.shape[1]}."
             )
+        return tokens
 
-    def _check_tokens(self, tokens: Tensor) -> None:
+    def _checked(self, tokens: Tensor) -> Tensor:
+        """Tokens that fit the model; patches in its dtype."""
         grid, patch_dim = (self.tokens.height, self.tokens.width), self.tokens.patch_dim
         if patch_dim is None and (tokens.ndim != 4 or tokens.shape[2:] != grid or tokens.is_floating_point()):
             raise ValueError(
@@ -400,3 +403,4 @@ class WorldModel(nn.Module):
                 f"WorldModel: patches must be floats of shape (b, T, {grid[0]}, {grid[1]}, {patch_dim}), got "
                 f"{tokens.dtype} of {tuple(tokens.shape)}."
             )
+        return tokens if patch_dim is None else tokens.to(self.dtype)
