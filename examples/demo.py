@@ -32,7 +32,7 @@ from vidtok_plugin.tokenizing import write_store
 from vidtok_plugin.video.clips import ClipDataset
 from vidtok_plugin.video.episodes import find_episodes, find_videos
 from vidtok_plugin.video.sources import find_sources
-from world_model import Sampler, WorldModel, WorldModelRunConfig
+from world_model import Decoding, Sampler, WorldModel, WorldModelRunConfig
 from world_model.measures import cross_entropies, held_out_prompts, random_actions, score_rollouts
 from world_model.record import SPLITS, RecordConfig, record
 from world_model.runs import fit_world_model
@@ -48,6 +48,7 @@ class RolloutsConfig:
     prompt_frames: int = 13
     future_frames: int = 16
     sampler: Sampler = field(default_factory=Sampler)
+    decoding: Decoding = field(default_factory=Decoding)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +177,10 @@ def evaluate(
     )
     assert prompts.actions is not None  # the demo records them
     actions = random_actions(prompts.actions, prompts.prompt_frames, model.tokens.actions.size, cfg.record.hold)
-    scores, result = score_rollouts(model, adapter, prompts, sampler=cfg.rollouts.sampler, others=actions)
+    chosen = cfg.rollouts
+    scores, result = score_rollouts(
+        model, adapter, prompts, sampler=chosen.sampler, decoding=chosen.decoding, others=actions
+    )
     summary |= asdict(scores)
 
     fps = cfg.record.file_fps

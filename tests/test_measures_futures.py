@@ -48,7 +48,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, prompts: Prompts, imagine: Any, **
 
     def fake(
         model: Any, adapter: TokenizerAdapter, *, prompt: Tensor, actions: Tensor, num_frames: int, sampler: Any,
-        indices: range,
+        decoding: Any, indices: range,
     ) -> RolloutResult:  # fmt: skip
         future = imagine(slice(indices.start, indices.stop), actions)
         return RolloutResult(

@@ -114,6 +114,7 @@ class Validation:
             self.adapter,
             prompts,
             sampler=cfg.sampler,
+            decoding=cfg.decoding,
             lpips=self.lpips,
             i3d=self.i3d,
             at_once=cfg.rollouts_at_once,
@@ -151,6 +152,7 @@ class Validation:
             stretch_frames=cfg.drift_stretch,
             real_source=str(cfg.episodes or f"{self.held_out.folder}, split {self.held_out.split}"),
             sampler=cfg.sampler,
+            decoding=cfg.decoding,
             at_once=cfg.rollouts_at_once,
             advance=lambda count: self._bar.advance(task, count),
         )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vidtok_plugin.metrics.fvd import LEAST_FRAMES
+from world_model.decoding import Decoding
 from world_model.sampler import Sampler
 
 
@@ -25,6 +26,7 @@ class MeasuresConfig:
     drift_stretch: int = 16  # frames that are taken together
     rollouts_at_once: int = 16
     sampler: Sampler = field(default_factory=Sampler)
+    decoding: Decoding = field(default_factory=Decoding)
     lpips_vgg: Path | None = None  # torchvision's VGG16 or a published VidTok checkpoint, for LPIPS
     i3d: Path | None = None  # I3D in TorchScript, for FVD
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.store import TokenStore
 from world_model.data import window_tokens
+from world_model.decoding import Decoding
 from world_model.measures.prompts import Prompts
 from world_model.measures.report import Measured, Row, from_to, numbers
 from world_model.measures.store_tokens import episode_tokens
@@ -99,6 +100,7 @@ def free_running(
     stretch_frames: int,
     real_source: str,
     sampler: Sampler,
+    decoding: Decoding | None = None,
     at_once: int = 32,
     advance: Callable[[int], None] = lambda rollouts: None,
 ) -> Drift:
@@ -131,6 +133,7 @@ def free_running(
             actions=None if beginnings.actions is None else beginnings.actions[rows].to(model.device),
             num_frames=num_frames,
             sampler=sampler,
+            decoding=decoding,
             indices=range(start, start + len(prompt)),
         )
         whole = Sequences(

@@ -17,6 +17,7 @@ from vidtok_plugin.metrics.frames import SSIM_WINDOW, bounded_psnr, frame_ssim
 from vidtok_plugin.metrics.fvd import I3D, FrechetVideoDistance
 from vidtok_plugin.metrics.lpips import LEAST_SIZE, LPIPS
 from world_model import rollout_tokens
+from world_model.decoding import Decoding
 from world_model.measures.controllability import ActionEffect, action_effect, others_actions
 from world_model.measures.prompts import Prompts
 from world_model.measures.report import Measured, Row, from_to, numbers
@@ -49,6 +50,7 @@ def imagine(
     *,
     others: Tensor | None,
     sampler: Sampler,
+    decoding: Decoding | None = None,
     indices: range | None = None,
     reconstruct: bool = True,
 ) -> Futures:
@@ -64,6 +66,7 @@ def imagine(
             actions=actions,
             num_frames=frames,
             sampler=sampler,
+            decoding=decoding,
             indices=indices,
         )
 
@@ -184,6 +187,7 @@ def prompt_then_free(
     prompts: Prompts,
     *,
     sampler: Sampler,
+    decoding: Decoding | None = None,
     lpips: LPIPS | None = None,
     i3d: I3D | None = None,
     at_once: int = 32,
@@ -207,7 +211,7 @@ def prompt_then_free(
     scores = FutureScores(lpips, i3d)
     for rows, part in prompts.parts(at_once):
         own = None if others is None else others[rows.start : rows.stop]
-        scores.add(imagine(model, adapter, part, others=own, sampler=sampler, indices=rows))
+        scores.add(imagine(model, adapter, part, others=own, sampler=sampler, decoding=decoding, indices=rows))
         advance(len(part))
     distance = None
     if i3d is not None and len(prompts) < fvd.LEAST_CLIPS:

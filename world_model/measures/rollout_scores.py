@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from world_model.decoding import Decoding
 from world_model.measures.controllability import others_actions
 from world_model.measures.futures import FutureScores, imagine
 from world_model.measures.prompts import Prompts
@@ -26,7 +27,13 @@ class RolloutScores:
 
 
 def score_rollouts(
-    model: WorldModel, adapter: TokenizerAdapter, prompts: Prompts, *, sampler: Sampler, others: Tensor | None = None
+    model: WorldModel,
+    adapter: TokenizerAdapter,
+    prompts: Prompts,
+    *,
+    sampler: Sampler,
+    decoding: Decoding | None = None,
+    others: Tensor | None = None,
 ) -> tuple[RolloutScores, RolloutResult]:
     """Rolls out every prompt under its real actions and under `others` (b, t[, a]), by default another prompt's.
 
@@ -40,7 +47,7 @@ def score_rollouts(
     scores = FutureScores()
     if others is None:
         others = others_actions(prompts.actions, prompts.prompt_frames)
-    futures = imagine(model, adapter, prompts, others=others, sampler=sampler, reconstruct=False)
+    futures = imagine(model, adapter, prompts, others=others, sampler=sampler, decoding=decoding, reconstruct=False)
     scores.add(futures)
     effect, by_frame = scores.action_effect(), scores.all()
     assert effect is not None
