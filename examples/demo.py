@@ -53,7 +53,7 @@ class RolloutsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The demo's own settings; `tokenizer/demo.yaml` and `world_model/demo.yaml` hold the training's."""
+    """The demo's own settings; those of the training are in `tokenizer/` and `world_model/`."""
 
     record: RecordConfig
     rollouts: RolloutsConfig
@@ -85,7 +85,7 @@ def demo(args: argparse.Namespace) -> None:
     model_cfg = section(
         "world_model",
         WorldModelRunConfig,
-        ["world_model/demo.yaml"],
+        ["world_model/demo.yaml", "world_model/actions.yaml"],
         args.overrides,
         {
             "output": out / "world_model",

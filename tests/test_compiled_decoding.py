@@ -72,9 +72,9 @@ def test_forks_at_many_lengths_of_the_past_are_compiled_a_few_times() -> None:
     assert counter.frame_count <= 4  # rollouts and forks, and no more for buffers made when a window moves
 
 
-def test_more_versions_are_compiled_than_pytorch_would_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_more_versions_are_compiled_than_pytorch_would_by_itself() -> None:
     """A ninth batch size, or temperature, ended in an error of PyTorch's."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     tokens = replace(CONFIG.tokens, height=1, width=1)  # type: ignore[type-var]
     config = replace(CONFIG, tokens=tokens, transformer=replace(CONFIG.transformer, depth=1))
     model = random_model(config)

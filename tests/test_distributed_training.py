@@ -197,7 +197,7 @@ def test_a_sharded_world_model_learns_as_a_whole_one(store: Path, tmp_path: Path
         assert in_shares[step] == pytest.approx(values, rel=1e-4), step
     ours, theirs = (WorldModel.from_pretrained(folder / "model") for folder in (tmp_path, sharded))
     for name, weight in theirs.named_parameters():
-        torch.testing.assert_close(weight, ours.get_parameter(name), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(weight, ours.get_parameter(name), rtol=1e-3, atol=5e-5)  # Adam on rounding noise
 
 
 def test_a_sharded_run_goes_on_unsharded(store: Path, tmp_path: Path, sharded: Path) -> None:

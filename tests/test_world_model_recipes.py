@@ -12,10 +12,15 @@ from world_model.data import window_actions, window_tokens
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "world_model"
 RECIPES = {
     "demo": ["demo"],
+    "actions": ["demo", "actions"],
     "masked": ["demo", "masked"],
     "sharded": ["demo", "sharded"],
     "masked and sharded": ["demo", "masked", "sharded"],
 }
+
+
+def test_every_recipe_is_tried() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {file for files in RECIPES.values() for file in files}
 
 
 @pytest.mark.parametrize("metadata", [None, PATCHES], ids=["codes", "patches"])
