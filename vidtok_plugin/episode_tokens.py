@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def encode_episode(
-    adapter: "TokenizerAdapter", episode: Episode | Path, frames: range | None = None, chunk_frames: int = 16
+    adapter: "TokenizerAdapter", episode: Episode | Path, frames: range | None = None, chunk_frames: int = 64
 ) -> dict[str, Tensor]:
     """The codes (N, H, W) int32 of some frames of an episode, all by default, or a KL model's patches (N, H, W, d)
     float32; and its actions if it has any: actions (N, f[, a]) and num_actions (N,) uint8.

@@ -48,7 +48,7 @@ def write_store(
     root: str | Path | None = None,
     clip_frames: int | None = None,
     episodes_per_shard: int = 32,
-    chunk_frames: int = 16,
+    chunk_frames: int = 64,
     update: bool = False,
     progress: bool = False,
 ) -> TokenStore:
@@ -96,7 +96,7 @@ def write_shards(
     root: str | Path | None = None,
     clip_frames: int | None = None,
     episodes_per_shard: int = 32,
-    chunk_frames: int = 16,
+    chunk_frames: int = 64,
     update: bool = False,
     progress: bool = False,
     process: Process = THE_ONLY_PROCESS,
