@@ -32,9 +32,10 @@ from vidtok_plugin.tokenizing import write_store
 from vidtok_plugin.video.clips import ClipDataset
 from vidtok_plugin.video.episodes import find_episodes, find_videos
 from vidtok_plugin.video.sources import find_sources
-from world_model import Decoding, Sampler, WorldModel, WorldModelRunConfig
+from world_model import Decoding, Sampler, WorldModelRunConfig
 from world_model.measures import cross_entropies, held_out_prompts, random_actions, score_rollouts
 from world_model.record import SPLITS, RecordConfig, record
+from world_model.rollout_files import load_model
 from world_model.runs import fit_world_model
 
 SECTIONS = ("tokenizer", "world_model")
@@ -141,8 +142,7 @@ def evaluate(
     out = cfg.output
     folder = model_cfg.output / "model"
     device = default_device()
-    model = WorldModel.from_pretrained(folder).eval().to(device)
-    adapter = TokenizerAdapter.from_pretrained(folder / "adapter").to(device)
+    model, adapter = load_model(folder, device)
     summary: dict[str, float] = {}
 
     data = tokenizer_cfg.data

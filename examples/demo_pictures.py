@@ -15,18 +15,12 @@ from torch import Tensor
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.tokenizer.objective import frame_psnr
-from vidtok_plugin.video.writing import write_video
+from vidtok_plugin.video.writing import to_pixels, write_video
 from world_model.measures import CrossEntropies, Prompts
 from world_model.rollout import RolloutResult
 
 SCALE = 4  # of the frames in the video
 ROWS = 4  # rollouts that are shown
-
-
-def to_pixels(video: Tensor) -> np.ndarray:
-    """Video (3, t, h, w) in [-1, 1] -> uint8 (t, h, w, 3)."""
-    pixels = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return pixels.permute(1, 2, 3, 0).cpu().numpy()
 
 
 def shown(prompts: Prompts) -> list[int]:

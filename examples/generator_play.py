@@ -14,7 +14,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from demo_pictures import to_pixels
 from rich.progress import track
 from stages import CONFIGS, Stages
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from vidtok_plugin.tokenizer.objective import frame_psnr
 from vidtok_plugin.tokenizer.runs import fit_tokenizer
 from vidtok_plugin.video.clips import ClipDataset
 from vidtok_plugin.video.sources import find_sources
+from vidtok_plugin.video.writing import to_pixels
 from world_model.record import RecordConfig, record
 
 ENCODED_AT_ONCE = 8  # clips

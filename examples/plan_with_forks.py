@@ -24,8 +24,10 @@ from vidtok_plugin.devices import default_device
 from vidtok_plugin.tokenizer.objective import frame_psnr
 from vidtok_plugin.video.episodes import Episode, find_episodes
 from vidtok_plugin.video.reading import read_frames
+from vidtok_plugin.video.writing import to_pixels
 from world_model import GroupedActions, Sampler, StepGenerator, WorldModel, group_actions
 from world_model.record import replay
+from world_model.rollout_files import as_batch, load_model
 from world_model.rollout_tokens import decode_steps, encode_prompt, video_tokens_of
 
 SCALE = 3  # of the picture
@@ -33,7 +35,7 @@ SCALE = 3  # of the picture
 
 def as_video(frames: np.ndarray, device: torch.device) -> Tensor:
     """uint8 (t, h, w, 3) -> (1, 3, t, h, w) in [-1, 1]."""
-    return torch.from_numpy(frames).permute(3, 0, 1, 2)[None].to(device).float() / 127.5 - 1
+    return as_batch(frames).to(device).float() / 127.5 - 1
 
 
 def candidate_actions(candidates: int, steps: int, model: WorldModel, rng: np.random.Generator) -> GroupedActions:
@@ -70,8 +72,7 @@ def last_frame(episode: Episode, actions: Sequence[int], device: torch.device) -
 
 def demo(args: argparse.Namespace) -> None:
     device, rng = default_device(), np.random.default_rng(args.seed)
-    model = WorldModel.from_pretrained(args.model).to(device)
-    adapter = TokenizerAdapter.from_pretrained(args.model / "adapter").to(device)
+    model, adapter = load_model(args.model, device)
     if model.tokens.actions.kind != "discrete":
         raise ValueError("plan_with_forks: the world model must have learned discrete actions; train it on play.")
     f = model.tokens.temporal_factor
@@ -117,8 +118,7 @@ def demo(args: argparse.Namespace) -> None:
         f"PSNR of the real game's last frame to the goal: {planned_psnr:.2f} dB under plans, {random_psnr:.2f} under "
         f"random ones; plans were nearer for {wins} of {len(scores)} goals"
     )
-    sheet = torch.cat(rows, dim=3)[0, :, 0].permute(1, 2, 0)
-    pixels = ((sheet.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+    pixels = to_pixels(torch.cat(rows, dim=3)[0])[0]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).resize((pixels.shape[1] * SCALE, pixels.shape[0] * SCALE), Image.Resampling.NEAREST).save(
         args.output

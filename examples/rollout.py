@@ -15,79 +15,43 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from vidtok_plugin import TokenizerAdapter
 from vidtok_plugin.commands import add_command, run_command
 from vidtok_plugin.devices import default_device
-from vidtok_plugin.video.episodes import actions_path
-from vidtok_plugin.video.reading import probe, read_frames
-from vidtok_plugin.video.writing import VideoWriter
-from world_model import Decoding, Sampler, WorldModel, stream_rollout
-
-
-def to_pixels(video: Tensor) -> np.ndarray:
-    """Video (1, 3, t, h, w) in [-1, 1] -> uint8 (t, h, w, 3)."""
-    pixels = ((video[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return pixels.permute(1, 2, 3, 0).cpu().numpy()
-
-
-def read_actions(args: argparse.Namespace, needed: int) -> Tensor:
-    """The actions (1, t) or (1, t, a) of prompt and imagined frames."""
-    path = args.actions or actions_path(args.prompt)
-    if not path.is_file():
-        raise FileNotFoundError(f"rollout: there are no actions at {path}; name a file with --actions.")
-    actions = torch.from_numpy(np.load(path, allow_pickle=False))
-    if len(actions) < needed:
-        raise ValueError(
-            f"rollout: {path} must have an action for each of {needed} frames, got {len(actions)}; lower --frames, or "
-            "name a longer file with --actions."
-        )
-    return actions[None, :needed]
+from vidtok_plugin.video.writing import VideoWriter, to_pixels
+from world_model import Decoding, Sampler, stream_rollout
+from world_model.rollout_files import as_batch, load_model, read_actions, read_prompt
 
 
 def rollout(args: argparse.Namespace) -> None:
     device = default_device()
-    model = WorldModel.from_pretrained(args.model).to(device)
-    adapter = TokenizerAdapter.from_pretrained(args.model / "adapter").to(device)
-    info = probe(args.prompt)
-    if info.num_frames < args.prompt_frames:
-        raise ValueError(
-            f"rollout: {args.prompt} has {info.num_frames} frames, fewer than the prompt's {args.prompt_frames}; "
-            "lower --prompt-frames."
-        )
-    pixels = read_frames(args.prompt, range(args.prompt_frames))
-    prompt = torch.from_numpy(pixels).permute(3, 0, 1, 2)[None].to(device)
-    actions, policy, frames_drawn = None, None, 0
-    if args.actions is not None and model.tokens.actions.kind == "none":
-        raise ValueError("rollout: the world model was trained without actions; leave --actions out.")
-    if model.tokens.actions.kind != "none":
-        every = read_actions(args, args.prompt_frames + args.frames)
-        actions = every[:, : args.prompt_frames].to(device)
+    model, adapter = load_model(args.model, device)
+    pixels, fps = read_prompt(args.prompt, args.prompt_frames)
+    every = read_actions(model, args.prompt, args.actions, args.prompt_frames + args.frames)
+    frames_drawn = 0
 
-        def policy(newest: Tensor) -> Tensor:
-            """The file's actions of the next frames; a player would look at the newest ones."""
-            start = args.prompt_frames + frames_drawn
-            return every[:, start : start + adapter.temporal_factor].to(device)
+    def next_actions(newest: Tensor) -> Tensor:
+        """The file's actions of the next frames; a player would look at the newest ones."""
+        start = args.prompt_frames + frames_drawn
+        return every[:, start : start + adapter.temporal_factor]
 
     stream = stream_rollout(
         model,
         adapter,
-        prompt=prompt,
-        policy=policy,
-        actions=actions,
+        prompt=as_batch(pixels).to(device),
+        policy=None if every is None else next_actions,
+        actions=None if every is None else every[:, : args.prompt_frames],
         num_frames=args.frames,
         sampler=Sampler(temperature=args.temperature, seed=args.seed),
         decoding=Decoding(order=args.order, window=args.window),
     )
     begun = time.perf_counter()
-    with VideoWriter(args.output, fps=info.fps) as writer:
+    with VideoWriter(args.output, fps=fps) as writer:
         writer.write(pixels)
         try:
             for frames in stream:
-                writer.write(to_pixels(frames))
+                writer.write(to_pixels(frames[0]))
                 frames_drawn += frames.shape[2]
                 rate = frames_drawn / (time.perf_counter() - begun)
                 print(f"\r{frames_drawn} of {args.frames} frames, {rate:.1f} a second on {device}", end="", flush=True)

@@ -1,5 +1,6 @@
 """Recorded episodes of noise, and a tokenizer small enough to encode them in no time."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ def tiny_kl_adapter(seed: int = 0, patch_size: tuple[int, int, int] = (1, 1, 1))
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a store, hidden ones as well."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def write_folder(root: Path, frames: Mapping[str, int]) -> Path:
+    """Episodes of so many frames each, by their names."""
+    for name, count in frames.items():
+        write_episode(root / f"{name}.mp4", count)
+    return root
 
 
 def write_episode(path: Path, frames: int, *, size: int = 16, fps: float = 30, meta: Any = None) -> None:

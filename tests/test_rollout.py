@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from world_model.actions import ActionSpec, group_actions
 from world_model.architecture import TokenSpec, WorldModelConfig
 from world_model.model import WorldModel
 from world_model.rollout import rollout, rollout_many
+from world_model.rollout_files import read_actions
 from world_model.sampler import Sampler
 from world_model.streaming import stream_rollout
 from world_model.transformer import TransformerConfig
@@ -273,6 +275,14 @@ def test_an_adapter_whose_decoder_alone_was_trained_on_is_taken() -> None:
         next(adapter.tokenizer.encoder.parameters()).mul_(1.5)
     with pytest.raises(ValueError, match="the one whose tokens the model learned"):
         rollout(model, adapter, prompt=video(), actions=actions(2, 13), num_frames=4)
+
+
+def test_actions_of_a_file_are_refused_by_a_model_that_takes_none(tmp_path: Path) -> None:
+    """`world-model rollout --actions` left them aside without a word."""
+    model = random_model("none", 0)
+    assert read_actions(model, tmp_path / "clip.mp4", None, 5) is None
+    with pytest.raises(ValueError, match="trained without actions; leave --actions out"):
+        read_actions(model, tmp_path / "clip.mp4", tmp_path / "clip.actions.npy", 5)
 
 
 def test_a_saved_model_brings_its_adapter(tmp_path: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from recordings import contents, tiny_adapter, tiny_kl_adapter, write_episode
+from recordings import contents, tiny_adapter, tiny_kl_adapter, write_folder
 
 from vidtok_plugin import cli
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
@@ -21,10 +21,7 @@ FRAMES = {"a": 17, "b": 11, "c": 1}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("episodes")
-    for name, frames in FRAMES.items():
-        write_episode(root / f"{name}.mp4", frames)
-    return root
+    return write_folder(tmp_path_factory.mktemp("episodes"), FRAMES)
 
 
 def video(path: Path, frames: range | None = None) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recordings import tiny_adapter, write_episode
+from recordings import tiny_adapter, write_episode, write_folder
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
@@ -21,10 +21,7 @@ FRAMES = {"a": 17, "b": 11, "c": 1}  # 11: a last step of two frames
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("episodes")
-    for name, frames in FRAMES.items():
-        write_episode(root / f"{name}.mp4", frames)
-    return root
+    return write_folder(tmp_path_factory.mktemp("episodes"), FRAMES)
 
 
 @pytest.mark.parametrize("chunk_frames", [1, 6, 64])

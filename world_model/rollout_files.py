@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.devices import default_device
 from vidtok_plugin.video.episodes import actions_path
 from vidtok_plugin.video.reading import probe, read_frames
-from vidtok_plugin.video.writing import write_video
+from vidtok_plugin.video.writing import to_pixels, write_video
 from world_model.decoding import Decoding
 from world_model.model import WorldModel
 from world_model.pretrained import ADAPTER_FOLDER
@@ -36,31 +37,60 @@ def rollout_file(
         ValueError: the video or the actions are too short, or do not fit the model.
     """
     device = default_device()
-    model = WorldModel.from_pretrained(model_folder).eval().to(device)
-    adapter = TokenizerAdapter.from_pretrained(model_folder / ADAPTER_FOLDER).to(device)
-    info = probe(prompt)
-    if info.num_frames < prompt_frames:
-        raise ValueError(
-            f"rollout: {prompt} has {info.num_frames} frames, fewer than the prompt's {prompt_frames}; "
-            "lower --prompt-frames."
-        )
-    video = torch.from_numpy(read_frames(prompt, range(prompt_frames))).permute(3, 0, 1, 2)[None].to(device)
-    taken = None
-    if model.tokens.actions.kind != "none":
-        path = actions_path(prompt) if actions is None else actions
-        if not path.is_file():
-            raise FileNotFoundError(f"rollout: there are no actions at {path}; name a file with --actions.")
-        taken = torch.from_numpy(np.load(path, allow_pickle=False))[None].to(device)
-        needed = prompt_frames + num_frames
-        if taken.shape[1] < needed:
-            raise ValueError(
-                f"rollout: {path} must have an action for each of {needed} frames, got {taken.shape[1]}; "
-                "lower --frames."
-            )
-        taken = taken[:, :needed]
+    model, adapter = load_model(model_folder, device)
+    pixels, fps = read_prompt(prompt, prompt_frames)
     result = rollout(
-        model, adapter, prompt=video, actions=taken, num_frames=num_frames, sampler=sampler, decoding=decoding
+        model,
+        adapter,
+        prompt=as_batch(pixels).to(device),
+        actions=read_actions(model, prompt, actions, prompt_frames + num_frames),
+        num_frames=num_frames,
+        sampler=sampler,
+        decoding=decoding,
     )
-    pixels = ((result.video[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    write_video(output, pixels.permute(1, 2, 3, 0).cpu().numpy(), fps=info.fps)
+    write_video(output, to_pixels(result.video[0]), fps=fps)
     return result
+
+
+def load_model(folder: Path, device: torch.device) -> tuple[WorldModel, TokenizerAdapter]:
+    """A saved world model and its adapter, on a device."""
+    adapter = TokenizerAdapter.from_pretrained(folder / ADAPTER_FOLDER)
+    return WorldModel.from_pretrained(folder).to(device), adapter.to(device)
+
+
+def read_prompt(path: Path, frames: int) -> tuple[np.ndarray, float]:
+    """The first frames of a video, uint8 (t, h, w, 3), and its rate; a ValueError if it has fewer."""
+    info = probe(path)
+    if info.num_frames < frames:
+        raise ValueError(
+            f"rollout: {path} has {info.num_frames} frames, fewer than the prompt's {frames}; lower --prompt-frames."
+        )
+    return read_frames(path, range(frames)), info.fps
+
+
+def as_batch(pixels: np.ndarray) -> Tensor:
+    """uint8 (t, h, w, 3) -> (1, 3, t, h, w)."""
+    return torch.from_numpy(pixels).permute(3, 0, 1, 2)[None]
+
+
+def read_actions(model: WorldModel, prompt: Path, actions: Path | None, needed: int) -> Tensor | None:
+    """The first actions (1, t[, a]) of a file, by default the one beside the prompt, on the model's device; None for a
+    model without actions.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has fewer actions than are needed, or was named for a model that takes none.
+    """
+    if model.tokens.actions.kind == "none":
+        if actions is not None:
+            raise ValueError("rollout: the world model was trained without actions; leave --actions out.")
+        return None
+    path = actions_path(prompt) if actions is None else actions
+    if not path.is_file():
+        raise FileNotFoundError(f"rollout: there are no actions at {path}; name a file with --actions.")
+    taken = torch.from_numpy(np.load(path, allow_pickle=False))[None]
+    if taken.shape[1] < needed:
+        raise ValueError(
+            f"rollout: {path} must have an action for each of {needed} frames, got {taken.shape[1]}; lower --frames."
+        )
+    return taken[:, :needed].to(model.device)

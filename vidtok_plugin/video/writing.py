@@ -8,6 +8,8 @@ from types import TracebackType
 
 import av
 import numpy as np
+import torch
+from torch import Tensor
 
 
 class VideoWriter:
@@ -100,6 +102,12 @@ class VideoWriter:
             self.close()
         else:
             self.discard()
+
+
+def to_pixels(video: Tensor) -> np.ndarray:
+    """Video (3, t, h, w) in [-1, 1] -> uint8 (t, h, w, 3), as writers take it."""
+    pixels = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.permute(1, 2, 3, 0).cpu().numpy()
 
 
 def write_video(
