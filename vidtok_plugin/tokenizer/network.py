@@ -8,27 +8,20 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vidtok_plugin.tokenizer.architecture import Architecture
-from vidtok_plugin.tokenizer.blocks import (
-    Middle,
-    SpatialDownsample,
-    SpatialUpsample,
-    TemporalDownsample,
-    TemporalUpsample,
-    spatial_block,
-    temporal_block,
-)
+from vidtok_plugin.tokenizer.blocks import Middle, SpatialBlock, TemporalBlock
 from vidtok_plugin.tokenizer.layers import (
-    CausalKey,
     ChannelNorm,
     State,
     StreamLayer,
+    bare,
     step_through,
     time_conv,
 )
+from vidtok_plugin.tokenizer.parts import by_frames, silu
+from vidtok_plugin.tokenizer.resampling import SpatialDownsample, SpatialUpsample, TemporalDownsample, TemporalUpsample
 
 
 class Level(nn.Module):
@@ -84,12 +77,15 @@ class Network(StreamLayer):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv_out(F.silu(self.norm_out((self.compiled or self.body)(x))))
+        return self.conv_out(self._normed((self.compiled or self.body)(x)))
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return by_frames(lambda frames: silu(self.norm_out(frames)), x, halo=0, overwrite=True)
 
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
         state = state or {}
         x, states = step_through(self.layers(), x, state, last)
-        x, out = self.conv_out.step(F.silu(self.norm_out(x)), state.get("conv_out"), last)
+        x, out = self.conv_out.step(self._normed(x), state.get("conv_out"), last)
         return x, None if out is None else {**(states or {}), "conv_out": out}
 
     def whole(self, x: Tensor) -> Tensor:
@@ -118,13 +114,13 @@ class Encoder(Network):
             width = widths[-1]
             self.down.append(
                 Level(
-                    [spatial_block(a, b, dropout=dropout) for a, b in zip(widths, widths[1:], strict=False)],
+                    [SpatialBlock(a, b, dropout=dropout) for a, b in zip(widths, widths[1:], strict=False)],
                     down=SpatialDownsample(width) if i in arch.spatial_down else None,
                 )
             )
             self.down_temporal.append(
                 Level(
-                    [temporal_block(b, padding=padding, dropout=dropout) for b in widths[1:]],
+                    [TemporalBlock(b, padding=padding, dropout=dropout) for b in widths[1:]],
                     down=TemporalDownsample(width, padding=padding) if i in arch.temporal_down else None,
                 )
             )
@@ -160,7 +156,7 @@ class Decoder(Network):
             width = widths[-1]
             levels.append(
                 Level(
-                    [spatial_block(a, b, dropout=dropout) for a, b in zip(widths, widths[1:], strict=False)],
+                    [SpatialBlock(a, b, dropout=dropout) for a, b in zip(widths, widths[1:], strict=False)],
                     up=SpatialUpsample(width) if i in arch.spatial_up else None,
                 )
             )
@@ -168,7 +164,7 @@ class Decoder(Network):
             if i in deepest_first:
                 up = TemporalUpsample(width, padding=padding, first_frames=2 ** deepest_first.index(i))
             temporal_levels.append(
-                Level([temporal_block(b, padding=padding, dropout=dropout) for b in widths[1:]], up=up)
+                Level([TemporalBlock(b, padding=padding, dropout=dropout) for b in widths[1:]], up=up)
             )
         self.up = nn.ModuleList(reversed(levels))
         self.up_temporal = nn.ModuleList(reversed(temporal_levels))
@@ -178,8 +174,7 @@ class Decoder(Network):
     @property
     def last_weight(self) -> nn.Parameter:
         """The kernel of the last convolution."""
-        conv = self.conv_out.conv if isinstance(self.conv_out, CausalKey) else self.conv_out
-        return cast(nn.Parameter, conv.weight)
+        return bare(self.conv_out).weight
 
     def body(self, x: Tensor) -> Tensor:
         return self.whole(x)
