@@ -90,6 +90,8 @@ class TemporalBlock(ResidualBlock):
 class FrameAttention(FrameLayer):
     """Single-head softmax attention over the positions of each frame on its own."""
 
+    halo = None
+
     def __init__(self, c: int, *, padding: TimePadding) -> None:
         super().__init__()
         self.norm = ChannelNorm(c)

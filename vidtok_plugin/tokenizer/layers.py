@@ -50,7 +50,7 @@ class FrameLayer(StreamLayer):
     halo, zoom: as `parts.by_frames` takes them.
     """
 
-    halo = 0
+    halo: int | None = 0
     zoom = 1.0
 
     def on_frames(self, x: Tensor) -> Tensor:
@@ -102,12 +102,12 @@ class TimeConv(StreamLayer):
         state = self._front(x) if state is None else state
         behind = 1 if last and not self.padding.causal else 0
         count = (state.shape[1] + t + behind - 3) // self.stride + 1
-        step = length_at_once(x, 1, growth=max(1.0, c_out / c_in)) if self.spatial else t
-        if step >= t:
+        step = max(4, length_at_once(x, 1, growth=max(1.0, c_out / c_in)) // 2 * 2)  # whole strides, and an output
+        if step >= t or not self.spatial:
             window = torch.cat([state, x, *[torch.zeros_like(x[:, :1])] * behind], dim=1)
             return self._convolved(window, count, weight, bias), None if last else own(window[:, self.stride * count :])
         y, done = x.new_empty(x.shape[0], count, *x.shape[2:4], c_out), 0
-        for start, end in spans(t, max(2, step // 2 * 2)):  # whole strides
+        for start, end in spans(t, step):
             part, state = self.convolve(x[:, start:end], state, last and end == t, weight, bias)
             y[:, done : done + part.shape[1]] = part
             done += part.shape[1]

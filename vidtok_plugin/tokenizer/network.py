@@ -20,7 +20,7 @@ from vidtok_plugin.tokenizer.layers import (
     step_through,
     time_conv,
 )
-from vidtok_plugin.tokenizer.parts import by_frames, silu
+from vidtok_plugin.tokenizer.parts import by_frames, may_overwrite, silu, spans
 from vidtok_plugin.tokenizer.resampling import SpatialDownsample, SpatialUpsample, TemporalDownsample, TemporalUpsample
 
 
@@ -51,6 +51,10 @@ def level_layers(i: int, **levels: nn.Module) -> list[tuple[str, StreamLayer]]:
     return layers
 
 
+GROUP_PIXELS = {"cpu": 2**19}  # of video, that inference takes through a network at once, by the device's type
+OTHER_GROUP_PIXELS = 2**22
+
+
 class Network(StreamLayer):
     """What encoder and decoder share: a stack of layers, then a norm, SiLU and a convolution.
 
@@ -63,8 +67,9 @@ class Network(StreamLayer):
     norm_out: ChannelNorm
     conv_out: StreamLayer
 
-    def __init__(self) -> None:
+    def __init__(self, *, causal: bool) -> None:
         super().__init__()
+        self.causal = causal
         self.recompute = False
         self.compiled: Callable[[Tensor], Tensor] | None = None
 
@@ -76,7 +81,20 @@ class Network(StreamLayer):
         a function and generalises over what it has seen there."""
         raise NotImplementedError
 
+    def frames_at_once(self, x: Tensor, pixels: int) -> int:
+        """How many of the frames of `x` make up about so many pixels of video, in whole groups of the network's."""
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> Tensor:
+        """A whole clip. Without gradients a long one goes through a causal network group by group, as a stream does, on
+        the memory of one group."""
+        frames = self.frames_at_once(x, GROUP_PIXELS.get(x.device.type, OTHER_GROUP_PIXELS))
+        if self.causal and self.compiled is None and may_overwrite() and frames < x.shape[1]:
+            groups, state = [], None
+            for start, end in spans(x.shape[1], frames):
+                y, state = self.step(x[:, start:end], state, last=end == x.shape[1])
+                groups.append(y)
+            return torch.cat(groups, dim=1)
         return self.conv_out(self._normed((self.compiled or self.body)(x)))
 
     def _normed(self, x: Tensor) -> Tensor:
@@ -104,8 +122,9 @@ class Encoder(Network):
     """Video `(b, t, h, w, 3)` -> latents before the regularizer `(b, T, H, W, c)`."""
 
     def __init__(self, arch: Architecture) -> None:
-        super().__init__()
+        super().__init__(causal=arch.causal)
         padding, dropout = arch.time_padding, arch.dropout
+        self.factor = arch.temporal_factor
         self.conv_in = time_conv(3, arch.ch, padding=padding)
         self.down, self.down_temporal = nn.ModuleList(), nn.ModuleList()
         width = arch.ch
@@ -132,6 +151,9 @@ class Encoder(Network):
     def body(self, x: Tensor) -> Tensor:
         return self.whole(x)
 
+    def frames_at_once(self, x: Tensor, pixels: int) -> int:
+        return self.factor * max(1, pixels // (len(x) * x[0, 0, ..., 0].numel() * self.factor))
+
     def layers(self) -> list[tuple[str, StreamLayer]]:
         layers: list[tuple[str, StreamLayer]] = [("conv_in", self.conv_in)]
         for i, (down, down_temporal) in enumerate(zip(self.down, self.down_temporal, strict=True)):
@@ -144,8 +166,9 @@ class Decoder(Network):
     """Latents `(b, T, H, W, c)` -> frames `(b, T f, h, w, 3)`; a causal model's first `f - 1` are its padding."""
 
     def __init__(self, arch: Architecture) -> None:
-        super().__init__()
+        super().__init__(causal=arch.causal)
         padding, dropout = arch.time_padding, arch.dropout
+        self.volume = arch.temporal_factor * arch.spatial_factor**2  # pixels that a latent stands for
         deepest_first = sorted(arch.temporal_up, reverse=True)
         width = arch.ch * arch.ch_mult[-1]
         self.conv_in = time_conv(arch.latent_channels, width, padding=padding)
@@ -178,6 +201,9 @@ class Decoder(Network):
 
     def body(self, x: Tensor) -> Tensor:
         return self.whole(x)
+
+    def frames_at_once(self, x: Tensor, pixels: int) -> int:
+        return max(1, pixels // (len(x) * x[0, 0, ..., 0].numel() * self.volume))
 
     def layers(self) -> list[tuple[str, StreamLayer]]:
         layers: list[tuple[str, StreamLayer]] = [("conv_in", self.conv_in), ("mid", self.mid)]

@@ -52,15 +52,15 @@ def by_frames(
     function: Callable[[Tensor], Tensor],
     x: Tensor,
     *,
-    halo: int,
+    halo: int | None,
     growth: float = 1.0,
     zoom: float = 1.0,
     overwrite: bool = False,
 ) -> Tensor:
     """`function(x)` of a function that treats each frame on its own, by as many frames at once as fit.
 
-    halo: how many rows the function sees beyond a row. Frames that are too large are cut into strips with so many rows
-        more at either side.
+    halo: how many rows the function sees beyond a row; None: all. Frames that are too large are cut into strips with
+        so many rows more at either side.
     zoom: the height of what it makes, compared with its input's.
     overwrite: write the result into `x`, if it is more than one part.
     """
@@ -80,10 +80,10 @@ def by_frames(
     return out.view(b, t, *out.shape[2:])
 
 
-def _by_strips(function: Callable[[Tensor], Tensor], x: Tensor, halo: int, growth: float, zoom: float) -> Tensor:
+def _by_strips(function: Callable[[Tensor], Tensor], x: Tensor, halo: int | None, growth: float, zoom: float) -> Tensor:
     h = x.shape[2]
     step = max(2, length_at_once(x, 2, growth=growth) // 2 * 2)  # even, for what halves the height
-    if step >= h:
+    if step >= h or halo is None:
         return function(x)
     out = None
     for start, end in spans(h, step):

@@ -23,15 +23,15 @@ from vidtok_plugin.tokenizer.layers import (
 from vidtok_plugin.tokenizer.parts import add, length_at_once, may_overwrite, spans
 
 
-class SpatialDownsample(FrameLayer):
+class SpatialDownsample(StreamLayer):
     """Halves height and width."""
 
     def __init__(self, c: int) -> None:
         super().__init__()
         self.conv = SpatialConv(c, c, stride=2)
 
-    def on_frames(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+    def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
+        return self.conv.step(x, state, last)
 
 
 class SpatialUpsample(FrameLayer):
