@@ -156,7 +156,7 @@ class TemporalUpsample(StreamLayer):
         """What each of the kernel's frames, oldest first, makes of each frame."""
         if last and self.padding is TimePadding.SYMMETRIC:
             x = torch.cat([x, torch.zeros_like(x[:, :1])], dim=1)
-        return [conv_frames(x, weight[:, :, k], bias if k == 2 else None) for k in range(3)]
+        return [conv_frames(x, tap, bias if k == 2 else None) for k, tap in enumerate(weight.unbind(2))]
 
     def _doubled(self, products: list[Tensor], state: State, last: bool) -> tuple[Tensor, State]:
         """The products interpolated, shifted and added."""
