@@ -45,12 +45,14 @@ def rows_of(section: str, what: str, contenders: Mapping[str, Work], rounds: int
 def attention_rows(batch: int, heads: int, queries: int, keys: int, rounds: int) -> list[dict[str, Any]]:
     q = torch.randn(batch, heads, queries, 64, device="cuda", dtype=torch.bfloat16)
     k, v = (torch.randn(batch, heads, keys, 64, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    contenders: dict[str, Work] = {
-        "sdpa": lambda: attention(q, k, v, causal=True, backend="sdpa"),
-        "xformers": lambda: attention(q, k, v, causal=True, backend="xformers"),
-    }
-    outputs = [work().float() for work in contenders.values()]
-    assert (outputs[0] - outputs[1]).abs().max() < 0.03
+    contenders: dict[str, Work] = {"sdpa": lambda: attention(q, k, v, causal=True, backend="sdpa")}
+    try:
+        output = attention(q, k, v, causal=True, backend="xformers")
+    except (ValueError, NotImplementedError) as error:
+        print(f"xformers is left out, for it cannot run here: {str(error).splitlines()[0]}")
+    else:
+        assert (output.float() - contenders["sdpa"]().float()).abs().max() < 0.03
+        contenders["xformers"] = lambda: attention(q, k, v, causal=True, backend="xformers")
     return rows_of("attention, bf16", f"{batch}x{heads}, {queries} of {keys} keys", contenders, rounds)
 
 

@@ -139,7 +139,9 @@ def make(
     if name == "ours, compiled":
         contender.model.compile_networks()
     if name == "diffusers, channels_last_3d":
-        contender.model.to(memory_format=torch.channels_last_3d)
+        for parameter in contender.model.parameters():
+            if parameter.ndim == 5:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
     return contender
 
 
