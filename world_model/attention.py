@@ -32,8 +32,8 @@ def attention(
     backend: AttentionBackend = "auto",
 ) -> Tensor:
     """q (b, k, m, e), k and v (b, k, n, e) -> (b, k, m, e); each query sees all keys, or those that `mask`, bool and
-    expandable to (b, k, m, n), tells, or those not after it. `auto` takes xformers on CUDA where it is installed and has
-    a kernel for such tensors, outside compiled code."""
+    expandable to (b, k, m, n), tells, or those not after it. `auto` takes xformers on CUDA where it has a kernel for
+    such tensors, outside compiled code."""
     if backend == "xformers" and not q.is_cuda:
         raise ValueError(
             f"attention: xformers runs on CUDA alone, got tensors on {q.device}; set attention to auto or sdpa."

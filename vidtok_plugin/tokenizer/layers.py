@@ -123,7 +123,7 @@ class TimeConv(StreamLayer):
         if not self.spatial:
             # As a picture of t x (h w) positions: a 2D kernel has a fast path everywhere, a (3, 1, 1) one has not.
             pictures = x.flatten(2, 3)
-            if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+            if x.device.type == "cpu" and _keeps_gradients():
                 y = _ConvInTime.apply(pictures, weight, bias)
             else:
                 y = _conv2d(pictures, weight.unsqueeze(-1), bias)
@@ -159,6 +159,11 @@ class TimeConv(StreamLayer):
     def _seen_by(self, k: int, x: Tensor, count: int) -> Tensor:
         """The frames that frame `k` of the kernel sees."""
         return x[:, k : k + self.stride * (count - 1) + 1 : self.stride]
+
+
+def _keeps_gradients() -> bool:
+    """Whether gradients are kept in a way that a function of our own can take part in."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
 
 
 class _ConvInTime(torch.autograd.Function):

@@ -35,11 +35,7 @@ class SpatialDownsample(StreamLayer):
 
 
 class SpatialUpsample(FrameLayer):
-    """Doubles height and width: nearest neighbour, then a 3x3 conv.
-
-    Each of the kernel's nine places is a 1x1 conv, which commutes with repeating pixels: so these come first, on a
-    quarter of the pixels, and their products are then repeated, shifted and added.
-    """
+    """Doubles height and width: nearest neighbour, then a 3x3 conv."""
 
     halo = 1
     zoom = 2.0
@@ -52,6 +48,17 @@ class SpatialUpsample(FrameLayer):
         return 9.0
 
     def on_frames(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            return self._by_products(x)
+        # A GPU multiplies so fast that moving the products would take longer: 1.5 to 1.8 times as long on an H200.
+        return self.conv.on_frames(x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+
+    def _by_products(self, x: Tensor) -> Tensor:
+        """The same with a quarter of the arithmetic.
+
+        Each of the kernel's nine places is a 1x1 conv, which commutes with repeating pixels: so these come first, on a
+        quarter of the pixels, and their products are then repeated, shifted and added.
+        """
         b, t, h, w, c = x.shape
         weight = rearrange(self.conv.weight, "o i kh kw -> (kh kw o) i")
         products = F.linear(x.reshape(b * t * h * w, c), weight).view(b * t, h, w, 3, 3, c)
