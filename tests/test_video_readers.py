@@ -1,6 +1,7 @@
 """decord and PyAV give the same frames of the same files, and damaged files are errors, not wrong frames."""
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import pytest
 from natural_clips import natural_clip
 from video_files import cut_off, moving_noise, overwrite, rotate, write_faststart, write_file
 
-from vidtok_plugin.video import UnreadableVideoError, probe, read_frames, reading, write_video
+from vidtok_plugin.video import UnreadableVideoError, probe, pyav_reader, read_frames, reading, write_video
 from vidtok_plugin.video.decord_reader import DecordReader, decord_or_none
 from vidtok_plugin.video.pyav_reader import PyavReader
-from vidtok_plugin.video.reading import ReaderPool, count_frames, open_video, read_in_order
+from vidtok_plugin.video.reading import OpenVideo, ReaderPool, count_frames, open_video, read_in_order
 
 FRAMES = moving_noise(50, height=48, width=64)
 IRREGULAR = np.cumsum([0, *np.random.default_rng(1).integers(10, 90, 49)]).tolist()
@@ -60,6 +61,20 @@ def test_both_readers_give_the_same_frames(make: Callable[[Path], Path], tmp_pat
     np.testing.assert_allclose(decord.times(), pyav.times())
 
 
+@pytest.mark.parametrize("reader", [DecordReader, PyavReader])
+def test_nothing_is_decoded_after_a_read(reader: type[OpenVideo], tmp_path: Path) -> None:
+    """decord decoded on to the file's end in the background: 480 frames for a clip of 17, where files take turns."""
+    opened = reader(write_file(tmp_path / "a.mp4", moving_noise(150, height=256, width=256), keyframe_interval=16))
+    start = time.process_time()
+    opened.read(range(150))
+    whole = time.process_time() - start
+    opened.read(range(20, 37))
+    start = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - start < 0.25 * whole
+    opened.close()
+
+
 @pytest.mark.parametrize("make", [constant, b_frames, variable, rotated])
 def test_pyav_reads_any_frame_as_in_order(make: Callable[[Path], Path], tmp_path: Path) -> None:
     path = make(tmp_path)
@@ -67,6 +82,19 @@ def test_pyav_reads_any_frame_as_in_order(make: Callable[[Path], Path], tmp_path
     assert len(in_order) == 50
     for indices in ([49], [23, 24, 25], [48, 3, 17], [7, 7], list(range(50))):
         np.testing.assert_array_equal(read_frames(path, indices, reader="pyav"), in_order[indices])
+
+
+def test_pyav_goes_on_at_a_key_frame_that_comes_next_anyway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It went back to each key frame that it came to."""
+    starts: list[int] = []
+    decoded = pyav_reader._decoded
+    monkeypatch.setattr(pyav_reader, "_decoded", lambda *where: (starts.append(1), decoded(*where))[1])
+    opened = PyavReader(write_file(tmp_path / "a.mp4", FRAMES, keyframe_interval=12))
+    opened.read(range(5, 42))
+    assert len(starts) == 1
+    opened.read([42, 43, 49])
+    assert len(starts) == 2  # 48 is a key frame, and nearer to 49
+    opened.close()
 
 
 def test_a_video_marked_as_rotated_is_turned(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import cast
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from vidtok_plugin.video.unreadable import undecodable, unopenable
 
@@ -40,6 +41,7 @@ class PyavReader:
         self._pts = sorted(known) if _distinct(known := [p for p in pts if p is not None], len(pts)) else None
         self._keys = sorted(keys)
         self.fps = self._rate()
+        self._to_rgb = VideoReformatter()  # a frame's own is set up anew for each: longer than decoding it
         self._frames: Generator[av.VideoFrame, None, None] | None = None  # what the decoder gives next
         self._last = -1  # number of the frame that it gave last
 
@@ -60,7 +62,7 @@ class PyavReader:
         pixels: dict[int, np.ndarray] = {}
         try:
             for index in sorted(set(indices)):
-                pixels[index] = _rgb(self._frame(index))
+                pixels[index] = self._rgb(self._frame(index))
         except (av.FFmpegError, _MissingFrameError) as error:
             self._stop()
             raise undecodable(self.path, indices, self.num_frames, _cause(error)) from None
@@ -68,6 +70,10 @@ class PyavReader:
         if len(shapes) > 1:
             raise undecodable(self.path, indices, self.num_frames, f"their sizes differ: {sorted(shapes)}")
         return np.stack([pixels[index] for index in indices])
+
+    def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        pixels = self._to_rgb.reformat(frame, format="rgb24").to_ndarray()
+        return np.rot90(pixels, frame.rotation // 90) if frame.rotation else pixels
 
     def in_order(self) -> Iterator[np.ndarray]:
         """All frames, uint8 RGB `(h, w, 3)`; once, and not while others are read."""
@@ -87,7 +93,8 @@ class PyavReader:
         if self._pts is None:
             return self._by_counting(index)
         key = bisect_right(self._keys, self._pts[index]) - 1  # the last key frame that isn't after it
-        if self._frames is not None and self._last < index and (key < 0 or self._keys[key] <= self._pts[self._last]):
+        reached = self._pts[min(self._last + 1, index)]  # what the decoder comes to next
+        if self._frames is not None and self._last < index and (key < 0 or self._keys[key] <= reached):
             frame = self._decode_until(index)
             if frame is not None:
                 return frame
@@ -208,11 +215,6 @@ def _intact(frame: av.VideoFrame) -> av.VideoFrame:
     if frame.is_corrupt:
         raise _MissingFrameError("its data are damaged")
     return frame
-
-
-def _rgb(frame: av.VideoFrame) -> np.ndarray:
-    pixels = frame.to_ndarray(format="rgb24")
-    return np.rot90(pixels, frame.rotation // 90) if frame.rotation else pixels
 
 
 def _cause(error: Exception) -> str:
