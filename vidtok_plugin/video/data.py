@@ -111,7 +111,8 @@ class ClipsWithOrigins(Dataset[Clip]):
 
 class VideoDataModule(ResumableDataModule):
     """VideoBatches: `batch.video` is `(b, 3, t, h, w)`, float32 in [-1, 1], of random clips to train on and evenly
-    spaced ones to validate on; `batch.origins` tells the file and the frames of each.
+    spaced ones to validate on; `batch.origins` tells the file and the frames of each. Until the video is asked for,
+    which the device does that the batch is on, it is uint8.
 
     A whole run's config serves as well as its data's. The order and the clips follow from the seed and the epoch
     alone. Training that resumes from a checkpoint goes on with the very next batch, in the middle of an epoch as at
