@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader, end_with_trainer, worker_context
+from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader
 from vidtok_plugin.video.batch import Clip, VideoBatch, collate_clips
 from vidtok_plugin.video.clips import ClipDataset, ClipSettings
 from vidtok_plugin.video.reading import ReaderName
@@ -195,9 +195,7 @@ class VideoDataModule(ResumableDataModule):
         return DataLoader(
             ClipsWithOrigins(self.validation_clips),
             batch_size=self.cfg.batch_size,
-            num_workers=self.cfg.num_workers,
-            multiprocessing_context=worker_context(self.cfg.num_workers),
-            worker_init_fn=end_with_trainer,
+            **self.loader_settings(self.cfg.num_workers),
             collate_fn=collate_clips,
             shuffle=False,
         )
