@@ -4,6 +4,8 @@ from functools import lru_cache
 
 import numpy as np
 
+BAND = 24  # source pixels that are weighted at once, about: of more, most weights are 0, and threads would share them
+
 
 def area_weights(source: int, target: int, start: float, length: float) -> np.ndarray:
     """The float32 matrix `(target, source)` that shrinks the `length` pixels from `start` on of one axis.
@@ -32,23 +34,55 @@ def resize_weights(source: int, target: int) -> np.ndarray:
     return weights
 
 
+@lru_cache(maxsize=256)
+def _bands(source: int, target: int, start: int, stop: int) -> list[tuple[slice, slice, np.ndarray]]:
+    """The weights of targets `start` to `stop` without most of their zeros: targets, counted from `start`, the sources
+    that they are made of, and the float32 matrix of the two."""
+    weights = resize_weights(source, target)
+    count = max(1, BAND * target // source)
+    bands = []
+    for first in range(start, stop, count):
+        last = min(first + count, stop)
+        used = np.flatnonzero(weights[first:last].any(axis=0))
+        sources = slice(int(used[0]), int(used[-1]) + 1)
+        bands.append((slice(first - start, last - start), sources, np.ascontiguousarray(weights[first:last, sources])))
+    return bands
+
+
 def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resizes uint8 frames `(t, h, w, c)` to `(t, height, width, c)`; frames of that size are returned as
     they are."""
-    t, h, w, c = frames.shape
-    if (h, w) == (height, width):
+    if frames.shape[1:3] == (height, width):
         return frames
-    rows = resize_weights(h, height) @ frames.reshape(t, h, w * c).astype(np.float32)  # (t, height, w * c)
-    columns = rows.reshape(t, height, w, c).transpose(0, 1, 3, 2) @ resize_weights(w, width).T
-    pixels = columns.transpose(0, 1, 3, 2)  # (t, height, width, c)
-    return np.ascontiguousarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+    return _resize_part(frames, (height, width), (0, height), (0, width))
+
+
+def _resize_part(
+    frames: np.ndarray, size: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
+) -> np.ndarray:
+    """The rows and columns, from first to behind the last, of frames `(t, h, w, c)` that are resized to `size`."""
+    t, h, w, c = frames.shape
+    height, width = rows[1] - rows[0], columns[1] - columns[0]
+    down, across = _bands(h, size[0], *rows), _bands(w, size[1], *columns)
+    left, right = across[0][1].start, across[-1][1].stop  # of the sources
+    shrunk = np.empty((height, (right - left) * c), np.float32)
+    turned = np.empty((width, height * c), np.float32)
+    resized = np.empty((t, height, width, c), np.uint8)
+    for frame, result in zip(frames, resized, strict=True):  # frame by frame, in the processor's cache
+        pixels = frame[:, left:right].reshape(h, -1)
+        for targets, sources, weights in down:
+            np.matmul(weights, pixels[sources].astype(np.float32), out=shrunk[targets])
+        sideways = shrunk.reshape(height, right - left, c).transpose(1, 0, 2).reshape(right - left, height * c)
+        for targets, sources, weights in across:
+            np.matmul(weights, sideways[sources.start - left : sources.stop - left], out=turned[targets])
+        np.clip(np.rint(turned, out=turned), 0, 255, out=turned)
+        result[...] = turned.reshape(width, height, c).transpose(1, 0, 2)
+    return resized
 
 
 def cover(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resizes uint8 frames `(t, h, w, c)` so that they just cover `height` x `width`."""
-    _, h, w, _ = frames.shape
-    scale = max(height / h, width / w)
-    return resize(frames, max(height, round(h * scale)), max(width, round(w * scale)))
+    return resize(frames, *_covering(frames, height, width))
 
 
 def crop_out(frames: np.ndarray, height: int, width: int, place: tuple[float, float] | None = None) -> np.ndarray:
@@ -56,15 +90,30 @@ def crop_out(frames: np.ndarray, height: int, width: int, place: tuple[float, fl
 
     With `place`, two numbers in 0..1, under 1, it is the part that lies there: (0, 0) is at the top left.
     """
-    room = (frames.shape[1] - height, frames.shape[2] - width)
-    if place is None:
-        top, left = room[0] // 2, room[1] // 2
-    else:
-        top, left = (int(part * (pixels + 1)) for part, pixels in zip(place, room, strict=True))
+    top, left = _corner(frames.shape[1] - height, frames.shape[2] - width, place)
     return frames[:, top : top + height, left : left + width]
 
 
-def resize_and_crop(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes uint8 frames `(t, h, w, c)` so that they just cover `height` x `width`, and cuts out the
-    middle."""
-    return crop_out(cover(frames, height, width), height, width)
+def resize_and_crop(
+    frames: np.ndarray, height: int, width: int, place: tuple[float, float] | None = None
+) -> np.ndarray:
+    """What `crop_out` cuts out of frames that `cover` resized; only that is computed."""
+    covering = _covering(frames, height, width)
+    if frames.shape[1:3] == covering:
+        return crop_out(frames, height, width, place)
+    top, left = _corner(covering[0] - height, covering[1] - width, place)
+    return _resize_part(frames, covering, (top, top + height), (left, left + width))
+
+
+def _covering(frames: np.ndarray, height: int, width: int) -> tuple[int, int]:
+    """The size of frames `(t, h, w, c)` that just cover `height` x `width`."""
+    _, h, w, _ = frames.shape
+    scale = max(height / h, width / w)
+    return max(height, round(h * scale)), max(width, round(w * scale))
+
+
+def _corner(down: int, right: int, place: tuple[float, float] | None) -> tuple[int, int]:
+    """The first row and column of a part, which has room to move by so many pixels."""
+    if place is None:
+        return down // 2, right // 2
+    return int(place[0] * (down + 1)), int(place[1] * (right + 1))
