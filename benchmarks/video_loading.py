@@ -2,14 +2,16 @@
 
     python benchmarks/video_loading.py [--rounds 5] [--clips 200] [--folder runs/benchmarks/video_loading]
 
-Two kinds of videos: the demo's training episodes (1000 frames of Atari at 64x64, key frames every 16 and fewer), read
-with the settings of `configs/tokenizer/demo.yaml` but for the cache, which has a line of its own; and natural ones (250
-frames at 256x256, key frames every 30 and fewer). They are made at the first run, and kept.
+Three kinds of videos: the demo's training episodes (1000 frames of Atari at 64x64, key frames every 16 and fewer), read
+with the settings of `configs/tokenizer/demo.yaml` but for the cache, which has a line of its own; natural ones of the
+clips' size (256x256, key frames every 30 and fewer); and natural ones of 640x272 and 1280x720, of which clips take the
+middle 256x256. They are made at the first run, and kept.
 
 Bare decord: a VideoReader with one thread for each file, opened before and kept open; for each clip `seek(0)`, without
-which decord may give wrong frames, and `get_batch(indices).asnumpy()`, uint8 (t, h, w, 3). Videos have their clips'
-size, so that nobody resizes. `stopped`: with another `seek(0)` after each clip, or else decord decodes on in the
-background, often to the file's end (see DecordReader.read).
+which decord may give wrong frames, and `get_batch(indices).asnumpy()`, uint8 (t, h, w, 3). Larger videos are scaled by
+the reader itself (width=, height=: FFmpeg's bicubic, where ours takes means of areas), and the middle is cut out.
+`stopped`: with another `seek(0)` after each clip, or else decord decodes on in the background, often to the file's end
+(see DecordReader.read).
 
 Ours: batches as a training loader gives them, uint8 as well; `video` is what the device makes of them, float32. The
 loaders are those of training (`VideoDataModule`): without workers, with one and with two, the batches that were there
@@ -40,8 +42,9 @@ from video_files import write_file
 from vidtok_plugin.config import load_config
 from vidtok_plugin.tokenizer.module import TokenizerRunConfig
 from vidtok_plugin.training.loading import ResumableLoader
-from vidtok_plugin.video import ClipDataset, VideoBatch, VideoDataConfig, VideoDataModule, read_frames
+from vidtok_plugin.video import ClipDataset, VideoBatch, VideoDataConfig, VideoDataModule, probe, read_frames
 from vidtok_plugin.video.batch import collate_clips
+from vidtok_plugin.video.resizing import crop_out
 from world_model.record import RecordConfig, record
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -72,6 +75,11 @@ def natural_videos(folder: Path) -> VideoDataConfig:
     return VideoDataConfig(train=(str(folder),), batch_size=2, clips_per_epoch=100_000)
 
 
+def larger_videos(_: Path) -> VideoDataConfig:
+    paths = tuple(str(natural_clip(name)) for name in CUT_OUT)
+    return VideoDataConfig(train=paths, batch_size=2, clips_per_epoch=100_000)
+
+
 def random_clips(cfg: VideoDataConfig, **changes: Any) -> ClipDataset:
     """The training clips of a config, without its cache unless `changes` say so."""
     data = VideoDataModule(replace(cfg, **({"cache_mb": 0} | changes)))
@@ -89,10 +97,19 @@ def frames_of(clips: ClipDataset, keys: Sequence[int]) -> Clips:
     return read
 
 
-def by_decord(clips: Clips, readers: Mapping[str, Any], *, stopped: bool) -> None:
+def decord_reader(path: str, cfg: VideoDataConfig) -> Any:
+    """A reader whose frames cover the clips' size, as ours do."""
+    video = probe(path)
+    scale = max(cfg.height / video.height, cfg.width / video.width)
+    height, width = round(scale * video.height), round(scale * video.width)
+    size = {} if (height, width) == (video.height, video.width) else {"height": height, "width": width}
+    return decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1, **size)
+
+
+def by_decord(clips: Clips, readers: Mapping[str, Any], cfg: VideoDataConfig, *, stopped: bool) -> None:
     for path, indices in clips:
         readers[path].seek(0)
-        readers[path].get_batch(indices).asnumpy()
+        crop_out(readers[path].get_batch(indices).asnumpy(), cfg.height, cfg.width)
         if stopped:
             readers[path].seek(0)
     for reader in readers.values():  # what it decodes on would be the next contender's burden
@@ -115,7 +132,7 @@ def in_one_process(videos: str, cfg: VideoDataConfig, clips: int, rounds: int) -
     rows: list[Row] = []
     keys = range(clips)
     read = frames_of(ours["ours"], keys)
-    readers = {path: decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1) for path in {path for path, _ in read}}
+    readers = {path: decord_reader(path, cfg) for path in {path for path, _ in read}}
 
     def consume(dataset: ClipDataset, video: bool = False) -> None:
         for batch in batches(dataset, keys, cfg.batch_size):
@@ -123,8 +140,8 @@ def in_one_process(videos: str, cfg: VideoDataConfig, clips: int, rounds: int) -
                 assert batch.video.is_floating_point()
 
     works: dict[str, Callable[[], object]] = {
-        "bare decord": lambda: by_decord(read, readers, stopped=False),
-        "bare decord, stopped": lambda: by_decord(read, readers, stopped=True),
+        "bare decord": lambda: by_decord(read, readers, cfg, stopped=False),
+        "bare decord, stopped": lambda: by_decord(read, readers, cfg, stopped=True),
         "ours, video": lambda: consume(ours["ours"], video=True),
     }
     works |= {name: lambda dataset=dataset: consume(dataset) for name, dataset in ours.items()}  # type: ignore[misc]
@@ -199,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     rows: list[Row] = []
-    for name, make in {"demo": demo_videos, "natural": natural_videos}.items():
+    for name, make in {"demo": demo_videos, "natural": natural_videos, "larger": larger_videos}.items():
         cfg = make(args.folder / name)
         rows += in_one_process(name, cfg, args.clips, args.rounds)
         rows += by_loaders(name, cfg, args.clips, args.rounds, WORKERS)

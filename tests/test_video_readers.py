@@ -13,7 +13,7 @@ from video_files import cut_off, moving_noise, overwrite, rotate, write_faststar
 from vidtok_plugin.video import UnreadableVideoError, probe, pyav_reader, read_frames, reading, write_video
 from vidtok_plugin.video.decord_reader import DecordReader, decord_or_none
 from vidtok_plugin.video.pyav_reader import PyavReader
-from vidtok_plugin.video.reading import OpenVideo, ReaderPool, count_frames, open_video, read_in_order
+from vidtok_plugin.video.reading import OpenVideo, ReaderName, ReaderPool, count_frames, open_video, read_in_order
 
 FRAMES = moving_noise(50, height=48, width=64)
 IRREGULAR = np.cumsum([0, *np.random.default_rng(1).integers(10, 90, 49)]).tolist()
@@ -97,6 +97,20 @@ def test_pyav_goes_on_at_a_key_frame_that_comes_next_anyway(tmp_path: Path, monk
     opened.close()
 
 
+@pytest.mark.parametrize("reader", ["decord", "pyav"])
+def test_frames_are_fitted_as_they_come(tmp_path: Path, reader: ReaderName) -> None:
+    path, indices = b_frames(tmp_path), [7, 30, 7, 12]
+    whole = read_frames(path, indices, reader=reader)
+    blocks: list[int] = []
+
+    def fit(frames: np.ndarray) -> np.ndarray:
+        blocks.append(len(frames))
+        return 255 - frames[:, :8]
+
+    np.testing.assert_array_equal(read_frames(path, indices, reader=reader, fit=fit), 255 - whole[:, :8])
+    assert reader == "decord" or blocks == [1, 1, 1]
+
+
 def test_a_video_marked_as_rotated_is_turned(tmp_path: Path) -> None:
     upright = read_frames(constant(tmp_path))
     info = probe(rotate(tmp_path / "a.mp4", 90))
@@ -174,7 +188,7 @@ def test_pyav_goes_on_where_decord_fails(tmp_path: Path, monkeypatch: pytest.Mon
     whole = read_frames(path)
 
     class Failing(DecordReader):
-        def read(self, indices: object) -> np.ndarray:
+        def read(self, indices: object, fit: object = None) -> np.ndarray:
             raise UnreadableVideoError("decord fails")
 
         def in_order(self):  # type: ignore[no-untyped-def]

@@ -96,8 +96,11 @@ def read_clip(
             f"Video {path} cannot be read: it has {num_frames} frames now, fewer than when it was indexed; put the"
             " file back."
         )
-    frames = read_frames(path, indices, pool=pool, reader=reader)
-    return resize_and_crop(frames, height, width, place) if cut else cover(frames, height, width)
+
+    def fit(frames: np.ndarray) -> np.ndarray:
+        return resize_and_crop(frames, height, width, place) if cut else cover(frames, height, width)
+
+    return read_frames(path, indices, pool=pool, reader=reader, fit=fit)
 
 
 def read_clip_from(open_videos: int, *arguments: Any) -> np.ndarray:

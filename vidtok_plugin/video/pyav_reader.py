@@ -2,7 +2,7 @@
 
 import os
 from bisect import bisect_right
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import pairwise
 from typing import cast
@@ -12,6 +12,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from vidtok_plugin.video.unreadable import undecodable, unopenable
+
+Fit = Callable[[np.ndarray], np.ndarray]  # what is done with uint8 frames (t, h, w, 3), each on its own, once read
 
 
 class PyavReader:
@@ -57,16 +59,18 @@ class PyavReader:
         """The frames' times in seconds, float64 `(num_frames,)`; at the mean rate if the file doesn't tell them."""
         return _seconds(self._pts, self.num_frames, self._stream, self.fps)
 
-    def read(self, indices: Sequence[int]) -> np.ndarray:
-        """Frames as uint8 RGB `(t, h, w, 3)`."""
+    def read(self, indices: Sequence[int], fit: Fit | None = None) -> np.ndarray:
+        """Frames as uint8 RGB `(t, h, w, 3)`; `fit` is done with each as it comes, so that large ones don't add up."""
         pixels: dict[int, np.ndarray] = {}
+        shapes: set[tuple[int, ...]] = set()
         try:
             for index in sorted(set(indices)):
-                pixels[index] = self._rgb(self._frame(index))
+                frame = self._rgb(self._frame(index))
+                shapes.add(frame.shape)
+                pixels[index] = frame if fit is None else fit(frame[None])[0]
         except (av.FFmpegError, _MissingFrameError) as error:
             self._stop()
             raise undecodable(self.path, indices, self.num_frames, _cause(error)) from None
-        shapes = {frame.shape for frame in pixels.values()}
         if len(shapes) > 1:
             raise undecodable(self.path, indices, self.num_frames, f"their sizes differ: {sorted(shapes)}")
         return np.stack([pixels[index] for index in indices])

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from vidtok_plugin.video.decord_reader import DecordReader, decord_or_none
-from vidtok_plugin.video.pyav_reader import PyavReader
+from vidtok_plugin.video.pyav_reader import Fit, PyavReader
 from vidtok_plugin.video.unreadable import UnreadableVideoError, unopenable
 
 ReaderName = Literal["auto", "decord", "pyav"]
@@ -28,7 +28,7 @@ class OpenVideo(Protocol):
     fps: float
 
     def times(self) -> np.ndarray: ...
-    def read(self, indices: Sequence[int]) -> np.ndarray: ...
+    def read(self, indices: Sequence[int], fit: Fit | None = None) -> np.ndarray: ...
     def in_order(self) -> Iterator[np.ndarray]: ...
     def close(self) -> None: ...
 
@@ -141,10 +141,12 @@ def read_frames(
     *,
     pool: ReaderPool | None = None,
     reader: ReaderName = "auto",
+    fit: Fit | None = None,
 ) -> np.ndarray:
     """Frames of a video file as uint8 RGB `(t, h, w, 3)`; all of them without `indices`.
 
     Readers come from `pool`, or from one that all calls without it share. With "auto" PyAV reads what decord cannot.
+    `fit` is done with all frames, in blocks of any length: resizing, for example, without all of them at full size.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -158,7 +160,7 @@ def read_frames(
         raise ValueError(f"Video {path} has frames 0..{opened.num_frames - 1}, got index {outside[0]}.")
     if len(indices) == 0:
         raise ValueError(f"Video {path}: read_frames needs at least one index, got none.")
-    return _read(path, opened, indices, reader)
+    return _read(path, opened, indices, reader, fit)
 
 
 def read_in_order(path: str | os.PathLike[str], block: int, *, reader: ReaderName = "auto") -> Iterator[np.ndarray]:
@@ -199,15 +201,21 @@ def _stat(path: str | os.PathLike[str]) -> os.stat_result:
         raise FileNotFoundError(f"Video {path} doesn't exist; check the path.") from None
 
 
-def _read(path: str | os.PathLike[str], opened: OpenVideo, indices: Sequence[int], reader: ReaderName) -> np.ndarray:
+def _read(
+    path: str | os.PathLike[str],
+    opened: OpenVideo,
+    indices: Sequence[int],
+    reader: ReaderName,
+    fit: Fit | None = None,
+) -> np.ndarray:
     try:
-        return opened.read(indices)
+        return opened.read(indices, fit)
     except UnreadableVideoError as error:
         if reader != "auto" or isinstance(opened, PyavReader):
             raise
         fallback = _by_pyav_or_raise(path, error, opened.num_frames)
         try:
-            return fallback.read(indices)
+            return fallback.read(indices, fit)
         except UnreadableVideoError:
             raise error from None
         finally:

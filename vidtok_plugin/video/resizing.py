@@ -1,10 +1,11 @@
 """Resizing frames: by area where they shrink, linearly where they grow, along each axis on its own."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-BAND = 24  # source pixels that are weighted at once, about: of more, most weights are 0, and threads would share them
+BAND = 12  # source pixels that are weighted at once, about: of more, most weights are 0, and threads would share them
 
 
 def area_weights(source: int, target: int, start: float, length: float) -> np.ndarray:
@@ -34,19 +35,40 @@ def resize_weights(source: int, target: int) -> np.ndarray:
     return weights
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Band:
+    """Some neighbouring targets of an axis, the sources that they are made of, and the weights `(targets, sources)`."""
+
+    targets: slice
+    sources: slice
+    weights: np.ndarray
+
+
 @lru_cache(maxsize=256)
-def _bands(source: int, target: int, start: int, stop: int) -> list[tuple[slice, slice, np.ndarray]]:
-    """The weights of targets `start` to `stop` without most of their zeros: targets, counted from `start`, the sources
-    that they are made of, and the float32 matrix of the two."""
-    weights = resize_weights(source, target)
+def _bands(source: int, target: int, start: int, stop: int, channels: int = 1) -> list[_Band]:
+    """The weights of targets `start` to `stop`, without most of their zeros.
+
+    Targets are counted from `start` on, sources from the first that is needed on. With `channels` neighbouring numbers
+    of the axis are the channels of a pixel, each of which is made of its own alone.
+    """
+    weights = resize_weights(source, target)[start:stop]
+    needed = np.flatnonzero(weights.any(axis=0))
+    weights = weights[:, needed[0] : needed[-1] + 1]
     count = max(1, BAND * target // source)
     bands = []
-    for first in range(start, stop, count):
-        last = min(first + count, stop)
-        used = np.flatnonzero(weights[first:last].any(axis=0))
-        sources = slice(int(used[0]), int(used[-1]) + 1)
-        bands.append((slice(first - start, last - start), sources, np.ascontiguousarray(weights[first:last, sources])))
+    for first in range(0, stop - start, count):
+        used = np.flatnonzero(weights[first : first + count].any(axis=0))
+        part = np.ascontiguousarray(weights[first : first + count, used[0] : used[-1] + 1])
+        targets = slice(channels * first, channels * (first + len(part)))
+        sources = slice(channels * int(used[0]), channels * (int(used[-1]) + 1))
+        bands.append(_Band(targets=targets, sources=sources, weights=np.kron(part, np.eye(channels, dtype=np.float32))))
     return bands
+
+
+def _needed(source: int, target: int, start: int, stop: int) -> slice:
+    """The sources that targets `start` to `stop` are made of."""
+    used = np.flatnonzero(resize_weights(source, target)[start:stop].any(axis=0))
+    return slice(int(used[0]), int(used[-1]) + 1)
 
 
 def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -63,20 +85,19 @@ def _resize_part(
     """The rows and columns, from first to behind the last, of frames `(t, h, w, c)` that are resized to `size`."""
     t, h, w, c = frames.shape
     height, width = rows[1] - rows[0], columns[1] - columns[0]
-    down, across = _bands(h, size[0], *rows), _bands(w, size[1], *columns)
-    left, right = across[0][1].start, across[-1][1].stop  # of the sources
-    shrunk = np.empty((height, (right - left) * c), np.float32)
-    turned = np.empty((width, height * c), np.float32)
+    down, across = _bands(h, size[0], *rows), _bands(w, size[1], *columns, channels=c)
+    frames = frames[:, _needed(h, size[0], *rows), _needed(w, size[1], *columns)]
+    lower = np.empty((height, frames.shape[2] * c), np.float32)
+    narrower = np.empty((height, width * c), np.float32)
     resized = np.empty((t, height, width, c), np.uint8)
     for frame, result in zip(frames, resized, strict=True):  # frame by frame, in the processor's cache
-        pixels = frame[:, left:right].reshape(h, -1)
-        for targets, sources, weights in down:
-            np.matmul(weights, pixels[sources].astype(np.float32), out=shrunk[targets])
-        sideways = shrunk.reshape(height, right - left, c).transpose(1, 0, 2).reshape(right - left, height * c)
-        for targets, sources, weights in across:
-            np.matmul(weights, sideways[sources.start - left : sources.stop - left], out=turned[targets])
-        np.clip(np.rint(turned, out=turned), 0, 255, out=turned)
-        result[...] = turned.reshape(width, height, c).transpose(1, 0, 2)
+        for band in down:
+            pixels = frame[band.sources].reshape(-1, lower.shape[1]).astype(np.float32)
+            np.matmul(band.weights, pixels, out=lower[band.targets])
+        for band in across:
+            np.matmul(lower[:, band.sources], band.weights.T, out=narrower[:, band.targets])
+        np.clip(np.rint(narrower, out=narrower), 0, 255, out=narrower)
+        result[...] = narrower.reshape(height, width, c)
     return resized
 
 
