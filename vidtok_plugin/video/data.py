@@ -47,7 +47,7 @@ class VideoDataConfig:
     validation_clips: int | None = None  # at most, evenly spaced over all
     skip_short: bool = False  # leave out videos that are shorter than a clip
     most_unreadable: float = 0.0  # share of the videos that may be unreadable: other clips take their clips' places
-    reader: ReaderName = "auto"  # auto: decord, and PyAV for what decord can't read or where it isn't installed
+    reader: ReaderName = "auto"  # auto: PyAV
     read_timeout: float | None = None  # seconds after which a video that is being read counts as unreadable
     open_videos: int = 32  # readers kept open in each worker
     cache_mb: int = 0  # decoded training videos in each worker's memory, in MiB: a great help for small videos
