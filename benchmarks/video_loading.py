@@ -211,15 +211,15 @@ def two_threads_to_one(rounds: int) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, rounds=5)
-    parser.add_argument("--clips", type=int, default=200, help="clips of each turn")
+    parser.add_argument("--clips", type=int, default=200, help="clips of each turn; a quarter of them of larger videos")
     parser.add_argument("--folder", type=Path, default=FOLDER / "video_loading", help="for the videos")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     rows: list[Row] = []
     for name, make in {"demo": demo_videos, "natural": natural_videos, "larger": larger_videos}.items():
-        cfg = make(args.folder / name)
-        rows += in_one_process(name, cfg, args.clips, args.rounds)
-        rows += by_loaders(name, cfg, args.clips, args.rounds, WORKERS)
+        cfg, clips = make(args.folder / name), args.clips // 4 if name == "larger" else args.clips
+        rows += in_one_process(name, cfg, clips, args.rounds)
+        rows += by_loaders(name, cfg, clips, args.rounds, WORKERS)
     allowed = two_threads_to_one(args.rounds)
     report(
         "video_loading",
