@@ -15,6 +15,7 @@ from world_model.compiled import CompiledSlot
 from world_model.decoding import Decoding, diagonal_groups, known_after, raster_groups
 from world_model.model import StepContext, WorldModel
 from world_model.sampler import RolloutNoise, Sampler
+from world_model.slots import at_slots
 
 
 class StepGenerator:
@@ -146,8 +147,12 @@ class StepGenerator:
             return current
         for group in self._groups:
             hidden = model.step(self._rows(current), group, context, self._cache)
-            drawn = model.draw(hidden, group.slots, context, noise.index_select(1, group.slots), self.sampler)
-            current.index_copy_(1, group.slots, drawn.tokens)
+            uniforms = at_slots(noise, group.place)
+            drawn = model.draw(hidden, group.place, context, uniforms, self.sampler, confidence=False).tokens
+            if isinstance(group.place, int):
+                current.narrow(1, group.place, 1).copy_(drawn)
+            else:
+                current.index_copy_(1, group.slots, drawn)
             self.model_calls += 1
         return current
 

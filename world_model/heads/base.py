@@ -35,4 +35,4 @@ class DrawnTokens:
     """Tokens that a head drew."""
 
     tokens: Tensor  # (b, m) codes or (b, m, p) patches
-    confidence: Tensor | None  # (b, m) log probabilities of the codes drawn; None for patches
+    confidence: Tensor | None  # (b, m) log probabilities of the codes drawn; None for patches, or if not needed
