@@ -16,6 +16,7 @@ from world_model.decoding import Decoding, diagonal_groups, known_after, raster_
 from world_model.model import StepContext, WorldModel
 from world_model.sampler import RolloutNoise, Sampler
 from world_model.slots import at_slots
+from world_model.step_layer import StepLayer
 
 
 class StepGenerator:
@@ -77,6 +78,7 @@ class StepGenerator:
         self._actions = actions
         self._counts = torch.tensor(counts)  # on the host: no step waits for them
         self._lent = False  # whether forks read the cache's buffers
+        self._layers: list[StepLayer] | None = None  # of the cache, looked up at its first step
         self._cache: TransformerCache = self._read(None)
 
     def step(self, actions: GroupedActions | None) -> Tensor:
@@ -98,7 +100,7 @@ class StepGenerator:
         copied. They draw the same random numbers, or those of `indices`, one for each."""
         twin = copy(self)
         twin._lent = False
-        twin._cache = self._cache.fork(futures)
+        twin._cache, twin._layers = self._cache.fork(futures), None
         twin._tokens = self._tokens.repeat_interleave(futures, dim=0)
         twin._counts = self._counts.repeat_interleave(futures)
         if self._actions is not None:
@@ -123,9 +125,12 @@ class StepGenerator:
         model, tokens = self.model, self.model.tokens
         if self._cache.length + tokens.tokens_per_step > self._cache.capacity:
             self._cache = self._read(self._cache)
+        if self._layers is None:
+            rows = self._cache.batch if self.order == "raster" else None  # other orders' calls differ in their rows
+            self._layers = model.transformer.step_layers(self._cache, rows)
         previous = self._rows(self._tokens[:, -1])
         told = self._told(actions)
-        context = model.step_context(previous, told, self._cache)
+        context = model.step_context(previous, told, self._cache, self._layers)
         if self.order == "masked":
             drawn = self._draw_masked(context)
             whole = self._rows(drawn.unflatten(1, (tokens.height, tokens.width)))
@@ -217,6 +222,7 @@ class StepGenerator:
         else:
             empty = self.model.emptied(cache, padding)
         self.model_calls += 1
+        self._layers = None
         return self.model.prefill(rows, self._told(self._actions), empty)
 
 

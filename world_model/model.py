@@ -256,10 +256,14 @@ class WorldModel(nn.Module):
         return self.transformer.step(x.flatten(1, 2), cache, at)[1].advanced(steps * n)
 
     def step_context(
-        self, previous: Tensor | None, actions: GroupedActions | None, cache: TransformerCache
+        self,
+        previous: Tensor | None,
+        actions: GroupedActions | None,
+        cache: TransformerCache,
+        layers: Sequence[StepLayer] | None = None,
     ) -> StepContext:
         """What is known of the next step: the whole step before it (b, H, W[, p]), None at the start of a window, and
-        its actions (one step of them)."""
+        its actions (one step of them). `layers` are the cache's, looked up unless given."""
         self._check_boundary(cache, previous)
         cache.check_room(self.tokens.tokens_per_step)
         tables = self._input_tables()
@@ -268,7 +272,7 @@ class WorldModel(nn.Module):
         around = None
         if self.config.copy_size and previous is not None:
             around = neighbours(previous, self.config.copy_size).flatten(1, 2)
-        layers = self.transformer.step_layers(cache)
+        layers = self.transformer.step_layers(cache) if layers is None else layers
         return StepContext(told=told[:, 0], around=around, inputs=tables, head=self.head.tables(), layers=layers)
 
     def step(self, current: Tensor, group: SlotGroup, context: StepContext, cache: TransformerCache) -> Tensor:
@@ -316,8 +320,8 @@ class WorldModel(nn.Module):
         *,
         confidence: bool = True,
     ) -> DrawnTokens:
-        """Draw the tokens of some slots (m,), of one, or of the whole step, from what `step` or `fill` gave for them, by
-        uniform numbers (b, m, head.noise_per_token); without their `confidence` where nobody needs it."""
+        """Draw the tokens of some slots (m,), of one, or of the whole step, from what `step` or `fill` gave for them,
+        by uniform numbers (b, m, head.noise_per_token); without their `confidence` where nobody needs it."""
         around = context.around
         if around is not None and slots is not None:
             around = at_slots(around, slots)

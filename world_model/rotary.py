@@ -18,7 +18,8 @@ class Rotation(NamedTuple):
     cos: Tensor  # (n, e), the same for both channels of a pair
     sin: Tensor  # (n, e), negative for the first
 
-    def __getitem__(self, slots: slice | Tensor) -> "Rotation":
+    def at(self, slots: slice | Tensor) -> "Rotation":
+        """Of some of the slots."""
         if isinstance(slots, slice):  # views, at a fraction of the time
             start, count = slots.start, slots.stop - slots.start
             return Rotation(self.cos.narrow(0, start, count), self.sin.narrow(0, start, count))

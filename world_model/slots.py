@@ -120,7 +120,8 @@ class CausalInputs(nn.Module):
         d), or the same for all b where they read none."""
         width = self.grid[1]
         if isinstance(slots, int):
-            left, above = self.no_left, self.no_above
+            left: Tensor = self.no_left
+            above: Tensor = self.no_above
             if slots % width:
                 left = self.wide(at_slots(current, slots - 1), tables.wide)
             if slots >= width:

@@ -1,4 +1,4 @@
-"""A block's step for some tokens after those in a cache: what the block computes, in as few and as direct calls as can be.
+"""A block's step for some tokens after those in a cache: what the block computes, in as few calls as can be.
 
 A few tokens' arithmetic takes less time than the calls that order it. So weights are looked up once for many tokens,
 nothing goes through a module or through einops, and tokens are rows.
@@ -9,10 +9,11 @@ Shapes: b sequences, m tokens of each, r = b * m rows, d width, k heads, e width
 from typing import NamedTuple
 
 from torch import Tensor
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 
 from world_model.attention import AttentionBackend, attention, attention_over
 from world_model.cache import LayerCache, Placement
+from world_model.layout import Product
 from world_model.norm import rms_norm
 from world_model.rotary import Rotation
 
@@ -21,25 +22,25 @@ class StepLayer(NamedTuple):
     """A block's weights as they stand, and its share of a cache."""
 
     attention_norm: Tensor
-    qkv: Tensor
+    qkv: Product
     qk_scale: Tensor  # (2, 1, e)
-    out: Tensor
+    out: Product
     mlp_norm: Tensor
-    gate_value: Tensor
-    mlp_out: Tensor
+    gate_value: Product
+    mlp_out: Product
     cache: LayerCache
     backend: AttentionBackend
 
     def __call__(self, x: Tensor, rotation: Rotation, at: Placement) -> Tensor:
         """x (r, d) -> (r, d), turned by `rotation` (m, 1, 1, e); it writes keys and values into the cache's buffers."""
-        x = x + linear(self._attention(rms_norm(x, self.attention_norm), rotation, at), self.out)
-        gate, value = linear(rms_norm(x, self.mlp_norm), self.gate_value).chunk(2, dim=-1)
-        return x + linear(silu(gate) * value, self.mlp_out)
+        x = x + self.out(self._attention(rms_norm(x, self.attention_norm), rotation, at))
+        gate, value = self.gate_value(rms_norm(x, self.mlp_norm)).chunk(2, dim=-1)
+        return x + self.mlp_out(silu(gate) * value)
 
     def _attention(self, x: Tensor, rotation: Rotation, at: Placement) -> Tensor:
         cache = self.cache
         batch, heads, _, head_width = cache.own.keys.shape
-        qkv = linear(x, self.qkv).view(batch, -1, 3, heads, head_width)
+        qkv = self.qkv(x).view(batch, -1, 3, heads, head_width)
         q_k, values = qkv.split_with_sizes((2, 1), dim=2)
         queries, keys = rotation(rms_norm(q_k, self.qk_scale)).transpose(1, 3).unbind(2)  # (b, k, m, e)
         values = values.squeeze(2).transpose(1, 2)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from world_model.attention import AttentionBackend, attention
 from world_model.cache import LayerCache, Placement, TransformerCache
+from world_model.layout import product_with
 from world_model.norm import RMSNorm, rms_norm
 from world_model.rotary import Rotation
 from world_model.step_layer import StepLayer
@@ -108,16 +109,16 @@ class Block(nn.Module):
         x = x + self.dropout(self.attention(self.attention_norm(x), batch, rotation, mask))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
-    def for_steps(self, cache: LayerCache) -> StepLayer:
-        """What a step takes of it."""
+    def for_steps(self, cache: LayerCache, rows: int | None) -> StepLayer:
+        """What steps take of it: its weights, laid out for so many `rows`, and its share of a cache."""
         return StepLayer(
             attention_norm=self.attention_norm.weight,
-            qkv=self.attention.qkv.weight,
+            qkv=product_with(self.attention.qkv.weight, rows),
             qk_scale=self.attention.qk_scale.view(2, 1, -1),
-            out=self.attention.out.weight,
+            out=product_with(self.attention.out.weight, rows),
             mlp_norm=self.mlp_norm.weight,
-            gate_value=self.mlp.gate_value.weight,
-            mlp_out=self.mlp.out.weight,
+            gate_value=product_with(self.mlp.gate_value.weight, rows),
+            mlp_out=product_with(self.mlp.out.weight, rows),
             cache=cache,
             backend=self.attention.backend,
         )
@@ -155,18 +156,21 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, slots: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """(b, n, d) -> (b, n, d). The tokens are the first n, and see those before them, unless `slots` (n,) and
         `mask` (n, n) bool tell otherwise."""
-        rotation = self.rotation[slice(0, x.shape[1]) if slots is None else slots]
+        rotation = self.rotation.at(slice(0, x.shape[1]) if slots is None else slots)
         rows = x.flatten(0, 1)
         for block in self.blocks:
             rows = block(rows, len(x), rotation, mask)
         return self.norm(rows).view_as(x)
 
-    def step_layers(self, cache: TransformerCache) -> list[StepLayer]:
-        """For `step`, when many follow each other in the same buffers and with the same weights."""
+    def step_layers(self, cache: TransformerCache, rows: int | None = None) -> list[StepLayer]:
+        """For `step`, when many follow each other in the same buffers and with the same weights.
+
+        With `rows` they are laid out for steps of so many rows in all, and don't see later changes of the weights.
+        """
         layers = []
         for block, layer in zip(self.blocks, cache.layers(), strict=True):
             assert isinstance(block, Block)
-            layers.append(block.for_steps(layer))
+            layers.append(block.for_steps(layer, rows))
         return layers
 
     def step(
@@ -186,7 +190,7 @@ class Transformer(nn.Module):
         here = cache.next(x.shape[1]) if at is None else at
         if cache.begin is not None:
             here = here.since(cache.begin)
-        rotation = self.rotation[here.slots]
+        rotation = self.rotation.at(here.slots)
         rows = x.flatten(0, 1)
         for layer in self.step_layers(cache) if layers is None else layers:
             rows = layer(rows, rotation, here)
