@@ -26,6 +26,9 @@ class StepGenerator:
     A model sees `max_steps` latent steps. When they are full, the oldest `decoding.move` are dropped and the rest read
     in anew, as a window of its own; so is a past that leaves no room for a step. Pasts of different lengths go
     together by their ends: `past_steps` tells how many steps of each row count, all without.
+
+    Weights that change meanwhile count from the next window on: keys are computed, and weights laid out, when a window
+    is read in.
     """
 
     def __init__(

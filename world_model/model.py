@@ -171,8 +171,8 @@ class WorldModel(nn.Module):
         """How well the tokens of the steps 1 .. T-1 are predicted, in raster order or in diagonal order of a `window`.
 
         A window's first step is context alone, here as in rollouts, whose prompt gives it. In training the inputs are
-        corrupted and actions dropped as the config says. Masked models are scored with a random part of each step's
-        tokens told, in eval mode the same in each call.
+        corrupted and actions dropped as the config says, and `correct` isn't told. Masked models are scored with a
+        random part of each step's tokens told, in eval mode the same in each call.
         """
         if tokens.shape[1] < 2:
             raise ValueError(f"WorldModel: a window must have at least 2 steps to score, got {tokens.shape[1]}.")
@@ -190,7 +190,8 @@ class WorldModel(nn.Module):
         else:
             hidden = self(inputs, actions, corruption=corruption, window=window)[:, 1:]
             weights = torch.ones(targets.shape[:4], device=tokens.device)
-        losses, correct = self.head.scores(hidden, self._around(inputs), targets, self.head.tables())
+        around, tables = self._around(inputs), self.head.tables()
+        losses, correct = self.head.scores(hidden, around, targets, tables, correct=not self.training)
         return TokenScores(losses=losses, correct=correct, weights=weights)
 
     def loss(self, tokens: Tensor, actions: GroupedActions | None = None, valid: Tensor | None = None) -> Tensor:
@@ -249,11 +250,11 @@ class WorldModel(nn.Module):
         told = self.step_inputs(before, self._first(cache, len(tokens), steps), actions, None, tables)
         if isinstance(self.inputs, CausalInputs):
             x = told + self.inputs(tokens, self.step_inputs.narrow, tables)
-            return self.transformer.step(x.flatten(1, 2), cache)[1]
+            return self.transformer.take_in(x.flatten(1, 2), cache)
         x = told + self.inputs(tokens, None, tables)
         end = cache.length + steps * n
         at = Placement(slots=slice(cache.length, end), end=end, mask=step_mask(cache.length, steps, n, x.device))
-        return self.transformer.step(x.flatten(1, 2), cache, at)[1].advanced(steps * n)
+        return self.transformer.take_in(x.flatten(1, 2), cache, at)
 
     def step_context(
         self,

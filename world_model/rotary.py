@@ -25,8 +25,17 @@ class Rotation(NamedTuple):
             return Rotation(self.cos.narrow(0, start, count), self.sin.narrow(0, start, count))
         return Rotation(self.cos[slots], self.sin[slots])
 
+    def over_slots(self) -> "Rotation":
+        """(n, e) -> (n, 1, 1, e), for what has axes between slots and channels."""
+        return Rotation(self.cos[:, None, None], self.sin[:, None, None])
+
+    def over_heads(self, heads: int) -> "Rotation":
+        """(n, 1, 1, e) -> (n, 1, k, e) in memory, over which products are faster than over channels alone."""
+        cos, sin = (table.expand(-1, -1, heads, -1).contiguous() for table in self)
+        return Rotation(cos, sin)
+
     def __call__(self, x: Tensor) -> Tensor:
-        """Turn x (..., n, e), or (..., n, ., ., e) by angles (n, 1, 1, e)."""
+        """Turn x (..., n, e), or (..., n, ., k, e) by angles (n, 1, 1, e) or (n, 1, k, e)."""
         cos, sin = self.cos, self.sin
         if cos.dtype != x.dtype:
             cos, sin = cos.to(x.dtype), sin.to(x.dtype)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from world_model.attention import AttentionBackend, attention
+from world_model.block_functions import queries_keys_values, swiglu
 from world_model.cache import LayerCache, Placement, TransformerCache
 from world_model.layout import product_with
-from world_model.norm import RMSNorm, rms_norm
+from world_model.norm import RMSNorm
 from world_model.rotary import Rotation
 from world_model.step_layer import StepLayer
 
@@ -74,9 +74,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, batch: int, rotation: Rotation, mask: Tensor | None) -> Tensor:
         """x (r, d) -> (r, d); causal without a mask (n, n)."""
         qkv = rearrange(self.qkv(x), "(b n) (three k e) -> b n three k e", b=batch, three=3, k=self.heads)
-        q_k, v = qkv.split([2, 1], dim=2)
-        q, k = rotation(rms_norm(q_k, self.qk_scale.view(2, 1, -1))).unbind(2)
-        q, k, v = (rearrange(part, "b n k e -> b k n e") for part in (q, k, v[:, :, 0]))
+        q, k, v = queries_keys_values(qkv, self.qk_scale.view(2, -1), rotation)
         seen = attention(q, k, v, causal=mask is None, mask=mask, backend=self.backend)
         return self.out(rearrange(seen, "b k n e -> (b n) (k e)"))
 
@@ -90,8 +88,7 @@ class SwiGLU(nn.Module):
         self.out = nn.Linear(cfg.mlp_width, cfg.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.gate_value(x).chunk(2, dim=-1)
-        return self.out(F.silu(gate) * value)
+        return self.out(swiglu(self.gate_value(x)))
 
 
 class Block(nn.Module):
@@ -135,8 +132,9 @@ class Transformer(nn.Module):
         self.cfg = cfg
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.depth))
         self.norm = RMSNorm(cfg.width)
-        self.register_buffer("rotary_cos", rotation.cos[:, None, None], persistent=False)  # (n, 1, 1, e)
-        self.register_buffer("rotary_sin", rotation.sin[:, None, None], persistent=False)
+        over_slots = rotation.over_slots()
+        self.register_buffer("rotary_cos", over_slots.cos, persistent=False)  # (n, 1, 1, e)
+        self.register_buffer("rotary_sin", over_slots.sin, persistent=False)
         self._init_weights()
 
     @property
@@ -156,7 +154,7 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, slots: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """(b, n, d) -> (b, n, d). The tokens are the first n, and see those before them, unless `slots` (n,) and
         `mask` (n, n) bool tell otherwise."""
-        rotation = self.rotation.at(slice(0, x.shape[1]) if slots is None else slots)
+        rotation = self.rotation.at(slice(0, x.shape[1]) if slots is None else slots).over_heads(self.cfg.heads)
         rows = x.flatten(0, 1)
         for block in self.blocks:
             rows = block(rows, len(x), rotation, mask)
@@ -185,16 +183,33 @@ class Transformer(nn.Module):
         With `at` they stand elsewhere in the cache's buffers; its length stays, for the caller to `advanced`. `layers`
         are the cache's `step_layers`, looked up unless given.
         """
+        here, rotation = self._place(x, cache, at)
+        rows = x.flatten(0, 1)
+        for layer in self.step_layers(cache) if layers is None else layers:
+            rows = layer(rows, rotation, here)
+        return self.norm(rows).view_as(x), cache.advanced(x.shape[1]) if at is None else cache
+
+    def take_in(self, x: Tensor, cache: TransformerCache, at: Placement | None = None) -> TransformerCache:
+        """As `step` of tokens (b, m, d) of which only keys and values are needed: the cache, so much longer.
+
+        What the last layer would make of them is left out.
+        """
+        here, rotation = self._place(x, cache, at)
+        rows = x.flatten(0, 1)
+        *layers, last = self.step_layers(cache)
+        for layer in layers:
+            rows = layer(rows, rotation, here)
+        last.take_in(rows, rotation, here)
+        return cache.advanced(x.shape[1])
+
+    def _place(self, x: Tensor, cache: TransformerCache, at: Placement | None) -> tuple[Placement, Rotation]:
+        """Where tokens stand, what each sees, and how they are turned there."""
         if at is None:
             cache.check_room(x.shape[1])
         here = cache.next(x.shape[1]) if at is None else at
         if cache.begin is not None:
             here = here.since(cache.begin)
-        rotation = self.rotation.at(here.slots)
-        rows = x.flatten(0, 1)
-        for layer in self.step_layers(cache) if layers is None else layers:
-            rows = layer(rows, rotation, here)
-        return self.norm(rows).view_as(x), cache.advanced(x.shape[1]) if at is None else cache
+        return here, self.rotation.at(here.slots)
 
     def init_cache(
         self,

@@ -16,7 +16,9 @@ class TokenScores:
     """
 
     losses: Tensor  # (b, T - 1, H, W, k)
-    correct: Tensor | None  # (b, T - 1, H, W, k) bool: the likeliest value is the true one; None for patches
+    correct: (
+        Tensor | None
+    )  # (b, T - 1, H, W, k) bool: the likeliest value is the true one; None for patches, in training
     weights: Tensor  # (b, T - 1, H, W)
 
     @property

@@ -44,16 +44,17 @@ class CodeHead(nn.Module):
         return out
 
     def scores(
-        self, hidden: Tensor, around: Tensor | None, codes: Tensor, tables: Tables
+        self, hidden: Tensor, around: Tensor | None, codes: Tensor, tables: Tables, *, correct: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Cross entropies in nats and whether the likeliest is right, (..., k) each."""
+        """Cross entropies in nats, and whether the likeliest is `correct` if that is asked, (..., k) each."""
         factors = split_codes(codes, self.sizes).unbind(-1)
-        losses, correct = [], []
+        losses, right = [], []
         for logits, factor in zip(self.logits(hidden, around, codes, tables), factors, strict=True):
             flat, targets = logits.flatten(0, -2), factor.flatten().long()
             losses.append(F.cross_entropy(flat.float(), targets, reduction="none").view(factor.shape))
-            correct.append((flat.detach().argmax(-1) == targets).view(factor.shape))
-        return torch.stack(losses, dim=-1), torch.stack(correct, dim=-1)
+            if correct:
+                right.append((flat.detach().argmax(-1) == targets).view(factor.shape))
+        return torch.stack(losses, dim=-1), torch.stack(right, dim=-1) if correct else None
 
     def check_sampler(self, sampler: Sampler) -> None:
         """A ValueError for what the drawing of codes knows nothing of."""

@@ -50,9 +50,10 @@ class FlowHead(nn.Module):
         return self.out(F.layer_norm(y, y.shape[-1:]))
 
     def scores(
-        self, hidden: Tensor, around: Tensor | None, patches: Tensor, tables: Tables
+        self, hidden: Tensor, around: Tensor | None, patches: Tensor, tables: Tables, *, correct: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Squared errors of the velocity (..., 1), means over the patch and `repeats` noise levels.
+        """Squared errors of the velocity (..., 1), means over the patch and `repeats` noise levels. No patch is
+        `correct` or not.
 
         In eval mode noise and levels are the same in each call.
         """
