@@ -126,7 +126,7 @@ def counted_step(decoding: Decoding, batch: int) -> int:
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_operations_of_a_raster_step(batch: int) -> None:
-    """Each token goes through the layers and the head once, whatever came before; attention alone grows, with the keys."""
+    """Each token goes through the layers and the head once, whatever came before; attention alone grows."""
     layers = sum(DEPTH * layer_flops(batch, 2 * SLOTS + slot + 1) for slot in range(SLOTS))
     drawing = drawing_flops(batch, SLOTS, SLOTS - GRID)
     assert counted_step(Decoding(), batch) == layers + drawing + known_before_flops(batch)

@@ -17,8 +17,8 @@ from world_model.rotary import Rotation
 
 
 def queries_keys_values(qkv: Tensor, qk_scale: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-    """qkv (b, n, 3, k, e) -> queries, keys and values (b, k, n, e); queries and keys are normalised, scaled by `qk_scale`
-    (2, e) and turned by `rotation` (n, 1, k, e)."""
+    """qkv (b, n, 3, k, e) -> queries, keys and values (b, k, n, e), of which queries and keys are normalised, scaled by
+    `qk_scale` (2, e) and turned by `rotation` (n, 1, k, e)."""
     if is_plain(qkv):
         cos, sin = (table[:, 0].to(qkv.dtype) for table in rotation)
         parts = _QueriesKeysValues.apply(qkv, qk_scale, cos, sin)
