@@ -1,24 +1,22 @@
 """How fast a token store of a million steps opens, and gives random windows of 8 steps x 8 x 8 tokens to one process.
 
-    python benchmarks/token_store.py [--steps 1000000] [--rounds 5] [--folder runs/benchmarks]
+    python benchmarks/token_store.py [--steps 1000000] [--rounds 5] [--folder runs/benchmarks] [--threads 1]
 
 A store is opened cold, its files having been dropped from the page cache (as far as the system follows that advice),
 and warm. Windows come in batches, as training reads them, from a store that is in the page cache. Told are medians
 over the rounds, and the worst. Needs up to 2 GB on the disk. Linux only.
 """
 
-import argparse
-import json
 import os
-import platform
 import statistics
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from fsq_loss import processor
+from harness import FOLDER, Row, in_turns, make_parser, report, seconds_of
 
 from vidtok_plugin.shards import StoredEpisode
 from vidtok_plugin.store import StoreMetadata, TokenStore
@@ -74,74 +72,62 @@ def drop_from_cache(folder: Path) -> None:
             os.close(descriptor)
 
 
-def opening_seconds(folder: Path) -> float:
-    start = time.perf_counter()
+def open_store(folder: Path) -> TokenStore:
     store = TokenStore(folder, "train")
     assert store.num_steps
-    return time.perf_counter() - start
+    return store
 
 
-def window_rates(folder: Path, batch: int, rounds: int) -> list[float]:
-    """Windows a second of each round; before them all shards are touched."""
-    store, rng = TokenStore(folder, "train"), np.random.default_rng(0)
-    rates = []
-    for _ in range(rounds + 1):
-        start = time.perf_counter()
+def opening_seconds(folder: Path, rounds: int, *, cold: bool) -> list[float]:
+    seconds = []
+    for _ in range(rounds):
+        if cold:
+            drop_from_cache(folder)
+        seconds.append(seconds_of(lambda: open_store(folder)))
+    return seconds
+
+
+def window_rates(folder: Path, rounds: int) -> dict[int, list[float]]:
+    """Windows a second of each round, by the size of their batches; before them all shards are touched."""
+    store, rng = open_store(folder), np.random.default_rng(0)
+
+    def read(batch: int) -> None:
         for _ in range(WINDOWS // batch):
             episodes = rng.integers(len(store), size=batch)
             store.windows(episodes, rng.integers(store.steps[episodes] - WINDOW + 1), WINDOW)
-        rates.append(WINDOWS // batch * batch / (time.perf_counter() - start))
-    return rates[1:]
+
+    seconds = in_turns({str(batch): lambda batch=batch: read(batch) for batch in BATCHES}, rounds=rounds)  # type: ignore[misc]
+    return {batch: [WINDOWS // batch * batch / taken for taken in seconds[str(batch)]] for batch in BATCHES}
 
 
-def measure(root: Path, num_steps: int, rounds: int) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
+def measure(root: Path, num_steps: int, rounds: int) -> list[Row]:
+    rows: list[Row] = []
 
-    def add(measure: str, kind: str, steps: int, unit: str, values: list[float], worst: float) -> None:
-        episodes = num_steps // steps
-        what = {"measure": measure, "kind": kind, "episodes": episodes, "steps": steps, "unit": unit}
-        rows.append({**what, "median": statistics.median(values), "worst": worst})
+    def add(what: dict[str, Any], unit: str, values: Sequence[float], worst: float) -> None:
+        rows.append({**what, "median": statistics.median(values), "worst": worst, "unit": unit})
 
     for kind in ("discrete", "continuous"):
         for steps in EPISODES:
             with tempfile.TemporaryDirectory(dir=root) as name:
                 folder = write(Path(name), kind, steps, num_steps)
+                tokens = {"kind": kind, "episodes": num_steps // steps, "steps": steps}
                 for how in ("cold", "warm"):
-                    seconds = []
-                    for _ in range(rounds):
-                        if how == "cold":
-                            drop_from_cache(folder)
-                        seconds.append(opening_seconds(folder))
-                    add(f"open, {how}", kind, steps, "seconds", seconds, max(seconds))
-                for batch in BATCHES:
-                    rates = window_rates(folder, batch, rounds)
-                    add(f"windows, batches of {batch}", kind, steps, "a second", rates, min(rates))
+                    seconds = opening_seconds(folder, rounds, cold=how == "cold")
+                    add({"measure": f"open, {how}", **tokens}, "seconds", seconds, max(seconds))
+                for batch, rates in window_rates(folder, rounds).items():
+                    add({"measure": f"windows by {batch}", **tokens}, "a second", rates, min(rates))
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--steps", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks"), help="for the stores and the JSON")
-    args = parser.parse_args()
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="for the stores, which are removed again")
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
     rows = measure(args.folder, args.steps, args.rounds)
-    print(f"{'measure':26}{'kind':12}{'episodes':>10}{'of steps':>10}{'median':>12}{'worst':>12}")
-    for row in rows:
-        digits = 3 if row["unit"] == "seconds" else 0
-        print(
-            f"{row['measure']:26}{row['kind']:12}{row['episodes']:10,}{row['steps']:10,}"
-            f"{row['median']:12,.{digits}f}{row['worst']:12,.{digits}f} {row['unit']}"
-        )
-    machine = {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()}
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    record = {"machine": machine, "versions": versions, "threads": args.threads, "rounds": args.rounds, "rows": rows}
-    output = args.folder / "token_store.json"
-    output.write_text(json.dumps(record, indent=2) + "\n")
-    print(output)
+    report("token_store", rows, args.output, packages=("numpy",), rounds=args.rounds)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,23 @@
 """Memory while clips are read: 10,000 random clips of files that take turns in being open.
 
-    python benchmarks/video_memory.py [--reads 10000] [--reader auto|decord|pyav] [--read-timeout SECONDS]
+    python benchmarks/video_memory.py [--reads 10000] [--rounds 20] [--reader auto|decord|pyav] [--read-timeout SECONDS]
 
 The files differ in container, codec, size and rate; two are damaged, and the budget lets others take their places. Half
-as many stay open as there are, so that every other read opens a file and closes another.
+as many stay open as there are, so that every other read opens a file and closes another. A round is a part of the
+reads, after which the memory is looked at; the JSON has its growth over the last nine tenths of them.
 """
 
-import argparse
 import gc
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
+import torch
+from harness import make_parser, report, seconds_of
+from rich.progress import track
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from video_files import cut_off, moving_noise, overwrite, write_faststart, write_file
 
 from vidtok_plugin.video import ClipDataset, UnreadableVideos, find_sources
@@ -68,27 +69,39 @@ def memory_over(clips: ClipDataset, reads: int, *, every: int) -> Iterator[tuple
             gc.collect()
             child = None if process is None else process.pid
             yield index, resident_mib() + (0.0 if child is None else resident_mib(str(child)))
-        assert np.isfinite(clips[index].sum().item())
+        clips[index]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__doc__, rounds=20)
     parser.add_argument("--reads", type=int, default=10_000)
     parser.add_argument("--reader", choices=("auto", "decord", "pyav"), default="auto")
     parser.add_argument("--read-timeout", type=float)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    every = max(1, args.reads // args.rounds)
+    rows: list[dict[str, float]] = []
+
+    def watch(clips: ClipDataset) -> None:
+        seen = memory_over(clips, args.reads, every=every)
+        for reads, mib in track(seen, "reading", total=args.reads // every + 1):
+            rows.append({"reads": reads, "MiB": mib})
+
     with tempfile.TemporaryDirectory() as folder:
         write_files(Path(folder))
         clips = random_clips(Path(folder), reader=args.reader, read_timeout=args.read_timeout)
-        start = time.perf_counter()
-        print("reads  MiB")
-        seen = []
-        for reads, mib in memory_over(clips, args.reads, every=max(1, args.reads // 20)):
-            print(f"{reads:5}  {mib:.1f}", flush=True)
-            seen.append(mib)
-        seconds = time.perf_counter() - start
-    print(f"growth over the last nine tenths: {seen[-1] - seen[len(seen) // 10]:+.1f} MiB")
-    print(f"{args.reads / seconds:.0f} clips a second; {clips.unreadable.count} unreadable videos")
+        seconds = seconds_of(lambda: watch(clips))
+    report(
+        "video_memory",
+        rows,
+        args.output,
+        packages=("av", "decord"),
+        reader=args.reader,
+        read_timeout=args.read_timeout,
+        growth_mib=rows[-1]["MiB"] - rows[len(rows) // 10]["MiB"],  # over the last nine tenths
+        clips_per_second=args.reads / seconds,
+        unreadable=clips.unreadable.count,
+    )
 
 
 if __name__ == "__main__":

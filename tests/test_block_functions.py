@@ -32,7 +32,7 @@ def defined_norm(x: Tensor, weight: Tensor) -> Tensor:
 def defined_parts(qkv: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
     """Pair by pair, as rotations of the plane."""
     rotation = over_slots()
-    cos, sin = (table[:, 0, :, E // 2 :].double() for table in rotation)  # (n, k, e / 2)
+    cos, sin = (table[:, 0, :, E // 2 :].double() for table in (rotation.cos, rotation.sin))  # (n, k, e / 2)
     turned = []
     for i in range(2):
         x, y = defined_norm(qkv[:, :, i], scale[i]).chunk(2, dim=-1)

@@ -1,12 +1,12 @@
 """FSQ gives the published codes and losses, without a matrix of tokens x codebook."""
 
-import importlib.util
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from benchmark_files import load_benchmark
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -98,10 +98,7 @@ def test_the_loss_of_a_large_codebook_takes_less_than_200_megabytes() -> None:
 
 
 def test_the_benchmark_compares_forms_of_one_loss() -> None:
-    spec = importlib.util.spec_from_file_location("fsq_loss", Path(__file__).parents[1] / "benchmarks" / "fsq_loss.py")
-    assert spec is not None and spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load_benchmark("fsq_loss")
     z = golden_input(LEVELS["8x5"])
     torch.testing.assert_close(*(form(z, LEVELS["8x5"]) for form in benchmark.FORMS.values()), rtol=5e-5, atol=0)
     torch.testing.assert_close(benchmark.plain(z, LEVELS["8x5"]), GOLDEN["fsq.8x5.aux_loss"][0], rtol=2e-6, atol=0)

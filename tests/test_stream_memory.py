@@ -13,9 +13,9 @@ from tensordict import TensorDict
 from toy_tokenizers import random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok, presets
-from vidtok_plugin.tokenizer.blocks import TemporalUpsample
 from vidtok_plugin.tokenizer.layers import TimeConv
 from vidtok_plugin.tokenizer.memory import LiveBytes
+from vidtok_plugin.tokenizer.resampling import TemporalDownsample, TemporalUpsample
 
 CAUSAL = [name for name, preset in presets().items() if preset.architecture.causal]
 
@@ -31,17 +31,23 @@ def least_state(network: torch.nn.Module, sizes: dict[str, tuple[int, int]]) -> 
     """
     total = 0
     for name, layer in network.named_modules():
-        if isinstance(layer, TimeConv):  # the pool of a downsampling needs the very frame that its conv needs
-            total += (3 - layer.stride) * layer.weight.shape[1] * math.prod(sizes[name])
-        if isinstance(layer, TemporalUpsample) and layer.padding == "first_frame":
-            total += layer.conv.conv.weight.shape[1] * math.prod(sizes[name])
+        frames = 0
+        if isinstance(layer, TimeConv) and name in sizes:
+            frames = 2
+        elif isinstance(layer, TemporalDownsample):
+            frames = 1
+        elif isinstance(layer, TemporalUpsample):  # two of sums and, of a frame to interpolate from, three products
+            frames = 5 if layer.padding == "first_frame" else 2
+        if frames:
+            conv = layer if isinstance(layer, TimeConv) else layer.conv.conv
+            total += frames * conv.weight.shape[1] * math.prod(sizes[name])
     return total
 
 
 def input_sizes(network: torch.nn.Module, x: torch.Tensor) -> dict[str, tuple[int, int]]:
-    """Height and width of what each layer of interest takes, seen in a run."""
+    """Height and width of what each layer of interest takes, seen in a run; not of a resampling layer's convolution."""
     sizes: dict[str, tuple[int, int]] = {}
-    kinds = (TimeConv, TemporalUpsample)
+    kinds = (TimeConv, TemporalDownsample, TemporalUpsample)
     layers: list[tuple[str, Any]] = [(n, layer) for n, layer in network.named_modules() if isinstance(layer, kinds)]
 
     def watch(name: str, step: Any) -> Any:

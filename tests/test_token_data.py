@@ -89,10 +89,10 @@ class Listener(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(folder: Path, run: Path, steps: int, resume: Path | None = None) -> Listener:
+def fit(folder: Path, run: Path, steps: int, resume: Path | None = None, accelerator: str = "cpu") -> Listener:
     listener = Listener()
     trainer = pl.Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
         max_steps=steps,
         max_epochs=-1,
         logger=False,
@@ -116,6 +116,17 @@ def test_resumed_training_goes_on_with_the_next_batch(folder: Path, tmp_path: Pa
     fit(folder, tmp_path / "part", steps)
     resumed = fit(folder, tmp_path / "part", 11, resume=tmp_path / "part" / "last.ckpt")
     assert seen(resumed.batches) == whole[steps:]
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:The .*_dataloader.* does not have many workers")
+def test_a_gpus_windows_come_in_pinned_memory(folder: Path, tmp_path: Path) -> None:
+    data = TokenDataModule(config(folder))
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert isinstance(batch, TensorDict) and all(value.is_pinned() for value in batch.values())
+    assert data.transfer_batch_to_device(batch, torch.device("cuda"), 0)["codes"].is_cuda
+    assert seen(fit(folder, tmp_path / "gpu", 7, accelerator="gpu").batches) == seen(fit(folder, tmp_path, 7).batches)
 
 
 def test_validation_windows_are_limited_evenly(folder: Path) -> None:

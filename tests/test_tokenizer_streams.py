@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
 from torch import Tensor
-from toy_tokenizers import difference, random_video, toy_tokenizer
+from toy_tokenizers import difference, random_latents, random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.tokenizer.streams import EncoderStream
@@ -32,12 +32,6 @@ def model(request: pytest.FixtureRequest) -> VidTok:
 
 def waits(model: VidTok) -> bool:
     return model.architecture.version == "1.1"
-
-
-def random_latents(model: VidTok, num_latents: int, *, b: int = 1, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    shape = (b, model.latent_channels, num_latents, 1, 2)
-    return torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
 
 
 def encode_in_parts(stream: EncoderStream, parts: Sequence[Tensor]) -> Tensor:

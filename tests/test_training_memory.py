@@ -16,6 +16,7 @@ from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.casting import casting
 from vidtok_plugin.tokenizer.layers import TimeConv
 from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig
+from vidtok_plugin.tokenizer.resampling import SpatialUpsample
 from vidtok_plugin.tokenizer.training_memory import count_step, training_memory
 
 SIZE: dict[str, Any] = {"frames": 5, "height": 16, "width": 32}
@@ -25,10 +26,15 @@ def narrow(name: str) -> Architecture:
     return replace(presets()[name].architecture, ch=8, ch_mult=(1, 1, 1, 1), num_res_blocks=1)
 
 
-def by_one_kernel(self: TimeConv, x: Tensor) -> Tensor:
+def by_one_kernel(self: TimeConv, x: Tensor, count: int, weight: Tensor, bias: Tensor) -> Tensor:
     """What runs on a GPU, and is counted, instead of the sum over the kernel's frames that a CPU takes."""
     x = rearrange(x, "b t h w c -> b c t h w")
-    return rearrange(F.conv3d(x, self.weight, self.bias, (self.stride, 1, 1), (0, 1, 1)), "b c t h w -> b t h w c")
+    return rearrange(F.conv3d(x, weight, bias, (self.stride, 1, 1), (0, 1, 1)), "b c t h w -> b t h w c")
+
+
+def repeated_first(self: SpatialUpsample, x: Tensor) -> Tensor:
+    """Likewise."""
+    return self.conv.on_frames(x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
 
 
 @pytest.mark.parametrize(
@@ -43,6 +49,7 @@ def test_what_is_counted_is_alive_in_a_real_step(
     name: str, precision: Any, checkpointing: bool, choices: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TimeConv, "_by_taps", by_one_kernel)
+    monkeypatch.setattr(SpatialUpsample, "_by_products", repeated_first)
     counted = training_memory(narrow(name), precision=precision, checkpointing=checkpointing, **choices, **SIZE)
     tokenizer = VidTok(narrow(name)).train()
     tokenizer.checkpoint_activations(checkpointing)

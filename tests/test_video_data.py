@@ -1,6 +1,7 @@
 """Training data follow from seed and epoch alone, and resume with the very next batch."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from vidtok_plugin.training import loading
 from vidtok_plugin.training.loading import EpochSampler
 from vidtok_plugin.video import VideoBatch, VideoDataConfig, VideoDataModule, write_video
 
@@ -63,12 +65,17 @@ class Recorder(pl.LightningModule):
 
 
 def fit(
-    cfg: VideoDataConfig, output: Path, resume: Path | None = None, manual: bool = False, **trainer: Any
+    cfg: VideoDataConfig,
+    output: Path,
+    resume: Path | None = None,
+    manual: bool = False,
+    accelerator: str = "cpu",
+    **trainer: Any,
 ) -> list[tuple[int, list[float]]]:
     module = Recorder(manual)
     checkpoints = ModelCheckpoint(dirpath=output, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     pl.Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -103,6 +110,22 @@ class TestResumption:
         for step in (1, BATCHES, BATCHES + 2):
             resume = tmp_path / "whole" / f"step={step}.ckpt"
             assert fit(config(folder), tmp_path / f"{step}", resume, manual=manual, **limit) == whole[step:], step
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_a_gpus_batches_come_in_pinned_memory_and_resume(
+        self, folder: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pinned: list[bool] = []
+        to = VideoBatch.to
+        monkeypatch.setattr(VideoBatch, "to", lambda *a, **k: (pinned.append(a[0].frames.is_pinned()), to(*a, **k))[1])
+        cfg, steps = config(folder, num_workers=workers), BATCHES + 3
+        whole = fit(cfg, tmp_path / "whole", accelerator="gpu", max_steps=steps)
+        assert len(pinned) >= steps and all(pinned)
+        for step in (2, BATCHES, BATCHES + 1):
+            resume = tmp_path / "whole" / f"step={step}.ckpt"
+            resumed = fit(cfg, tmp_path / f"{step}", resume, accelerator="gpu", max_steps=steps)
+            assert resumed == whole[step:]
 
     @pytest.mark.parametrize("step", [2, BATCHES, BATCHES + 1])
     def test_prefetched_batches_are_neither_lost_nor_repeated(self, folder: Path, tmp_path: Path, step: int) -> None:
@@ -143,6 +166,33 @@ class TestResumption:
             for step in (1, BATCHES, BATCHES + 1)
         ]
         assert states == [{"epoch": 0, "samples": 2}, {"epoch": 0, "samples": 8}, {"epoch": 1, "samples": 2}]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_is_pinned_for_a_gpu_alone(folder: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = VideoDataModule(config(folder))
+    data.setup()
+    monkeypatch.setattr(loading, "default_device", lambda: torch.device(device))  # without a trainer
+    pinning = [data.pin_memory, data.train_dataloader().pin_memory, data.val_dataloader().pin_memory]  # type: ignore[union-attr]
+    assert pinning == [device == "cuda"] * 3
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(strategy=strategy, global_rank=0, world_size=1)  # type: ignore[assignment]
+    assert not data.pin_memory  # a GPU that isn't trained on
+
+
+def test_a_gpu_is_not_waited_for_when_batches_go_there(folder: Path) -> None:
+    """Lightning copies with `non_blocking` what is a plain tensor alone."""
+    calls: list[tuple[torch.device, bool]] = []
+
+    class Batch:
+        def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+            calls.append((device, non_blocking))
+            return self
+
+    data, batch = VideoDataModule(config(folder)), Batch()
+    for name in ("cpu", "cuda"):
+        assert data.transfer_batch_to_device(batch, torch.device(name), 0) is batch
+    assert calls == [(torch.device("cpu"), False), (torch.device("cuda"), True)]
 
 
 def test_each_epoch_has_an_order_of_its_own() -> None:

@@ -206,8 +206,8 @@ def test_a_video_is_logged_once_also_after_its_state_was_loaded(caplog: pytest.L
 class TestBatch:
     def test_a_batch_moves_with_its_origins(self) -> None:
         clips = [
-            Clip(video=torch.zeros(3, 2, 4, 4), origin="a", unreadable={"x": "bad"}),
-            Clip(video=torch.ones(3, 2, 4, 4), origin="b", unreadable={"x": "bad", "y": "bad"}),
+            Clip(frames=torch.zeros(2, 4, 4, 3, dtype=torch.uint8), origin="a", unreadable={"x": "bad"}),
+            Clip(frames=torch.ones(2, 4, 4, 3, dtype=torch.uint8), origin="b", unreadable={"x": "bad", "y": "bad"}),
         ]
         batch = collate_clips(clips)
         assert len(batch) == 2 and batch.origins == ["a", "b"] and batch.unreadable == {"x": "bad", "y": "bad"}
@@ -216,11 +216,24 @@ class TestBatch:
 
     def test_plain_tensors_are_batches_too_and_other_things_are_named(self) -> None:
         video = torch.zeros(2, 3, 1, 4, 4)
-        assert as_video(video) is video and as_video(VideoBatch(video=video, origins=["a", "b"])) is video
+        frames = torch.zeros(2, 1, 4, 4, 3, dtype=torch.uint8)
+        batch = VideoBatch(frames=frames, origins=["a", "b"])
+        assert as_video(video) is video and as_video(batch) is batch.video is batch.video
         with pytest.raises(TypeError, match=r"a VideoBatch or a tensor .*got list; give the loader a collate_fn"):
             as_video([video])  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="one for each of the 2 clips, got 1"):
-            VideoBatch(video=video, origins=["a"])
+            VideoBatch(frames=frames, origins=["a"])
+        with pytest.raises(ValueError, match=r"frames must be uint8 of shape \(b, t, h, w, 3\), got torch.float32"):
+            VideoBatch(frames=video, origins=["a", "b"])
+
+    def test_frames_are_video_in_the_networks_order_and_range(self) -> None:
+        frames = torch.arange(2 * 2 * 4 * 4 * 3).view(2, 2, 4, 4, 3).to(torch.uint8)
+        frames[0, 1, 2, 3] = torch.tensor([0, 51, 255], dtype=torch.uint8)
+        batch = VideoBatch(frames=frames, origins=["a", "b"])
+        assert batch.video.shape == (2, 3, 2, 4, 4) and batch.video.is_contiguous()
+        assert batch.video[0, :, 1, 2, 3].tolist() == pytest.approx([-1.0, -0.6, 1.0])
+        clips = [Clip(frames=part, origin="") for part in frames]
+        assert torch.equal(torch.stack([clip.video for clip in clips]), batch.video)
 
 
 @pytest.mark.parametrize(

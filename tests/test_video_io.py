@@ -22,7 +22,14 @@ from vidtok_plugin.video import (
 from vidtok_plugin.video.decord_reader import DecordReader
 from vidtok_plugin.video.episodes import save_episode_files
 from vidtok_plugin.video.reading import ReaderPool, count_frames, read_in_order
-from vidtok_plugin.video.resizing import area_weights, resize, resize_and_crop, resize_weights
+from vidtok_plugin.video.resizing import (
+    area_weights,
+    cover,
+    crop_out,
+    resize,
+    resize_and_crop,
+    resize_weights,
+)
 
 
 def moving_square(num_frames: int, size: int = 32) -> np.ndarray:
@@ -270,6 +277,22 @@ def test_shrinking_takes_the_mean_of_what_is_covered() -> None:
     blocks = frames.reshape(2, 4, 2, 4, 3, 3).mean(axis=(2, 4))
     np.testing.assert_allclose(resize(frames, 4, 4), blocks, atol=0.51)
     np.testing.assert_allclose(area_weights(4, 2, 0.5, 2.0), [[0.5, 0.5, 0, 0], [0, 0.5, 0.5, 0]])
+
+
+@pytest.mark.parametrize(("source", "target"), [((45, 80), (16, 16)), ((21, 34), (34, 50)), ((7, 100), (1, 3))])
+def test_resizing_is_the_product_with_the_weights(source: tuple[int, int], target: tuple[int, int]) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, *source, 3), dtype=np.uint8)
+    rows, columns = (resize_weights(a, b).astype(np.float64) for a, b in zip(source, target, strict=True))
+    whole = np.einsum("yh,thwc,xw->tyxc", rows, frames, columns)
+    np.testing.assert_allclose(resize(frames, *target), whole, atol=0.501)
+
+
+@pytest.mark.parametrize("place", [None, (0.0, 0.0), (0.99, 0.3), (0.2, 0.99)])
+@pytest.mark.parametrize("size", [(45, 80), (80, 45), (16, 24), (12, 9)])
+def test_what_is_cut_out_is_that_part_of_the_whole(size: tuple[int, int], place: tuple[float, float] | None) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    expected = crop_out(cover(frames, 16, 24), 16, 24, place)
+    np.testing.assert_array_equal(resize_and_crop(frames, 16, 24, place), expected)
 
 
 def test_a_video_of_the_right_size_passes_untouched() -> None:

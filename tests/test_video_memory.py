@@ -1,27 +1,23 @@
 """Memory stays flat while clips are read, files open and close, and bad files are met."""
 
-import sys
 from pathlib import Path
 
 import pytest
+from benchmark_files import load_benchmark
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from video_memory import memory_over, random_clips, write_files  # noqa: E402
-
-sys.path.remove(str(ROOT / "benchmarks"))
+video_memory = load_benchmark("video_memory")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("videos")
-    write_files(root)
+    video_memory.write_files(root)
     return root
 
 
 def growth(folder: Path, reads: int, warm: int) -> float:
     """Growth in MiB from `warm` reads on."""
-    memory = dict(memory_over(random_clips(folder), reads, every=warm))
+    memory = dict(video_memory.memory_over(video_memory.random_clips(folder), reads, every=warm))
     return memory[reads] - memory[warm]
 
 

@@ -37,6 +37,12 @@ def random_video(num_frames: int, *, b: int = 1, h: int = 8, w: int = 16, seed: 
     return torch.rand(b, 3, num_frames, h, w, generator=generator, dtype=torch.float64) * 2 - 1
 
 
+def random_latents(model: VidTok, num_latents: int, *, b: int = 1, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (b, model.latent_channels, num_latents, 1, 2)
+    return torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
+
+
 def difference(a: Tensor, b: Tensor) -> float:
     """The largest difference, in units of the largest value."""
     assert a.shape == b.shape, (a.shape, b.shape)

@@ -32,12 +32,13 @@ def attention(
     backend: AttentionBackend = "auto",
 ) -> Tensor:
     """q (b, k, m, e), k and v (b, k, n, e) -> (b, k, m, e); each query sees all keys, or those that `mask`, bool and
-    expandable to (b, k, m, n), tells, or those not after it. `auto` takes xformers on CUDA where it is installed."""
+    expandable to (b, k, m, n), tells, or those not after it. `auto` takes xformers on CUDA where it has a kernel for
+    such tensors, outside compiled code."""
     if backend == "xformers" and not q.is_cuda:
         raise ValueError(
             f"attention: xformers runs on CUDA alone, got tensors on {q.device}; set attention to auto or sdpa."
         )
-    if backend == "xformers" or (backend == "auto" and q.is_cuda and _xformers() is not None):
+    if backend == "xformers" or (backend == "auto" and _has_kernel(q, k, v, causal, mask)):
         return _xformers_attention(q, k, v, causal, mask)
     if causal and q.shape[2] < k.shape[2]:
         queries, keys = q.shape[2], k.shape[2]
@@ -83,6 +84,29 @@ def _xformers_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Ten
             "attention: xformers is not installed; install the package's extra `xformers`, or set attention "
             "to auto or sdpa."
         )
+    q, k, v, bias = _inputs(ops, q, k, v, causal, mask)
+    return rearrange(ops.memory_efficient_attention(q, k, v, attn_bias=bias), "b n k e -> b k n e")
+
+
+def _has_kernel(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) -> bool:
+    """Whether xformers can run: a build for another PyTorch imports, without its kernels."""
+    if not q.is_cuda or torch.compiler.is_compiling():
+        return False
+    ops = _xformers()
+    if ops is None:
+        return False
+    query, key, value, bias = _inputs(ops, q, k, v, causal, mask)
+    inputs = ops.fmha.Inputs(query=query, key=key, value=value, attn_bias=bias)
+    kinds = [ops.fmha.ALL_FW_OPS]
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        kinds.append(ops.fmha.ALL_BW_OPS)
+    return all(any(kernel.supports(inputs) for kernel in kernels) for kernels in kinds)
+
+
+def _inputs(
+    ops: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Any]:
+    """As xformers takes them: (b, m, k, e), and what the queries see as a bias."""
     bias = None
     if mask is not None:
         # Its rows must begin at multiples of 8 elements.
@@ -92,8 +116,7 @@ def _xformers_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Ten
         bias = F.pad(open_, (0, -keys % 8))[..., :keys]
     elif causal and q.shape[2] > 1:  # a single query sees all keys
         bias = ops.fmha.attn_bias.LowerTriangularFromBottomRightMask()
-    q, k, v = (rearrange(x, "b k n e -> b n k e") for x in (q, k, v))
-    return rearrange(ops.memory_efficient_attention(q, k, v, attn_bias=bias), "b n k e -> b k n e")
+    return (*(rearrange(x, "b k n e -> b n k e") for x in (q, k, v)), bias)  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=1)

@@ -20,7 +20,7 @@ def queries_keys_values(qkv: Tensor, qk_scale: Tensor, rotation: Rotation) -> tu
     """qkv (b, n, 3, k, e) -> queries, keys and values (b, k, n, e), of which queries and keys are normalised, scaled by
     `qk_scale` (2, e) and turned by `rotation` (n, 1, k, e)."""
     if is_plain(qkv):
-        cos, sin = (table[:, 0].to(qkv.dtype) for table in rotation)
+        cos, sin = (table[:, 0].to(qkv.dtype) for table in (rotation.cos, rotation.sin))
         parts = _QueriesKeysValues.apply(qkv, qk_scale, cos, sin)
     else:
         q_k, v = qkv.split([2, 1], dim=2)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from vidtok_plugin.store import StoreMetadata, TokenStore, read_metadata
-from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader, end_with_trainer, worker_context
+from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader
 from world_model.actions import ActionSpec, GroupedActions
 from world_model.architecture import TokenSpec
 
@@ -159,9 +159,7 @@ class TokenDataModule(ResumableDataModule):
         return DataLoader(
             windows,
             batch_size=self.cfg.validation_batch_size,
-            num_workers=self.cfg.num_workers,
-            multiprocessing_context=worker_context(self.cfg.num_workers),
-            worker_init_fn=end_with_trainer,
+            **self.loader_settings(self.cfg.num_workers),
             collate_fn=_whole,
         )
 

@@ -6,14 +6,15 @@ column alone.
 Shapes: n slots in raster order (step, row, column), e width of a head.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-class Rotation(NamedTuple):
-    """Angles' cosines and sines of n slots; a channel and that half the width further on make a pair."""
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """Angles' cosines and sines of n slots."""
 
     cos: Tensor  # (n, e), the same for both channels of a pair
     sin: Tensor  # (n, e), negative for the first
@@ -31,7 +32,7 @@ class Rotation(NamedTuple):
 
     def over_heads(self, heads: int) -> "Rotation":
         """(n, 1, 1, e) -> (n, 1, k, e) in memory, over which products are faster than over channels alone."""
-        cos, sin = (table.expand(-1, -1, heads, -1).contiguous() for table in self)
+        cos, sin = (table.expand(-1, -1, heads, -1).contiguous() for table in (self.cos, self.sin))
         return Rotation(cos, sin)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidtok_plugin.tokenizer.parts import add, by_frames, length_at_once, spans
+
 State = Any
 """What a layer needs of the frames before: None, a tensor, or a dict of states by the layer's name."""
 
@@ -43,13 +45,23 @@ class StreamLayer(nn.Module):
 
 
 class FrameLayer(StreamLayer):
-    """A layer that treats each frame on its own, and so needs no state."""
+    """A layer that treats each frame on its own, and so needs no state.
+
+    halo, zoom: as `parts.by_frames` takes them.
+    """
+
+    halo: int | None = 0
+    zoom = 1.0
 
     def on_frames(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def growth(self) -> float:
+        """The size of the largest tensor that it makes, compared with its input."""
+        return 1.0
+
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
-        return self.on_frames(x), None
+        return by_frames(self.on_frames, x, halo=self.halo, growth=self.growth(), zoom=self.zoom), None
 
 
 def step_through(layers: "list[tuple[str, StreamLayer]]", x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
@@ -60,17 +72,6 @@ def step_through(layers: "list[tuple[str, StreamLayer]]", x: Tensor, state: Stat
         if new is not None:
             states[name] = new
     return x, states or None
-
-
-def pad_front(
-    x: Tensor, state: Tensor | None, frames: int, padding: TimePadding, last: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Puts the `frames` frames before `x` in front of it; also returns those that the next step needs, if any."""
-    if state is None:
-        front = x[:, :1].expand(-1, frames, -1, -1, -1)
-        state = front if padding is TimePadding.FIRST_FRAME else torch.zeros_like(front)
-    x = torch.cat([state, x], dim=1)
-    return x, None if last else own(x[:, -frames:])
 
 
 def own(part: Tensor) -> Tensor:
@@ -89,40 +90,118 @@ class TimeConv(StreamLayer):
         reset_conv_parameters(self.weight, self.bias)
 
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
-        if x.shape[1] == 0:
-            return x.new_zeros(*x.shape[:-1], self.weight.shape[0]), state
-        if self.padding.causal:
-            x, state = pad_front(x, state, 3 - self.stride, self.padding, last)
-        else:
-            x = F.pad(x, (0, 0, 0, 0, 0, 0, 2 - self.stride, 1))
+        return self.convolve(x, state, last, self.weight, self.bias)
+
+    def convolve(
+        self, x: Tensor, state: Tensor | None, last: bool, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """A step with another kernel of the same shape."""
+        t, (c_out, c_in) = x.shape[1], weight.shape[:2]
+        if t == 0:
+            return x.new_zeros(*x.shape[:-1], c_out), state
+        state = self._front(x) if state is None else state
+        behind = 1 if last and not self.padding.causal else 0
+        count = (state.shape[1] + t + behind - 3) // self.stride + 1
+        step = max(4, length_at_once(x, 1, growth=max(1.0, c_out / c_in)) // 2 * 2)  # whole strides, and an output
+        if step >= t or not self.spatial:
+            window = torch.cat([state, x, *[torch.zeros_like(x[:, :1])] * behind], dim=1)
+            return self._convolved(window, count, weight, bias), None if last else own(window[:, self.stride * count :])
+        y, done = x.new_empty(x.shape[0], count, *x.shape[2:4], c_out), 0
+        for start, end in spans(t, step):
+            part, state = self.convolve(x[:, start:end], state, last and end == t, weight, bias)
+            y[:, done : done + part.shape[1]] = part
+            done += part.shape[1]
+        return y, state
+
+    def _front(self, x: Tensor) -> Tensor:
+        """What kernels see before the first frame."""
+        frames = (3 if self.padding.causal else 2) - self.stride
+        front = x[:, :1].expand(-1, frames, -1, -1, -1)
+        return front if self.padding is TimePadding.FIRST_FRAME else torch.zeros_like(front)
+
+    def _convolved(self, x: Tensor, count: int, weight: Tensor, bias: Tensor) -> Tensor:
         if not self.spatial:
             # As a picture of t x (h w) positions: a 2D kernel has a fast path everywhere, a (3, 1, 1) one has not.
-            y = F.conv2d(rearrange(x, "b t h w c -> b c t (h w)"), self.weight.unsqueeze(-1), self.bias)
-            return rearrange(y, "b c t (h w) -> b t h w c", h=x.shape[2]), state
-        if x.device.type == "cpu":
-            return self._by_taps(x), state
-        y = F.conv3d(
-            rearrange(x, "b t h w c -> b c t h w"),
-            self.weight,
-            self.bias,
-            stride=(self.stride, 1, 1),
-            padding=(0, 1, 1),
-        )
-        return rearrange(y, "b c t h w -> b t h w c"), state
+            pictures = x.flatten(2, 3)
+            if x.device.type == "cpu" and _keeps_gradients():
+                y = _ConvInTime.apply(pictures, weight, bias)
+            else:
+                y = _conv2d(pictures, weight.unsqueeze(-1), bias)
+            return y.unflatten(2, x.shape[2:4])
+        if x.device.type != "cpu":
+            x = rearrange(x, "b t h w c -> b c t h w")
+            y = F.conv3d(x, weight, bias, stride=(self.stride, 1, 1), padding=(0, 1, 1))
+            return rearrange(y, "b c t h w -> b t h w c")
+        return self._by_taps(x, count, weight, bias)
 
-    def _by_taps(self, x: Tensor) -> Tensor:
+    def _by_taps(self, x: Tensor, count: int, weight: Tensor, bias: Tensor) -> Tensor:
         """The convolution as the sum of one in 2D for each frame of the kernel.
 
         On a CPU it is as fast as conv3d, and 5 to 20 times as fast as what PyTorch falls back to for some shapes
         (a single clip in one thread).
         """
-        count = (x.shape[1] - 3) // self.stride + 1
-        taps = []
-        for k in range(3):
-            frames = x[:, k : k + self.stride * (count - 1) + 1 : self.stride]
-            frames = rearrange(frames, "b t h w c -> (b t) c h w")
-            taps.append(F.conv2d(frames, self.weight[:, :, k], self.bias if k == 0 else None, padding=1))
-        return rearrange(taps[0] + taps[1] + taps[2], "(b t) c h w -> b t h w c", b=x.shape[0])
+        c_out, c_in = weight.shape[:2]
+        if 3 * c_in <= c_out:  # one convolution of the three frames' channels: little to gather
+            taps = [self._seen_by(k, x, count) for k in range(3)]
+            return conv_frames(torch.cat(taps, dim=-1), rearrange(weight, "o i k h w -> o (k i) h w"), bias)
+        if 3 * c_out <= c_in:  # one convolution to the three frames' outputs: little to add
+            products = conv_frames(x, rearrange(weight, "o i k h w -> (k o) i h w"))
+            y, *others = (self._seen_by(k, part, count) for k, part in enumerate(products.chunk(3, dim=-1)))
+            return y + others[0] + others[1] + bias
+        first, *others = weight.unbind(
+            2
+        )  # whose gradients are stacked; slices' would be filled up with zeros and added
+        y = conv_frames(self._seen_by(0, x, count), first, bias)
+        for k, tap in enumerate(others, start=1):
+            y = add(conv_frames(self._seen_by(k, x, count), tap), y)
+        return y
+
+    def _seen_by(self, k: int, x: Tensor, count: int) -> Tensor:
+        """The frames that frame `k` of the kernel sees."""
+        return x[:, k : k + self.stride * (count - 1) + 1 : self.stride]
+
+
+def _keeps_gradients() -> bool:
+    """Whether gradients are kept in a way that a function of our own can take part in."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
+
+
+class _ConvInTime(torch.autograd.Function):
+    """A convolution of pictures (b, t, n, c) with a kernel (c_out, c, 3) along t, with gradients by matrix products.
+
+    On a CPU those that PyTorch has for a (3, 1) kernel take three to four times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _conv2d(x, weight.unsqueeze(-1), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        t = gradient.shape[1]
+        rows = gradient.flatten(1, 2)  # (b, t n, c_out)
+        into_x = into_weight = into_bias = None
+        if ctx.needs_input_grad[0]:
+            into_x = torch.empty_like(x)
+            into_x[:, t:].zero_()
+            for k, tap in enumerate(weight.unbind(2)):
+                into_x[:, k : k + t].flatten(1, 2).baddbmm_(rows, tap.expand(len(x), -1, -1), beta=min(k, 1))
+        if ctx.needs_input_grad[1]:
+            seen = (x[:, k : k + t].flatten(1, 2) for k in range(3))
+            into_weight = torch.stack([torch.bmm(rows.mT, part).sum(0) for part in seen], dim=2)
+        if ctx.needs_input_grad[2]:
+            into_bias = rows.sum((0, 1))
+        return into_x, into_weight, into_bias
+
+
+def bare(conv: StreamLayer) -> TimeConv:
+    """The convolution under its published name (`time_conv`)."""
+    inner = conv.conv if isinstance(conv, CausalKey) else conv
+    assert isinstance(inner, TimeConv)
+    return inner
 
 
 class PointConv(FrameLayer):
@@ -141,6 +220,8 @@ class PointConv(FrameLayer):
 class SpatialConv(FrameLayer):
     """A 3x3 convolution of each frame; with `stride` 2, padded with zeros at the right and the bottom alone."""
 
+    halo = 2  # an even one, for the stride
+
     def __init__(self, c_in: int, c_out: int, *, stride: int = 1) -> None:
         super().__init__()
         self.stride = stride
@@ -148,13 +229,28 @@ class SpatialConv(FrameLayer):
         self.bias = nn.Parameter(torch.empty(c_out))
         reset_conv_parameters(self.weight, self.bias)
 
+        self.zoom = 1 / stride
+
     def on_frames(self, x: Tensor) -> Tensor:
-        b = x.shape[0]
         if self.stride == 2:
             x = F.pad(x, (0, 0, 0, 1, 0, 1))
-        y = rearrange(x, "b t h w c -> (b t) c h w")
-        y = F.conv2d(y, self.weight, self.bias, self.stride, padding=1 if self.stride == 1 else 0)
-        return rearrange(y, "(b t) c h w -> b t h w c", b=b)
+        return conv_frames(x, self.weight, self.bias, stride=self.stride, padding=1 if self.stride == 1 else 0)
+
+
+def conv_frames(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int = 1) -> Tensor:
+    """A convolution of each frame."""
+    return _conv2d(x.flatten(0, 1), weight, bias, stride=stride, padding=padding).unflatten(0, x.shape[:2])
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, **how: int) -> Tensor:
+    """A convolution of pictures (n, h, w, c).
+
+    A pattern of einops that merges dimensions would give a single picture a stride by which PyTorch doesn't know
+    channels-last memory: it would copy the picture to another layout, and back. Of the weight it would make a
+    channels-last copy too, five times as slowly.
+    """
+    weight = weight.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, **how).permute(0, 2, 3, 1)
 
 
 class CausalKey(StreamLayer):

@@ -8,27 +8,20 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vidtok_plugin.tokenizer.architecture import Architecture
-from vidtok_plugin.tokenizer.blocks import (
-    Middle,
-    SpatialDownsample,
-    SpatialUpsample,
-    TemporalDownsample,
-    TemporalUpsample,
-    spatial_block,
-    temporal_block,
-)
+from vidtok_plugin.tokenizer.blocks import Middle, SpatialBlock, TemporalBlock
 from vidtok_plugin.tokenizer.layers import (
-    CausalKey,
     ChannelNorm,
     State,
     StreamLayer,
+    bare,
     step_through,
     time_conv,
 )
+from vidtok_plugin.tokenizer.parts import by_frames, may_overwrite, silu, spans
+from vidtok_plugin.tokenizer.resampling import SpatialDownsample, SpatialUpsample, TemporalDownsample, TemporalUpsample
 
 
 class Level(nn.Module):
@@ -58,6 +51,10 @@ def level_layers(i: int, **levels: nn.Module) -> list[tuple[str, StreamLayer]]:
     return layers
 
 
+GROUP_PIXELS = {"cpu": 2**19}  # of video, that inference takes through a network at once, by the device's type
+OTHER_GROUP_PIXELS = 2**22
+
+
 class Network(StreamLayer):
     """What encoder and decoder share: a stack of layers, then a norm, SiLU and a convolution.
 
@@ -70,8 +67,9 @@ class Network(StreamLayer):
     norm_out: ChannelNorm
     conv_out: StreamLayer
 
-    def __init__(self) -> None:
+    def __init__(self, *, causal: bool) -> None:
         super().__init__()
+        self.causal = causal
         self.recompute = False
         self.compiled: Callable[[Tensor], Tensor] | None = None
 
@@ -83,13 +81,29 @@ class Network(StreamLayer):
         a function and generalises over what it has seen there."""
         raise NotImplementedError
 
+    def frames_at_once(self, x: Tensor, pixels: int) -> int:
+        """How many of the frames of `x` make up about so many pixels of video, in whole groups of the network's."""
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv_out(F.silu(self.norm_out((self.compiled or self.body)(x))))
+        """A whole clip. Without gradients a long one goes through a causal network group by group, as a stream does, on
+        the memory of one group."""
+        frames = self.frames_at_once(x, GROUP_PIXELS.get(x.device.type, OTHER_GROUP_PIXELS))
+        if self.causal and self.compiled is None and may_overwrite() and frames < x.shape[1]:
+            groups, state = [], None
+            for start, end in spans(x.shape[1], frames):
+                y, state = self.step(x[:, start:end], state, last=end == x.shape[1])
+                groups.append(y)
+            return torch.cat(groups, dim=1)
+        return self.conv_out(self._normed((self.compiled or self.body)(x)))
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return by_frames(lambda frames: silu(self.norm_out(frames)), x, halo=0, overwrite=True)
 
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
         state = state or {}
         x, states = step_through(self.layers(), x, state, last)
-        x, out = self.conv_out.step(F.silu(self.norm_out(x)), state.get("conv_out"), last)
+        x, out = self.conv_out.step(self._normed(x), state.get("conv_out"), last)
         return x, None if out is None else {**(states or {}), "conv_out": out}
 
     def whole(self, x: Tensor) -> Tensor:
@@ -108,8 +122,9 @@ class Encoder(Network):
     """Video `(b, t, h, w, 3)` -> latents before the regularizer `(b, T, H, W, c)`."""
 
     def __init__(self, arch: Architecture) -> None:
-        super().__init__()
+        super().__init__(causal=arch.causal)
         padding, dropout = arch.time_padding, arch.dropout
+        self.factor = arch.temporal_factor
         self.conv_in = time_conv(3, arch.ch, padding=padding)
         self.down, self.down_temporal = nn.ModuleList(), nn.ModuleList()
         width = arch.ch
@@ -118,13 +133,13 @@ class Encoder(Network):
             width = widths[-1]
             self.down.append(
                 Level(
-                    [spatial_block(a, b, dropout=dropout) for a, b in zip(widths, widths[1:], strict=False)],
+                    [SpatialBlock(a, b, dropout=dropout) for a, b in zip(widths, widths[1:], strict=False)],
                     down=SpatialDownsample(width) if i in arch.spatial_down else None,
                 )
             )
             self.down_temporal.append(
                 Level(
-                    [temporal_block(b, padding=padding, dropout=dropout) for b in widths[1:]],
+                    [TemporalBlock(b, padding=padding, dropout=dropout) for b in widths[1:]],
                     down=TemporalDownsample(width, padding=padding) if i in arch.temporal_down else None,
                 )
             )
@@ -135,6 +150,9 @@ class Encoder(Network):
 
     def body(self, x: Tensor) -> Tensor:
         return self.whole(x)
+
+    def frames_at_once(self, x: Tensor, pixels: int) -> int:
+        return self.factor * max(1, pixels // (len(x) * x[0, 0, ..., 0].numel() * self.factor))
 
     def layers(self) -> list[tuple[str, StreamLayer]]:
         layers: list[tuple[str, StreamLayer]] = [("conv_in", self.conv_in)]
@@ -148,8 +166,9 @@ class Decoder(Network):
     """Latents `(b, T, H, W, c)` -> frames `(b, T f, h, w, 3)`; a causal model's first `f - 1` are its padding."""
 
     def __init__(self, arch: Architecture) -> None:
-        super().__init__()
+        super().__init__(causal=arch.causal)
         padding, dropout = arch.time_padding, arch.dropout
+        self.volume = arch.temporal_factor * arch.spatial_factor**2  # pixels that a latent stands for
         deepest_first = sorted(arch.temporal_up, reverse=True)
         width = arch.ch * arch.ch_mult[-1]
         self.conv_in = time_conv(arch.latent_channels, width, padding=padding)
@@ -160,7 +179,7 @@ class Decoder(Network):
             width = widths[-1]
             levels.append(
                 Level(
-                    [spatial_block(a, b, dropout=dropout) for a, b in zip(widths, widths[1:], strict=False)],
+                    [SpatialBlock(a, b, dropout=dropout) for a, b in zip(widths, widths[1:], strict=False)],
                     up=SpatialUpsample(width) if i in arch.spatial_up else None,
                 )
             )
@@ -168,7 +187,7 @@ class Decoder(Network):
             if i in deepest_first:
                 up = TemporalUpsample(width, padding=padding, first_frames=2 ** deepest_first.index(i))
             temporal_levels.append(
-                Level([temporal_block(b, padding=padding, dropout=dropout) for b in widths[1:]], up=up)
+                Level([TemporalBlock(b, padding=padding, dropout=dropout) for b in widths[1:]], up=up)
             )
         self.up = nn.ModuleList(reversed(levels))
         self.up_temporal = nn.ModuleList(reversed(temporal_levels))
@@ -178,11 +197,13 @@ class Decoder(Network):
     @property
     def last_weight(self) -> nn.Parameter:
         """The kernel of the last convolution."""
-        conv = self.conv_out.conv if isinstance(self.conv_out, CausalKey) else self.conv_out
-        return cast(nn.Parameter, conv.weight)
+        return bare(self.conv_out).weight
 
     def body(self, x: Tensor) -> Tensor:
         return self.whole(x)
+
+    def frames_at_once(self, x: Tensor, pixels: int) -> int:
+        return max(1, pixels // (len(x) * x[0, 0, ..., 0].numel() * self.volume))
 
     def layers(self) -> list[tuple[str, StreamLayer]]:
         layers: list[tuple[str, StreamLayer]] = [("conv_in", self.conv_in), ("mid", self.mid)]

@@ -185,9 +185,10 @@ class DecoderStream(Stream):
     With `lookahead=False` v1.1 gives each group at once too, decoded as if the stream ended there: its last frames at
     each seam differ a little from the whole clip's, and no later frame does.
 
-    State: the frames before its next that each layer needs, two for a convolution with kernel 3 in time and one for a
-    linear interpolation; for v1.1 also the frames that are known of the next group, and whether it looks ahead. For the
-    published 4x8x8 models at 256x256 that is 1.0 GB (v1.0) or 1.1 GB (v1.1) in float32.
+    State: the frames before its next that each layer needs, two for a convolution with kernel 3 in time; for v1.1 also
+    three products of the frame that each linear interpolation goes on from, the frames that are known of the next
+    group, and whether it looks ahead. For the published 4x8x8 models at 256x256 that is 1.0 GB (v1.0) or 1.3 GB (v1.1)
+    in float32.
 
     Example:
         >>> from vidtok_plugin import VidTok

@@ -15,6 +15,8 @@ import torch
 from torch.utils.data import Dataset, DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from vidtok_plugin.devices import default_device
+
 POSITION = "epoch_and_samples"  # how the position is found inside the loader's own state
 
 
@@ -135,7 +137,10 @@ class LoaderConfig(Protocol):
 
 
 class ResumableDataModule(pl.LightningDataModule):
-    """A data module whose checkpoint holds how far into which epoch training has come."""
+    """A data module whose checkpoint holds how far into which epoch training has come.
+
+    Batches for a GPU come in page-locked memory, out of which it copies them while this process goes on.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,9 +165,7 @@ class ResumableDataModule(pl.LightningDataModule):
                 dataset,
                 batch_size=cfg.batch_size,
                 sampler=sampler,
-                num_workers=cfg.num_workers,
-                multiprocessing_context=worker_context(cfg.num_workers),
-                worker_init_fn=end_with_trainer,
+                **self.loader_settings(cfg.num_workers),
                 persistent_workers=cfg.num_workers > 0,
                 collate_fn=collate_fn,
                 drop_last=True,
@@ -178,6 +181,27 @@ class ResumableDataModule(pl.LightningDataModule):
                 _tell_batches(trainer, batches, (sampler.epoch_end - sampler.samples) // sampler.batch_of_all)
         self._train_loader = loader
         return loader
+
+    def loader_settings(self, num_workers: int) -> dict[str, Any]:
+        """Keywords of a DataLoader that suit the machine, for training and validation alike."""
+        return {
+            "num_workers": num_workers,
+            "multiprocessing_context": worker_context(num_workers),
+            "worker_init_fn": end_with_trainer,
+            "pin_memory": self.pin_memory,
+        }
+
+    @property
+    def pin_memory(self) -> bool:
+        """Whether batches go to a GPU: to the trainer's, or without a trainer to the machine's."""
+        device = self.trainer.strategy.root_device if self.trainer else default_device()
+        return device.type == "cuda"
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Lightning waits for the copy of what is no plain tensor."""
+        if device.type == "cuda" and hasattr(batch, "to"):
+            return batch.to(device, non_blocking=True)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}

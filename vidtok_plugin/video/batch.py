@@ -1,49 +1,76 @@
-"""A batch of clips that knows where each clip comes from."""
+"""A batch of clips that knows where each clip comes from, in bytes until its video is asked for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.utils.data import default_collate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """One clip `(3, t, h, w)`, float32 in [-1, 1].
+    """One clip, its `frames` uint8 RGB `(t, h, w, 3)`.
 
     `origin` tells its file, its frames there, and how they were cropped and mirrored. `unreadable` holds the videos,
     path to cause, that were first found to be unreadable while this clip was sought: it took their place.
     """
 
-    video: Tensor
+    frames: Tensor
     origin: str
     unreadable: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def video(self) -> Tensor:
+        """The clip `(3, t, h, w)`, float32 in [-1, 1]."""
+        return frames_as_video(self.frames)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VideoBatch:
-    """Clips `(b, 3, t, h, w)`, float32 in [-1, 1], each with its origin; see `Clip`."""
+    """Clips, their `frames` uint8 RGB `(b, t, h, w, 3)`, each with its origin; see `Clip`.
 
-    video: Tensor
+    So they come from workers and go to the device in a quarter of their video's bytes; the device that they are on
+    makes the video, once.
+    """
+
+    frames: Tensor
     origins: list[str]
     unreadable: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if len(self.origins) != len(self.video):
+        if self.frames.dtype != torch.uint8 or self.frames.ndim != 5 or self.frames.shape[-1] != 3:
             raise ValueError(
-                f"VideoBatch: origins must be one for each of the {len(self.video)} clips, got {len(self.origins)}."
+                f"VideoBatch: frames must be uint8 of shape (b, t, h, w, 3), got {self.frames.dtype} of"
+                f" {tuple(self.frames.shape)}; float video needs no VideoBatch, its tensor (b, 3, t, h, w) is a batch."
+            )
+        if len(self.origins) != len(self.frames):
+            raise ValueError(
+                f"VideoBatch: origins must be one for each of the {len(self.frames)} clips, got {len(self.origins)}."
             )
 
     def __len__(self) -> int:
-        return len(self.video)
+        return len(self.frames)
+
+    @cached_property
+    def video(self) -> Tensor:
+        """The clips `(b, 3, t, h, w)`, float32 in [-1, 1]."""
+        return frames_as_video(self.frames)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "VideoBatch":
         """The batch with its clips on a device."""
-        return replace(self, video=self.video.to(device, non_blocking=non_blocking))
+        return replace(self, frames=self.frames.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "VideoBatch":
         """The batch with its clips in page-locked memory, as loaders with `pin_memory=True` ask for."""
-        return replace(self, video=self.video.pin_memory())
+        return replace(self, frames=self.frames.pin_memory())
+
+
+def frames_as_video(frames: Tensor) -> Tensor:
+    """uint8 `(..., t, h, w, 3)` as float32 `(..., 3, t, h, w)` in [-1, 1]."""
+    return rearrange(frames, "... t h w c -> ... c t h w").contiguous().float().div_(127.5).sub_(1.0)
 
 
 def collate_clips(clips: Sequence[Clip]) -> VideoBatch:
@@ -52,7 +79,7 @@ def collate_clips(clips: Sequence[Clip]) -> VideoBatch:
     for clip in clips:
         unreadable |= clip.unreadable
     return VideoBatch(
-        video=torch.stack([clip.video for clip in clips]),
+        frames=default_collate([clip.frames for clip in clips]),  # in a worker, into memory that its parent shares
         origins=[clip.origin for clip in clips],
         unreadable=unreadable,
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from vidtok_plugin.video.reader_process import ReaderProcess, ReaderStoppedError
 from vidtok_plugin.video.reading import ReaderName, ReaderPool, open_video, read_frames
-from vidtok_plugin.video.resizing import cover, crop_out
+from vidtok_plugin.video.resizing import cover, resize_and_crop
 from vidtok_plugin.video.sampling import IndexedVideo
 from vidtok_plugin.video.unreadable import UnreadableVideoError
 
@@ -96,8 +96,11 @@ def read_clip(
             f"Video {path} cannot be read: it has {num_frames} frames now, fewer than when it was indexed; put the"
             " file back."
         )
-    frames = cover(read_frames(path, indices, pool=pool, reader=reader), height, width)
-    return crop_out(frames, height, width, place) if cut else frames
+
+    def fit(frames: np.ndarray) -> np.ndarray:
+        return resize_and_crop(frames, height, width, place) if cut else cover(frames, height, width)
+
+    return read_frames(path, indices, pool=pool, reader=reader, fit=fit)
 
 
 def read_clip_from(open_videos: int, *arguments: Any) -> np.ndarray:

@@ -188,12 +188,12 @@ class ClipDataset(Dataset[Tensor]):
         for draw in self._draws(epoch, index):
             path = str(self.videos[draw[0]].path)
             try:
-                video, origin = self._read(*draw)
+                frames, origin = self._read(*draw)
             except (UnreadableVideoError, OSError) as error:
                 met[path] = str(error)
                 self.unreadable.add(met)
             else:
-                return Clip(video=video, origin=origin, unreadable=met)
+                return Clip(frames=frames, origin=origin, unreadable=met)
         raise UnreadableVideoError(
             f"ClipDataset: {MOST_DRAWS} clips in a row cannot be read, the last one since: {met[path]}"
         )
@@ -218,20 +218,20 @@ class ClipDataset(Dataset[Tensor]):
             yield number, start, mirrored, place
 
     def _read(self, number: int, start: int, mirrored: bool, place: tuple[float, float] | None) -> tuple[Tensor, str]:
-        """A clip, and where it is from."""
+        """A clip's frames (t, height, width, 3), and where they are from."""
         path = self.videos[number].path
         indices = self.frames.indices(self.videos[number], start)
         if (whole := self._cached(number)) is not None:
             frames = crop_out(whole[list(indices)], self.height, self.width, place)
         else:
             frames = self.reader.frames(path, indices, self.height, self.width, place)
-        frames = frames[:, :, ::-1] if mirrored else frames
-        video = torch.from_numpy(np.ascontiguousarray(frames.transpose(3, 0, 1, 2)))  # (3, t, height, width)
+        if mirrored:
+            frames = np.ascontiguousarray(frames[:, :, ::-1])
         which = f"{indices[0]}..{indices[-1]}" if isinstance(indices, range) else " ".join(map(str, indices))
         step = f" every {self.frames.frame_interval}" if self.frames.frame_interval > 1 else ""
         crop = "center" if place is None else f"{place[0]:g} {place[1]:g}"
         origin = f"{path}, frames {which}{step}, crop {crop}" + (", mirrored" if mirrored else "")
-        return video.float().div_(127.5).sub_(1.0), origin
+        return torch.from_numpy(frames), origin
 
     def _cached(self, number: int) -> np.ndarray | None:
         """All frames of a video, covering the clips' size, if they fit into the cache and can be read."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader, end_with_trainer, worker_context
+from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader
 from vidtok_plugin.video.batch import Clip, VideoBatch, collate_clips
 from vidtok_plugin.video.clips import ClipDataset, ClipSettings
 from vidtok_plugin.video.reading import ReaderName
@@ -47,7 +47,7 @@ class VideoDataConfig:
     validation_clips: int | None = None  # at most, evenly spaced over all
     skip_short: bool = False  # leave out videos that are shorter than a clip
     most_unreadable: float = 0.0  # share of the videos that may be unreadable: other clips take their clips' places
-    reader: ReaderName = "auto"  # auto: decord, and PyAV for what decord can't read or where it isn't installed
+    reader: ReaderName = "auto"  # auto: PyAV
     read_timeout: float | None = None  # seconds after which a video that is being read counts as unreadable
     open_videos: int = 32  # readers kept open in each worker
     cache_mb: int = 0  # decoded training videos in each worker's memory, in MiB: a great help for small videos
@@ -111,7 +111,8 @@ class ClipsWithOrigins(Dataset[Clip]):
 
 class VideoDataModule(ResumableDataModule):
     """VideoBatches: `batch.video` is `(b, 3, t, h, w)`, float32 in [-1, 1], of random clips to train on and evenly
-    spaced ones to validate on; `batch.origins` tells the file and the frames of each.
+    spaced ones to validate on; `batch.origins` tells the file and the frames of each. Until the video is asked for,
+    which the device does that the batch is on, it is uint8.
 
     A whole run's config serves as well as its data's. The order and the clips follow from the seed and the epoch
     alone. Training that resumes from a checkpoint goes on with the very next batch, in the middle of an epoch as at
@@ -194,9 +195,7 @@ class VideoDataModule(ResumableDataModule):
         return DataLoader(
             ClipsWithOrigins(self.validation_clips),
             batch_size=self.cfg.batch_size,
-            num_workers=self.cfg.num_workers,
-            multiprocessing_context=worker_context(self.cfg.num_workers),
-            worker_init_fn=end_with_trainer,
+            **self.loader_settings(self.cfg.num_workers),
             collate_fn=collate_clips,
             shuffle=False,
         )

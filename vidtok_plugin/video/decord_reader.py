@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vidtok_plugin.video.pyav_reader import packet_times
+from vidtok_plugin.video.pyav_reader import Fit, packet_times
 from vidtok_plugin.video.unreadable import undecodable, unopenable
 
 LONGEST = 1e9  # seconds; decord takes missing times for numbers beyond
@@ -67,18 +67,25 @@ class DecordReader:
             )
         return times
 
-    def read(self, indices: Sequence[int]) -> np.ndarray:
-        """Frames as uint8 RGB `(t, h, w, 3)`."""
+    def read(self, indices: Sequence[int], fit: Fit | None = None) -> np.ndarray:
+        """Frames as uint8 RGB `(t, h, w, 3)`, with which `fit` is done."""
         try:
             self._reader.seek(0)  # without it, a read after one that ended near the file's end may give wrong frames
+            frames = self._batch(indices)
+            # decord has queued more packets than the batch took, half a file's on average, and its thread would go on
+            # decoding them: four times the work where clips come from many files.
+            self._reader.seek(0)
+        except self._errors as error:
+            raise undecodable(self.path, indices, self.num_frames, _cause(error)) from None
+        return frames if fit is None else fit(frames)
+
+    def _batch(self, indices: Sequence[int]) -> np.ndarray:
+        try:
             return self._reader.get_batch(list(indices)).asnumpy()
         except self._errors as error:
             if "from_size == to_size" not in str(error):
-                raise undecodable(self.path, indices, self.num_frames, _cause(error)) from None
-        try:
-            return np.stack([_without_padding(self._reader[index].asnumpy()) for index in indices])
-        except self._errors as error:
-            raise undecodable(self.path, indices, self.num_frames, _cause(error)) from None
+                raise
+        return np.stack([_without_padding(self._reader[index].asnumpy()) for index in indices])
 
     def in_order(self) -> Iterator[np.ndarray]:
         """All frames, uint8 RGB `(h, w, 3)`; once, and not while others are read."""

@@ -2,15 +2,18 @@
 
 import os
 from bisect import bisect_right
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import pairwise
 from typing import cast
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from vidtok_plugin.video.unreadable import undecodable, unopenable
+
+Fit = Callable[[np.ndarray], np.ndarray]  # what is done with uint8 frames (t, h, w, 3), each on its own, once read
 
 
 class PyavReader:
@@ -40,6 +43,7 @@ class PyavReader:
         self._pts = sorted(known) if _distinct(known := [p for p in pts if p is not None], len(pts)) else None
         self._keys = sorted(keys)
         self.fps = self._rate()
+        self._to_rgb = VideoReformatter()  # a frame's own is set up anew for each: longer than decoding it
         self._frames: Generator[av.VideoFrame, None, None] | None = None  # what the decoder gives next
         self._last = -1  # number of the frame that it gave last
 
@@ -55,19 +59,25 @@ class PyavReader:
         """The frames' times in seconds, float64 `(num_frames,)`; at the mean rate if the file doesn't tell them."""
         return _seconds(self._pts, self.num_frames, self._stream, self.fps)
 
-    def read(self, indices: Sequence[int]) -> np.ndarray:
-        """Frames as uint8 RGB `(t, h, w, 3)`."""
+    def read(self, indices: Sequence[int], fit: Fit | None = None) -> np.ndarray:
+        """Frames as uint8 RGB `(t, h, w, 3)`; `fit` is done with each as it comes, so that large ones don't add up."""
         pixels: dict[int, np.ndarray] = {}
+        shapes: set[tuple[int, ...]] = set()
         try:
             for index in sorted(set(indices)):
-                pixels[index] = _rgb(self._frame(index))
+                frame = self._rgb(self._frame(index))
+                shapes.add(frame.shape)
+                pixels[index] = frame if fit is None else fit(frame[None])[0]
         except (av.FFmpegError, _MissingFrameError) as error:
             self._stop()
             raise undecodable(self.path, indices, self.num_frames, _cause(error)) from None
-        shapes = {frame.shape for frame in pixels.values()}
         if len(shapes) > 1:
             raise undecodable(self.path, indices, self.num_frames, f"their sizes differ: {sorted(shapes)}")
         return np.stack([pixels[index] for index in indices])
+
+    def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        pixels = self._to_rgb.reformat(frame, format="rgb24").to_ndarray()
+        return np.rot90(pixels, frame.rotation // 90) if frame.rotation else pixels
 
     def in_order(self) -> Iterator[np.ndarray]:
         """All frames, uint8 RGB `(h, w, 3)`; once, and not while others are read."""
@@ -87,7 +97,8 @@ class PyavReader:
         if self._pts is None:
             return self._by_counting(index)
         key = bisect_right(self._keys, self._pts[index]) - 1  # the last key frame that isn't after it
-        if self._frames is not None and self._last < index and (key < 0 or self._keys[key] <= self._pts[self._last]):
+        reached = self._pts[min(self._last + 1, index)]  # what the decoder comes to next
+        if self._frames is not None and self._last < index and (key < 0 or self._keys[key] <= reached):
             frame = self._decode_until(index)
             if frame is not None:
                 return frame
@@ -208,11 +219,6 @@ def _intact(frame: av.VideoFrame) -> av.VideoFrame:
     if frame.is_corrupt:
         raise _MissingFrameError("its data are damaged")
     return frame
-
-
-def _rgb(frame: av.VideoFrame) -> np.ndarray:
-    pixels = frame.to_ndarray(format="rgb24")
-    return np.rot90(pixels, frame.rotation // 90) if frame.rotation else pixels
 
 
 def _cause(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Reading frames of video files with decord or PyAV, by readers that stay open in the process that uses them."""
+"""Reading frames of video files with PyAV or decord, by readers that stay open in the process that uses them."""
 
 import atexit
 import os
@@ -12,8 +12,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from vidtok_plugin.video.decord_reader import DecordReader, decord_or_none
-from vidtok_plugin.video.pyav_reader import PyavReader
+from vidtok_plugin.video.decord_reader import DecordReader
+from vidtok_plugin.video.pyav_reader import Fit, PyavReader
 from vidtok_plugin.video.unreadable import UnreadableVideoError, unopenable
 
 ReaderName = Literal["auto", "decord", "pyav"]
@@ -22,13 +22,13 @@ _pools: "weakref.WeakSet[ReaderPool]" = weakref.WeakSet()
 
 
 class OpenVideo(Protocol):
-    """An open video file, by decord or PyAV; both number frames in the order of their times."""
+    """An open video file, by PyAV or decord; both number frames in the order of their times."""
 
     num_frames: int
     fps: float
 
     def times(self) -> np.ndarray: ...
-    def read(self, indices: Sequence[int]) -> np.ndarray: ...
+    def read(self, indices: Sequence[int], fit: Fit | None = None) -> np.ndarray: ...
     def in_order(self) -> Iterator[np.ndarray]: ...
     def close(self) -> None: ...
 
@@ -94,7 +94,7 @@ _pool = ReaderPool()
 
 
 def open_video(path: str | os.PathLike[str], reader: ReaderName = "auto") -> OpenVideo:
-    """Opens a video file with decord, or with PyAV where decord isn't installed or cannot open it.
+    """Opens a video file with decord, or else with PyAV, which "auto" means: it is faster and reads more.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -106,14 +106,7 @@ def open_video(path: str | os.PathLike[str], reader: ReaderName = "auto") -> Ope
         raise UnreadableVideoError(f"Video {path} is a folder, not a file; name a file in it.")
     if _stat(path).st_size == 0:
         raise unopenable(path, "the file is empty")
-    if reader == "pyav" or (reader == "auto" and decord_or_none() is None):
-        return PyavReader(path)
-    try:
-        return DecordReader(path)
-    except UnreadableVideoError:
-        if reader == "decord":
-            raise
-    return PyavReader(path)
+    return DecordReader(path) if reader == "decord" else PyavReader(path)
 
 
 def probe(path: str | os.PathLike[str], *, reader: ReaderName = "auto") -> VideoInfo:
@@ -124,7 +117,7 @@ def probe(path: str | os.PathLike[str], *, reader: ReaderName = "auto") -> Video
         UnreadableVideoError: the file is no video.
     """
     opened = _pool.reader(path, reader)
-    height, width = _read(path, opened, [0], reader).shape[1:3]
+    height, width = opened.read([0]).shape[1:3]
     return VideoInfo(path=Path(path), num_frames=opened.num_frames, height=height, width=width, fps=opened.fps)
 
 
@@ -141,10 +134,12 @@ def read_frames(
     *,
     pool: ReaderPool | None = None,
     reader: ReaderName = "auto",
+    fit: Fit | None = None,
 ) -> np.ndarray:
     """Frames of a video file as uint8 RGB `(t, h, w, 3)`; all of them without `indices`.
 
-    Readers come from `pool`, or from one that all calls without it share. With "auto" PyAV reads what decord cannot.
+    Readers come from `pool`, or from one that all calls without it share.
+    `fit` is done with all frames, in blocks of any length: resizing, for example, without all of them at full size.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -158,7 +153,7 @@ def read_frames(
         raise ValueError(f"Video {path} has frames 0..{opened.num_frames - 1}, got index {outside[0]}.")
     if len(indices) == 0:
         raise ValueError(f"Video {path}: read_frames needs at least one index, got none.")
-    return _read(path, opened, indices, reader)
+    return opened.read(indices, fit)
 
 
 def read_in_order(path: str | os.PathLike[str], block: int, *, reader: ReaderName = "auto") -> Iterator[np.ndarray]:
@@ -178,15 +173,7 @@ def read_in_order(path: str | os.PathLike[str], block: int, *, reader: ReaderNam
         done = 0
         while done < opened.num_frames:
             count = min(block, opened.num_frames - done)
-            try:
-                yield np.stack(list(islice(frames, count)))
-            except UnreadableVideoError as error:
-                if reader != "auto" or isinstance(opened, PyavReader):
-                    raise
-                opened.close()
-                opened = _by_pyav_or_raise(path, error, opened.num_frames)
-                frames = (opened.read([index])[0] for index in range(done, opened.num_frames))
-                continue
+            yield np.stack(list(islice(frames, count)))
             done += count
     finally:
         opened.close()
@@ -197,30 +184,3 @@ def _stat(path: str | os.PathLike[str]) -> os.stat_result:
         return os.stat(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"Video {path} doesn't exist; check the path.") from None
-
-
-def _read(path: str | os.PathLike[str], opened: OpenVideo, indices: Sequence[int], reader: ReaderName) -> np.ndarray:
-    try:
-        return opened.read(indices)
-    except UnreadableVideoError as error:
-        if reader != "auto" or isinstance(opened, PyavReader):
-            raise
-        fallback = _by_pyav_or_raise(path, error, opened.num_frames)
-        try:
-            return fallback.read(indices)
-        except UnreadableVideoError:
-            raise error from None
-        finally:
-            fallback.close()
-
-
-def _by_pyav_or_raise(path: str | os.PathLike[str], error: UnreadableVideoError, num_frames: int) -> PyavReader:
-    """The file as PyAV opens it; `error`, decord's, is raised if PyAV cannot or counts other frames."""
-    try:
-        opened = PyavReader(path)
-    except UnreadableVideoError:
-        raise error from None
-    if opened.num_frames != num_frames:
-        opened.close()
-        raise error from None
-    return opened

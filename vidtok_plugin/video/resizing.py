@@ -1,8 +1,11 @@
 """Resizing frames: by area where they shrink, linearly where they grow, along each axis on its own."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+
+BAND = 12  # source pixels that are weighted at once, about: of more, most weights are 0, and threads would share them
 
 
 def area_weights(source: int, target: int, start: float, length: float) -> np.ndarray:
@@ -32,23 +35,75 @@ def resize_weights(source: int, target: int) -> np.ndarray:
     return weights
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Band:
+    """Some neighbouring targets of an axis, the sources that they are made of, and the weights `(targets, sources)`."""
+
+    targets: slice
+    sources: slice
+    weights: np.ndarray
+
+
+@lru_cache(maxsize=256)
+def _bands(source: int, target: int, start: int, stop: int, channels: int = 1) -> list[_Band]:
+    """The weights of targets `start` to `stop`, without most of their zeros.
+
+    Targets are counted from `start` on, sources from the first that is needed on. With `channels` neighbouring numbers
+    of the axis are the channels of a pixel, each of which is made of its own alone.
+    """
+    weights = resize_weights(source, target)[start:stop]
+    needed = np.flatnonzero(weights.any(axis=0))
+    weights = weights[:, needed[0] : needed[-1] + 1]
+    count = max(1, BAND * target // source)
+    bands = []
+    for first in range(0, stop - start, count):
+        used = np.flatnonzero(weights[first : first + count].any(axis=0))
+        part = np.ascontiguousarray(weights[first : first + count, used[0] : used[-1] + 1])
+        targets = slice(channels * first, channels * (first + len(part)))
+        sources = slice(channels * int(used[0]), channels * (int(used[-1]) + 1))
+        bands.append(_Band(targets=targets, sources=sources, weights=np.kron(part, np.eye(channels, dtype=np.float32))))
+    return bands
+
+
+def _needed(source: int, target: int, start: int, stop: int) -> slice:
+    """The sources that targets `start` to `stop` are made of."""
+    used = np.flatnonzero(resize_weights(source, target)[start:stop].any(axis=0))
+    return slice(int(used[0]), int(used[-1]) + 1)
+
+
 def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resizes uint8 frames `(t, h, w, c)` to `(t, height, width, c)`; frames of that size are returned as
     they are."""
-    t, h, w, c = frames.shape
-    if (h, w) == (height, width):
+    if frames.shape[1:3] == (height, width):
         return frames
-    rows = resize_weights(h, height) @ frames.reshape(t, h, w * c).astype(np.float32)  # (t, height, w * c)
-    columns = rows.reshape(t, height, w, c).transpose(0, 1, 3, 2) @ resize_weights(w, width).T
-    pixels = columns.transpose(0, 1, 3, 2)  # (t, height, width, c)
-    return np.ascontiguousarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+    return _resize_part(frames, (height, width), (0, height), (0, width))
+
+
+def _resize_part(
+    frames: np.ndarray, size: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
+) -> np.ndarray:
+    """The rows and columns, from first to behind the last, of frames `(t, h, w, c)` that are resized to `size`."""
+    t, h, w, c = frames.shape
+    height, width = rows[1] - rows[0], columns[1] - columns[0]
+    down, across = _bands(h, size[0], *rows), _bands(w, size[1], *columns, channels=c)
+    frames = frames[:, _needed(h, size[0], *rows), _needed(w, size[1], *columns)]
+    lower = np.empty((height, frames.shape[2] * c), np.float32)
+    narrower = np.empty((height, width * c), np.float32)
+    resized = np.empty((t, height, width, c), np.uint8)
+    for frame, result in zip(frames, resized, strict=True):  # frame by frame, in the processor's cache
+        for band in down:
+            pixels = frame[band.sources].reshape(-1, lower.shape[1]).astype(np.float32)
+            np.matmul(band.weights, pixels, out=lower[band.targets])
+        for band in across:
+            np.matmul(lower[:, band.sources], band.weights.T, out=narrower[:, band.targets])
+        np.clip(np.rint(narrower, out=narrower), 0, 255, out=narrower)
+        result[...] = narrower.reshape(height, width, c)
+    return resized
 
 
 def cover(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resizes uint8 frames `(t, h, w, c)` so that they just cover `height` x `width`."""
-    _, h, w, _ = frames.shape
-    scale = max(height / h, width / w)
-    return resize(frames, max(height, round(h * scale)), max(width, round(w * scale)))
+    return resize(frames, *_covering(frames, height, width))
 
 
 def crop_out(frames: np.ndarray, height: int, width: int, place: tuple[float, float] | None = None) -> np.ndarray:
@@ -56,15 +111,30 @@ def crop_out(frames: np.ndarray, height: int, width: int, place: tuple[float, fl
 
     With `place`, two numbers in 0..1, under 1, it is the part that lies there: (0, 0) is at the top left.
     """
-    room = (frames.shape[1] - height, frames.shape[2] - width)
-    if place is None:
-        top, left = room[0] // 2, room[1] // 2
-    else:
-        top, left = (int(part * (pixels + 1)) for part, pixels in zip(place, room, strict=True))
+    top, left = _corner(frames.shape[1] - height, frames.shape[2] - width, place)
     return frames[:, top : top + height, left : left + width]
 
 
-def resize_and_crop(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes uint8 frames `(t, h, w, c)` so that they just cover `height` x `width`, and cuts out the
-    middle."""
-    return crop_out(cover(frames, height, width), height, width)
+def resize_and_crop(
+    frames: np.ndarray, height: int, width: int, place: tuple[float, float] | None = None
+) -> np.ndarray:
+    """What `crop_out` cuts out of frames that `cover` resized; only that is computed."""
+    covering = _covering(frames, height, width)
+    if frames.shape[1:3] == covering:
+        return crop_out(frames, height, width, place)
+    top, left = _corner(covering[0] - height, covering[1] - width, place)
+    return _resize_part(frames, covering, (top, top + height), (left, left + width))
+
+
+def _covering(frames: np.ndarray, height: int, width: int) -> tuple[int, int]:
+    """The size of frames `(t, h, w, c)` that just cover `height` x `width`."""
+    _, h, w, _ = frames.shape
+    scale = max(height / h, width / w)
+    return max(height, round(h * scale)), max(width, round(w * scale))
+
+
+def _corner(down: int, right: int, place: tuple[float, float] | None) -> tuple[int, int]:
+    """The first row and column of a part, which has room to move by so many pixels."""
+    if place is None:
+        return down // 2, right // 2
+    return int(place[0] * (down + 1)), int(place[1] * (right + 1))

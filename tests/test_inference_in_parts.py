@@ -1,0 +1,159 @@
+"""Inference takes large tensors in parts and long clips in groups, and writes over its own tensors: nothing differs.
+
+What keeps gradients takes the plain way, so that is what it is compared with.
+"""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from toy_tokenizers import difference, random_latents, random_video, toy_tokenizer
+
+from vidtok_plugin import VidTok
+from vidtok_plugin.tokenizer import network, parts
+from vidtok_plugin.tokenizer.layers import SpatialConv, TimeConv, TimePadding
+from vidtok_plugin.tokenizer.memory import LiveBytes
+
+NAMES = [
+    "vidtok_fsq_causal_488_32768",
+    "vidtok_kl_causal_488_4chn_v1_1",
+    "vidtok_fsq_causal_888_32768_v1_1",
+    "vidtok_kl_noncausal_41616_4chn",
+]
+EXACT = 1e-10
+
+
+@pytest.fixture(params=NAMES)
+def model(request: pytest.FixtureRequest) -> VidTok:
+    return toy_tokenizer(request.param)
+
+
+@pytest.fixture(params=[1, 2_000, 20_000])
+def small_parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Parts of so many bytes: single rows and frames, some of them, most of a clip."""
+    monkeypatch.setattr(parts, "PART_BYTES", request.param)
+    yield request.param
+
+
+def run(model: VidTok, video: Tensor) -> tuple[Tensor, Tensor]:
+    latents = model.encode(video).latents
+    return latents, model.decode(latents)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_parts_make_the_whole(model: VidTok) -> None:
+    video = random_video(2 * model.temporal_factor + 3, b=2, h=32, w=16)
+    plain = run(model, video)
+    with torch.no_grad():
+        for part, whole in zip(run(model, video), plain, strict=True):
+            assert difference(part, whole) < EXACT
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_streams_in_parts_make_the_whole(name: str) -> None:
+    model = toy_tokenizer(name)
+    video = random_video(1 + 5 * model.temporal_factor, h=16, w=16)
+    latents, frames = run(model, video)
+    with torch.no_grad():
+        encoder, decoder = model.encoder_stream(), model.decoder_stream()
+        coded = [encoder.push(part).latents for part in video.split(2 * model.temporal_factor + 1, dim=2)]
+        assert difference(torch.cat(coded, dim=2), latents) < EXACT
+        decoded = [decoder.push(part) for part in latents.split(2, dim=2)] + [decoder.flush()]
+        assert difference(torch.cat(decoded, dim=2), frames) < EXACT
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+@pytest.mark.parametrize("pixels", [1, 3000])
+def test_groups_make_the_whole(name: str, pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy_tokenizer(name)
+    video = random_video(1 + 5 * model.temporal_factor, h=8, w=16)
+    plain = run(model, video)
+    monkeypatch.setitem(network.GROUP_PIXELS, "cpu", pixels)
+    with torch.no_grad():
+        for grouped, whole in zip(run(model, video), plain, strict=True):
+            assert difference(grouped, whole) < EXACT
+
+
+@torch.no_grad()
+def test_a_clip_of_a_hundred_groups_takes_little_more_than_one_of_five(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy_tokenizer(NAMES[0], ch=16)
+    monkeypatch.setitem(network.GROUP_PIXELS, "cpu", 4 * 8 * 16)
+    peaks = []
+    for groups in (5, 100):
+        video = random_video(1 + 4 * groups, h=8, w=16)
+        with LiveBytes([*model.parameters(), video]) as live:
+            frames = model.decode(model.encode(video).latents)
+        # The padded video; the frames in groups, and joined.
+        peaks.append(live.peak - 2 * frames.nbytes)
+    assert 0 < peaks[1] < 1.2 * peaks[0]
+
+
+@torch.no_grad()
+def test_what_the_caller_holds_is_never_written_to(model: VidTok, monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in (1, parts.PART_BYTES):
+        monkeypatch.setattr(parts, "PART_BYTES", size)
+        video = random_video(model.num_frames(2), h=16, w=16)
+        before = video.clone()
+        latents = model.encode(video).latents
+        kept = latents.clone()
+        model.decode(latents)
+        assert torch.equal(video, before) and torch.equal(latents, kept)
+
+
+@torch.no_grad()
+def test_a_stream_in_parts_leaves_a_state_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PART_BYTES", 2000)
+    model = toy_tokenizer(NAMES[1])
+    stream, latents = model.decoder_stream(), random_latents(model, 6)
+    stream.push(latents[:, :, :3])
+    state, kept = stream.state, copy.deepcopy(stream.state)
+    stream.push(latents[:, :, 3:])
+    assert all(torch.equal(a, b) for a, b in zip(state.values(True, True), kept.values(True, True), strict=True))
+
+
+@torch.no_grad()
+def test_changed_weights_count_at_once_however_they_changed() -> None:
+    """Lightning's EMA swap writes through `.data`, which leaves a tensor's version as it was."""
+    model, other = toy_tokenizer(NAMES[1]), toy_tokenizer(NAMES[1])
+    for parameter in other.parameters():
+        parameter.mul_(1.1)
+    video = random_video(5, h=16, w=16)
+    right, before = run(other, video), run(model, video)
+    originals = copy.deepcopy(model.state_dict())
+
+    def swap() -> None:
+        for mine, its in zip(model.parameters(), other.parameters(), strict=True):
+            mine.data.copy_(its.data)
+
+    def rebind() -> None:
+        for mine, its in zip(model.parameters(), other.parameters(), strict=True):
+            mine.data = its.data.clone()
+
+    def step() -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        for mine, its in zip(model.parameters(), other.parameters(), strict=True):
+            mine.grad = mine.detach() - its.detach()
+        optimizer.step()
+
+    for change in (lambda: model.load_state_dict(other.state_dict()), swap, rebind, step):
+        change()
+        for got, wanted in zip(run(model, video), right, strict=True):
+            assert difference(got, wanted) < EXACT
+        model.load_state_dict(originals)
+        for got, wanted in zip(run(model, video), before, strict=True):
+            assert difference(got, wanted) < EXACT
+    assert run(model.float(), video.float())[0].dtype == torch.float32
+
+
+def test_a_single_picture_stays_channels_last() -> None:
+    """einops gave a single picture a stride by which PyTorch didn't know channels-last memory: it copied each one to
+    another layout and back, at a third of the speed."""
+    picture = torch.randn(1, 1, 8, 8, 4)
+    assert SpatialConv(4, 4)(picture).is_contiguous()
+    for spatial in (True, False):
+        conv = TimeConv(4, 4, padding=TimePadding.ZEROS, spatial=spatial)
+        assert conv(torch.randn(1, 3, 8, 8, 4)).is_contiguous()
+        assert conv(picture).is_contiguous()
