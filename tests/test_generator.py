@@ -275,6 +275,27 @@ def test_guided_logits_are_as_defined() -> None:
     assert torch.equal(first, (without + 3 * (with_ - without)).argmax(-1))
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_changed_weights_count_from_the_next_window_on(batch: int) -> None:
+    """They are laid out once a window, as its keys are computed once. A change through `.data`, as of averaged weights,
+    leaves no trace that one could look for."""
+    model, actions = random_model(CONFIG), random_actions(CONFIG, batch, 40)
+    assert actions is not None
+    tokens = random_tokens(CONFIG, batch, 3)
+    drawn = roll(StepGenerator(model, tokens, actions[:3], Sampler(temperature=0)), actions, 3, 1)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.flip(-1).contiguous()
+    changed = roll(StepGenerator(model, tokens, actions[:3], Sampler(temperature=0)), actions, 3, 4)
+    again = random_model(CONFIG)
+    generator = StepGenerator(again, tokens, actions[:3], Sampler(temperature=0))
+    same(roll(generator, actions, 3, 1), drawn)
+    for parameter in again.parameters():
+        parameter.data.copy_(parameter.data.flip(-1).contiguous())
+    generator._tokens = torch.cat([tokens, changed[:, :1]], dim=1)[:, -generator._keep :]  # the past that `changed` had
+    same(roll(generator, actions, 4, 3), changed[:, 1:])
+    assert not torch.equal(changed[:, :1], drawn)
+
+
 def test_temperature_scales_the_noise_that_patches_begin_as() -> None:
     cold, actions = start(FLOW, sampler=Sampler(temperature=0.0, seed=1))
     other, _ = start(FLOW, sampler=Sampler(temperature=0.0, seed=2))

@@ -69,6 +69,26 @@ def test_forks_share_the_past_and_go_on_independently(begin: list[int] | None) -
     assert (cache.length, fork.length, again.length) == (8, 11, 13)
 
 
+@torch.no_grad()
+def test_tokens_taken_in_leave_the_cache_that_steps_leave() -> None:
+    transformer, x = random_transformer(), torch.randn(2, 9, 24)
+    stepped = transformer.step(x, transformer.init_cache(2, N))[1]
+    taken = transformer.take_in(x, transformer.init_cache(2, N))
+    assert taken.length == stepped.length == 9
+    assert torch.equal(taken.own.keys, stepped.own.keys) and torch.equal(taken.own.values, stepped.own.values)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@torch.no_grad()
+def test_layers_laid_out_for_a_number_of_rows_give_the_same(rows: int) -> None:
+    transformer, x = random_transformer(), torch.randn(rows, 9, 24)
+    cache = transformer.take_in(x[:, :8], transformer.init_cache(rows, N))
+    expected = transformer(x)[:, 8:]
+    for given in (transformer.step_layers(cache), transformer.step_layers(cache, rows)):
+        y, _ = transformer.step(x[:, 8:], cache, layers=given)
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+
+
 def slots_from(start: int, count: int) -> Tensor:
     return torch.arange(start, start + count)
 

@@ -4,6 +4,7 @@ Shapes: l layers, b rollouts, k heads, n tokens held at most, m new ones, e widt
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,8 +35,7 @@ class Placement:
         return replace(self, mask=seen | (keys == queries), causal=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Segment:
+class Segment(NamedTuple):
     """Keys and values of consecutive tokens, of one layer or (with a first axis more) of all.
 
     Several futures may share one past: then its batch is a fraction of theirs, and each of its rows serves as many
@@ -49,29 +49,29 @@ class Segment:
     def length(self) -> int:
         return self.keys.shape[-2]
 
-    def __getitem__(self, layer: int) -> "Segment":
-        return Segment(keys=self.keys[layer], values=self.values[layer])
+    def layers(self) -> "list[Segment]":
+        """Of a segment of all layers, each one's."""
+        return [Segment(self.keys.select(0, i), self.values.select(0, i)) for i in range(len(self.keys))]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerCache:
+class LayerCache(NamedTuple):
     """One layer's share of a cache."""
 
     own: Segment
     shared: tuple[Segment, ...]
 
-    def write(self, keys: Tensor, values: Tensor, at: Placement) -> list[Segment]:
-        """Write (b, k, m, e) at their slots; -> all the segments that they may see, up to `at.end`."""
-        before = sum(segment.length for segment in self.shared)
+    def write(self, keys: Tensor, values: Tensor, at: Placement) -> Segment:
+        """Write (b, k, m, e) at their slots; -> its own keys and values that they may see, up to `at.end`."""
+        own, before = self.own, sum(segment.length for segment in self.shared)
         if isinstance(at.slots, slice):
-            here = slice(at.slots.start - before, at.slots.stop - before)
-            self.own.keys[:, :, here] = keys
-            self.own.values[:, :, here] = values
+            start, count = at.slots.start - before, at.slots.stop - at.slots.start
+            own.keys.narrow(2, start, count).copy_(keys)
+            own.values.narrow(2, start, count).copy_(values)
         else:
-            self.own.keys.index_copy_(2, at.slots - before, keys)
-            self.own.values.index_copy_(2, at.slots - before, values)
+            own.keys.index_copy_(2, at.slots - before, keys)
+            own.values.index_copy_(2, at.slots - before, values)
         end = at.end - before
-        return [*self.shared, Segment(keys=self.own.keys[:, :, :end], values=self.own.values[:, :, :end])]
+        return Segment(keys=own.keys.narrow(2, 0, end), values=own.values.narrow(2, 0, end))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +118,10 @@ class TransformerCache:
         """Of its own buffers, without the past that it shares."""
         return 2 * self.own.keys.numel() * self.own.keys.element_size()
 
-    def layer(self, index: int) -> LayerCache:
-        return LayerCache(own=self.own[index], shared=tuple(segment[index] for segment in self.shared))
+    def layers(self) -> list[LayerCache]:
+        """Its layers' shares."""
+        own, shared = self.own.layers(), [segment.layers() for segment in self.shared]
+        return [LayerCache(own=part, shared=tuple(past[i] for past in shared)) for i, part in enumerate(own)]
 
     def advanced(self, count: int) -> "TransformerCache":
         """The same buffers, `count` tokens on."""

@@ -31,6 +31,7 @@ class CompiledSlot:
         """Fill `current` (b, n[, p]) by uniform numbers (b, n, .); the cache's length stays."""
         base = torch.full((1,), cache.length, device=current.device)
         fixed = replace(cache, length=0)  # a number would be compiled in
+        context = replace(context, layers=None)  # the call itself looks them up, in buffers known to stay
         if current.is_cuda:  # a graph that writes into buffers needs to know that they stay where they are
             for buffer in (cache.own.keys, cache.own.values):
                 torch._dynamo.mark_static_address(buffer, guard=False)
@@ -55,4 +56,5 @@ class CompiledSlot:
     ) -> Tensor:
         rows = torch.cat([current, current]) if self.sampler.guidance != 1 else current
         hidden = self.model.step_at(rows, slot, base, context, cache)
-        return self.model.draw(hidden, slot, context, noise.index_select(1, slot), self.sampler).tokens
+        uniforms = noise.index_select(1, slot)
+        return self.model.draw(hidden, slot, context, uniforms, self.sampler, confidence=False).tokens

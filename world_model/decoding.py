@@ -83,6 +83,11 @@ class SlotGroup:
     end: int  # behind the last of them in raster order
     sees: Tensor | None = None  # (m, end) bool: the slots of the step that each sees; None: all, its own the last
 
+    @property
+    def place(self) -> Tensor | int:
+        """The slots, or the number of a single one that sees all before it."""
+        return self.end - 1 if self.sees is None else self.slots
+
 
 def raster_groups(height: int, width: int, device: torch.device) -> list[SlotGroup]:
     """One slot after another."""

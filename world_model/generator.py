@@ -15,6 +15,8 @@ from world_model.compiled import CompiledSlot
 from world_model.decoding import Decoding, diagonal_groups, known_after, raster_groups
 from world_model.model import StepContext, WorldModel
 from world_model.sampler import RolloutNoise, Sampler
+from world_model.slots import at_slots
+from world_model.step_layer import StepLayer
 
 
 class StepGenerator:
@@ -24,6 +26,9 @@ class StepGenerator:
     A model sees `max_steps` latent steps. When they are full, the oldest `decoding.move` are dropped and the rest read
     in anew, as a window of its own; so is a past that leaves no room for a step. Pasts of different lengths go
     together by their ends: `past_steps` tells how many steps of each row count, all without.
+
+    Weights that change meanwhile count from the next window on: keys are computed, and weights laid out, when a window
+    is read in.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class StepGenerator:
         self._actions = actions
         self._counts = torch.tensor(counts)  # on the host: no step waits for them
         self._lent = False  # whether forks read the cache's buffers
+        self._layers: list[StepLayer] | None = None  # of the cache, looked up at its first step
         self._cache: TransformerCache = self._read(None)
 
     def step(self, actions: GroupedActions | None) -> Tensor:
@@ -97,7 +103,7 @@ class StepGenerator:
         copied. They draw the same random numbers, or those of `indices`, one for each."""
         twin = copy(self)
         twin._lent = False
-        twin._cache = self._cache.fork(futures)
+        twin._cache, twin._layers = self._cache.fork(futures), None
         twin._tokens = self._tokens.repeat_interleave(futures, dim=0)
         twin._counts = self._counts.repeat_interleave(futures)
         if self._actions is not None:
@@ -122,9 +128,12 @@ class StepGenerator:
         model, tokens = self.model, self.model.tokens
         if self._cache.length + tokens.tokens_per_step > self._cache.capacity:
             self._cache = self._read(self._cache)
+        if self._layers is None:
+            rows = self._cache.batch if self.order == "raster" else None  # other orders' calls differ in their rows
+            self._layers = model.transformer.step_layers(self._cache, rows)
         previous = self._rows(self._tokens[:, -1])
         told = self._told(actions)
-        context = model.step_context(previous, told, self._cache)
+        context = model.step_context(previous, told, self._cache, self._layers)
         if self.order == "masked":
             drawn = self._draw_masked(context)
             whole = self._rows(drawn.unflatten(1, (tokens.height, tokens.width)))
@@ -146,8 +155,12 @@ class StepGenerator:
             return current
         for group in self._groups:
             hidden = model.step(self._rows(current), group, context, self._cache)
-            drawn = model.draw(hidden, group.slots, context, noise.index_select(1, group.slots), self.sampler)
-            current.index_copy_(1, group.slots, drawn.tokens)
+            uniforms = at_slots(noise, group.place)
+            drawn = model.draw(hidden, group.place, context, uniforms, self.sampler, confidence=False).tokens
+            if isinstance(group.place, int):
+                current.narrow(1, group.place, 1).copy_(drawn)
+            else:
+                current.index_copy_(1, group.slots, drawn)
             self.model_calls += 1
         return current
 
@@ -212,6 +225,7 @@ class StepGenerator:
         else:
             empty = self.model.emptied(cache, padding)
         self.model_calls += 1
+        self._layers = None
         return self.model.prefill(rows, self._told(self._actions), empty)
 
 

@@ -9,6 +9,7 @@ Shapes: b clips, T latent steps, H W rows and columns, n = H * W slots of a step
 step, k factors. Tokens are codes (b, T, H, W), or patches (b, T, H, W, p).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +33,8 @@ from world_model.masking import random_known, step_mask, training_layout
 from world_model.neighbourhood import neighbours
 from world_model.rotary import grid_rotation
 from world_model.sampler import Sampler
-from world_model.slots import CausalInputs, InputTables, MaskedInputs, StepInputs
+from world_model.slots import CausalInputs, InputTables, MaskedInputs, StepInputs, at_slots
+from world_model.step_layer import StepLayer
 from world_model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -41,12 +43,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
-    """All that is known of a latent step before its first token is drawn, and the tables, made once a step."""
+    """All that is known of a latent step before its first token is drawn, and what is looked up once a step."""
 
     told: Tensor  # (b, n, d)
     around: Tensor | None  # (b, n, c), the codes that may be pointed at
     inputs: InputTables
     head: Tables
+    layers: Sequence[StepLayer] | None  # of the cache; None: looked up at each call
 
 
 class WorldModel(nn.Module):
@@ -168,8 +171,8 @@ class WorldModel(nn.Module):
         """How well the tokens of the steps 1 .. T-1 are predicted, in raster order or in diagonal order of a `window`.
 
         A window's first step is context alone, here as in rollouts, whose prompt gives it. In training the inputs are
-        corrupted and actions dropped as the config says. Masked models are scored with a random part of each step's
-        tokens told, in eval mode the same in each call.
+        corrupted and actions dropped as the config says, and `correct` isn't told. Masked models are scored with a
+        random part of each step's tokens told, in eval mode the same in each call.
         """
         if tokens.shape[1] < 2:
             raise ValueError(f"WorldModel: a window must have at least 2 steps to score, got {tokens.shape[1]}.")
@@ -187,7 +190,8 @@ class WorldModel(nn.Module):
         else:
             hidden = self(inputs, actions, corruption=corruption, window=window)[:, 1:]
             weights = torch.ones(targets.shape[:4], device=tokens.device)
-        losses, correct = self.head.scores(hidden, self._around(inputs), targets, self.head.tables())
+        around, tables = self._around(inputs), self.head.tables()
+        losses, correct = self.head.scores(hidden, around, targets, tables, correct=not self.training)
         return TokenScores(losses=losses, correct=correct, weights=weights)
 
     def loss(self, tokens: Tensor, actions: GroupedActions | None = None, valid: Tensor | None = None) -> Tensor:
@@ -246,17 +250,21 @@ class WorldModel(nn.Module):
         told = self.step_inputs(before, self._first(cache, len(tokens), steps), actions, None, tables)
         if isinstance(self.inputs, CausalInputs):
             x = told + self.inputs(tokens, self.step_inputs.narrow, tables)
-            return self.transformer.step(x.flatten(1, 2), cache)[1]
+            return self.transformer.take_in(x.flatten(1, 2), cache)
         x = told + self.inputs(tokens, None, tables)
         end = cache.length + steps * n
         at = Placement(slots=slice(cache.length, end), end=end, mask=step_mask(cache.length, steps, n, x.device))
-        return self.transformer.step(x.flatten(1, 2), cache, at)[1].advanced(steps * n)
+        return self.transformer.take_in(x.flatten(1, 2), cache, at)
 
     def step_context(
-        self, previous: Tensor | None, actions: GroupedActions | None, cache: TransformerCache
+        self,
+        previous: Tensor | None,
+        actions: GroupedActions | None,
+        cache: TransformerCache,
+        layers: Sequence[StepLayer] | None = None,
     ) -> StepContext:
         """What is known of the next step: the whole step before it (b, H, W[, p]), None at the start of a window, and
-        its actions (one step of them)."""
+        its actions (one step of them). `layers` are the cache's, looked up unless given."""
         self._check_boundary(cache, previous)
         cache.check_room(self.tokens.tokens_per_step)
         tables = self._input_tables()
@@ -265,7 +273,8 @@ class WorldModel(nn.Module):
         around = None
         if self.config.copy_size and previous is not None:
             around = neighbours(previous, self.config.copy_size).flatten(1, 2)
-        return StepContext(told=told[:, 0], around=around, inputs=tables, head=self.head.tables())
+        layers = self.transformer.step_layers(cache) if layers is None else layers
+        return StepContext(told=told[:, 0], around=around, inputs=tables, head=self.head.tables(), layers=layers)
 
     def step(self, current: Tensor, group: SlotGroup, context: StepContext, cache: TransformerCache) -> Tensor:
         """What the head draws some tokens of a causal model's next step of, (b, m, d): those of `group`, for which all
@@ -278,7 +287,7 @@ class WorldModel(nn.Module):
             past = group.sees.new_ones(len(group.slots), base)
             mask = torch.cat([past, group.sees], dim=1)
             at = Placement(slots=base + group.slots, end=base + group.end, mask=mask)
-        return self._step(current, group.slots, context, cache, at)
+        return self._step(current, group.place, context, cache, at)
 
     def step_at(
         self, current: Tensor, slot: Tensor, base: Tensor, context: StepContext, cache: TransformerCache
@@ -299,17 +308,25 @@ class WorldModel(nn.Module):
             current.unflatten(1, grid)[:, None], known.unflatten(1, grid)[:, None], context.inputs
         ).squeeze(1)
         end = cache.length + self.tokens.tokens_per_step
-        return self.transformer.step(x, cache, Placement(slots=slice(cache.length, end), end=end))[0]
+        at = Placement(slots=slice(cache.length, end), end=end)
+        return self.transformer.step(x, cache, at, context.layers)[0]
 
     def draw(
-        self, hidden: Tensor, slots: Tensor | None, context: StepContext, noise: Tensor, sampler: Sampler
+        self,
+        hidden: Tensor,
+        slots: Tensor | int | None,
+        context: StepContext,
+        noise: Tensor,
+        sampler: Sampler,
+        *,
+        confidence: bool = True,
     ) -> DrawnTokens:
-        """Draw the tokens of some slots (m,), all of the step without, from what `step` or `fill` gave for them, by
-        uniform numbers (b, m, head.noise_per_token)."""
+        """Draw the tokens of some slots (m,), of one, or of the whole step, from what `step` or `fill` gave for them,
+        by uniform numbers (b, m, head.noise_per_token); without their `confidence` where nobody needs it."""
         around = context.around
         if around is not None and slots is not None:
-            around = around.index_select(1, slots)
-        return self.head.draw(hidden, around, noise, sampler, context.head)
+            around = at_slots(around, slots)
+        return self.head.draw(hidden, around, noise, sampler, context.head, confidence=confidence)
 
     # Folders
 
@@ -343,11 +360,11 @@ class WorldModel(nn.Module):
     # Parts
 
     def _step(
-        self, current: Tensor, slots: Tensor, context: StepContext, cache: TransformerCache, at: Placement
+        self, current: Tensor, slots: Tensor | int, context: StepContext, cache: TransformerCache, at: Placement
     ) -> Tensor:
         assert isinstance(self.inputs, CausalInputs)
         x = self.inputs.at(current, slots, self.step_inputs.narrow, context.inputs)
-        return self.transformer.step(x + context.told.index_select(1, slots), cache, at)[0]
+        return self.transformer.step(at_slots(context.told, slots) + x, cache, at, context.layers)[0]
 
     def _input_tables(self) -> InputTables:
         return InputTables(wide=self.inputs.wide.tables(), narrow=self.step_inputs.narrow.tables())

@@ -53,6 +53,8 @@ class CopyBias(nn.Module):
         nn.init.zeros_(self.amounts.bias)
 
     def forward(self, logits: Tensor, hidden: Tensor, around: Tensor) -> Tensor:
-        """logits (..., V), hidden (..., d), around (..., k * k) as `neighbours` gives it."""
-        amounts = self.amounts(hidden) * (around >= 0)
-        return logits.scatter_add(-1, around.clamp(min=0), amounts.to(logits.dtype))
+        """logits (..., V), which it changes, hidden (..., d), around (..., k * k) as `neighbours` gives it."""
+        amounts = self.amounts(hidden)
+        if self.size > 1:  # a neighbourhood of a single place has no border
+            amounts, around = amounts * (around >= 0), around.clamp(min=0)
+        return logits.scatter_add_(-1, around, amounts.to(logits.dtype))

@@ -16,17 +16,31 @@ from torch import Tensor
 class Rotation:
     """Angles' cosines and sines of n slots."""
 
-    cos: Tensor  # (n, e / 2)
-    sin: Tensor  # (n, e / 2)
+    cos: Tensor  # (n, e), the same for both channels of a pair
+    sin: Tensor  # (n, e), negative for the first
 
-    def __getitem__(self, slots: slice | Tensor) -> "Rotation":
+    def at(self, slots: slice | Tensor) -> "Rotation":
+        """Of some of the slots."""
+        if isinstance(slots, slice):  # views, at a fraction of the time
+            start, count = slots.start, slots.stop - slots.start
+            return Rotation(self.cos.narrow(0, start, count), self.sin.narrow(0, start, count))
         return Rotation(self.cos[slots], self.sin[slots])
 
+    def over_slots(self) -> "Rotation":
+        """(n, e) -> (n, 1, 1, e), for what has axes between slots and channels."""
+        return Rotation(self.cos[:, None, None], self.sin[:, None, None])
+
+    def over_heads(self, heads: int) -> "Rotation":
+        """(n, 1, 1, e) -> (n, 1, k, e) in memory, over which products are faster than over channels alone."""
+        cos, sin = (table.expand(-1, -1, heads, -1).contiguous() for table in (self.cos, self.sin))
+        return Rotation(cos, sin)
+
     def __call__(self, x: Tensor) -> Tensor:
-        """Turn x (..., n, e)."""
-        x1, x2 = x.chunk(2, dim=-1)
-        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
-        return torch.cat([x1 * cos - x2 * sin, x1 * sin + x2 * cos], dim=-1)
+        """Turn x (..., n, e), or (..., n, ., k, e) by angles (n, 1, 1, e) or (n, 1, k, e)."""
+        cos, sin = self.cos, self.sin
+        if cos.dtype != x.dtype:
+            cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def grid_rotation(steps: int, height: int, width: int, head_width: int, base: float = 100.0) -> Rotation:
@@ -49,4 +63,5 @@ def grid_rotation(steps: int, height: int, width: int, head_width: int, base: fl
         frequencies = base ** (-torch.arange(share, dtype=torch.float64) / share)
         angles.append(positions[:, axis, None] * frequencies)
     angle = torch.cat(angles, dim=-1)
-    return Rotation(angle.cos().float(), angle.sin().float())
+    cos, sin = angle.cos().float(), angle.sin().float()
+    return Rotation(torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1))

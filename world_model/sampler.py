@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+BELOW_ONE = 1 - 2**-24  # the greatest float32 below 1: a sum times it is less than the sum
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
@@ -65,15 +67,17 @@ class Sampler:
         p, order = self._kept(logits)
         cumulative = p.cumsum(-1)
         total = cumulative[:, -1:]  # which rounding may leave off 1
-        drawn = torch.searchsorted(cumulative, uniforms.to(p)[:, None] * total, right=True)
         # A number rounded up to 1 would fall behind the last token that has a probability.
-        drawn = torch.minimum(drawn, (cumulative < total).sum(-1, keepdim=True))
-        return (drawn if order is None else order.gather(-1, drawn))[:, 0]
+        uniforms = uniforms.to(p).clamp(max=BELOW_ONE)[:, None]
+        drawn = torch.searchsorted(cumulative, uniforms * total, right=True)
+        return (drawn if order is None else order.gather(-1, drawn)).squeeze(-1)
 
     def _kept(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """The probabilities after top-k and top-p, in falling order with the codes' ids; in order of ids
         without."""
-        scaled = logits.float() / self.temperature
+        scaled = logits.float()
+        if self.temperature != 1:
+            scaled = scaled / self.temperature
         if self.top_k is None and self.top_p is None:
             return scaled.softmax(-1), None
         scaled, order = scaled.sort(dim=-1, descending=True, stable=True)

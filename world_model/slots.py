@@ -22,6 +22,11 @@ from world_model.neighbourhood import PreviousStep
 LEVELS = 10  # of corruption that the model tells apart
 
 
+def at_slots(x: Tensor, slots: Tensor | int) -> Tensor:
+    """The entries (b, m, ...) of x (b, n, ...) at some slots (m,), or at one: a view, at a fraction of the time."""
+    return x.narrow(1, slots, 1) if isinstance(slots, int) else x.index_select(1, slots)
+
+
 @dataclass(frozen=True, kw_only=True)
 class InputTables:
     """The embeddings' tables, made once for many slots."""
@@ -110,12 +115,21 @@ class CausalInputs(nn.Module):
         above = torch.cat([self.no_above.expand(b, steps, 1, width, -1), above], dim=2)
         return (left + above).flatten(2, 3)
 
-    def at(self, current: Tensor, slots: Tensor, narrow: TokenEmbedding, tables: InputTables) -> Tensor:
-        """Some slots (m,) of a step of which `current` (b, n[, p]) holds the tokens that they read -> (b, m, d)."""
+    def at(self, current: Tensor, slots: Tensor | int, narrow: TokenEmbedding, tables: InputTables) -> Tensor:
+        """Some slots (m,), or one, of a step of which `current` (b, n[, p]) holds the tokens that they read -> (b, m,
+        d), or the same for all b where they read none."""
         width = self.grid[1]
-        left = self.wide(current.index_select(1, (slots - 1).clamp(min=0)), tables.wide)
+        if isinstance(slots, int):
+            left: Tensor = self.no_left
+            above: Tensor = self.no_above
+            if slots % width:
+                left = self.wide(at_slots(current, slots - 1), tables.wide)
+            if slots >= width:
+                above = self.above(narrow(at_slots(current, slots - width), tables.narrow))
+            return left + above
+        left = self.wide(at_slots(current, (slots - 1).clamp(min=0)), tables.wide)
         left = torch.where((slots % width == 0)[:, None], self.no_left, left)
-        above = self.above(narrow(current.index_select(1, (slots - width).clamp(min=0)), tables.narrow))
+        above = self.above(narrow(at_slots(current, (slots - width).clamp(min=0)), tables.narrow))
         above = torch.where((slots < width)[:, None], self.no_above, above)
         return left + above
 

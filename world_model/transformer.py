@@ -3,21 +3,23 @@
 `forward` takes a whole sequence; `step` some tokens after those in a cache, with the same result. The
 cache belongs to the caller, and `Transformer.step` alone advances its position.
 
-Shapes: b sequences, n tokens, d width, k heads, e width of a head.
+Shapes: b sequences, n tokens, r = b * n rows, d width, k heads, e width of a head.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from world_model.attention import AttentionBackend, attention, attention_over
+from world_model.attention import AttentionBackend, attention
+from world_model.block_functions import queries_keys_values, swiglu
 from world_model.cache import LayerCache, Placement, TransformerCache
+from world_model.layout import product_with
+from world_model.norm import RMSNorm
 from world_model.rotary import Rotation
-
-NORM_EPS = 1e-6
+from world_model.step_layer import StepLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +60,6 @@ class TransformerConfig:
         return max(8, round(self.mlp_ratio * self.width / 8) * 8)
 
 
-class RMSNorm(nn.Module):
-    """`x / rms(x) * weight` over the last axis."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=NORM_EPS)
-
-
 class Attention(nn.Module):
     """Self-attention; queries and keys are normalised before they are turned by their positions."""
 
@@ -80,27 +71,12 @@ class Attention(nn.Module):
         self.qk_scale = nn.Parameter(torch.ones(2 * cfg.head_width))  # of queries, of keys
         self.out = nn.Linear(cfg.width, cfg.width, bias=False)
 
-    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None) -> Tensor:
-        """x (b, n, d) -> (b, n, d); causal without a mask (n, n)."""
-        q, k, v = self._project(x, rotation)
-        return self._join(attention(q, k, v, causal=mask is None, mask=mask, backend=self.backend))
-
-    def step(self, x: Tensor, rotation: Rotation, cache: LayerCache, at: Placement) -> Tensor:
-        """As `forward` for some tokens, whose keys and values it writes into the cache's buffers."""
-        # Under autocast they are of another precision than the buffers.
-        q, k, v = (part.to(cache.own.keys.dtype) for part in self._project(x, rotation))
-        segments = cache.write(k, v, at)
-        return self._join(attention_over(q, segments, causal=at.causal, mask=at.mask, backend=self.backend))
-
-    def _project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        q_k, v = rearrange(self.qkv(x), "b n (three k e) -> b three k n e", three=3, k=self.heads).split([2, 1], dim=1)
-        scale = rearrange(self.qk_scale.to(q_k.dtype), "(two e) -> two 1 1 e", two=2)
-        q_k = F.rms_norm(q_k, scale.shape[-1:], eps=NORM_EPS) * scale
-        q, k = rotation(q_k).unbind(dim=1)
-        return q, k, v[:, 0]
-
-    def _join(self, x: Tensor) -> Tensor:
-        return self.out(rearrange(x, "b k n e -> b n (k e)"))
+    def forward(self, x: Tensor, batch: int, rotation: Rotation, mask: Tensor | None) -> Tensor:
+        """x (r, d) -> (r, d); causal without a mask (n, n)."""
+        qkv = rearrange(self.qkv(x), "(b n) (three k e) -> b n three k e", b=batch, three=3, k=self.heads)
+        q, k, v = queries_keys_values(qkv, self.qk_scale.view(2, -1), rotation)
+        seen = attention(q, k, v, causal=mask is None, mask=mask, backend=self.backend)
+        return self.out(rearrange(seen, "b k n e -> (b n) (k e)"))
 
 
 class SwiGLU(nn.Module):
@@ -112,8 +88,7 @@ class SwiGLU(nn.Module):
         self.out = nn.Linear(cfg.mlp_width, cfg.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.gate_value(x).chunk(2, dim=-1)
-        return self.out(F.silu(gate) * value)
+        return self.out(swiglu(self.gate_value(x)))
 
 
 class Block(nn.Module):
@@ -127,13 +102,23 @@ class Block(nn.Module):
         self.mlp = SwiGLU(cfg)
         self.dropout = nn.Dropout(cfg.dropout)
 
-    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, mask))
+    def forward(self, x: Tensor, batch: int, rotation: Rotation, mask: Tensor | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), batch, rotation, mask))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
-    def step(self, x: Tensor, rotation: Rotation, cache: LayerCache, at: Placement) -> Tensor:
-        x = x + self.attention.step(self.attention_norm(x), rotation, cache, at)
-        return x + self.mlp(self.mlp_norm(x))
+    def for_steps(self, cache: LayerCache, rows: int | None) -> StepLayer:
+        """What steps take of it: its weights, laid out for so many `rows`, and its share of a cache."""
+        return StepLayer(
+            attention_norm=self.attention_norm.weight,
+            qkv=product_with(self.attention.qkv.weight, rows),
+            qk_scale=self.attention.qk_scale.view(2, 1, -1),
+            out=product_with(self.attention.out.weight, rows),
+            mlp_norm=self.mlp_norm.weight,
+            gate_value=product_with(self.mlp.gate_value.weight, rows),
+            mlp_out=product_with(self.mlp.out.weight, rows),
+            cache=cache,
+            backend=self.attention.backend,
+        )
 
 
 class Transformer(nn.Module):
@@ -147,8 +132,9 @@ class Transformer(nn.Module):
         self.cfg = cfg
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.depth))
         self.norm = RMSNorm(cfg.width)
-        self.register_buffer("rotary_cos", rotation.cos, persistent=False)
-        self.register_buffer("rotary_sin", rotation.sin, persistent=False)
+        over_slots = rotation.over_slots()
+        self.register_buffer("rotary_cos", over_slots.cos, persistent=False)  # (n, 1, 1, e)
+        self.register_buffer("rotary_sin", over_slots.sin, persistent=False)
         self._init_weights()
 
     @property
@@ -168,26 +154,62 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, slots: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """(b, n, d) -> (b, n, d). The tokens are the first n, and see those before them, unless `slots` (n,) and
         `mask` (n, n) bool tell otherwise."""
-        rotation = self.rotation[slice(0, x.shape[1]) if slots is None else slots]
+        rotation = self.rotation.at(slice(0, x.shape[1]) if slots is None else slots).over_heads(self.cfg.heads)
+        rows = x.flatten(0, 1)
         for block in self.blocks:
-            x = block(x, rotation, mask)
-        return self.norm(x)
+            rows = block(rows, len(x), rotation, mask)
+        return self.norm(rows).view_as(x)
 
-    def step(self, x: Tensor, cache: TransformerCache, at: Placement | None = None) -> tuple[Tensor, TransformerCache]:
-        """Some tokens (b, n, d), by default the next after those in the cache, which then is so much longer.
+    def step_layers(self, cache: TransformerCache, rows: int | None = None) -> list[StepLayer]:
+        """For `step`, when many follow each other in the same buffers and with the same weights.
 
-        With `at` they stand elsewhere in the cache's buffers; its length stays, for the caller to `advanced`.
+        With `rows` they are laid out for steps of so many rows in all, and don't see later changes of the weights.
         """
+        layers = []
+        for block, layer in zip(self.blocks, cache.layers(), strict=True):
+            assert isinstance(block, Block)
+            layers.append(block.for_steps(layer, rows))
+        return layers
+
+    def step(
+        self,
+        x: Tensor,
+        cache: TransformerCache,
+        at: Placement | None = None,
+        layers: Sequence[StepLayer] | None = None,
+    ) -> tuple[Tensor, TransformerCache]:
+        """Some tokens (b, m, d), by default the next after those in the cache, which then is so much longer.
+
+        With `at` they stand elsewhere in the cache's buffers; its length stays, for the caller to `advanced`. `layers`
+        are the cache's `step_layers`, looked up unless given.
+        """
+        here, rotation = self._place(x, cache, at)
+        rows = x.flatten(0, 1)
+        for layer in self.step_layers(cache) if layers is None else layers:
+            rows = layer(rows, rotation, here)
+        return self.norm(rows).view_as(x), cache.advanced(x.shape[1]) if at is None else cache
+
+    def take_in(self, x: Tensor, cache: TransformerCache, at: Placement | None = None) -> TransformerCache:
+        """As `step` of tokens (b, m, d) of which only keys and values are needed: the cache, so much longer.
+
+        What the last layer would make of them is left out.
+        """
+        here, rotation = self._place(x, cache, at)
+        rows = x.flatten(0, 1)
+        *layers, last = self.step_layers(cache)
+        for layer in layers:
+            rows = layer(rows, rotation, here)
+        last.take_in(rows, rotation, here)
+        return cache.advanced(x.shape[1])
+
+    def _place(self, x: Tensor, cache: TransformerCache, at: Placement | None) -> tuple[Placement, Rotation]:
+        """Where tokens stand, what each sees, and how they are turned there."""
         if at is None:
             cache.check_room(x.shape[1])
         here = cache.next(x.shape[1]) if at is None else at
         if cache.begin is not None:
             here = here.since(cache.begin)
-        rotation = self.rotation[here.slots]
-        for index, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            x = block.step(x, rotation, cache.layer(index), here)
-        return self.norm(x), cache.advanced(x.shape[1]) if at is None else cache
+        return here, self.rotation.at(here.slots)
 
     def init_cache(
         self,

@@ -16,7 +16,9 @@ class TokenScores:
     """
 
     losses: Tensor  # (b, T - 1, H, W, k)
-    correct: Tensor | None  # (b, T - 1, H, W, k) bool: the likeliest value is the true one; None for patches
+    correct: (
+        Tensor | None
+    )  # (b, T - 1, H, W, k) bool: the likeliest value is the true one; None for patches, in training
     weights: Tensor  # (b, T - 1, H, W)
 
     @property
@@ -35,4 +37,4 @@ class DrawnTokens:
     """Tokens that a head drew."""
 
     tokens: Tensor  # (b, m) codes or (b, m, p) patches
-    confidence: Tensor | None  # (b, m) log probabilities of the codes drawn; None for patches
+    confidence: Tensor | None  # (b, m) log probabilities of the codes drawn; None for patches, or if not needed

@@ -44,16 +44,17 @@ class CodeHead(nn.Module):
         return out
 
     def scores(
-        self, hidden: Tensor, around: Tensor | None, codes: Tensor, tables: Tables
+        self, hidden: Tensor, around: Tensor | None, codes: Tensor, tables: Tables, *, correct: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Cross entropies in nats and whether the likeliest is right, (..., k) each."""
+        """Cross entropies in nats, and whether the likeliest is `correct` if that is asked, (..., k) each."""
         factors = split_codes(codes, self.sizes).unbind(-1)
-        losses, correct = [], []
+        losses, right = [], []
         for logits, factor in zip(self.logits(hidden, around, codes, tables), factors, strict=True):
             flat, targets = logits.flatten(0, -2), factor.flatten().long()
             losses.append(F.cross_entropy(flat.float(), targets, reduction="none").view(factor.shape))
-            correct.append((flat.detach().argmax(-1) == targets).view(factor.shape))
-        return torch.stack(losses, dim=-1), torch.stack(correct, dim=-1)
+            if correct:
+                right.append((flat.detach().argmax(-1) == targets).view(factor.shape))
+        return torch.stack(losses, dim=-1), torch.stack(right, dim=-1) if correct else None
 
     def check_sampler(self, sampler: Sampler) -> None:
         """A ValueError for what the drawing of codes knows nothing of."""
@@ -66,31 +67,41 @@ class CodeHead(nn.Module):
         return len(self.sizes)
 
     def draw(
-        self, hidden: Tensor, around: Tensor | None, noise: Tensor, sampler: Sampler, tables: Tables
+        self,
+        hidden: Tensor,
+        around: Tensor | None,
+        noise: Tensor,
+        sampler: Sampler,
+        tables: Tables,
+        *,
+        confidence: bool = True,
     ) -> DrawnTokens:
-        """Draw codes (b, m) for hidden (b, m, d) by `noise` (b, m, k), uniform in [0, 1).
+        """Draw codes (b, m) for hidden (b, m, d) by `noise` (b, m, k), uniform in [0, 1), with their `confidence`
+        unless nobody needs it.
 
         With guidance hidden has 2 b rows: those told the actions, and then the same without; each factor's logits are
         `without + guidance * (with - without)`.
         """
         factors: list[Tensor] = []
-        confidence: Tensor | None = None
+        sureness: list[Tensor] = []
         b, m = noise.shape[:2]
         guided = sampler.guidance != 1
+        hidden = hidden.flatten(0, 1)
+        around = None if around is None else around.flatten(0, 1)
         for i in range(len(self.sizes)):
             if i:
-                last = factors[-1].repeat(2, 1) if guided else factors[-1]
+                last = factors[-1].repeat(2) if guided else factors[-1]
                 hidden = self._given(i, hidden, last, tables)
             logits = self._logits(i, hidden, around, tables)
             if guided:
                 logits = sampler.guide(*logits.chunk(2))
-            flat = logits.flatten(0, 1)
-            factor = sampler.draw(flat, noise[..., i].flatten())
-            log_p = flat.float().log_softmax(-1).gather(-1, factor[:, None])[:, 0].view(b, m)
-            confidence = log_p if confidence is None else confidence + log_p
-            factors.append(factor.view(b, m))
+            factor = sampler.draw(logits, noise[..., i].flatten())
+            if confidence:
+                sureness.append(logits.float().log_softmax(-1).gather(-1, factor[:, None])[:, 0])
+            factors.append(factor)
         codes = factors[0] if len(factors) == 1 else join_codes(torch.stack(factors, dim=-1), self.sizes)
-        return DrawnTokens(tokens=codes, confidence=confidence)
+        sure = torch.stack(sureness).sum(0).view(b, m) if confidence else None
+        return DrawnTokens(tokens=codes.view(b, m), confidence=sure)
 
     def _given(self, i: int, hidden: Tensor, factor: Tensor, tables: Tables) -> Tensor:
         return self._given_factor(i)(hidden, F.embedding(factor, tables[len(self.sizes) + i - 1]))
@@ -101,12 +112,13 @@ class CodeHead(nn.Module):
         return given
 
     def _logits(self, i: int, hidden: Tensor, around: Tensor | None, tables: Tables) -> Tensor:
-        logits = hidden @ tables[i].t()
-        if self.copy is not None and around is not None:
-            there = around >= 0
-            factor = torch.where(there, split_codes(around.clamp(min=0), self.sizes)[..., i], -1)
-            logits = self.copy[i](logits, hidden, factor)
-        return logits
+        logits = F.linear(hidden, tables[i])
+        if self.copy is None or around is None:
+            return logits
+        if len(self.sizes) > 1:
+            around = torch.where(around >= 0, split_codes(around.clamp(min=0), self.sizes)[..., i], -1)
+        copied: Tensor = self.copy[i](logits, hidden, around)
+        return copied
 
 
 class GivenFactor(nn.Module):

@@ -50,9 +50,10 @@ class FlowHead(nn.Module):
         return self.out(F.layer_norm(y, y.shape[-1:]))
 
     def scores(
-        self, hidden: Tensor, around: Tensor | None, patches: Tensor, tables: Tables
+        self, hidden: Tensor, around: Tensor | None, patches: Tensor, tables: Tables, *, correct: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Squared errors of the velocity (..., 1), means over the patch and `repeats` noise levels.
+        """Squared errors of the velocity (..., 1), means over the patch and `repeats` noise levels. No patch is
+        `correct` or not.
 
         In eval mode noise and levels are the same in each call.
         """
@@ -83,13 +84,20 @@ class FlowHead(nn.Module):
         return 2 * math.ceil(self.patch_dim / 2)
 
     def draw(
-        self, hidden: Tensor, around: Tensor | None, noise: Tensor, sampler: Sampler, tables: Tables
+        self,
+        hidden: Tensor,
+        around: Tensor | None,
+        noise: Tensor,
+        sampler: Sampler,
+        tables: Tables,
+        *,
+        confidence: bool = True,
     ) -> DrawnTokens:
         """Draw patches (b, m, p) for hidden (b, m, d) by `noise` (b, m, .), uniform in [0, 1).
 
         The flow begins at normal noise times `temperature` and follows the velocity by Heun's method. With guidance
         hidden has 2 b rows: those told the actions, and then the same without, and velocities are
-        `without + guidance * (with - without)`.
+        `without + guidance * (with - without)`. There is no confidence in patches.
         """
         x = (sampler.temperature * normal_numbers(noise)[..., : self.patch_dim]).to(hidden.dtype)
         steps = sampler.flow_steps or self.cfg.sampling_steps

@@ -1,0 +1,34 @@
+"""Products of few rows with a weight that is used many times: on a CPU its layout is chosen once for their number.
+
+A product lays the weight out for itself each time it is called. That takes little of a large product's time, and up to
+half of one with few rows.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Product = Callable[[Tensor], Tensor]  # x (r, i) -> x @ weight.T (r, o)
+
+MOST_ROWS = 32  # beyond, laying out takes a small part of a product's time
+
+
+def product_with(weight: Tensor, rows: int | None = None) -> Product:
+    """The product with a weight (o, i). With `rows`, for so many rows: then the weight is copied, if another layout is
+    faster, and later changes of it are not seen."""
+    if rows is None or not weight.is_cpu or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return partial(F.linear, weight=weight)
+    if rows == 1:
+        return partial(torch.mm, mat2=weight.detach().t().contiguous())
+    if 2 < rows <= MOST_ROWS and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available():
+        packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.detach(), rows)
+        return partial(_packed_product, packed=packed, weight=weight.detach(), rows=rows)
+    return partial(F.linear, weight=weight)
+
+
+def _packed_product(x: Tensor, packed: Tensor, weight: Tensor, rows: int) -> Tensor:
+    product: Tensor = torch.ops.mkl._mkl_linear(x, packed, weight, None, rows)
+    return product
