@@ -210,7 +210,7 @@ def growth(args: Any) -> list[Row]:
 
 
 def by_length(batch: int, args: Any) -> list[Row]:
-    window, beyond = (8, 4) if args.quick else (16, 8)
+    window, beyond = (4, 2) if args.quick else (16, 8)
     shape = Shape(size=args.sizes[0], precision=args.precision, max_steps=window)
     model, llama = shape.world_model(), shape.llama((window + beyond + 1) * STEP)
     steps = window - 1 + beyond
@@ -223,7 +223,7 @@ def by_length(batch: int, args: Any) -> list[Row]:
     for name, rounds in taken.items():
         for i, seconds in enumerate(zip(*rounds[1:], strict=True)):
             row = {"axis": "generated", "size": shape.size, "batch": batch, "who": name, "tokens": (i + 1) * STEP}
-            rows.append(row | {"ms a token": 1000 * statistics.median(seconds), "window": window * STEP})
+            rows.append(row | {"ms a call": 1000 * statistics.median(seconds), "window": window * STEP})
     return rows
 
 
@@ -245,7 +245,7 @@ def by_context(batch: int, args: Any) -> list[Row]:
     rows = []
     for (name, steps), seconds in taken.items():
         row: Row = {"axis": "context", "size": args.sizes[0], "batch": batch, "who": name, "tokens": steps * STEP}
-        row["ms a token"] = 1000 * statistics.median(seconds[1:])
+        row["ms a call"] = 1000 * statistics.median(seconds[1:])
         if (name, steps) in held:
             row["cache MB"] = held[name, steps] / 1e6
         rows.append(row)
@@ -266,6 +266,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.sizes = args.sizes or (["demo"] if args.quick or args.plot else list(SIZES))
     args.steps = args.steps or (1 if args.quick else 4)
+    args.rounds = min(args.rounds, 2) if args.quick else args.rounds
     torch.set_num_threads(args.threads)
     transformers.utils.logging.set_verbosity_error()
     more = {"rounds": args.rounds, "precision": args.precision}
