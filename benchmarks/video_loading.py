@@ -13,6 +13,9 @@ the reader itself (width=, height=: FFmpeg's bicubic, where ours takes means of 
 `stopped`: with another `seek(0)` after each clip, or else decord decodes on in the background, often to the file's end
 (see DecordReader.read).
 
+The processor's time is that of all threads of the process, which other work on the machine changes less; that of a
+reader process is not in it.
+
 Ours: batches as a training loader gives them, uint8 as well; `video` is what the device makes of them, float32. The
 loaders are those of training (`VideoDataModule`): without workers, with one and with two, the batches that were there
 already left out; `own cores` is the time that the process that loads takes itself. What two threads of a checksum do
@@ -26,10 +29,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import decord
 import torch
 from harness import FOLDER, Row, in_turns, make_parser, ratio, report
 from omegaconf import OmegaConf
@@ -44,6 +47,7 @@ from vidtok_plugin.tokenizer.module import TokenizerRunConfig
 from vidtok_plugin.training.loading import ResumableLoader
 from vidtok_plugin.video import ClipDataset, VideoBatch, VideoDataConfig, VideoDataModule, probe, read_frames
 from vidtok_plugin.video.batch import collate_clips
+from vidtok_plugin.video.decord_reader import decord_or_none  # after PyAV: loaded before it, decord breaks its encoders
 from vidtok_plugin.video.resizing import crop_out
 from world_model.record import RecordConfig, record
 
@@ -103,6 +107,8 @@ def decord_reader(path: str, cfg: VideoDataConfig) -> Any:
     scale = max(cfg.height / video.height, cfg.width / video.width)
     height, width = round(scale * video.height), round(scale * video.width)
     size = {} if (height, width) == (video.height, video.width) else {"height": height, "width": width}
+    decord = decord_or_none()
+    assert decord is not None
     return decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1, **size)
 
 
@@ -145,13 +151,21 @@ def in_one_process(videos: str, cfg: VideoDataConfig, clips: int, rounds: int) -
         "ours, video": lambda: consume(ours["ours"], video=True),
     }
     works |= {name: lambda dataset=dataset: consume(dataset) for name, dataset in ours.items()}  # type: ignore[misc]
-    seconds = in_turns(works, rounds=rounds)
+    busy: dict[str, list[float]] = {name: [] for name in works}  # seconds of this process's threads, warm-ups too
+
+    def watched(name: str) -> None:
+        start = time.process_time()
+        works[name]()
+        busy[name].append(time.process_time() - start)
+
+    seconds = in_turns({name: partial(watched, name) for name in works}, rounds=rounds)
     for name, taken in seconds.items():
         rows.append(
             {
                 "videos": videos,
                 "clips by": name,
                 "clips a second": clips / statistics.median(taken),
+                "processor's ms a clip": 1000 * statistics.median(busy[name][1:]) / clips,
                 "x bare": ratio(seconds["bare decord"], taken),
                 "x bare, stopped": ratio(seconds["bare decord, stopped"], taken),
             }
