@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from vidtok_plugin import VidTok
 from vidtok_plugin.devices import default_device
 from vidtok_plugin.tokenizer.conversion import convert
+from vidtok_plugin.tokenizer.memory import LiveBytes
 
 PRESET = "vidtok_fsq_causal_488_32768_v1_1"
 WORKS = ("encode", "decode", "stream", "train")
@@ -209,12 +210,20 @@ def rows_of(case: dict[str, Any], works: list[str], rounds: int, rate: float, me
     return rows
 
 
+def live_bytes(contender: Contender, work: str) -> int:
+    """Of the tensors that are alive at its fullest moment, beyond the model and what it is given."""
+    held = [*contender.model.parameters(), contender.video, contender.latents]
+    with LiveBytes(held) as live:
+        contender.work(work)()
+    return live.peak
+
+
 def scaling(preset: str, rounds: int, plot: Path) -> list[dict[str, Any]]:
     """How seconds and memory of our encode, decode and streams grow with frames, pixels and batch; with a plot."""
     axes = {
-        "frames": [{"batch": 1, "frames": n, "size": 64} for n in (5, 17, 33, 65)],
-        "side": [{"batch": 1, "frames": 5, "size": n} for n in (64, 96, 128, 192, 256)],
-        "batch": [{"batch": n, "frames": 5, "size": 64} for n in (1, 2, 4, 8)],
+        "frames": [{"batch": 1, "frames": n, "size": 64} for n in (5, 9, 17, 33)],
+        "side": [{"batch": 1, "frames": 5, "size": n} for n in (32, 64, 128, 192)],
+        "batch": [{"batch": n, "frames": 5, "size": 32} for n in (1, 2, 4, 8)],
     }
     rows = []
     for axis, sizes in axes.items():
@@ -223,7 +232,7 @@ def scaling(preset: str, rounds: int, plot: Path) -> list[dict[str, Any]]:
             contenders = [make("ours", **case, device=default_device()) for case in cases]
             seconds = in_turns({str(i): one.work(work) for i, one in enumerate(contenders)}, rounds=rounds)
             for i, case in enumerate(cases):
-                memory = measured_memory({"name": "ours", "threads": torch.get_num_threads(), **case}, work)
+                memory = live_bytes(contenders[i], work)
                 rows.append(
                     {"axis": axis, "work": work, **case, "seconds": statistics.median(seconds[str(i)])}
                     | {"peak GB": memory / 1e9}
@@ -239,7 +248,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    labels = {"frames": "frames of 64x64", "side": "pixels of each of 5 frames", "batch": "clips of 5x64x64"}
+    labels = {"frames": "frames of 64x64", "side": "pixels of each of 5 frames", "batch": "clips of 5x32x32"}
     figure, panels = plt.subplots(2, 3, figsize=(11, 6), sharex="col")
     for column, (axis, label) in enumerate(labels.items()):
         for work in ("encode", "decode", "stream"):
@@ -251,7 +260,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 panel.set_xlim(left=0)
         panels[1, column].set_xlabel(label)
     panels[0, 0].set_ylabel("seconds")
-    panels[1, 0].set_ylabel("GB beyond the weights")
+    panels[1, 0].set_ylabel("GB of live tensors beyond the weights")
     panels[0, 0].legend()
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -134,4 +134,5 @@ def test_a_compiled_tokenizer_trains_beyond_the_start_of_the_discriminator(check
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     for (name, compiled), plain in zip(model.named_parameters(), twin.parameters(), strict=True):
         assert compiled.grad is not None and plain.grad is not None, name
-        assert difference(compiled.grad, plain.grad) < 1e-2, name
+        if not name.endswith("attn_1.k.conv.bias"):  # softmax doesn't see it: its gradient is rounding alone
+            assert difference(compiled.grad, plain.grad) < 1e-2, name

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vidtok_plugin import VidTok, presets
 from vidtok_plugin.metrics.lpips import LPIPS
+from vidtok_plugin.tokenizer import layers
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.casting import casting
 from vidtok_plugin.tokenizer.layers import TimeConv
@@ -50,6 +51,7 @@ def test_what_is_counted_is_alive_in_a_real_step(
 ) -> None:
     monkeypatch.setattr(TimeConv, "_by_taps", by_one_kernel)
     monkeypatch.setattr(SpatialUpsample, "_by_products", repeated_first)
+    monkeypatch.setattr(layers, "_keeps_gradients", lambda: False)  # a CPU's own gradients of a convolution in time
     counted = training_memory(narrow(name), precision=precision, checkpointing=checkpointing, **choices, **SIZE)
     tokenizer = VidTok(narrow(name)).train()
     tokenizer.checkpoint_activations(checkpointing)

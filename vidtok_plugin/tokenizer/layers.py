@@ -249,7 +249,8 @@ def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, **how: int) -> Tenso
     channels-last memory: it would copy the picture to another layout, and back. Of the weight it would make a
     channels-last copy too, five times as slowly.
     """
-    weight = weight.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    if not torch.compiler.is_compiling():  # which chooses layouts itself
+        weight = weight.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, **how).permute(0, 2, 3, 1)
 
 

@@ -99,9 +99,14 @@ class TemporalDownsample(StreamLayer):
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
         conv = bare(self.conv)
         a = torch.sigmoid(self.mix_factor)
-        weight = (1 - a) * conv.weight
-        weight.diagonal()[:, 1, 1].add_(a / 3)  # of (3, 3, 3, c): the average of a channel's three frames
+        weight = ((1 - a) * conv.weight).contiguous()
+        own_channel(weight)[:, :, 1, 1].add_(a / 3)  # the average of a channel's three frames
         return conv.convolve(x, state, last, weight, (1 - a) * conv.bias)
+
+
+def own_channel(weight: Tensor) -> Tensor:
+    """The part of a kernel (c, c, 3, 3, 3) that takes each channel to itself, as a view (c, 3, 3, 3)."""
+    return weight.view(-1, *weight.shape[2:])[:: len(weight) + 1]
 
 
 class TemporalUpsample(StreamLayer):
@@ -145,9 +150,9 @@ class TemporalUpsample(StreamLayer):
         """The weight and the bias of `a * u + (1 - a) * conv(u)`."""
         conv = bare(self.conv)
         a = torch.sigmoid(self.mix_factor)
-        weight = (1 - a) * conv.weight
+        weight = ((1 - a) * conv.weight).contiguous()
         now = 2 if self.padding.causal else 1  # where the kernel sees the frame that it makes
-        weight.diagonal()[now, 1, 1].add_(a)
+        own_channel(weight)[:, now, 1, 1].add_(a)
         return weight, (1 - a) * conv.bias
 
     def _count(self, t: int, state: State, last: bool) -> int:
