@@ -1,22 +1,20 @@
 """Orders of decoding compared on trained models: how fast they roll out, and what it costs in quality.
 
-    python benchmarks/decoding.py --causal FOLDER [--masked FOLDER] --store STORE --episodes FOLDER [--output FILE.json]
+    python benchmarks/decoding.py --causal FOLDER [--masked FOLDER] --store STORE --episodes FOLDER
+
+`benchmarks/rollout.py` compares their speed without trained models, and with another library's.
 
 Every order imagines the same held-out futures in one batch and with a batch of one, in turns for several rounds, of
 which the median counts. Cross entropy is teacher-forced on the store's test split as the order sees the tokens, in nats
 a token; for masked models it is that of drawing a step's tokens in random order.
 """
 
-import argparse
-import json
-import os
-import platform
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from harness import make_parser, report
 from torch.utils.data import DataLoader
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
@@ -57,18 +55,17 @@ def first(prompts: Prompts, count: int) -> Prompts:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser(__doc__, rounds=3)
     parser.add_argument("--causal", type=Path, required=True, help="a causal model's folder")
     parser.add_argument("--masked", type=Path, help="a masked model's folder")
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--episodes", type=Path, required=True, help="recordings of the store's test split")
     parser.add_argument("--prompts", type=int, default=48)
     parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
     device = default_device()
     models = {name: WorldModel.from_pretrained(args.causal).to(device) for name in CAUSAL}
     if args.masked:
@@ -109,16 +106,8 @@ def main() -> None:
             rate = statistics.median(rates[name][batch])
             rows[name][f"tokens/s, batch {batch}"] = rate
             rows[name][f"frames/s, batch {batch}"] = rate / per_frame
-    columns = list(rows["raster"])
-    table = Table("order", *columns)
-    for name, row in rows.items():
-        table.add_row(name, *(f"{row[column]:.4g}" for column in columns))
-    Console(width=160).print(table)
-    machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    report = {**machine, "torch": torch.__version__, "threads": torch.get_num_threads(), "orders": rows}
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(report, indent=2) + "\n")
+    sizes = {"prompts": args.prompts, "frames": args.frames, "temperature": args.temperature}
+    report("decoding", [{"order": name} | row for name, row in rows.items()], args.output, rounds=args.rounds, **sizes)
 
 
 if __name__ == "__main__":

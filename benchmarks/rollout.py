@@ -71,15 +71,17 @@ def ours(model: WorldModel, batch: int, steps: int, decoding: Decoding, sampler:
 
 def without_cache(model: WorldModel, batch: int, sampler: Sampler) -> Contender:
     codes, actions = random_codes(batch, PROMPT + 1), random_actions(batch, PROMPT + 1)
+    previous, current = codes[:, -2].flatten(1), codes[:, -1].flatten(1)  # views
     noise = torch.rand(batch, 1, model.head.noise_per_token, device=codes.device)
 
     @torch.no_grad()
-    def work() -> None:
+    def work() -> torch.Tensor:
         for slot in range(UNCACHED_TOKENS):
-            hidden = model(codes, actions)[:, -1].flatten(1, 2)[:, slot : slot + 1]
-            around = codes[:, -2].flatten(1)[:, slot : slot + 1, None]
+            hidden = model(codes, actions, since=PROMPT)[:, 0].flatten(1, 2)[:, slot : slot + 1]
+            around = previous[:, slot : slot + 1, None]
             drawn = model.head.draw(hidden, around, noise, sampler, model.head.tables(), confidence=False).tokens
-            codes[:, -1].flatten(1)[:, slot] = drawn[:, 0]
+            current[:, slot] = drawn[:, 0]
+        return current[:, :UNCACHED_TOKENS]
 
     return Contender(work, UNCACHED_TOKENS, UNCACHED_TOKENS)
 

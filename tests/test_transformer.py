@@ -69,6 +69,22 @@ def test_forks_share_the_past_and_go_on_independently(begin: list[int] | None) -
     assert (cache.length, fork.length, again.length) == (8, 11, 13)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_is_needed_is_what_the_whole_gives(masked: bool) -> None:
+    """And so are its gradients: the last layer leaves the others out."""
+    transformer, x = random_transformer(), torch.randn(2, 9, 24)
+    mask = torch.rand(9, 9) < 0.7 if masked else None
+    if mask is not None:
+        mask |= torch.eye(9, dtype=torch.bool)
+    slots = torch.arange(9) if masked else None
+    gradients = []
+    for y in (transformer(x, slots, mask)[:, 4:], transformer(x, slots, mask, needed=5)):
+        transformer.zero_grad()
+        y.square().sum().backward()
+        gradients.append((y.detach(), [parameter.grad.clone() for parameter in transformer.parameters()]))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
 @torch.no_grad()
 def test_tokens_taken_in_leave_the_cache_that_steps_leave() -> None:
     transformer, x = random_transformer(), torch.randn(2, 9, 24)

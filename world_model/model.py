@@ -115,14 +115,15 @@ class WorldModel(nn.Module):
         known: Tensor | None = None,
         corruption: Tensor | None = None,
         window: int | None = None,
+        since: int = 0,
     ) -> Tensor:
         """What the head makes its predictions of, for every token of a window of at most `max_steps` steps.
 
-        A causal model's is (b, T, H, W, d), each from the tokens before, or those of them that have been drawn when
-        diagonal order of this `window` comes to it. A masked model's is (b, T - 1, H, W, d), of
-        the steps after the first, each from the whole steps before it and those of its own tokens that `known` (b, T -
-        1, H, W) bool tells, none without. `corruption` (b,), told to the model, is the share of the tokens that has
-        been replaced, as a part of the config's most.
+        A causal model's is (b, T - since, H, W, d), of the steps from `since` on, each from the tokens before, or those
+        of them that have been drawn when diagonal order of this `window` comes to it. A masked model's is (b, T - 1, H,
+        W, d), of the steps after the first, each from the whole steps before it and those of its own tokens that
+        `known` (b, T - 1, H, W) bool tells, none without. `corruption` (b,), told to the model, is the share of the
+        tokens that has been replaced, as a part of the config's most.
         """
         tokens = self._checked_window(tokens)
         if known is not None and self.config.prediction == "causal":
@@ -140,7 +141,8 @@ class WorldModel(nn.Module):
             if window is not None:
                 grid = (self.tokens.height, self.tokens.width)
                 mask = diagonal_mask(tokens.shape[1], *grid, window, tokens.device)
-            hidden = self.transformer(x.flatten(1, 2), mask=mask)
+            needed = (tokens.shape[1] - since) * self.tokens.tokens_per_step
+            hidden = self.transformer(x.flatten(1, 2), mask=mask, needed=needed)
         else:
             masked = tokens[:, 1:]
             none = torch.zeros(masked.shape[:4], dtype=torch.bool, device=tokens.device)
@@ -152,7 +154,7 @@ class WorldModel(nn.Module):
                 dim=1,
             )
             slots, mask = training_layout(tokens.shape[1], self.tokens.tokens_per_step, tokens.device)
-            hidden = self.transformer(x.flatten(1, 2), slots, mask)[:, tokens.shape[1] * self.tokens.tokens_per_step :]
+            hidden = self.transformer(x.flatten(1, 2), slots, mask, masked.shape[1] * self.tokens.tokens_per_step)
         return rearrange(hidden, "b (T H W) d -> b T H W d", H=self.tokens.height, W=self.tokens.width)
 
     def logits(self, codes: Tensor, actions: GroupedActions | None = None, known: Tensor | None = None) -> list[Tensor]:
@@ -188,7 +190,7 @@ class WorldModel(nn.Module):
             known, weights = random_known(shape, tokens.device, seeded=not self.training)
             hidden = self(inputs, actions, known=known, corruption=corruption, window=window)
         else:
-            hidden = self(inputs, actions, corruption=corruption, window=window)[:, 1:]
+            hidden = self(inputs, actions, corruption=corruption, window=window, since=1)
             weights = torch.ones(targets.shape[:4], device=tokens.device)
         around, tables = self._around(inputs), self.head.tables()
         losses, correct = self.head.scores(hidden, around, targets, tables, correct=not self.training)

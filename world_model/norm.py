@@ -66,8 +66,8 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         x, weight, scale = ctx.saved_tensors
         (grad,) = grads
-        normal = x * scale
-        product = grad * normal
-        along = (product @ weight)[..., None]  # what the gradient would change the length by
-        grad_x = (grad * weight).addcmul_(normal, along, value=-1 / x.shape[-1]).mul_(scale)
-        return grad_x, product.flatten(0, -2).sum(0)
+        product = (grad * x).flatten(0, -2)
+        rows = scale.flatten()
+        along = (product @ weight).mul_(rows**3).view(scale.shape)  # what the gradient would change the length by
+        grad_x = (grad * weight).mul_(scale).addcmul_(x, along, value=-1 / x.shape[-1])
+        return grad_x, rows @ product

@@ -71,12 +71,14 @@ class Attention(nn.Module):
         self.qk_scale = nn.Parameter(torch.ones(2 * cfg.head_width))  # of queries, of keys
         self.out = nn.Linear(cfg.width, cfg.width, bias=False)
 
-    def forward(self, x: Tensor, batch: int, rotation: Rotation, mask: Tensor | None) -> Tensor:
-        """x (r, d) -> (r, d); causal without a mask (n, n)."""
+    def forward(self, x: Tensor, batch: int, rotation: Rotation, mask: Tensor | None, needed: int) -> Tensor:
+        """x (b * n, d) -> (b * needed, d), of the last tokens; causal without a mask (n, n)."""
         qkv = rearrange(self.qkv(x), "(b n) (three k e) -> b n three k e", b=batch, three=3, k=self.heads)
         q, k, v = queries_keys_values(qkv, self.qk_scale.view(2, -1), rotation)
+        if mask is not None:  # SDPA is faster for all queries than for some of them by a mask
+            q, mask = q[:, :, -needed:], mask[-needed:]
         seen = attention(q, k, v, causal=mask is None, mask=mask, backend=self.backend)
-        return self.out(rearrange(seen, "b k n e -> (b n) (k e)"))
+        return self.out(rearrange(seen[:, :, -needed:], "b k n e -> (b n) (k e)"))
 
 
 class SwiGLU(nn.Module):
@@ -102,8 +104,10 @@ class Block(nn.Module):
         self.mlp = SwiGLU(cfg)
         self.dropout = nn.Dropout(cfg.dropout)
 
-    def forward(self, x: Tensor, batch: int, rotation: Rotation, mask: Tensor | None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), batch, rotation, mask))
+    def forward(self, x: Tensor, batch: int, rotation: Rotation, mask: Tensor | None, needed: int) -> Tensor:
+        """x (b * n, d) -> (b * needed, d), of the last tokens."""
+        attended = self.attention(self.attention_norm(x), batch, rotation, mask, needed)
+        x = rearrange(x, "(b n) d -> b n d", b=batch)[:, -needed:].flatten(0, 1) + self.dropout(attended)
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
     def for_steps(self, cache: LayerCache, rows: int | None) -> StepLayer:
@@ -151,14 +155,19 @@ class Transformer(nn.Module):
             for linear in (block.attention.out, block.mlp.out):
                 nn.init.zeros_(linear.weight)
 
-    def forward(self, x: Tensor, slots: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """(b, n, d) -> (b, n, d). The tokens are the first n, and see those before them, unless `slots` (n,) and
-        `mask` (n, n) bool tell otherwise."""
-        rotation = self.rotation.at(slice(0, x.shape[1]) if slots is None else slots).over_heads(self.cfg.heads)
+    def forward(
+        self, x: Tensor, slots: Tensor | None = None, mask: Tensor | None = None, needed: int | None = None
+    ) -> Tensor:
+        """(b, n, d) -> (b, needed, d), of the last tokens, without of all. The tokens are the first n, and see those
+        before them, unless `slots` (n,) and `mask` (n, n) bool tell otherwise."""
+        batch, n, _ = x.shape
+        rotation = self.rotation.at(slice(0, n) if slots is None else slots).over_heads(self.cfg.heads)
         rows = x.flatten(0, 1)
-        for block in self.blocks:
-            rows = block(rows, len(x), rotation, mask)
-        return self.norm(rows).view_as(x)
+        *blocks, last = self.blocks
+        for block in blocks:
+            rows = block(rows, batch, rotation, mask, n)
+        rows = last(rows, batch, rotation, mask, needed or n)
+        return self.norm(rows).view(batch, needed or n, -1)
 
     def step_layers(self, cache: TransformerCache, rows: int | None = None) -> list[StepLayer]:
         """For `step`, when many follow each other in the same buffers and with the same weights.

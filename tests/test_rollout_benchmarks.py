@@ -1,0 +1,102 @@
+"""The benchmarks of rollouts and of the world model's training run, at a tiny size, and compare what is the same."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from benchmark_files import load_benchmark
+from measured_models import random_model
+from recordings import tiny_adapter, write_episode
+
+from vidtok_plugin.tokenizing import write_store
+from vidtok_plugin.video.episodes import find_episodes
+from world_model.generator import StepGenerator
+from world_model.sampler import Sampler
+from world_model.transformer import TransformerConfig
+
+pytest.importorskip("transformers")
+shapes = load_benchmark("shapes")
+TINY = shapes.Shape(size="demo")
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(shapes.SIZES, "demo", TransformerConfig(width=24, depth=1, heads=2))
+
+
+def reported(benchmark: ModuleType, folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    output = folder / "results.json"
+    benchmark.main([*arguments, "--output", str(output), "--threads", "1", "--rounds", "1", "--sizes", "demo"])
+    rows: list[dict[str, Any]] = json.loads(output.read_text())["rows"]
+    return rows
+
+
+def test_both_networks_are_of_the_same_shape() -> None:
+    def weights(*modules: torch.nn.Module) -> int:
+        return sum(parameter.numel() for module in modules for parameter in module.parameters() if parameter.ndim == 2)
+
+    llama = TINY.llama(64)
+    assert weights(*TINY.world_model().transformer.blocks) == weights(*llama.model.layers)
+    assert llama.lm_head.out_features == shapes.TOKENS.codebook_size
+
+
+def test_rollouts_against_generate(tmp_path: Path) -> None:
+    benchmark = load_benchmark("rollout")
+    rows = reported(benchmark, tmp_path, "--quick", "--batches", "1")
+    calls = {row["order"]: row["calls a frame"] for row in rows if "calls a frame" in row}
+    assert (calls["raster"], calls["diagonal, window 1"], calls["masked, 8 calls"]) == (16, 3.75, 9 / 4)
+    assert {"generate()", "generate(), static cache"} <= calls.keys()
+    assert all(row["frames/s"] > 0 for row in rows)
+    apart = {row["order"] for row in rows} - calls.keys()
+    assert apart == {"tokenizer encodes the prompt", "tokenizer decodes all", "whole rollout(), raster"}
+
+
+def test_without_a_cache_the_same_tokens_are_drawn() -> None:
+    benchmark = load_benchmark("rollout")
+    model, sampler = TINY.world_model(), Sampler(temperature=0)
+    uncached = benchmark.without_cache(model, 2, sampler).work()
+    actions = shapes.random_actions(2, benchmark.PROMPT + 1)
+    prompt = shapes.random_codes(2, benchmark.PROMPT + 1)[:, :-1]
+    generator = StepGenerator(model, prompt, actions[: benchmark.PROMPT], sampler)
+    drawn = generator.step(actions[benchmark.PROMPT :]).flatten(1)
+    assert torch.equal(uncached, drawn[:, : benchmark.UNCACHED_TOKENS])
+
+
+def test_growth_of_a_rollouts_cost_and_its_plot(tmp_path: Path) -> None:
+    plot = tmp_path / "new" / "cost.png"
+    rows = reported(load_benchmark("rollout"), tmp_path, "--quick", "--batches", "1", "--plot", str(plot))
+    assert plot.stat().st_size > 10_000
+    held = {(row["who"], row["tokens"]): row["cache MB"] for row in rows if "cache MB" in row}
+    for tokens in (128, 256, 512):
+        assert held["raster", tokens] == held["generate()", tokens] == pytest.approx(tokens * 2 * 24 * 4 / 1e6)
+    assert {row["tokens"] for row in rows if row["axis"] == "generated"} == {64, 128, 192, 256, 320}
+
+
+def test_training_steps_against_a_llama(tmp_path: Path) -> None:
+    benchmark = load_benchmark("world_model_step")
+    rows = reported(benchmark, tmp_path, "--no-memory", "--batches", "1")
+    assert [row["network"] for row in rows] == ["ours", "Llama"] and rows[1]["x Llama"] == 1
+    for name in ("ours", "Llama"):
+        model, step = benchmark.make_step(name, TINY, 1)
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        step()
+        assert sum(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)) > 5
+
+
+def test_orders_of_decoding_on_a_saved_model(tmp_path: Path) -> None:
+    for number in range(2):
+        write_episode(tmp_path / "episodes" / f"{number}.mp4", 40 + number)
+    adapter, episodes = tiny_adapter(), find_episodes(tmp_path / "episodes")
+    write_store(adapter, episodes, tmp_path / "store", split="test", clip_frames=21)
+    random_model().save_pretrained(tmp_path / "model", adapter)
+    folders = {"causal": "model", "store": "store", "episodes": "episodes"}
+    given = [part for name, folder in folders.items() for part in (f"--{name}", str(tmp_path / folder))]
+    output = tmp_path / "results.json"
+    sizes = ["--prompts", "2", "--frames", "4", "--rounds", "1", "--threads", "1"]
+    load_benchmark("decoding").main([*given, *sizes, "--output", str(output)])
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["order"] for row in rows] == ["raster", *(f"diagonal, window {window}" for window in (4, 2, 1))]
+    assert all(row["cross entropy"] > 0 and row["frames/s, batch 2"] > 0 for row in rows)
