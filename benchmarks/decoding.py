@@ -2,7 +2,7 @@
 
     python benchmarks/decoding.py --causal FOLDER [--masked FOLDER] --store STORE --episodes FOLDER
 
-`benchmarks/rollout.py` compares their speed without trained models, and with another library's.
+`benchmarks/rollout_speed.py` compares their speed without trained models, and with another library's.
 
 Every order imagines the same held-out futures in one batch and with a batch of one, in turns for several rounds, of
 which the median counts. Cross entropy is teacher-forced on the store's test split as the order sees the tokens, in nats

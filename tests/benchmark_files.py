@@ -12,6 +12,8 @@ def load_benchmark(name: str) -> ModuleType:
     """benchmarks/NAME.py."""
     sys.path.insert(0, str(FOLDER))
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     finally:
         sys.path.remove(str(FOLDER))
+    assert Path(str(module.__file__)).parent == FOLDER, f"another file is imported as {name}: {module.__file__}"
+    return module

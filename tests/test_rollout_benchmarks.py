@@ -44,7 +44,7 @@ def test_both_networks_are_of_the_same_shape() -> None:
 
 
 def test_rollouts_against_generate(tmp_path: Path) -> None:
-    benchmark = load_benchmark("rollout")
+    benchmark = load_benchmark("rollout_speed")
     rows = reported(benchmark, tmp_path, "--quick", "--batches", "1")
     calls = {row["order"]: row["calls a frame"] for row in rows if "calls a frame" in row}
     assert (calls["raster"], calls["diagonal, window 1"], calls["masked, 8 calls"]) == (16, 3.75, 9 / 4)
@@ -55,7 +55,7 @@ def test_rollouts_against_generate(tmp_path: Path) -> None:
 
 
 def test_without_a_cache_the_same_tokens_are_drawn() -> None:
-    benchmark = load_benchmark("rollout")
+    benchmark = load_benchmark("rollout_speed")
     model, sampler = TINY.world_model(), Sampler(temperature=0)
     uncached = benchmark.without_cache(model, 2, sampler).work()
     actions = shapes.random_actions(2, benchmark.PROMPT + 1)
@@ -67,7 +67,7 @@ def test_without_a_cache_the_same_tokens_are_drawn() -> None:
 
 def test_growth_of_a_rollouts_cost_and_its_plot(tmp_path: Path) -> None:
     plot = tmp_path / "new" / "cost.png"
-    rows = reported(load_benchmark("rollout"), tmp_path, "--quick", "--batches", "1", "--plot", str(plot))
+    rows = reported(load_benchmark("rollout_speed"), tmp_path, "--quick", "--batches", "1", "--plot", str(plot))
     assert plot.stat().st_size > 10_000
     held = {(row["who"], row["tokens"]): row["cache MB"] for row in rows if "cache MB" in row}
     for tokens in (128, 256, 512):

@@ -12,6 +12,7 @@ from vidtok_plugin.training.averaging import EMA
 from vidtok_plugin.training.checkpoints import AtomicCheckpointIO, Checkpoints, last_checkpoint, put_aside_after
 from vidtok_plugin.training.config import RunConfig
 from vidtok_plugin.training.curves import Curves
+from vidtok_plugin.training.freed_memory import KeepFreedMemory
 from vidtok_plugin.training.learning_rates import LearningRates
 from vidtok_plugin.training.signals import StopAtSigterm
 from vidtok_plugin.training.throughput import Throughput
@@ -44,7 +45,7 @@ def build_trainer(cfg: RunConfig, callbacks: Sequence[pl.Callback] = (), **setti
     return pl.Trainer(
         **{"enable_model_summary": False, **cfg.trainer, **settings},
         logger=loggers,
-        callbacks=[*averaging, *callbacks, checkpoints, StopAtSigterm(checkpoints)],
+        callbacks=[*averaging, *callbacks, KeepFreedMemory(), checkpoints, StopAtSigterm(checkpoints)],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=cfg.output,
     )

@@ -1,8 +1,8 @@
 """Rolled-out tokens and frames a second, against Hugging Face `generate()` with a Llama of the same shape.
 
-    python benchmarks/rollout.py                                # minutes
-    python benchmarks/rollout.py --quick                        # less than one on a GPU
-    python benchmarks/rollout.py --plot docs/rollout_cost.png   # how cost grows, instead; with a plot
+    python benchmarks/rollout_speed.py                                # minutes
+    python benchmarks/rollout_speed.py --quick                        # less than one on a GPU
+    python benchmarks/rollout_speed.py --plot docs/rollout_cost.png   # how cost grows, instead; with a plot
 
 Both have the same layers, width, heads, hidden width and vocabulary, continue the same prompts by as many tokens, and
 draw them from the whole distribution at temperature 1 (--greedy: take the likeliest). Times are of all of it, the
@@ -284,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for batch in args.batches:
         rows += from_video_to_video(batch, args)
     more |= {"prompt tokens": PROMPT * STEP, "tokens": args.steps * STEP, "greedy": args.greedy}
-    report("rollout", rows, args.output, packages=["transformers"], **more)
+    report("rollout_speed", rows, args.output, packages=["transformers"], **more)
 
 
 if __name__ == "__main__":
