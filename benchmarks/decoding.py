@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for _ in range(args.rounds):
         for name, model in models.items():
             decoding = (CAUSAL | MASKED)[name]
-            for batch in (args.prompts, 1):
+            for batch in sorted({args.prompts, 1}):
                 some = first(prompts, batch)
                 result = rollout(
                     model,
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     decoding=decoding,
                 )
                 rates[name][batch].append(result.tokens_per_second)
-                if batch > 1:
+                if batch == args.prompts:
                     rows[name] = {
                         "calls a frame": result.model_calls / args.frames,
                         "rollout PSNR": float(frame_psnr(some.future, result.imagined).mean()),

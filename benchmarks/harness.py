@@ -12,7 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +115,17 @@ def machine() -> dict[str, Any]:
     return {"processor": processor(), "cores": os.cpu_count(), "gpu": gpu, "system": platform.platform()}
 
 
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def report(name: str, rows: Sequence[Row], output: Path | None, *, packages: Sequence[str] = (), **more: Any) -> None:
     """Prints `rows` as a table and writes them to a JSON file, with the machine, the versions and the threads.
 
-    packages: whose versions are named, beside Python's and PyTorch's.
+    packages: whose versions are named, beside Python's and PyTorch's; None of one that isn't installed.
     more: what else the file should tell, such as the rounds.
     """
     columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -129,7 +136,7 @@ def report(name: str, rows: Sequence[Row], output: Path | None, *, packages: Seq
     record = {
         "machine": machine(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__}
-        | {package: version(package) for package in packages},
+        | {package: _version(package) for package in packages},
         "threads": torch.get_num_threads(),
         **more,
         "rows": list(rows),

@@ -48,7 +48,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def _lines(axes: "Axes", rows: Sequence[dict[str, Any]], value: str) -> None:
     batches = sorted({row["batch"] for row in rows})
     for who, (label, colour, marker) in LINES.items():
-        for batch, style in zip(batches, STYLES, strict=False):
+        for batch, style in zip(batches, STYLES[: len(batches)], strict=True):
             some = [row for row in rows if row["who"] == who and row["batch"] == batch]
             if some:
                 x, y = ([row[key] for row in some] for key in ("tokens", value))

@@ -43,7 +43,7 @@ CAUSAL = {
 COMPILED = {"raster, compiled": Decoding(compiled=True)}
 MASKED = {f"masked, {steps} calls": Decoding(order="masked", steps=steps) for steps in (8, 4)}
 UNCACHED_TOKENS = 4  # that are drawn without a cache: each takes as long as the others
-CONTEXTS = (2, 4, 8, 16, 32)  # steps
+CONTEXTS = (4, 8, 16, 32)  # steps
 
 Row = dict[str, Any]
 
@@ -172,18 +172,21 @@ class Clock(StoppingCriteria):
 
 
 def step_seconds(model: WorldModel, batch: int, prompt: int, steps: int) -> tuple[list[float], int]:
-    """Of each of so many steps after a prompt, a token; and the cache's bytes."""
-    actions = random_actions(batch, prompt + steps)
+    """Of each of so many steps after a prompt and one more, a token; and the cache's bytes.
+
+    The first lays weights out, once for all of a window.
+    """
+    actions = random_actions(batch, prompt + 1 + steps)
     generator = StepGenerator(model, random_codes(batch, prompt), actions[:prompt], Sampler())
     seconds = [
         seconds_of(lambda step=step: generator.step(actions[step : step + 1])) / STEP  # type: ignore[misc]
-        for step in range(prompt, prompt + steps)
+        for step in range(prompt, prompt + 1 + steps)
     ]
-    return seconds, generator._cache.num_bytes
+    return seconds[1:], generator._cache.num_bytes
 
 
 def peer_seconds(llama: LlamaForCausalLM, batch: int, prompt: int, steps: int) -> tuple[list[float], int]:
-    """The same of `generate()`."""
+    """The same of `generate()`, which counts from the prompt on."""
     clock = Clock()
     codes = random_codes(batch, prompt).flatten(1)
     result = generated(
@@ -215,12 +218,12 @@ def by_length(batch: int, args: Any) -> list[Row]:
     window, beyond = (4, 2) if args.quick else (16, 8)
     shape = Shape(size=args.sizes[0], precision=args.precision, max_steps=window)
     model, llama = shape.world_model(), shape.llama((window + beyond + 1) * STEP)
-    steps = window - 1 + beyond
+    steps = window - 2 + beyond  # after two that are given or drawn before
     taken: dict[str, list[list[float]]] = {PLAIN: [], PEER: []}
     with shape.casting():
         for _ in range(args.rounds + 1):
             taken[PLAIN].append(step_seconds(model, batch, 1, steps)[0])
-            taken[PEER].append(peer_seconds(llama, batch, 1, steps)[0])
+            taken[PEER].append(peer_seconds(llama, batch, 2, steps)[0])
     rows = []
     for name, rounds in taken.items():
         for i, seconds in enumerate(zip(*rounds[1:], strict=True)):
@@ -239,8 +242,12 @@ def by_context(batch: int, args: Any) -> list[Row]:
     with shapes[contexts[0]].casting():
         for _ in range(args.rounds + 1):
             for steps, model in models.items():
-                for name, way in ((PLAIN, step_seconds), (PEER, peer_seconds)):
-                    (seconds,), held[name, steps] = way(model if name == PLAIN else llama, batch, steps - 1, 1)  # type: ignore[arg-type]
+                of_both = {
+                    PLAIN: step_seconds(model, batch, steps - 2, 1),
+                    PEER: peer_seconds(llama, batch, steps - 1, 1),
+                }
+                for name, ((seconds,), size) in of_both.items():
+                    held[name, steps] = size
                     taken.setdefault((name, steps), []).append(seconds)
                 if not args.quick:
                     taken.setdefault(("raster, no cache", steps), []).append(whole_seconds(model, batch, steps))
@@ -266,6 +273,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="measure instead how cost grows, with a plot")
     args = parser.parse_args(argv)
+    if args.plot and (args.steps or args.greedy or (args.sizes and len(args.sizes) > 1) or len(args.batches) > 3):
+        parser.error("--plot takes one size and at most 3 batches, and neither --steps nor --greedy.")
     args.sizes = args.sizes or (["demo"] if args.quick or args.plot else list(SIZES))
     args.steps = args.steps or (1 if args.quick else 4)
     args.rounds = min(args.rounds, 2) if args.quick else args.rounds

@@ -64,6 +64,34 @@ def test_values_and_gradients_are_those_of_the_definition(name: str) -> None:
     assert torch.autograd.gradcheck(function, inputs)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_as_precise_under_autocast(name: str) -> None:
+    """Lightning runs the backward pass under it too, where matrix products are of half precision."""
+    function, _, inputs = CASES[name]
+    leaves = [one.detach().float().requires_grad_() for one in inputs]
+
+    def gradients() -> list[Tensor]:
+        out = function(*leaves)
+        outs = out if isinstance(out, tuple) else (out,)
+        return list(torch.autograd.grad(sum(one.square().sum() for one in outs), leaves))
+
+    plain = gradients()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = gradients()
+    for a, b in zip(plain, cast, strict=True):
+        assert b.dtype == torch.float32 and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_gradients_gradient_is_refused(name: str) -> None:
+    function, _, inputs = CASES[name]
+    out = function(*inputs)
+    loss = (out[0] if isinstance(out, tuple) else out).square().sum()
+    (gradient,) = torch.autograd.grad(loss, inputs[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.sum().backward()
+
+
 def test_a_scale_of_zero_has_a_gradient() -> None:
     """It would be lost if the normalised values were read off the scaled ones."""
     qkv, scale = random(B, N, 3, HEADS, E), torch.zeros(2, E, dtype=torch.float64, requires_grad=True)

@@ -44,7 +44,8 @@ def run(model: VidTok, video: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.usefixtures("small_parts")
 def test_parts_make_the_whole(model: VidTok) -> None:
-    video = random_video(2 * model.temporal_factor + 3, b=2, h=32, w=16)
+    side = 24 if model.spatial_factor == 8 else 16  # in latents an odd number
+    video = random_video(4 * model.temporal_factor + 1, b=2, h=side, w=16)
     plain = run(model, video)
     with torch.no_grad():
         for part, whole in zip(run(model, video), plain, strict=True):
@@ -91,15 +92,66 @@ def test_a_clip_of_a_hundred_groups_takes_little_more_than_one_of_five(monkeypat
     assert 0 < peaks[1] < 1.2 * peaks[0]
 
 
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 8, 9])
+def test_nothing_is_parted_where_gradients_are_kept(length: int) -> None:
+    """An odd length was: `length // 2 * 2` fitted."""
+    x = torch.rand(1, length, length, 4, 2)
+    for dim in (1, 2):
+        assert parts.length_at_once(x, dim, multiple=2, overlap=4) == length
+
+
+@torch.no_grad()
+def test_parts_are_multiples_that_leave_room_for_what_overlaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.rand(1, 9, 1, 1, 25)  # 100 bytes a frame
+    monkeypatch.setattr(parts, "PART_BYTES", 799)
+    assert [parts.length_at_once(x, 1, multiple=n) for n in (1, 2, 4, 8)] == [7, 6, 4, 8]
+    assert [parts.length_at_once(x, 1, multiple=2, overlap=n) for n in (1, 2, 9)] == [6, 4, 2]
+    monkeypatch.setattr(parts, "PART_BYTES", 900)
+    assert parts.length_at_once(x, 1, multiple=2, overlap=4) == 9
+    assert list(parts.spans(9, 4)) == [(0, 4), (4, 8), (8, 9)]
+    assert list(parts.spans(9, 1, first=3))[:2] == [(0, 3), (3, 4)]
+    assert list(parts.spans(2, 1, first=3)) == [(0, 2)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [1, parts.PART_BYTES])
+def test_a_clips_precision_does_not_depend_on_its_size(
+    model: VidTok, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "PART_BYTES", size)
+    model = model.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.decode(random_latents(model, 5).float()).dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_what_is_upsampled_is_never_whole_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy_tokenizer(NAMES[1], ch=32, ch_mult=(1, 2, 2, 2)).float()
+    latents = torch.rand(1, model.latent_channels, 5, 8, 8)
+    whole = 32 * 20 * 64 * 64 * 4  # bytes of what the first level makes, of twice as much
+    monkeypatch.setattr(parts, "PART_BYTES", whole // 20)
+    peaks = []
+    for chains in (network.Decoder.chains, network.Network.chains):
+        monkeypatch.setattr(network.Decoder, "chains", chains)
+        with LiveBytes([*model.parameters(), latents]) as live:
+            model.decode(latents)
+        peaks.append(live.peak)
+    assert peaks[0] < peaks[1] - 0.8 * whole
+
+
 @torch.no_grad()
 def test_what_the_caller_holds_is_never_written_to(model: VidTok, monkeypatch: pytest.MonkeyPatch) -> None:
     for size in (1, parts.PART_BYTES):
         monkeypatch.setattr(parts, "PART_BYTES", size)
         video = random_video(model.num_frames(2), h=16, w=16)
         before = video.clone()
+        frames = video.permute(0, 2, 3, 4, 1)
         latents = model.encode(video).latents
         kept = latents.clone()
         model.decode(latents)
+        if model.causal:  # whose other frames are put in front
+            model.encoder(frames[:, : model.temporal_factor])
         assert torch.equal(video, before) and torch.equal(latents, kept)
 
 

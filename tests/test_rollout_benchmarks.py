@@ -70,9 +70,9 @@ def test_growth_of_a_rollouts_cost_and_its_plot(tmp_path: Path) -> None:
     rows = reported(load_benchmark("rollout_speed"), tmp_path, "--quick", "--batches", "1", "--plot", str(plot))
     assert plot.stat().st_size > 10_000
     held = {(row["who"], row["tokens"]): row["cache MB"] for row in rows if "cache MB" in row}
-    for tokens in (128, 256, 512):
+    for tokens in (256, 512, 1024):
         assert held["raster", tokens] == held["generate()", tokens] == pytest.approx(tokens * 2 * 24 * 4 / 1e6)
-    assert {row["tokens"] for row in rows if row["axis"] == "generated"} == {64, 128, 192, 256, 320}
+    assert {row["tokens"] for row in rows if row["axis"] == "generated"} == {64, 128, 192, 256}
 
 
 def test_training_steps_against_a_llama(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_training_steps_against_a_llama(tmp_path: Path) -> None:
         model, step = benchmark.make_step(name, TINY, 1)
         before = [parameter.detach().clone() for parameter in model.parameters()]
         step()
-        assert sum(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)) > 5
+        assert not any(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
 def test_orders_of_decoding_on_a_saved_model(tmp_path: Path) -> None:

@@ -235,6 +235,36 @@ def test_a_step_cannot_begin_in_the_middle_of_another() -> None:
         model.step_context(nothing, None, model.init_cache(1))
 
 
+@torch.no_grad()
+def test_a_context_is_of_one_cache() -> None:
+    """Keys went into the buffers of one fork, and were looked for in those of the other."""
+    model, tokens, actions = random_model(CONFIG), tokens_for(CONFIG, 2, 3), random_actions(CONFIG, 2, 4)
+    assert actions is not None
+    cache = model.prefill(tokens, actions[:3], model.init_cache(2))
+    context = model.step_context(tokens[:, -1], of_step(actions, 3), cache)
+    group = raster_groups(2, 3, model.device)[0]
+    blank = torch.zeros(2, 6, dtype=torch.int64)
+    with pytest.raises(ValueError, match="step_layers of the cache that is given"):
+        model.step(blank, group, context, cache.fork(1))
+    with pytest.raises(ValueError, match="a row for each of the cache's 1, got 2"):
+        model.prefill(tokens, actions[:3], model.init_cache(1))
+
+
+@torch.no_grad()
+def test_since_leaves_out_the_steps_before_it() -> None:
+    model, tokens, actions = random_model(CONFIG), tokens_for(CONFIG, 2, 4), random_actions(CONFIG, 2, 4)
+    whole = model(tokens, actions)
+    for since in range(5):
+        torch.testing.assert_close(model(tokens, actions, since=since), whole[:, since:])
+    with pytest.raises(ValueError, match="since must be 0 to 4, the window's steps, got 5"):
+        model(tokens, actions, since=5)
+    masked = random_model(next(iter(MASKED.values())))
+    with pytest.raises(ValueError, match="since is for causal models"):
+        masked(tokens_for(masked.config, 2, 3), random_actions(masked.config, 2, 3), since=1)
+    only = masked(tokens_for(masked.config, 2, 1), random_actions(masked.config, 2, 1))
+    assert only.shape[:2] == (2, 0)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_saved_model_is_read_back(name: str, tmp_path: Path) -> None:
     config = VARIANTS[name]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from world_model.norm import inverse_rms, is_plain, rms_norm
@@ -54,7 +55,11 @@ class _QueriesKeysValues(torch.autograd.Function):
         return turned[0], turned[1], values.contiguous()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    @once_differentiable
+    @torch.autocast("cpu", enabled=False)
+    def backward(  # type: ignore[override]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor, Tensor, None, None]:
         scale, cos, sin, *kept = ctx.saved_tensors
         b, n, k, e = grads[0].shape
         grad_qkv, grad_scale = grads[0].new_empty(b, n, 3, k, e), torch.empty_like(scale)
@@ -84,7 +89,11 @@ class _SwiGLU(torch.autograd.Function):
         return F.silu(gate).mul_(value)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    @once_differentiable
+    @torch.autocast("cpu", enabled=False)
+    def backward(  # type: ignore[override]
+        ctx: Any, *grads: Tensor
+    ) -> Tensor:
         (gate_value,) = ctx.saved_tensors
         (grad,) = grads
         gate, value = gate_value.chunk(2, dim=-1)

@@ -49,6 +49,11 @@ class Segment(NamedTuple):
     def length(self) -> int:
         return self.keys.shape[-2]
 
+    @property
+    def storage(self) -> int:
+        """By which buffers are told apart."""
+        return self.keys.untyped_storage()._cdata
+
     def layers(self) -> "list[Segment]":
         """Of a segment of all layers, each one's."""
         return [Segment(self.keys.select(0, i), self.values.select(0, i)) for i in range(len(self.keys))]

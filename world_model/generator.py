@@ -27,8 +27,8 @@ class StepGenerator:
     in anew, as a window of its own; so is a past that leaves no room for a step. Pasts of different lengths go
     together by their ends: `past_steps` tells how many steps of each row count, all without.
 
-    Weights that change meanwhile count from the next window on: keys are computed, and weights laid out, when a window
-    is read in.
+    The model's weights are to stay while it draws. The past's keys are computed, and some weights laid out, once a
+    window, so that a change counts in part at once and whole from the next window on: start another then.
     """
 
     def __init__(
@@ -129,7 +129,8 @@ class StepGenerator:
         if self._cache.length + tokens.tokens_per_step > self._cache.capacity:
             self._cache = self._read(self._cache)
         if self._layers is None:
-            rows = self._cache.batch if self.order == "raster" else None  # other orders' calls differ in their rows
+            laid_out = self.order == "raster" and self._compiled is None  # other orders' calls differ in their rows
+            rows = self._cache.batch if laid_out else None
             self._layers = model.transformer.step_layers(self._cache, rows)
         previous = self._rows(self._tokens[:, -1])
         told = self._told(actions)

@@ -130,6 +130,10 @@ class WorldModel(nn.Module):
             raise ValueError("WorldModel: known is for masked models; a causal one knows the tokens before each.")
         if window is not None and self.config.prediction == "masked":
             raise ValueError("WorldModel: window is for causal models; a masked one has no order.")
+        if since and self.config.prediction == "masked":
+            raise ValueError("WorldModel: since is for causal models; a masked one's are the steps after the first.")
+        if not 0 <= since <= tokens.shape[1]:
+            raise ValueError(f"WorldModel: since must be 0 to {tokens.shape[1]}, the window's steps, got {since}.")
         tables = self._input_tables()
         first = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         first[:, 0] = True
@@ -266,7 +270,7 @@ class WorldModel(nn.Module):
         layers: Sequence[StepLayer] | None = None,
     ) -> StepContext:
         """What is known of the next step: the whole step before it (b, H, W[, p]), None at the start of a window, and
-        its actions (one step of them). `layers` are the cache's, looked up unless given."""
+        its actions (one step of them). It is for steps in this cache: `layers` are its own, looked up unless given."""
         self._check_boundary(cache, previous)
         cache.check_room(self.tokens.tokens_per_step)
         tables = self._input_tables()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 NORM_EPS = 1e-6
@@ -54,7 +55,7 @@ def inverse_rms(x: Tensor) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """For x (..., d) and weight (d,); it keeps x alone."""
+    """For x (..., d) and weight (d,); of the size of x it keeps x alone."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -63,7 +64,11 @@ class _RMSNorm(torch.autograd.Function):
         return (x * scale).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    @once_differentiable
+    @torch.autocast("cpu", enabled=False)
+    def backward(  # type: ignore[override]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor, Tensor]:
         x, weight, scale = ctx.saved_tensors
         (grad,) = grads
         product = (grad * x).flatten(0, -2)

@@ -24,8 +24,8 @@ from world_model.step_layer import StepLayer
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Sizes of the transformer. `attention`: `auto` is xformers on CUDA where installed, else PyTorch's
-    SDPA."""
+    """Sizes of the transformer. `attention`: `auto` is xformers on CUDA where it has a kernel, else
+    PyTorch's SDPA."""
 
     width: int = 256
     depth: int = 4
@@ -76,9 +76,9 @@ class Attention(nn.Module):
         qkv = rearrange(self.qkv(x), "(b n) (three k e) -> b n three k e", b=batch, three=3, k=self.heads)
         q, k, v = queries_keys_values(qkv, self.qk_scale.view(2, -1), rotation)
         if mask is not None:  # SDPA is faster for all queries than for some of them by a mask
-            q, mask = q[:, :, -needed:], mask[-needed:]
+            q, mask = q[:, :, q.shape[2] - needed :], mask[len(mask) - needed :]
         seen = attention(q, k, v, causal=mask is None, mask=mask, backend=self.backend)
-        return self.out(rearrange(seen[:, :, -needed:], "b k n e -> (b n) (k e)"))
+        return self.out(rearrange(seen[:, :, seen.shape[2] - needed :], "b k n e -> (b n) (k e)"))
 
 
 class SwiGLU(nn.Module):
@@ -107,7 +107,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, batch: int, rotation: Rotation, mask: Tensor | None, needed: int) -> Tensor:
         """x (b * n, d) -> (b * needed, d), of the last tokens."""
         attended = self.attention(self.attention_norm(x), batch, rotation, mask, needed)
-        x = rearrange(x, "(b n) d -> b n d", b=batch)[:, -needed:].flatten(0, 1) + self.dropout(attended)
+        x = rearrange(x, "(b n) d -> b n d", b=batch)
+        x = x[:, x.shape[1] - needed :].flatten(0, 1) + self.dropout(attended)
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
     def for_steps(self, cache: LayerCache, rows: int | None) -> StepLayer:
@@ -160,14 +161,15 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """(b, n, d) -> (b, needed, d), of the last tokens, without of all. The tokens are the first n, and see those
         before them, unless `slots` (n,) and `mask` (n, n) bool tell otherwise."""
-        batch, n, _ = x.shape
+        batch, n, width = x.shape
+        needed = n if needed is None else needed
         rotation = self.rotation.at(slice(0, n) if slots is None else slots).over_heads(self.cfg.heads)
         rows = x.flatten(0, 1)
         *blocks, last = self.blocks
         for block in blocks:
             rows = block(rows, batch, rotation, mask, n)
-        rows = last(rows, batch, rotation, mask, needed or n)
-        return self.norm(rows).view(batch, needed or n, -1)
+        rows = last(rows, batch, rotation, mask, needed)
+        return self.norm(rows).view(batch, needed, width)
 
     def step_layers(self, cache: TransformerCache, rows: int | None = None) -> list[StepLayer]:
         """For `step`, when many follow each other in the same buffers and with the same weights.
@@ -192,6 +194,8 @@ class Transformer(nn.Module):
         With `at` they stand elsewhere in the cache's buffers; its length stays, for the caller to `advanced`. `layers`
         are the cache's `step_layers`, looked up unless given.
         """
+        if layers is not None and layers[0].cache.own.storage != cache.own.storage:
+            raise ValueError("Transformer: layers must be the step_layers of the cache that is given, not of another.")
         here, rotation = self._place(x, cache, at)
         rows = x.flatten(0, 1)
         for layer in self.step_layers(cache) if layers is None else layers:
@@ -201,7 +205,7 @@ class Transformer(nn.Module):
     def take_in(self, x: Tensor, cache: TransformerCache, at: Placement | None = None) -> TransformerCache:
         """As `step` of tokens (b, m, d) of which only keys and values are needed: the cache, so much longer.
 
-        What the last layer would make of them is left out.
+        What the last layer would make of them is left out. Unlike a `step`'s, the cache is longer wherever they stand.
         """
         here, rotation = self._place(x, cache, at)
         rows = x.flatten(0, 1)
@@ -213,6 +217,8 @@ class Transformer(nn.Module):
 
     def _place(self, x: Tensor, cache: TransformerCache, at: Placement | None) -> tuple[Placement, Rotation]:
         """Where tokens stand, what each sees, and how they are turned there."""
+        if len(x) != cache.batch:
+            raise ValueError(f"Transformer: there must be a row for each of the cache's {cache.batch}, got {len(x)}.")
         if at is None:
             cache.check_room(x.shape[1])
         here = cache.next(x.shape[1]) if at is None else at

@@ -8,6 +8,7 @@ Each layer has `forward(x)` for a whole clip and `step(x, state, last) -> (y, st
 """
 
 import math
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidtok_plugin.tokenizer.parts import add, by_frames, length_at_once, spans
+from vidtok_plugin.tokenizer.parts import add, by_frames, joined, length_at_once, spans
 
 State = Any
 """What a layer needs of the frames before: None, a tensor, or a dict of states by the layer's name."""
@@ -47,21 +48,18 @@ class StreamLayer(nn.Module):
 class FrameLayer(StreamLayer):
     """A layer that treats each frame on its own, and so needs no state.
 
-    halo, zoom: as `parts.by_frames` takes them.
+    halo, growth, zoom: as `parts.by_frames` takes them.
     """
 
     halo: int | None = 0
+    growth = 1.0
     zoom = 1.0
 
     def on_frames(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def growth(self) -> float:
-        """The size of the largest tensor that it makes, compared with its input."""
-        return 1.0
-
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
-        return by_frames(self.on_frames, x, halo=self.halo, growth=self.growth(), zoom=self.zoom), None
+        return by_frames(self.on_frames, x, halo=self.halo, growth=self.growth, zoom=self.zoom), None
 
 
 def step_through(layers: "list[tuple[str, StreamLayer]]", x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
@@ -102,16 +100,18 @@ class TimeConv(StreamLayer):
         state = self._front(x) if state is None else state
         behind = 1 if last and not self.padding.causal else 0
         count = (state.shape[1] + t + behind - 3) // self.stride + 1
-        step = max(4, length_at_once(x, 1, growth=max(1.0, c_out / c_in)) // 2 * 2)  # whole strides, and an output
+        step = max(4, length_at_once(x, 1, growth=max(1.0, c_out / c_in), multiple=2))  # whole strides, and an output
         if step >= t or not self.spatial:
             window = torch.cat([state, x, *[torch.zeros_like(x[:, :1])] * behind], dim=1)
             return self._convolved(window, count, weight, bias), None if last else own(window[:, self.stride * count :])
-        y, done = x.new_empty(x.shape[0], count, *x.shape[2:4], c_out), 0
-        for start, end in spans(t, step):
-            part, state = self.convolve(x[:, start:end], state, last and end == t, weight, bias)
-            y[:, done : done + part.shape[1]] = part
-            done += part.shape[1]
-        return y, state
+
+        def parts() -> Iterator[Tensor]:
+            nonlocal state
+            for start, end in spans(t, step):
+                part, state = self.convolve(x[:, start:end], state, last and end == t, weight, bias)
+                yield part
+
+        return joined(parts(), 1, count), state
 
     def _front(self, x: Tensor) -> Tensor:
         """What kernels see before the first frame."""
@@ -147,10 +147,9 @@ class TimeConv(StreamLayer):
         if 3 * c_out <= c_in:  # one convolution to the three frames' outputs: little to add
             products = conv_frames(x, rearrange(weight, "o i k h w -> (k o) i h w"))
             y, *others = (self._seen_by(k, part, count) for k, part in enumerate(products.chunk(3, dim=-1)))
-            return y + others[0] + others[1] + bias
-        first, *others = weight.unbind(
-            2
-        )  # whose gradients are stacked; slices' would be filled up with zeros and added
+            return y + others[0] + others[1] + bias.to(y.dtype)
+        # Gradients of what is unbound are stacked; slices' would be filled up with zeros and added.
+        first, *others = weight.unbind(2)
         y = conv_frames(self._seen_by(0, x, count), first, bias)
         for k, tap in enumerate(others, start=1):
             y = add(conv_frames(self._seen_by(k, x, count), tap), y)
@@ -174,9 +173,12 @@ class _ConvInTime(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return _conv2d(x, weight.unsqueeze(-1), bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -207,6 +209,7 @@ class PointConv(FrameLayer):
 
     def __init__(self, c_in: int, c_out: int, *, dims: int) -> None:
         super().__init__()
+        self.growth = max(1.0, c_out / c_in)
         self.weight = nn.Parameter(torch.empty(c_out, c_in, *[1] * dims))
         self.bias = nn.Parameter(torch.empty(c_out))
         reset_conv_parameters(self.weight, self.bias)

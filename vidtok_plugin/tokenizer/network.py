@@ -3,7 +3,7 @@
 Shapes: video and latents come and go as `(b, t, h, w, c)`; parameter names are those of the published checkpoints.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -20,7 +20,7 @@ from vidtok_plugin.tokenizer.layers import (
     step_through,
     time_conv,
 )
-from vidtok_plugin.tokenizer.parts import by_frames, may_overwrite, silu, spans
+from vidtok_plugin.tokenizer.parts import by_frames, joined, length_at_once, may_overwrite, silu, spans
 from vidtok_plugin.tokenizer.resampling import SpatialDownsample, SpatialUpsample, TemporalDownsample, TemporalUpsample
 
 
@@ -51,12 +51,40 @@ def level_layers(i: int, **levels: nn.Module) -> list[tuple[str, StreamLayer]]:
     return layers
 
 
+def step_in_parts(layers: list[tuple[str, StreamLayer]], x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
+    """`step_through`, by some frames at a time: what is between two layers is never there whole."""
+    t = x.shape[1]
+    frames, first, count = length_at_once(x, 1, growth=4.0), 1, t
+    for name, layer in layers:
+        if isinstance(layer, TemporalUpsample):
+            first = layer.first_frames
+            count = layer.count(t, None if state is None else state.get(name), last)
+    if max(frames, first) >= t or len(layers) == 1:
+        if state or not last:
+            return step_through(layers, x, state, last)
+        for _, layer in layers:
+            x = layer(x)  # for hooks
+        return x, None
+
+    def parts() -> Iterator[Tensor]:
+        nonlocal state
+        for start, end in spans(t, frames, first=first):
+            part, state = step_through(layers, x[:, start:end], state, last and end == t)
+            yield part
+            del part  # before the next is made
+
+    return joined(parts(), 1, count), state
+
+
 GROUP_PIXELS = {"cpu": 2**19}  # of video, that inference takes through a network at once, by the device's type
 OTHER_GROUP_PIXELS = 2**22
 
 
 class Network(StreamLayer):
     """What encoder and decoder share: a stack of layers, then a norm, SiLU and a convolution.
+
+    Where nothing is kept for gradients, layers may write into what the layers before made: what a forward hook gets of
+    one is good until the hook returns. Long clips go through them in groups of frames by `step`, which has no hooks.
 
     recompute: keep of a whole clip only what goes from layer to layer, and compute what is inside each layer once more
         in the backward pass (activation checkpointing, arXiv 1604.06174). A setting, and no part of the state_dict.
@@ -76,6 +104,10 @@ class Network(StreamLayer):
     def layers(self) -> list[tuple[str, StreamLayer]]:
         raise NotImplementedError
 
+    def chains(self) -> list[list[tuple[str, StreamLayer]]]:
+        """The layers, in the groups that inference takes by `step_in_parts`."""
+        return [[layer] for layer in self.layers()]
+
     def body(self, x: Tensor) -> Tensor:
         """The layers on a whole clip. Each network has a function of its own, since torch.compile counts the graphs of
         a function and generalises over what it has seen there."""
@@ -88,23 +120,27 @@ class Network(StreamLayer):
     def forward(self, x: Tensor) -> Tensor:
         """A whole clip. Without gradients a long one goes through a causal network group by group, as a stream does, on
         the memory of one group."""
-        frames = self.frames_at_once(x, GROUP_PIXELS.get(x.device.type, OTHER_GROUP_PIXELS))
-        if self.causal and self.compiled is None and may_overwrite() and frames < x.shape[1]:
-            groups, state = [], None
-            for start, end in spans(x.shape[1], frames):
-                y, state = self.step(x[:, start:end], state, last=end == x.shape[1])
-                groups.append(y)
-            return torch.cat(groups, dim=1)
-        return self.conv_out(self._normed((self.compiled or self.body)(x)))
+        if self.compiled is not None or not may_overwrite():
+            return self.conv_out(self._normed((self.compiled or self.body)(x)))
+        t = x.shape[1]
+        frames = self.frames_at_once(x, GROUP_PIXELS.get(x.device.type, OTHER_GROUP_PIXELS)) if self.causal else t
+        groups, state = [], None
+        for start, end in spans(t, max(1, frames)):
+            y, state = self.step(x[:, start:end], state, last=end == t)
+            groups.append(y)
+        return torch.cat(groups, dim=1)
 
     def _normed(self, x: Tensor) -> Tensor:
         return by_frames(lambda frames: silu(self.norm_out(frames)), x, halo=0, overwrite=True)
 
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
         state = state or {}
-        x, states = step_through(self.layers(), x, state, last)
+        states: dict[str, State] = {}
+        for layers in self.chains():
+            x, new = step_in_parts(layers, x, state, last)
+            states |= new or {}
         x, out = self.conv_out.step(self._normed(x), state.get("conv_out"), last)
-        return x, None if out is None else {**(states or {}), "conv_out": out}
+        return x, None if out is None else {**states, "conv_out": out}
 
     def whole(self, x: Tensor) -> Tensor:
         """The layers on a whole clip, recomputed in the backward pass if so set."""
@@ -152,7 +188,7 @@ class Encoder(Network):
         return self.whole(x)
 
     def frames_at_once(self, x: Tensor, pixels: int) -> int:
-        return self.factor * max(1, pixels // (len(x) * x[0, 0, ..., 0].numel() * self.factor))
+        return self.factor * max(1, pixels // max(1, len(x) * x.shape[2] * x.shape[3] * self.factor))
 
     def layers(self) -> list[tuple[str, StreamLayer]]:
         layers: list[tuple[str, StreamLayer]] = [("conv_in", self.conv_in)]
@@ -203,10 +239,22 @@ class Decoder(Network):
         return self.whole(x)
 
     def frames_at_once(self, x: Tensor, pixels: int) -> int:
-        return max(1, pixels // (len(x) * x[0, 0, ..., 0].numel() * self.volume))
+        return max(1, pixels // max(1, len(x) * x.shape[2] * x.shape[3] * self.volume))
 
     def layers(self) -> list[tuple[str, StreamLayer]]:
         layers: list[tuple[str, StreamLayer]] = [("conv_in", self.conv_in), ("mid", self.mid)]
         for i in reversed(range(len(self.up))):
             layers += level_layers(i, up=self.up[i], up_temporal=self.up_temporal[i])
         return layers
+
+    def chains(self) -> list[list[tuple[str, StreamLayer]]]:
+        """Upsampling and the block behind it are a chain: what is between them is the largest of all."""
+        chains: list[list[tuple[str, StreamLayer]]] = []
+        goes_on = False
+        for name, layer in self.layers():
+            if goes_on:
+                chains[-1].append((name, layer))
+            else:
+                chains.append([(name, layer)])
+            goes_on = isinstance(layer, SpatialUpsample | TemporalUpsample)
+        return chains

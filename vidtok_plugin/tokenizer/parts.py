@@ -7,7 +7,7 @@ speed.
 Shapes: `x: (b, t, h, w, c)`, as in `layers.py`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -31,21 +31,42 @@ def add(x: Tensor, y: Tensor) -> Tensor:
     return y.add_(x) if may_overwrite() and x.dtype == y.dtype else x + y
 
 
-def length_at_once(x: Tensor, dim: int, *, growth: float = 1.0) -> int:
-    """How much of `x` along `dim` a layer takes at once: at least 1, and all of it but for inference on a CPU.
+def length_at_once(x: Tensor, dim: int, *, growth: float = 1.0, multiple: int = 1, overlap: int = 0) -> int:
+    """How much of `x` along `dim` a layer takes at once: all of it, but for inference on a CPU.
 
     growth: the size of the largest tensor that the layer makes, compared with its input.
+    multiple: what a part's length is a multiple of, and at least.
+    overlap: how much more of `x` a layer sees than is taken.
     """
     length = x.shape[dim]
     if x.device.type != "cpu" or not may_overwrite() or x.numel() == 0:
         return max(1, length)
-    return max(1, int(PART_BYTES * length // (growth * x.numel() * x.element_size())))
+    fitting = int(PART_BYTES * length // (growth * x.numel() * x.element_size()))
+    return length if fitting >= length else max(multiple, (fitting - overlap) // multiple * multiple)
 
 
-def spans(length: int, step: int) -> Iterator[tuple[int, int]]:
-    """The starts and ends of the parts of `step` that make up `length`."""
-    for start in range(0, length, step):
-        yield start, min(start + step, length)
+def spans(length: int, step: int, *, first: int = 1) -> Iterator[tuple[int, int]]:
+    """The starts and ends of the parts of `step`, or less, that make up `length`; the first has at least `first`."""
+    starts = [0, *range(max(step, first), length, step)]
+    yield from zip(starts, [*starts[1:], length], strict=True)
+
+
+def joined(parts: Iterable[Tensor], dim: int, length: int, into: Tensor | None = None) -> Tensor:
+    """The parts, which come one by one, one after the other along `dim`, where they have `length` entries.
+
+    Other than by `torch.cat`, they are never there twice.
+
+    into: where to write them; else a new tensor.
+    """
+    done = 0
+    for part in parts:
+        if into is None:
+            into = part.new_empty(*part.shape[:dim], length, *part.shape[dim + 1 :])
+        into.narrow(dim, done, part.shape[dim]).copy_(part)
+        done += part.shape[dim]
+        del part  # before the next is made
+    assert into is not None and done == length
+    return into
 
 
 def by_frames(
@@ -69,30 +90,24 @@ def by_frames(
     step = length_at_once(frames, 1, growth=growth)
     if step >= b * t:
         y = _by_strips(function, frames, halo, growth, zoom)
-        return y.reshape(b, t, *y.shape[2:])
-    out = frames if overwrite else None
-    for start, end in spans(b * t, step):
-        y = _by_strips(function, frames[:, start:end], halo, growth, zoom)
-        if out is None:
-            out = y.new_empty(1, b * t, *y.shape[2:])
-        out[:, start:end] = y
-    assert out is not None
-    return out.view(b, t, *out.shape[2:])
+    else:
+        parts = (_by_strips(function, frames[:, start:end], halo, growth, zoom) for start, end in spans(b * t, step))
+        y = joined(parts, 1, b * t, into=frames if overwrite else None)
+    return y.reshape(b, t, *y.shape[2:])
 
 
 def _by_strips(function: Callable[[Tensor], Tensor], x: Tensor, halo: int | None, growth: float, zoom: float) -> Tensor:
-    h = x.shape[2]
-    step = max(2, length_at_once(x, 2, growth=growth) // 2 * 2)  # even, for what halves the height
-    if step >= h or halo is None:
+    if halo is None:
         return function(x)
-    out = None
-    for start, end in spans(h, step):
+    h = x.shape[2]
+    step = length_at_once(x, 2, growth=growth, multiple=2, overlap=2 * halo)  # even, for what halves the height
+    if step >= h:
+        return function(x)
+
+    def strip(start: int, end: int) -> Tensor:
         first = max(0, start - halo)
         y = function(x[:, :, first : end + halo])
-        if out is None:
-            out = y.new_empty(*y.shape[:2], int(h * zoom), *y.shape[3:])
         top, bottom = int(start * zoom), int(end * zoom)
-        before = top - int(first * zoom)
-        out[:, :, top:bottom] = y[:, :, before : before + bottom - top]
-    assert out is not None
-    return out
+        return y[:, :, top - int(first * zoom) :][:, :, : bottom - top]
+
+    return joined((strip(start, end) for start, end in spans(h, step)), 2, int(h * zoom))

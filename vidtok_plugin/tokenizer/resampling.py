@@ -38,14 +38,12 @@ class SpatialUpsample(FrameLayer):
     """Doubles height and width: nearest neighbour, then a 3x3 conv."""
 
     halo = 1
+    growth = 9.0
     zoom = 2.0
 
     def __init__(self, c: int) -> None:
         super().__init__()
         self.conv = SpatialConv(c, c)
-
-    def growth(self) -> float:
-        return 9.0
 
     def on_frames(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu":
@@ -63,8 +61,9 @@ class SpatialUpsample(FrameLayer):
         weight = rearrange(self.conv.weight, "o i kh kw -> (kh kw o) i")
         products = F.linear(x.reshape(b * t * h * w, c), weight).view(b * t, h, w, 3, 3, c)
         columns = doubled(products.unbind(4), dim=2)
+        del products
         y = doubled(columns.unbind(4), dim=1)  # (b t, h, 2, w, 2, c)
-        return add(self.conv.bias, y.reshape(b, t, 2 * h, 2 * w, c))
+        return add(self.conv.bias.to(y.dtype), y.reshape(b, t, 2 * h, 2 * w, c))
 
 
 def doubled(products: Sequence[Tensor], *, dim: int) -> Tensor:
@@ -130,20 +129,23 @@ class TemporalUpsample(StreamLayer):
 
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
         weight, bias = self._kernel()
-        (b, t, h, w, c), count = x.shape, self._count(x.shape[1], state, last)
-        frames = max(length_at_once(x, 1), self.first_frames)
+        (b, t, h, w, c), count = x.shape, self.count(x.shape[1], state, last)
+        frames, first = length_at_once(x, 1), self.first_frames
         strips = list(spans(h, length_at_once(x[:, :frames], 2, growth=8.0)))  # all that is made of one fits the cache
-        if frames >= t and len(strips) == 1:
+        if max(frames, first) >= t and len(strips) == 1:
             return self._doubled(self._products(x, weight, bias, last), state, last)
-        y, done = x.new_empty(b, count, h, w, c), 0
+        y, done = None, 0
         states = [state and {name: part[:, :, top:bottom] for name, part in state.items()} for top, bottom in strips]
-        for start, end in spans(t, frames):
+        for start, end in spans(t, frames, first=first):
             ends = last and end == t
             products = self._products(x[:, start:end], weight, bias, ends)
+            y = products[0].new_empty(b, count, h, w, c) if y is None else y
             for i, (top, bottom) in enumerate(strips):
                 strip, states[i] = self._doubled([part[:, :, top:bottom] for part in products], states[i], ends)
                 y[:, done : done + strip.shape[1], top:bottom] = strip
             done += strip.shape[1]
+            del products  # before the next are made
+        assert y is not None
         return y, None if last else {name: torch.cat([part[name] for part in states], dim=2) for name in states[0]}
 
     def _kernel(self) -> tuple[Tensor, Tensor]:
@@ -155,7 +157,7 @@ class TemporalUpsample(StreamLayer):
         own_channel(weight)[:, now, 1, 1].add_(a)
         return weight, (1 - a) * conv.bias
 
-    def _count(self, t: int, state: State, last: bool) -> int:
+    def count(self, t: int, state: State, last: bool) -> int:
         """How many frames `t` more give: of two for each, one is held back while the next frame is unknown."""
         symmetric = self.padding is TimePadding.SYMMETRIC
         if self.padding is TimePadding.ZEROS:

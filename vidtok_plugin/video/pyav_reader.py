@@ -67,7 +67,7 @@ class PyavReader:
             for index in sorted(set(indices)):
                 frame = self._rgb(self._frame(index))
                 shapes.add(frame.shape)
-                pixels[index] = frame if fit is None else fit(frame[None])[0]
+                pixels[index] = frame if fit is None else np.ascontiguousarray(fit(frame[None])[0])
         except (av.FFmpegError, _MissingFrameError) as error:
             self._stop()
             raise undecodable(self.path, indices, self.num_frames, _cause(error)) from None
@@ -76,7 +76,7 @@ class PyavReader:
         return np.stack([pixels[index] for index in indices])
 
     def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
-        pixels = self._to_rgb.reformat(frame, format="rgb24").to_ndarray()
+        pixels = self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
         return np.rot90(pixels, frame.rotation // 90) if frame.rotation else pixels
 
     def in_order(self) -> Iterator[np.ndarray]:

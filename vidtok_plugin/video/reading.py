@@ -94,7 +94,7 @@ _pool = ReaderPool()
 
 
 def open_video(path: str | os.PathLike[str], reader: ReaderName = "auto") -> OpenVideo:
-    """Opens a video file with decord, or else with PyAV, which "auto" means: it is faster and reads more.
+    """Opens a video file with decord or PyAV; "auto" is PyAV, which is faster and reads more.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -45,8 +45,8 @@ class _Band:
 
 
 @lru_cache(maxsize=256)
-def _bands(source: int, target: int, start: int, stop: int, channels: int = 1) -> list[_Band]:
-    """The weights of targets `start` to `stop`, without most of their zeros.
+def _bands(source: int, target: int, start: int, stop: int, channels: int = 1) -> tuple[slice, list[_Band]]:
+    """The sources that targets `start` to `stop` are made of, and the weights of these without most of their zeros.
 
     Targets are counted from `start` on, sources from the first that is needed on. With `channels` neighbouring numbers
     of the axis are the channels of a pixel, each of which is made of its own alone.
@@ -62,13 +62,7 @@ def _bands(source: int, target: int, start: int, stop: int, channels: int = 1) -
         targets = slice(channels * first, channels * (first + len(part)))
         sources = slice(channels * int(used[0]), channels * (int(used[-1]) + 1))
         bands.append(_Band(targets=targets, sources=sources, weights=np.kron(part, np.eye(channels, dtype=np.float32))))
-    return bands
-
-
-def _needed(source: int, target: int, start: int, stop: int) -> slice:
-    """The sources that targets `start` to `stop` are made of."""
-    used = np.flatnonzero(resize_weights(source, target)[start:stop].any(axis=0))
-    return slice(int(used[0]), int(used[-1]) + 1)
+    return slice(int(needed[0]), int(needed[-1]) + 1), bands
 
 
 def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -85,8 +79,9 @@ def _resize_part(
     """The rows and columns, from first to behind the last, of frames `(t, h, w, c)` that are resized to `size`."""
     t, h, w, c = frames.shape
     height, width = rows[1] - rows[0], columns[1] - columns[0]
-    down, across = _bands(h, size[0], *rows), _bands(w, size[1], *columns, channels=c)
-    frames = frames[:, _needed(h, size[0], *rows), _needed(w, size[1], *columns)]
+    seen_rows, down = _bands(h, size[0], *rows)
+    seen_columns, across = _bands(w, size[1], *columns, channels=c)
+    frames = frames[:, seen_rows, seen_columns]
     lower = np.empty((height, frames.shape[2] * c), np.float32)
     narrower = np.empty((height, width * c), np.float32)
     resized = np.empty((t, height, width, c), np.uint8)
