@@ -13,7 +13,7 @@ from toy_tokenizers import difference, random_latents, random_video, toy_tokeniz
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.tokenizer import network, parts
-from vidtok_plugin.tokenizer.layers import SpatialConv, TimeConv, TimePadding
+from vidtok_plugin.tokenizer.layers import SpatialConv, StreamLayer, TimeConv, TimePadding
 from vidtok_plugin.tokenizer.memory import LiveBytes
 
 NAMES = [
@@ -138,6 +138,17 @@ def test_what_is_upsampled_is_never_whole_in_memory(monkeypatch: pytest.MonkeyPa
             model.decode(latents)
         peaks.append(live.peak)
     assert peaks[0] < peaks[1] - 0.8 * whole
+
+
+@torch.no_grad()
+def test_a_clips_forward_hooks_are_called(model: VidTok) -> None:
+    called = set()
+    for name, layer in model.named_modules():
+        if isinstance(layer, StreamLayer):
+            layer.register_forward_hook(lambda *_, name=name: called.add(name))
+    run(model, random_video(model.num_frames(2)))
+    levels = [f"{kind}.0.block.0" for kind in ("encoder.down", "encoder.down_temporal", "decoder.up")]
+    assert called >= {"encoder", "encoder.conv_in", "encoder.mid", "encoder.conv_out", "decoder.conv_out", *levels}
 
 
 @torch.no_grad()

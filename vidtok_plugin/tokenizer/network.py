@@ -52,7 +52,10 @@ def level_layers(i: int, **levels: nn.Module) -> list[tuple[str, StreamLayer]]:
 
 
 def step_in_parts(layers: list[tuple[str, StreamLayer]], x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
-    """`step_through`, by some frames at a time: what is between two layers is never there whole."""
+    """`step_through`, by some frames at a time: what is between two layers is never there whole.
+
+    A whole clip that is taken at once goes through the layers' forward, and so through its hooks.
+    """
     t = x.shape[1]
     frames, first, count = length_at_once(x, 1, growth=4.0), 1, t
     for name, layer in layers:
@@ -63,7 +66,7 @@ def step_in_parts(layers: list[tuple[str, StreamLayer]], x: Tensor, state: State
         if state or not last:
             return step_through(layers, x, state, last)
         for _, layer in layers:
-            x = layer(x)  # for hooks
+            x = layer(x)
         return x, None
 
     def parts() -> Iterator[Tensor]:
@@ -139,8 +142,8 @@ class Network(StreamLayer):
         for layers in self.chains():
             x, new = step_in_parts(layers, x, state, last)
             states |= new or {}
-        x, out = self.conv_out.step(self._normed(x), state.get("conv_out"), last)
-        return x, None if out is None else {**states, "conv_out": out}
+        x, out = step_in_parts([("conv_out", self.conv_out)], self._normed(x), state, last)
+        return x, None if out is None else states | out
 
     def whole(self, x: Tensor) -> Tensor:
         """The layers on a whole clip, recomputed in the backward pass if so set."""
