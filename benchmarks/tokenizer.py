@@ -258,9 +258,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             x = [row["size"] ** 2 if axis == "side" else row[axis] for row in some]
             for panel, key in zip(panels[:, column], ("seconds", "peak GB"), strict=True):
                 panel.plot(x, [row[key] for row in some], "o-", label=work)
-                panel.set_ylim(bottom=0)
-                panel.set_xlim(left=0)
         panels[1, column].set_xlabel(label)
+    for panel in panels.flat:  # now that all is there
+        panel.set_ylim(bottom=0)
+        panel.set_xlim(left=0)
     panels[0, 0].set_ylabel("seconds")
     panels[1, 0].set_ylabel("GB of live tensors beyond the weights")
     panels[0, 0].legend()

@@ -1,7 +1,7 @@
 """How much memory reconstructing a video takes, and the tiling and the push that a budget allows.
 
 What a push takes is counted: every tensor alive at its fullest moment, in a push of a small tile, and in proportion to
-the tile's pixels, which is exact.
+the tile's pixels. That is exact on a GPU; a CPU, which works on larger tiles in parts, takes less.
 """
 
 import itertools
