@@ -72,7 +72,7 @@ def test_choices_take_the_memory_that_they_should() -> None:
     base |= {"perceptual": False, "discriminator": "none"}
     plain = training_memory(arch, **base)
     assert training_memory(arch, **base | {"checkpointing": True}).activations < 0.5 * plain.activations
-    assert training_memory(arch, **base | {"precision": "bf16-mixed"}).activations < 0.95 * plain.activations
+    assert training_memory(arch, **base | {"precision": "bf16-mixed"}).activations < 0.98 * plain.activations
     assert training_memory(arch, **base | {"batch_size": 2}).activations > 1.8 * plain.activations
     decoder = training_memory(arch, **base | {"trained": "decoder"})
     assert decoder.activations < 0.75 * plain.activations and decoder.optimizer == 2 * decoder.gradients

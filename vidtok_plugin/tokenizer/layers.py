@@ -162,7 +162,12 @@ class TimeConv(StreamLayer):
 
 def _keeps_gradients() -> bool:
     """Whether gradients are kept in a way that a function of our own can take part in."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
+    casting = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and not casting
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
 
 
 class _ConvInTime(torch.autograd.Function):
@@ -243,16 +248,57 @@ def conv_frames(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride
     return _conv2d(x.flatten(0, 1), weight, bias, stride=stride, padding=padding).unflatten(0, x.shape[:2])
 
 
-def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, **how: Any) -> Tensor:
+def _conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+) -> Tensor:
     """A convolution of pictures (n, h, w, c).
 
     A pattern of einops that merges dimensions would give a single picture a stride by which PyTorch doesn't know
     channels-last memory: it would copy the picture to another layout, and back. Of the weight it would make a
     channels-last copy too, five times as slowly.
     """
-    if not torch.compiler.is_compiling():  # which chooses layouts itself
-        weight = weight.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, **how).permute(0, 2, 3, 1)
+    x, stride, padding = x.permute(0, 3, 1, 2), _pair(stride), _pair(padding)
+    if torch.compiler.is_compiling():  # which chooses layouts itself
+        y = F.conv2d(x, weight, bias, stride, padding)
+    elif _keeps_gradients():
+        y = _Conv2d.apply(x, weight, bias, stride, padding)
+    else:
+        y = F.conv2d(x, _channels_last(weight), bias, stride, padding)
+    return y.permute(0, 2, 3, 1)
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    return weight.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+class _Conv2d(torch.autograd.Function):
+    """A convolution of pictures (n, c, h, w) that lays its weight out anew for the gradients, and doesn't keep it so:
+    that would be all of a model's weights a second time."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+    ) -> Tensor:
+        return F.conv2d(x, _channels_last(weight), bias, stride, padding)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, bias, ctx.stride, ctx.padding = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.biases = None if bias is None else [len(bias)]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        how = (ctx.biases, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1)
+        mask = [needed and i < 2 + (ctx.biases is not None) for i, needed in enumerate(ctx.needs_input_grad[:3])]
+        found = torch.ops.aten.convolution_backward(gradients[0], x, _channels_last(weight), *how, mask)
+        return *found, None, None
 
 
 class CausalKey(StreamLayer):
