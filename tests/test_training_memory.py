@@ -51,7 +51,7 @@ def test_what_is_counted_is_alive_in_a_real_step(
 ) -> None:
     monkeypatch.setattr(TimeConv, "_by_taps", by_one_kernel)
     monkeypatch.setattr(SpatialUpsample, "_by_products", repeated_first)
-    monkeypatch.setattr(layers, "_keeps_gradients", lambda: False)  # a CPU's own gradients of a convolution in time
+    monkeypatch.setattr(layers, "_has_own_gradients", lambda _: False)  # those of a CPU
     counted = training_memory(narrow(name), precision=precision, checkpointing=checkpointing, **choices, **SIZE)
     tokenizer = VidTok(narrow(name)).train()
     tokenizer.checkpoint_activations(checkpointing)
@@ -72,7 +72,7 @@ def test_choices_take_the_memory_that_they_should() -> None:
     base |= {"perceptual": False, "discriminator": "none"}
     plain = training_memory(arch, **base)
     assert training_memory(arch, **base | {"checkpointing": True}).activations < 0.5 * plain.activations
-    assert training_memory(arch, **base | {"precision": "bf16-mixed"}).activations < 0.98 * plain.activations
+    assert training_memory(arch, **base | {"precision": "bf16-mixed"}).activations < 0.95 * plain.activations
     assert training_memory(arch, **base | {"batch_size": 2}).activations > 1.8 * plain.activations
     decoder = training_memory(arch, **base | {"trained": "decoder"})
     assert decoder.activations < 0.75 * plain.activations and decoder.optimizer == 2 * decoder.gradients

@@ -123,7 +123,7 @@ class TimeConv(StreamLayer):
         if not self.spatial:
             # As a picture of t x (h w) positions: a 2D kernel has a fast path everywhere, a (3, 1, 1) one has not.
             pictures = x.flatten(2, 3)
-            if x.device.type == "cpu" and _keeps_gradients():
+            if _has_own_gradients(x):
                 y = _ConvInTime.apply(pictures, weight, bias)
             else:
                 y = _conv2d(pictures, weight.unsqueeze(-1), bias)
@@ -160,10 +160,10 @@ class TimeConv(StreamLayer):
         return x[:, k : k + self.stride * (count - 1) + 1 : self.stride]
 
 
-def _keeps_gradients() -> bool:
-    """Whether gradients are kept in a way that a function of our own can take part in."""
-    casting = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and not casting
+def _has_own_gradients(x: Tensor) -> bool:
+    """Whether a convolution of `x` is one of the functions below: on a CPU, where gradients are kept and not cast."""
+    plain = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and torch.is_grad_enabled() and not plain
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -265,7 +265,7 @@ def _conv2d(
     x, stride, padding = x.permute(0, 3, 1, 2), _pair(stride), _pair(padding)
     if torch.compiler.is_compiling():  # which chooses layouts itself
         y = F.conv2d(x, weight, bias, stride, padding)
-    elif _keeps_gradients():
+    elif _has_own_gradients(x):
         y = _Conv2d.apply(x, weight, bias, stride, padding)
     else:
         y = F.conv2d(x, _channels_last(weight), bias, stride, padding)
