@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from vidtok_plugin.config import load_config
+from vidtok_plugin.common.config import load_config
 
 logger = logging.getLogger("vidtok_plugin.stages")
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidtok_plugin.config import ConfigError, check_keywords, load_config, to_dict, to_yaml
+from vidtok_plugin.common.config import ConfigError, check_keywords, load_config, to_dict, to_yaml
 
 Write = Callable[[str], Path]
 

@@ -7,7 +7,7 @@ import torch
 from video_files import moving_noise, write_file
 
 from vidtok_plugin import VidTok, presets
-from vidtok_plugin.config import load_config
+from vidtok_plugin.common.config import load_config
 from vidtok_plugin.tokenizer.module import TokenizerRunConfig
 from vidtok_plugin.tokenizer.runs import fit_tokenizer
 

@@ -13,7 +13,7 @@ from toy_tokenizers import TOY, toy_tokenizer
 from training_runs import make_videos
 
 from vidtok_plugin import VidTok, presets, training
-from vidtok_plugin.config import load_config
+from vidtok_plugin.common.config import load_config
 from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
 from vidtok_plugin.training import RESERVED
 from vidtok_plugin.training.optimization import OptimizerConfig

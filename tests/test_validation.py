@@ -15,7 +15,7 @@ from recordings import tiny_adapter, write_episode
 from rich.console import Console
 
 from vidtok_plugin import training
-from vidtok_plugin.config import load_config, to_yaml
+from vidtok_plugin.common.config import load_config, to_yaml
 from vidtok_plugin.tokenizing import write_store
 from vidtok_plugin.video.episodes import find_episodes, find_videos
 from world_model import WorldModelModule, WorldModelRunConfig

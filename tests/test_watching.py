@@ -21,7 +21,7 @@ from training_runs import make_videos
 from watched_runs import LIGHTNING_NOISE, Metrics, config, module_of, narrow, run
 
 from vidtok_plugin import training
-from vidtok_plugin.config import load_config
+from vidtok_plugin.common.config import load_config
 from vidtok_plugin.tokenizer.codebook import code_statistics, count_codes
 from vidtok_plugin.tokenizer.codebook_use import CodebookUse
 from vidtok_plugin.tokenizer.pictures import ReconstructionPictures, contact_sheet, evenly_spaced, pair_of

@@ -9,7 +9,7 @@ import torch
 from stores import PATCHES, write_episodes
 
 from vidtok_plugin import training
-from vidtok_plugin.config import load_config, to_yaml
+from vidtok_plugin.common.config import load_config, to_yaml
 from world_model import TokenDataModule, WorldModelModule, WorldModelRunConfig
 from world_model.data import window_actions
 

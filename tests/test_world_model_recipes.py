@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from stores import PATCHES, write_episodes
 
-from vidtok_plugin.config import load_config
+from vidtok_plugin.common.config import load_config
 from world_model import TokenDataModule, WorldModelModule, WorldModelRunConfig
 from world_model.data import window_actions, window_tokens
 

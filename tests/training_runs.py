@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
-from vidtok_plugin.config import load_config
+from vidtok_plugin.common.config import load_config
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.module import TokenizerRunConfig
 from vidtok_plugin.tokenizer.runs import fit_tokenizer

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vidtok_plugin import training
-from vidtok_plugin.config import load_config
+from vidtok_plugin.common.config import load_config
 from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
 from vidtok_plugin.tokenizer.objective import discriminators
 from vidtok_plugin.tokenizer.runs import fit_tokenizer

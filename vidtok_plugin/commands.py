@@ -11,7 +11,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.logging import RichHandler
 
-from vidtok_plugin.config import load_config, to_yaml
+from vidtok_plugin.common.config import load_config, to_yaml
 
 T = TypeVar("T")
 WORKERS_TRACEBACK = "Original Traceback (most recent call last):"

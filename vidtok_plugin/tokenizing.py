@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.progress import track
 from torch import Tensor
 
-from vidtok_plugin.config import to_dict
+from vidtok_plugin.common.config import to_dict
 from vidtok_plugin.episode_tokens import clips_of, encode_episode, episode_facts, num_frames, video_of
 from vidtok_plugin.hashing import hash_files
 from vidtok_plugin.processes import THE_ONLY_PROCESS, Process

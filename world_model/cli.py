@@ -10,7 +10,7 @@ from vidtok_plugin.commands import add_command, add_config_arguments, config_fro
 def record_command(args: argparse.Namespace) -> None:
     from dataclasses import fields
 
-    from vidtok_plugin.config import load_config
+    from vidtok_plugin.common.config import load_config
     from world_model.record import RecordConfig, record
 
     given = {field.name: getattr(args, field.name, None) for field in fields(RecordConfig)}

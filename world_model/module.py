@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
-from vidtok_plugin.config import to_dict
+from vidtok_plugin.common.config import to_dict
 from vidtok_plugin.store import TokenStore, adapter_folder, read_metadata
 from vidtok_plugin.training import RunConfig
 from vidtok_plugin.training.module import Loss, TrainingModule

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vidtok_plugin.config import load_config, to_yaml
+from vidtok_plugin.common.config import load_config, to_yaml
 from world_model.architecture import WorldModelConfig
 
 WEIGHTS_FILE = "model.safetensors"

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
-from vidtok_plugin.config import to_dict
+from vidtok_plugin.common.config import to_dict
 from vidtok_plugin.metrics.fvd import I3D, I3D_URL
 from vidtok_plugin.metrics.lpips_weights import VGG_URL, load_lpips
 from vidtok_plugin.store import TokenStore

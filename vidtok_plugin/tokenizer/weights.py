@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vidtok_plugin.config import load_config, to_yaml
+from vidtok_plugin.common.config import load_config, to_yaml
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.checkpoints import Averaging, Weights, read_weights
 from vidtok_plugin.tokenizer.hub import published_checkpoint

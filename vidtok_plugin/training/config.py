@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 
-from vidtok_plugin.config import check_keywords
+from vidtok_plugin.common.config import check_keywords
 
 # Keys of the Trainer that a run sets itself, and what to use instead.
 RESERVED = {

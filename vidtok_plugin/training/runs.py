@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from vidtok_plugin.config import to_yaml
+from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.training.averaging import EMA
 from vidtok_plugin.training.checkpoints import AtomicCheckpointIO, Checkpoints, last_checkpoint, put_aside_after
 from vidtok_plugin.training.config import RunConfig

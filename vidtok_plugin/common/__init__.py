@@ -1,0 +1,1 @@
+"""What every room may use: config, commands, atomic files, processes, hashes, errors."""
