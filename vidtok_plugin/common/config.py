@@ -13,7 +13,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vidtok_plugin.config_schema import ConfigError, SchemaCheck, Source, key_name
+from vidtok_plugin.common.config_schema import ConfigError, SchemaCheck, Source, key_name
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ def check_keywords(field: str, given: Mapping[str, Any], function: Callable[...,
 
     >>> check_keywords("fit", {"step": 3}, lambda steps: None)
     Traceback (most recent call last):
-    vidtok_plugin.config_schema.ConfigError: unknown key fit.step; the nearest known key is fit.steps.
+    vidtok_plugin.common.config_schema.ConfigError: unknown key fit.step; the nearest known key is fit.steps.
     """
     known = [name for name in inspect.signature(function).parameters if name != "self"]
     for key in given:
