@@ -19,7 +19,7 @@ from stages import CONFIGS, Stages
 from torch import Tensor, nn
 
 from vidtok_plugin import TokenGrid, TokenizerAdapter, VideoTokens, VidTok
-from vidtok_plugin.commands import add_command, run_command
+from vidtok_plugin.common.commands import add_command, run_command
 from vidtok_plugin.common.config import load_config, to_dict
 from vidtok_plugin.devices import default_device
 from vidtok_plugin.tokenizer.module import TokenizerRunConfig

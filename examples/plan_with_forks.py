@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from vidtok_plugin import TokenizerAdapter
-from vidtok_plugin.commands import add_command, run_command
+from vidtok_plugin.common.commands import add_command, run_command
 from vidtok_plugin.devices import default_device
 from vidtok_plugin.tokenizer.objective import frame_psnr
 from vidtok_plugin.video.episodes import Episode, find_episodes

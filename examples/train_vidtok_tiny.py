@@ -22,7 +22,7 @@ from demo_pictures import read_curve
 from prepare_tiny_data import prepare
 
 from vidtok_plugin import VidTok
-from vidtok_plugin.commands import set_up_logging
+from vidtok_plugin.common.commands import set_up_logging
 from vidtok_plugin.common.config import load_config
 from vidtok_plugin.tokenizer.evaluation import reconstruction_psnr
 from vidtok_plugin.tokenizer.module import TokenizerRunConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vidtok_plugin.commands import add_command, add_config_arguments, config_from, run_command
+from vidtok_plugin.common.commands import add_command, add_config_arguments, config_from, run_command
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from vidtok_plugin.commands import add_command, add_config_arguments, config_from, run_command
+from vidtok_plugin.common.commands import add_command, add_config_arguments, config_from, run_command
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter

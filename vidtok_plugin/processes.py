@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from vidtok_plugin.commands import sentence, set_up_logging
+from vidtok_plugin.common.commands import sentence, set_up_logging
 
 
 @dataclass(frozen=True, kw_only=True)

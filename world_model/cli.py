@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from vidtok_plugin.commands import add_command, add_config_arguments, config_from, run_command
+from vidtok_plugin.common.commands import add_command, add_config_arguments, config_from, run_command
 
 
 def record_command(args: argparse.Namespace) -> None:
