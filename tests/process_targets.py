@@ -5,7 +5,7 @@ import signal
 import time
 from pathlib import Path
 
-from vidtok_plugin.processes import Process
+from vidtok_plugin.common.processes import Process
 
 
 def write_rank(process: Process, folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import process_targets
 import pytest
 
-from vidtok_plugin.processes import Process, launched_process, run_processes
+from vidtok_plugin.common.processes import Process, launched_process, run_processes
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from vidtok_plugin.common.commands import add_command, add_config_arguments, con
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter
-    from vidtok_plugin.processes import Process
+    from vidtok_plugin.common.processes import Process
     from vidtok_plugin.tokenizing import WrittenShards
 
 
@@ -85,7 +85,7 @@ def reconstruct(args: argparse.Namespace) -> None:
 
 
 def tokenize(args: argparse.Namespace) -> None:
-    from vidtok_plugin.processes import launched_process, run_processes
+    from vidtok_plugin.common.processes import launched_process, run_processes
     from vidtok_plugin.video.episodes import find_videos
 
     process = launched_process()
