@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from vidtok_plugin.publishing import publish, remove_partials, republish
+from vidtok_plugin.common.atomic_files import publish, remove_partials, republish
 
 
 def make_folder(path: Path, text: str = "") -> None:

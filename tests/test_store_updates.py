@@ -12,8 +12,9 @@ import pytest
 import torch
 from recordings import contents, tiny_adapter, write_episode
 
-from vidtok_plugin import cli, publishing, store, store_writer, tokenizing
+from vidtok_plugin import cli, store, store_writer, tokenizing
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from vidtok_plugin.common import atomic_files
 from vidtok_plugin.common.processes import Process
 from vidtok_plugin.store import TokenStore, adapter_folder
 from vidtok_plugin.tokenizing import WrittenShards, write_shards, write_store
@@ -223,7 +224,7 @@ def test_wherever_an_update_is_killed_the_store_is_whole_and_the_same_command_go
         output = shutil.copytree(fresh[OLD], tmp_path / f"killed_{alive}")
         with monkeypatch.context() as patched:
             calls = iter([None] * alive)
-            patched.setattr(publishing.os, "replace", killable(publishing.os.replace))
+            patched.setattr(atomic_files.os, "replace", killable(atomic_files.os.replace))
             patched.setattr(store_writer.shutil, "rmtree", killable(shutil.rmtree))
             patched.setattr(publishing, "_remove", lambda path: None)  # a partial folder stays
             try:

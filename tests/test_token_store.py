@@ -107,7 +107,7 @@ def test_an_interrupted_shard_is_not_there(tmp_path: Path, monkeypatch: pytest.M
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vidtok_plugin.publishing.os.replace", interrupted)
+    monkeypatch.setattr("vidtok_plugin.common.atomic_files.os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         TokenStoreWriter(tmp_path, METADATA).write_shard("train", [entry], [episode_data(3)])
     monkeypatch.undo()

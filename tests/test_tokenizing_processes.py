@@ -90,7 +90,7 @@ def test_appended_episodes_come_into_new_shards_for_any_number_of_processes(fold
 
 KILLED = """
 import os, signal, sys
-from vidtok_plugin import publishing
+from vidtok_plugin.common import atomic_files
 from test_tokenizing_processes import Path, write
 
 replace_file, count = os.replace, 0
@@ -102,7 +102,7 @@ def replace(source, target):
         os.kill(os.getpid(), signal.SIGKILL)
     replace_file(source, target)
 
-publishing.os.replace = replace
+atomic_files.os.replace = replace
 write(Path(sys.argv[1]), Path(sys.argv[2]), 0, 2)
 """
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from vidtok_plugin.publishing import publish
+from vidtok_plugin.common.atomic_files import publish
 from vidtok_plugin.shards import open_shard, shard_paths
 
 PLAN = "plan_{:05d}"

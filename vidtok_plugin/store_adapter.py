@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import CONFIG_FILE, STATISTICS_FILE, TokenizerAdapter
-from vidtok_plugin.publishing import publish
+from vidtok_plugin.common.atomic_files import publish
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.video.reading import probe, read_frames
 

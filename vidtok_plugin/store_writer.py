@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from vidtok_plugin.publishing import publish, remove_partials, republish
+from vidtok_plugin.common.atomic_files import publish, remove_partials, republish
 from vidtok_plugin.shards import (
     StoredEpisode,
     next_revision,
