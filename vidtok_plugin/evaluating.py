@@ -14,7 +14,7 @@ from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from vidtok_plugin.common.config import to_yaml
-from vidtok_plugin.hashing import hash_files, hash_weights
+from vidtok_plugin.common.hashing import hash_files, hash_weights
 from vidtok_plugin.metrics import fvd
 from vidtok_plugin.metrics.frames import bounded_psnr, frame_ssim
 from vidtok_plugin.metrics.lpips import LEAST_SIZE, LPIPS

@@ -20,7 +20,7 @@ from vidtok_plugin.adapter.streams import TokenDecoderStream, TokenStream
 from vidtok_plugin.adapter.tokens import UNPLACED, TokenGrid, VideoTokens, video_tokens
 from vidtok_plugin.adapter.vocabulary import Vocabulary
 from vidtok_plugin.common.config import load_config, to_dict, to_yaml
-from vidtok_plugin.hashing import hash_weights
+from vidtok_plugin.common.hashing import hash_weights
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.video_checks import check_multiple
 
