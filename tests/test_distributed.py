@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidtok_plugin.distributed import mean_over_processes, num_processes
+from vidtok_plugin.common.distributed import mean_over_processes, num_processes
 from vidtok_plugin.tokenizer.objective.adversarial import LeCAM
 from vidtok_plugin.tokenizer.regularizers import FSQ
 

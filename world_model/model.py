@@ -18,7 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidtok_plugin.distributed import mean_over_processes
+from vidtok_plugin.common.distributed import mean_over_processes
 from world_model import pretrained
 from world_model.actions import GroupedActions
 from world_model.architecture import FlowConfig, WorldModelConfig

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from vidtok_plugin.distributed import mean_over_processes, num_processes
+from vidtok_plugin.common.distributed import mean_over_processes, num_processes
 from vidtok_plugin.tokenizer.codebook import code_statistics, count_codes
 from vidtok_plugin.tokenizer.model import Reconstruction, VidTok
 from vidtok_plugin.training.log_steps import at_log_step

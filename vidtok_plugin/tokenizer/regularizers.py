@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidtok_plugin.distributed import mean_over_processes
+from vidtok_plugin.common.distributed import mean_over_processes
 
 ENTROPY_INVERSE_TEMPERATURE = 100.0
 MIN_LOG_PROBABILITY_ARGUMENT = 1e-5

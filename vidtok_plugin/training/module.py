@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 
-from vidtok_plugin.distributed import mean_over_processes
+from vidtok_plugin.common.distributed import mean_over_processes
 from vidtok_plugin.training.config import RunConfig
 from vidtok_plugin.training.non_finite import NonFiniteError, describe, save_dump
 from vidtok_plugin.training.optimization import OptimizerConfig

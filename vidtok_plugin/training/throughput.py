@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.profilers import Profiler
 
-from vidtok_plugin.distributed import mean_over_processes, num_processes
+from vidtok_plugin.common.distributed import mean_over_processes, num_processes
 from vidtok_plugin.training.log_steps import at_log_step
 from vidtok_plugin.training.module import TrainingModule
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidtok_plugin.distributed import mean_over_processes
+from vidtok_plugin.common.distributed import mean_over_processes
 
 LARGEST_ADAPTIVE_WEIGHT = 1e4
 
