@@ -18,7 +18,7 @@ from harness import make_parser, report
 from torch.utils.data import DataLoader
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
-from vidtok_plugin.devices import default_device
+from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.store import TokenStore
 from vidtok_plugin.tokenizer.objective import frame_psnr
 from vidtok_plugin.video.episodes import find_episodes

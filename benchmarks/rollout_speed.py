@@ -27,7 +27,7 @@ from shapes import PRECISIONS, SIZES, STEP, TOKENS, Shape, random_actions, rando
 from transformers import LlamaForCausalLM, StoppingCriteria
 
 from vidtok_plugin import TokenizerAdapter, VidTok
-from vidtok_plugin.devices import default_device
+from vidtok_plugin.common.devices import default_device
 from world_model import Decoding, Sampler, WorldModel, rollout
 from world_model.generator import StepGenerator
 from world_model.rollout_tokens import decode_steps, encode_steps

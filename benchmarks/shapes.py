@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vidtok_plugin.devices import default_device
+from vidtok_plugin.common.devices import default_device
 from world_model import WorldModel
 from world_model.actions import ActionSpec, GroupedActions, group_actions
 from world_model.architecture import Prediction, TokenSpec, WorldModelConfig

@@ -29,7 +29,7 @@ from harness import in_turns, make_parser, matmul_rate, peak_bytes, ratio, repor
 from torch import Tensor, nn
 
 from vidtok_plugin import VidTok
-from vidtok_plugin.devices import default_device
+from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.tokenizer.conversion import convert
 from vidtok_plugin.tokenizer.memory import LiveBytes
 from vidtok_plugin.training.freed_memory import keeping_freed_memory

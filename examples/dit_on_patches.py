@@ -20,7 +20,7 @@ from generator_play import ENCODED_AT_ONCE, GeneratorConfig, record_play, report
 from torch import Tensor
 
 from vidtok_plugin import TokenizerAdapter, VideoTokens, VidTok
-from vidtok_plugin.devices import default_device
+from vidtok_plugin.common.devices import default_device
 
 
 @dataclass(frozen=True, kw_only=True)

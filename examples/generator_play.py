@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vidtok_plugin import TokenGrid, TokenizerAdapter, VideoTokens, VidTok
 from vidtok_plugin.common.commands import add_command, run_command
 from vidtok_plugin.common.config import load_config, to_dict
-from vidtok_plugin.devices import default_device
+from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.tokenizer.module import TokenizerRunConfig
 from vidtok_plugin.tokenizer.objective import frame_psnr
 from vidtok_plugin.tokenizer.runs import fit_tokenizer

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vidtok_plugin import TokenizerAdapter, VideoTokens, VidTok
-from vidtok_plugin.devices import default_device
+from vidtok_plugin.common.devices import default_device
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
 from vidtok_plugin import TokenizerAdapter, VideoTokens, VidTok
-from vidtok_plugin.devices import default_device
+from vidtok_plugin.common.devices import default_device
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,7 @@ def validate(args: argparse.Namespace) -> None:
 
 
 def reconstruct(args: argparse.Namespace) -> None:
-    from vidtok_plugin.devices import default_device
+    from vidtok_plugin.common.devices import default_device
     from vidtok_plugin.tokenizer.model import VidTok
     from vidtok_plugin.tokenizer.reconstruction import reconstruct_video
 
@@ -111,7 +111,7 @@ def tokenize(args: argparse.Namespace) -> None:
 
 def adapter_of(args: argparse.Namespace, videos: "Sequence[Path]", local_rank: int | None = None) -> "TokenizerAdapter":
     """The adapter that `tokenize` writes with, the same in all processes."""
-    from vidtok_plugin.devices import default_device
+    from vidtok_plugin.common.devices import default_device
     from vidtok_plugin.store_adapter import agree_on_statistics, load_adapter
 
     patch_size = None if args.patch_size is None else tuple(args.patch_size)
@@ -165,7 +165,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from vidtok_plugin import evaluating
-    from vidtok_plugin.devices import default_device
+    from vidtok_plugin.common.devices import default_device
     from vidtok_plugin.metrics.networks import load_metric_networks
     from vidtok_plugin.tokenizer.model import VidTok
     from vidtok_plugin.video.episodes import find_videos

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
-from vidtok_plugin.devices import default_device
+from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.video.episodes import actions_path
 from vidtok_plugin.video.reading import probe, read_frames
 from vidtok_plugin.video.writing import to_pixels, write_video

@@ -6,8 +6,8 @@ import lightning.pytorch as pl
 import torch
 
 from vidtok_plugin import training
+from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.common.processes import launched_process
-from vidtok_plugin.devices import default_device
 from world_model.data import TokenDataModule
 from world_model.measures.plots import write_plots
 from world_model.measures.report import Report

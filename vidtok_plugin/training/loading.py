@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset, DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from vidtok_plugin.devices import default_device
+from vidtok_plugin.common.devices import default_device
 
 POSITION = "epoch_and_samples"  # how the position is found inside the loader's own state
 
