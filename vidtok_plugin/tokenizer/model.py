@@ -9,7 +9,7 @@ from einops import rearrange, repeat
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from vidtok_plugin.errors import nearest
+from vidtok_plugin.common.errors import nearest
 from vidtok_plugin.tokenizer import weights as weights_io
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.network import Decoder, Encoder

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-from vidtok_plugin.errors import nearest
+from vidtok_plugin.common.errors import nearest
 from vidtok_plugin.tokenizer.architecture import Architecture
 
 HUB_REPOSITORY = "microsoft/VidTok"
