@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidtok_plugin.store import TokenStore
+from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.video.reading import probe, read_frames
 
 ROOT = Path(__file__).resolve().parent.parent

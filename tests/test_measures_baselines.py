@@ -8,7 +8,7 @@ from stores import write_episodes
 from torch import Tensor
 
 from vidtok_plugin.adapter.vocabulary import Vocabulary, split_codes
-from vidtok_plugin.store import TokenStore
+from vidtok_plugin.store.reader import TokenStore
 from world_model.measures.baselines import Baselines
 from world_model.measures.store_tokens import episode_tokens
 

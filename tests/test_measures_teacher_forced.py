@@ -11,7 +11,7 @@ from stores import METADATA, write_episodes
 from tensordict import TensorDict
 from torch import Tensor
 
-from vidtok_plugin.store import TokenStore
+from vidtok_plugin.store.reader import TokenStore
 from world_model import WorldModel
 from world_model.data import WindowDataset, token_spec, window_actions
 from world_model.heads.base import TokenScores

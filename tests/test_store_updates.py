@@ -12,11 +12,12 @@ import pytest
 import torch
 from recordings import contents, tiny_adapter, write_episode
 
-from vidtok_plugin import cli, store, store_writer, tokenizing
+from vidtok_plugin import cli, store_writer, tokenizing
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common import atomic_files
 from vidtok_plugin.common.processes import Process
-from vidtok_plugin.store import TokenStore, adapter_folder
+from vidtok_plugin.store import reader
+from vidtok_plugin.store.reader import TokenStore, adapter_folder
 from vidtok_plugin.tokenizing import WrittenShards, write_shards, write_store
 from vidtok_plugin.video.episodes import find_episodes
 
@@ -84,7 +85,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def codes(store: TokenStore) -> list[list[int]]:
-    return [store.window(i, 0, int(steps))["codes"].flatten().tolist() for i, steps in enumerate(store.steps)]
+    return [reader.window(i, 0, int(steps))["codes"].flatten().tolist() for i, steps in enumerate(reader.steps)]
 
 
 # Another tokenizer
@@ -170,7 +171,7 @@ def test_a_reader_goes_on_with_the_old_tokens_or_is_told(recorded: Path, stored:
 def test_a_store_that_is_updated_while_it_is_opened_opens_with_the_new_tokens(
     recorded: Path, stored: Path, fresh: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_shard, opened = store.open_shard, []
+    open_shard, opened = reader.open_shard, []
 
     def open_late(path: Path) -> Any:
         opened.append(path)
@@ -317,7 +318,7 @@ def test_another_decoder_replaces_the_adapter_alone(
     assert TokenizerAdapter.from_pretrained(adapter_folder(stored)).hash == adapter.hash
     assert len(list(stored.glob("adapter_*"))) == 1
     changed = {name for name in before | after if before.get(name) != after.get(name)}
-    assert all(name.startswith(("adapter_", "store.json")) for name in changed)
+    assert all(name.startswith(("adapter_", "reader.json")) for name in changed)
 
 
 # The command

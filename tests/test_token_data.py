@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from stores import write_episodes
 from tensordict import TensorDict
 
-from vidtok_plugin.store import TokenStore
+from vidtok_plugin.store.reader import TokenStore
 from world_model.data import TokenDataConfig, TokenDataModule, WindowDataset, token_spec
 
 

@@ -15,7 +15,7 @@ from recordings import contents, tiny_adapter, write_episode
 from vidtok_plugin import cli, shard_plan, tokenizing
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.processes import Process
-from vidtok_plugin.store import TokenStore
+from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.tokenizing import WrittenShards, write_shards, write_store
 from vidtok_plugin.video.episodes import find_episodes
 

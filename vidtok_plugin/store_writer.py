@@ -25,7 +25,7 @@ from vidtok_plugin.shards import (
     superseded_shards,
     write_shard_file,
 )
-from vidtok_plugin.store import (
+from vidtok_plugin.store.reader import (
     METADATA_FILE,
     StoreMetadata,
     metadata_of,

@@ -11,7 +11,7 @@ from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.config import to_dict
 from vidtok_plugin.metrics.fvd import I3D, I3D_URL
 from vidtok_plugin.metrics.lpips_weights import VGG_URL, load_lpips
-from vidtok_plugin.store import TokenStore
+from vidtok_plugin.store.reader import TokenStore
 from world_model.data import TokenDataConfig, TokenDataModule
 from world_model.measures.baselines import Baselines
 from world_model.measures.config import MeasuresConfig

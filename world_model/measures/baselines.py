@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vidtok_plugin.adapter.vocabulary import split_codes
-from vidtok_plugin.store import TokenStore
+from vidtok_plugin.store.reader import TokenStore
 from world_model.measures.store_tokens import episode_tokens
 
 SMOOTHINGS = tuple(10 ** (exponent / 4) for exponent in range(-16, 9))  # of the counts, tried on the training data

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch.utils.data import DataLoader
 
-from vidtok_plugin.store import TokenStore
+from vidtok_plugin.store.reader import TokenStore
 from world_model.data import WindowDataset
 from world_model.measures.baselines import Baselines
 from world_model.measures.teacher_forcing import teacher_forced

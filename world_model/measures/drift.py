@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
-from vidtok_plugin.store import TokenStore
+from vidtok_plugin.store.reader import TokenStore
 from world_model.data import window_tokens
 from world_model.decoding import Decoding
 from world_model.measures.prompts import Prompts
