@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from harness import FOLDER, Row, in_turns, make_parser, report, seconds_of
 
-from vidtok_plugin.shards import StoredEpisode
 from vidtok_plugin.store.reader import StoreMetadata, TokenStore
+from vidtok_plugin.store.shards import StoredEpisode
 from vidtok_plugin.store_writer import TokenStoreWriter
 
 SIDE, FACTOR, WINDOW = 8, 4, 8

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from vidtok_plugin.shards import StoredEpisode
 from vidtok_plugin.store.reader import StoreMetadata
+from vidtok_plugin.store.shards import StoredEpisode
 from vidtok_plugin.store_writer import TokenStoreWriter
 
 METADATA = StoreMetadata(

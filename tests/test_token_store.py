@@ -13,8 +13,8 @@ import pytest
 import torch
 from stores import METADATA, episode_data, write_episodes
 
-from vidtok_plugin.shards import StoredEpisode
 from vidtok_plugin.store.reader import TokenStore
+from vidtok_plugin.store.shards import StoredEpisode
 from vidtok_plugin.store_writer import TokenStoreWriter
 
 

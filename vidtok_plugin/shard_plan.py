@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from vidtok_plugin.common.atomic_files import publish
-from vidtok_plugin.shards import open_shard, shard_paths
+from vidtok_plugin.store.shards import open_shard, shard_paths
 
 PLAN = "plan_{:05d}"
 SHARDS_FILE = "shards.json"

@@ -16,15 +16,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from vidtok_plugin.common.atomic_files import publish, remove_partials, republish
-from vidtok_plugin.shards import (
-    StoredEpisode,
-    next_revision,
-    open_shard,
-    shard_path,
-    shard_paths,
-    superseded_shards,
-    write_shard_file,
-)
 from vidtok_plugin.store.reader import (
     METADATA_FILE,
     StoreMetadata,
@@ -32,6 +23,15 @@ from vidtok_plugin.store.reader import (
     read_metadata,
     split_folders,
     written_by_another,
+)
+from vidtok_plugin.store.shards import (
+    StoredEpisode,
+    next_revision,
+    open_shard,
+    shard_path,
+    shard_paths,
+    superseded_shards,
+    write_shard_file,
 )
 
 if TYPE_CHECKING:

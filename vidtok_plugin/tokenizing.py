@@ -16,8 +16,8 @@ from vidtok_plugin.common.hashing import hash_files
 from vidtok_plugin.common.processes import THE_ONLY_PROCESS, Process
 from vidtok_plugin.episode_tokens import clips_of, encode_episode, episode_facts, num_frames, video_of
 from vidtok_plugin.shard_plan import plan_shards
-from vidtok_plugin.shards import Shard, StoredEpisode, open_shard, shard_paths
 from vidtok_plugin.store.reader import StoreMetadata, TokenStore
+from vidtok_plugin.store.shards import Shard, StoredEpisode, open_shard, shard_paths
 from vidtok_plugin.store_writer import REDO, TokenStoreWriter
 from vidtok_plugin.tokenizer.presets import presets
 from vidtok_plugin.video.episodes import Episode, actions_path

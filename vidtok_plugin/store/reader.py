@@ -2,7 +2,7 @@
 
     STORE/store.json                  what the tokens are: the adapter's hashes, grid, codebook, rate, actions
     STORE/adapter_1f.../              the adapter that wrote them, to decode what a model makes of them
-    STORE/tokens_0a.../train/         the shards of a split (`vidtok_plugin.shards`)
+    STORE/tokens_0a.../train/         the shards of a split (`vidtok_plugin.store.shards`)
     STORE/tokens_0a.../train/plan_00000/   which episodes go into which shards, for those who write them
     STORE/statistics_5c.../           a KL model's latent statistics that all who write the store agree on
 
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
-from vidtok_plugin.shards import Shard, StoredEpisode, open_shard, shard_paths
+from vidtok_plugin.store.shards import Shard, StoredEpisode, open_shard, shard_paths
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter
