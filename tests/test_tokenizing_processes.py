@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from recordings import contents, tiny_adapter, write_episode
 
-from vidtok_plugin import cli, shard_plan, tokenizing
+from vidtok_plugin import cli, tokenizing
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.processes import Process
+from vidtok_plugin.store import plan
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.tokenizing import WrittenShards, write_shards, write_store
 from vidtok_plugin.video.episodes import find_episodes
@@ -139,7 +140,7 @@ def test_processes_that_see_different_episodes_agree_on_one_plan(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else an episode could come into two shards, when videos are added while the processes start."""
-    publish, calls = shard_plan.publish, []
+    publish, calls = plan.publish, []
 
     def publish_late(path: Path, make: Any) -> bool:
         calls.append(path.name)
