@@ -20,7 +20,7 @@ from harness import FOLDER, Row, in_turns, make_parser, report, seconds_of
 
 from vidtok_plugin.store.reader import StoreMetadata, TokenStore
 from vidtok_plugin.store.shards import StoredEpisode
-from vidtok_plugin.store_writer import TokenStoreWriter
+from vidtok_plugin.store.writer import TokenStoreWriter
 
 SIDE, FACTOR, WINDOW = 8, 4, 8
 EPISODES = (1000, 50)  # steps of each: few long ones, and many short ones

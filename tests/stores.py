@@ -8,7 +8,7 @@ import torch
 
 from vidtok_plugin.store.reader import StoreMetadata
 from vidtok_plugin.store.shards import StoredEpisode
-from vidtok_plugin.store_writer import TokenStoreWriter
+from vidtok_plugin.store.writer import TokenStoreWriter
 
 METADATA = StoreMetadata(
     adapter_hash="abc",

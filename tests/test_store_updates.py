@@ -12,11 +12,11 @@ import pytest
 import torch
 from recordings import contents, tiny_adapter, write_episode
 
-from vidtok_plugin import cli, store_writer, tokenizing
+from vidtok_plugin import cli, tokenizing
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common import atomic_files
 from vidtok_plugin.common.processes import Process
-from vidtok_plugin.store import reader
+from vidtok_plugin.store import reader, writer
 from vidtok_plugin.store.reader import TokenStore, adapter_folder
 from vidtok_plugin.tokenizing import WrittenShards, write_shards, write_store
 from vidtok_plugin.video.episodes import find_episodes
@@ -226,7 +226,7 @@ def test_wherever_an_update_is_killed_the_store_is_whole_and_the_same_command_go
         with monkeypatch.context() as patched:
             calls = iter([None] * alive)
             patched.setattr(atomic_files.os, "replace", killable(atomic_files.os.replace))
-            patched.setattr(store_writer.shutil, "rmtree", killable(shutil.rmtree))
+            patched.setattr(writer.shutil, "rmtree", killable(shutil.rmtree))
             patched.setattr(publishing, "_remove", lambda path: None)  # a partial folder stays
             try:
                 run()

@@ -15,7 +15,7 @@ from stores import METADATA, episode_data, write_episodes
 
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.shards import StoredEpisode
-from vidtok_plugin.store_writer import TokenStoreWriter
+from vidtok_plugin.store.writer import TokenStoreWriter
 
 
 def test_episodes_come_back_as_they_were_written(tmp_path: Path) -> None:

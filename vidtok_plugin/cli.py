@@ -146,7 +146,7 @@ def tokenize_share(process: "Process", args: argparse.Namespace) -> "WrittenShar
 
 def print_store(args: argparse.Namespace) -> None:
     from vidtok_plugin.store.reader import TokenStore
-    from vidtok_plugin.store_writer import unfinished_update
+    from vidtok_plugin.store.writer import unfinished_update
 
     if args.update and unfinished_update(args.output):
         print(f"{args.output}: the update is unfinished, and the old tokens hold")

@@ -18,7 +18,7 @@ from vidtok_plugin.episode_tokens import clips_of, encode_episode, episode_facts
 from vidtok_plugin.store.plan import plan_shards
 from vidtok_plugin.store.reader import StoreMetadata, TokenStore
 from vidtok_plugin.store.shards import Shard, StoredEpisode, open_shard, shard_paths
-from vidtok_plugin.store_writer import REDO, TokenStoreWriter
+from vidtok_plugin.store.writer import REDO, TokenStoreWriter
 from vidtok_plugin.tokenizer.presets import presets
 from vidtok_plugin.video.episodes import Episode, actions_path
 
