@@ -9,8 +9,8 @@ from recordings import contents, tiny_adapter, tiny_kl_adapter, write_folder
 
 from vidtok_plugin import cli
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from vidtok_plugin.store.adapter import agree_on_statistics, load_adapter
 from vidtok_plugin.store.reader import TokenStore, adapter_folder
-from vidtok_plugin.store_adapter import agree_on_statistics, load_adapter
 from vidtok_plugin.tokenizing import write_store
 from vidtok_plugin.video.episodes import find_episodes, find_videos
 from vidtok_plugin.video.reading import read_frames

@@ -112,7 +112,7 @@ def tokenize(args: argparse.Namespace) -> None:
 def adapter_of(args: argparse.Namespace, videos: "Sequence[Path]", local_rank: int | None = None) -> "TokenizerAdapter":
     """The adapter that `tokenize` writes with, the same in all processes."""
     from vidtok_plugin.common.devices import default_device
-    from vidtok_plugin.store_adapter import agree_on_statistics, load_adapter
+    from vidtok_plugin.store.adapter import agree_on_statistics, load_adapter
 
     patch_size = None if args.patch_size is None else tuple(args.patch_size)
     adapter = load_adapter(args.model, preset=args.preset, patch_size=patch_size).to(default_device(local_rank))
