@@ -14,7 +14,7 @@ from torch import Tensor
 from vidtok_plugin.common.config import to_dict
 from vidtok_plugin.common.hashing import hash_files
 from vidtok_plugin.common.processes import THE_ONLY_PROCESS, Process
-from vidtok_plugin.episode_tokens import clips_of, encode_episode, episode_facts, num_frames, video_of
+from vidtok_plugin.store.encode import clips_of, encode_episode, episode_facts, num_frames, video_of
 from vidtok_plugin.store.plan import plan_shards
 from vidtok_plugin.store.reader import StoreMetadata, TokenStore
 from vidtok_plugin.store.shards import Shard, StoredEpisode, open_shard, shard_paths
