@@ -25,10 +25,10 @@ from vidtok_plugin.common.commands import add_command, run_command
 from vidtok_plugin.common.config import load_config, to_dict
 from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.store.reader import TokenStore
+from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.tokenizer.evaluation import mean_frame_psnr, reconstruction_psnr
 from vidtok_plugin.tokenizer.module import TokenizerRunConfig
 from vidtok_plugin.tokenizer.runs import fit_tokenizer
-from vidtok_plugin.tokenizing import write_store
 from vidtok_plugin.video.clips import ClipDataset
 from vidtok_plugin.video.episodes import find_episodes, find_videos
 from vidtok_plugin.video.sources import find_sources

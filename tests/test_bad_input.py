@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vidtok_plugin import TokenizerAdapter, VidTok, cli
-from vidtok_plugin.tokenizing import write_store
+from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.video.writing import write_video
 from world_model import cli as world_model_cli
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from vidtok_plugin import VidTok
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.store.reader import TokenStore
-from vidtok_plugin.tokenizing import write_store
+from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.video.episodes import find_episodes
 from world_model import Sampler
 from world_model.measures import drift

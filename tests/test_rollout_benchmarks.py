@@ -11,7 +11,7 @@ from benchmark_files import load_benchmark
 from measured_models import random_model
 from recordings import tiny_adapter, write_episode
 
-from vidtok_plugin.tokenizing import write_store
+from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.video.episodes import find_episodes
 from world_model.generator import StepGenerator
 from world_model.sampler import Sampler

@@ -11,7 +11,7 @@ from vidtok_plugin import cli
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.store.adapter import agree_on_statistics, load_adapter
 from vidtok_plugin.store.reader import TokenStore, adapter_folder
-from vidtok_plugin.tokenizing import write_store
+from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.video.episodes import find_episodes, find_videos
 from vidtok_plugin.video.reading import read_frames
 from world_model.data import WindowDataset

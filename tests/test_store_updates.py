@@ -12,13 +12,13 @@ import pytest
 import torch
 from recordings import contents, tiny_adapter, write_episode
 
-from vidtok_plugin import cli, tokenizing
+from vidtok_plugin import cli
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common import atomic_files
 from vidtok_plugin.common.processes import Process
-from vidtok_plugin.store import reader, writer
+from vidtok_plugin.store import reader, tokenize, writer
 from vidtok_plugin.store.reader import TokenStore, adapter_folder
-from vidtok_plugin.tokenizing import WrittenShards, write_shards, write_store
+from vidtok_plugin.store.tokenize import WrittenShards, write_shards, write_store
 from vidtok_plugin.video.episodes import find_episodes
 
 OLD, NEW = 0, 1  # seeds of tokenizers
@@ -74,7 +74,7 @@ def stored(fresh: dict[int, Path], tmp_path: Path) -> Path:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the videos that are encoded."""
     names: list[str] = []
-    original = tokenizing.encode_episode
+    original = tokenize.encode_episode
 
     def encode(adapter: TokenizerAdapter, episode: Any, *arguments: Any) -> Any:
         names.append(episode.path.name)
@@ -138,7 +138,7 @@ def test_other_facts_of_the_videos_are_redone_as_another_tokenizer_is(videos: Pa
 def test_of_two_updates_at_once_the_second_is_told(
     recorded: Path, stored: Path, fresh: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, overtaken = tokenizing.encode_episode, []
+    encode, overtaken = tokenize.encode_episode, []
 
     def encode_late(*arguments: Any) -> Any:
         if not overtaken:

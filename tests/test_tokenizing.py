@@ -10,7 +10,7 @@ from recordings import tiny_adapter, write_episode, write_folder
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
-from vidtok_plugin.tokenizing import write_store
+from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.video.episodes import find_episodes, find_videos
 from vidtok_plugin.video.reading import read_frames
 from vidtok_plugin.video.writing import write_video
@@ -87,9 +87,9 @@ def test_an_interrupted_writing_goes_on(folder: Path, tmp_path: Path, monkeypatc
         encoded.append(episode.path.name)
         return original(adapter, episode, *arguments)
 
-    from vidtok_plugin import tokenizing
+    from vidtok_plugin.store import tokenize
 
-    original = tokenizing.encode_episode
+    original = tokenize.encode_episode
     monkeypatch.setattr(tokenizing, "encode_episode", encode)
     store = write_store(adapter, episodes, tmp_path)
     assert encoded == ["c.mp4"] and len(store) == 3

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from recordings import contents, tiny_adapter, write_episode
 
-from vidtok_plugin import cli, tokenizing
+from vidtok_plugin import cli
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.processes import Process
-from vidtok_plugin.store import plan
+from vidtok_plugin.store import plan, tokenize
 from vidtok_plugin.store.reader import TokenStore
-from vidtok_plugin.tokenizing import WrittenShards, write_shards, write_store
+from vidtok_plugin.store.tokenize import WrittenShards, write_shards, write_store
 from vidtok_plugin.video.episodes import find_episodes
 
 NAMES = ("a", "b", "c", "d", "e", "f", "g")  # in shards of 2: four of them
@@ -123,7 +123,7 @@ def test_after_a_kill_another_number_of_processes_goes_on(folder: Path, whole: P
 def test_of_two_processes_with_the_same_shard_the_first_one_stays(
     folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, overtaken = tokenizing.encode_episode, []
+    encode, overtaken = tokenize.encode_episode, []
 
     def encode_late(adapter: TokenizerAdapter, episode: Any, *arguments: Any) -> Any:
         if not overtaken:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from vidtok_plugin import training
 from vidtok_plugin.common.config import load_config, to_yaml
-from vidtok_plugin.tokenizing import write_store
+from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.video.episodes import find_episodes, find_videos
 from world_model import WorldModelModule, WorldModelRunConfig
 from world_model.cli import main

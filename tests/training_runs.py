@@ -13,10 +13,10 @@ import numpy as np
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.config import load_config
+from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.module import TokenizerRunConfig
 from vidtok_plugin.tokenizer.runs import fit_tokenizer
-from vidtok_plugin.tokenizing import write_store
 from vidtok_plugin.training.checkpoints import find_checkpoints
 from vidtok_plugin.video import find_videos, write_video
 from world_model.module import WorldModelRunConfig

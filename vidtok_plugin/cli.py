@@ -15,7 +15,7 @@ from vidtok_plugin.common.commands import add_command, add_config_arguments, con
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter
     from vidtok_plugin.common.processes import Process
-    from vidtok_plugin.tokenizing import WrittenShards
+    from vidtok_plugin.store.tokenize import WrittenShards
 
 
 def list_presets(args: argparse.Namespace) -> None:
@@ -124,7 +124,7 @@ def tokenize_share(process: "Process", args: argparse.Namespace) -> "WrittenShar
     """One process's part of `tokenize`."""
     import torch
 
-    from vidtok_plugin.tokenizing import write_shards
+    from vidtok_plugin.store.tokenize import write_shards
     from vidtok_plugin.video.episodes import actions_path, find_videos, load_episode
 
     if args.processes > 1 and "OMP_NUM_THREADS" not in os.environ:
