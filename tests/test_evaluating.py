@@ -17,8 +17,9 @@ from rich.console import Console
 from torch import Tensor
 from toy_tokenizers import toy_tokenizer
 
-from vidtok_plugin import VidTok, cli, evaluating
-from vidtok_plugin.evaluating import EvaluationConfig, default_output, evaluate, published_protocol
+from vidtok_plugin import VidTok, cli
+from vidtok_plugin.evaluation import evaluate
+from vidtok_plugin.evaluation.evaluate import EvaluationConfig, default_output, evaluate, published_protocol
 from vidtok_plugin.metrics.frames import bounded_psnr, frame_ssim
 from vidtok_plugin.metrics.fvd import I3D, FrechetVideoDistance
 from vidtok_plugin.metrics.networks import MetricNetworks
@@ -208,7 +209,7 @@ class Stopped(Exception):
 def counted(monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> list[str]:
     """The names of the videos that are evaluated from now on; after `most` of them comes a stop."""
     names: list[str] = []
-    original = evaluating._evaluate_video
+    original = evaluate._evaluate_video
 
     def evaluate_video(*args: Any, name: str, **kwargs: Any) -> Any:
         if len(names) == most:

@@ -164,20 +164,20 @@ def convert(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from vidtok_plugin import evaluating
     from vidtok_plugin.common.devices import default_device
+    from vidtok_plugin.evaluation import evaluate
     from vidtok_plugin.metrics.networks import load_metric_networks
     from vidtok_plugin.tokenizer.model import VidTok
     from vidtok_plugin.video.episodes import find_videos
 
     find_videos(args.folder)  # before anything large is loaded
-    output = args.output or evaluating.default_output(args.model, args.folder)
+    output = args.output or evaluate.default_output(args.model, args.folder)
     device = default_device()
     tokenizer = VidTok.from_pretrained(args.model, preset=args.preset).to(device)
     chosen = {name: getattr(args, name) for name in ("protocol", "fps", "size", "clip_frames")}
-    cfg = replace(evaluating.published_protocol(tokenizer), **{k: v for k, v in chosen.items() if v is not None})
-    evaluating.check_fits(tokenizer, cfg, with_fvd=args.i3d is not None)  # before a long download
-    report = evaluating.evaluate(
+    cfg = replace(evaluate.published_protocol(tokenizer), **{k: v for k, v in chosen.items() if v is not None})
+    evaluate.check_fits(tokenizer, cfg, with_fvd=args.i3d is not None)  # before a long download
+    report = evaluate.evaluate(
         tokenizer,
         args.folder,
         output,

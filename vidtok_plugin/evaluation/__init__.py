@@ -1,0 +1,1 @@
+"""Evaluation: a folder of videos, or clips, measured."""
