@@ -20,10 +20,10 @@ from toy_tokenizers import toy_tokenizer
 from vidtok_plugin import VidTok, cli
 from vidtok_plugin.evaluation import evaluate
 from vidtok_plugin.evaluation.evaluate import EvaluationConfig, default_output, evaluate, published_protocol
+from vidtok_plugin.evaluation.pairs import read_scaled, resize_and_crop, sampled, stream_pairs
 from vidtok_plugin.metrics.frames import bounded_psnr, frame_ssim
 from vidtok_plugin.metrics.fvd import I3D, FrechetVideoDistance
 from vidtok_plugin.metrics.networks import MetricNetworks
-from vidtok_plugin.metrics.pairs import read_scaled, resize_and_crop, sampled, stream_pairs
 from vidtok_plugin.metrics.report import Report
 from vidtok_plugin.video.reading import VideoInfo, read_frames, read_in_order
 from vidtok_plugin.video.resizing import resize
@@ -361,7 +361,7 @@ def test_damaged_videos_are_skipped_and_listed_if_wished(
 def test_a_video_that_is_damaged_inside_is_skipped_too(
     damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vidtok_plugin.metrics import pairs
+    from vidtok_plugin.evaluation import pairs
 
     def read(path: Path, block: int) -> Iterator[np.ndarray]:
         yield from read_in_order(path, block)

@@ -15,11 +15,7 @@ from torch import Tensor
 
 from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.hashing import hash_files, hash_weights
-from vidtok_plugin.metrics import fvd
-from vidtok_plugin.metrics.frames import bounded_psnr, frame_ssim
-from vidtok_plugin.metrics.lpips import LEAST_SIZE, LPIPS
-from vidtok_plugin.metrics.networks import MetricNetworks
-from vidtok_plugin.metrics.pairs import (
+from vidtok_plugin.evaluation.pairs import (
     UnreadableError,
     clip_pairs,
     completed,
@@ -29,6 +25,10 @@ from vidtok_plugin.metrics.pairs import (
     sampled,
     stream_pairs,
 )
+from vidtok_plugin.metrics import fvd
+from vidtok_plugin.metrics.frames import bounded_psnr, frame_ssim
+from vidtok_plugin.metrics.lpips import LEAST_SIZE, LPIPS
+from vidtok_plugin.metrics.networks import MetricNetworks
 from vidtok_plugin.metrics.records import Records, Scores, VideoScores
 from vidtok_plugin.metrics.report import Report
 from vidtok_plugin.tokenizer.model import VidTok
