@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from vidtok_plugin.metrics.records import Scores, VideoScores
+from vidtok_plugin.evaluation.records import Scores, VideoScores
 from vidtok_plugin.tokenizer.presets import Metrics
 
 REPORT_FILE = "metrics.json"
