@@ -26,11 +26,11 @@ from vidtok_plugin.evaluation.pairs import (
     stream_pairs,
 )
 from vidtok_plugin.evaluation.records import Records, Scores, VideoScores
+from vidtok_plugin.evaluation.report import Report
 from vidtok_plugin.metrics import fvd
 from vidtok_plugin.metrics.frames import bounded_psnr, frame_ssim
 from vidtok_plugin.metrics.lpips import LEAST_SIZE, LPIPS
 from vidtok_plugin.metrics.networks import MetricNetworks
-from vidtok_plugin.metrics.report import Report
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.presets import presets
 from vidtok_plugin.tokenizer.video_checks import check_multiple
