@@ -20,11 +20,11 @@ from toy_tokenizers import toy_tokenizer
 from vidtok_plugin import VidTok, cli
 from vidtok_plugin.evaluation import evaluate
 from vidtok_plugin.evaluation.evaluate import EvaluationConfig, default_output, evaluate, published_protocol
+from vidtok_plugin.evaluation.networks import MetricNetworks
 from vidtok_plugin.evaluation.pairs import read_scaled, resize_and_crop, sampled, stream_pairs
 from vidtok_plugin.evaluation.report import Report
 from vidtok_plugin.metrics.frames import bounded_psnr, frame_ssim
 from vidtok_plugin.metrics.fvd import I3D, FrechetVideoDistance
-from vidtok_plugin.metrics.networks import MetricNetworks
 from vidtok_plugin.video.reading import VideoInfo, read_frames, read_in_order
 from vidtok_plugin.video.resizing import resize
 from vidtok_plugin.video.writing import write_video

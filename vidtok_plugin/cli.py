@@ -166,7 +166,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     from vidtok_plugin.common.devices import default_device
     from vidtok_plugin.evaluation import evaluate
-    from vidtok_plugin.metrics.networks import load_metric_networks
+    from vidtok_plugin.evaluation.networks import load_metric_networks
     from vidtok_plugin.tokenizer.model import VidTok
     from vidtok_plugin.video.episodes import find_videos
 

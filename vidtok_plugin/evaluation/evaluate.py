@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.hashing import hash_files, hash_weights
+from vidtok_plugin.evaluation.networks import MetricNetworks
 from vidtok_plugin.evaluation.pairs import (
     UnreadableError,
     clip_pairs,
@@ -30,7 +31,6 @@ from vidtok_plugin.evaluation.report import Report
 from vidtok_plugin.metrics import fvd
 from vidtok_plugin.metrics.frames import bounded_psnr, frame_ssim
 from vidtok_plugin.metrics.lpips import LEAST_SIZE, LPIPS
-from vidtok_plugin.metrics.networks import MetricNetworks
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.presets import presets
 from vidtok_plugin.tokenizer.video_checks import check_multiple
