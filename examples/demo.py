@@ -24,9 +24,9 @@ from vidtok_plugin import TokenizerAdapter, VidTok
 from vidtok_plugin.common.commands import add_command, run_command
 from vidtok_plugin.common.config import load_config, to_dict
 from vidtok_plugin.common.devices import default_device
+from vidtok_plugin.evaluation.psnr import mean_frame_psnr, reconstruction_psnr
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.tokenize import write_store
-from vidtok_plugin.tokenizer.evaluation import mean_frame_psnr, reconstruction_psnr
 from vidtok_plugin.tokenizer.module import TokenizerRunConfig
 from vidtok_plugin.tokenizer.runs import fit_tokenizer
 from vidtok_plugin.video.clips import ClipDataset
