@@ -96,7 +96,7 @@ def test_what_runs_without_gradients_runs_once(monkeypatch: pytest.MonkeyPatch) 
     expected = model.encode(video).latents
     model.checkpoint_activations()
     assert list(model.state_dict()) == names
-    monkeypatch.setattr("vidtok_plugin.tokenizer.network.checkpoint", refuse)
+    monkeypatch.setattr("vidtok_plugin.tokenizer.network.encoder_decoder.checkpoint", refuse)
     with pytest.raises(AssertionError, match="checkpointed"):
         model.encode(video)
     with torch.no_grad():

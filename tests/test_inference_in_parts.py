@@ -12,9 +12,10 @@ from torch import Tensor
 from toy_tokenizers import difference, random_latents, random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok
-from vidtok_plugin.tokenizer import network, parts
+from vidtok_plugin.tokenizer import parts
 from vidtok_plugin.tokenizer.layers import SpatialConv, StreamLayer, TimeConv, TimePadding
 from vidtok_plugin.tokenizer.memory import LiveBytes
+from vidtok_plugin.tokenizer.network import encoder_decoder
 
 NAMES = [
     "vidtok_fsq_causal_488_32768",
@@ -72,7 +73,7 @@ def test_groups_make_the_whole(name: str, pixels: int, monkeypatch: pytest.Monke
     model = toy_tokenizer(name)
     video = random_video(1 + 5 * model.temporal_factor, h=8, w=16)
     plain = run(model, video)
-    monkeypatch.setitem(network.GROUP_PIXELS, "cpu", pixels)
+    monkeypatch.setitem(encoder_decoder.GROUP_PIXELS, "cpu", pixels)
     with torch.no_grad():
         for grouped, whole in zip(run(model, video), plain, strict=True):
             assert difference(grouped, whole) < EXACT
@@ -81,7 +82,7 @@ def test_groups_make_the_whole(name: str, pixels: int, monkeypatch: pytest.Monke
 @torch.no_grad()
 def test_a_clip_of_a_hundred_groups_takes_little_more_than_one_of_five(monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy_tokenizer(NAMES[0], ch=16)
-    monkeypatch.setitem(network.GROUP_PIXELS, "cpu", 4 * 8 * 16)
+    monkeypatch.setitem(encoder_decoder.GROUP_PIXELS, "cpu", 4 * 8 * 16)
     peaks = []
     for groups in (5, 100):
         video = random_video(1 + 4 * groups, h=8, w=16)
@@ -132,8 +133,8 @@ def test_what_is_upsampled_is_never_whole_in_memory(monkeypatch: pytest.MonkeyPa
     whole = 32 * 20 * 64 * 64 * 4  # bytes of what the first level makes, of twice as much
     monkeypatch.setattr(parts, "PART_BYTES", whole // 20)
     peaks = []
-    for chains in (network.Decoder.chains, network.Network.chains):
-        monkeypatch.setattr(network.Decoder, "chains", chains)
+    for chains in (encoder_decoder.Decoder.chains, encoder_decoder.Network.chains):
+        monkeypatch.setattr(encoder_decoder.Decoder, "chains", chains)
         with LiveBytes([*model.parameters(), latents]) as live:
             model.decode(latents)
         peaks.append(live.peak)

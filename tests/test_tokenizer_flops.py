@@ -6,7 +6,7 @@ from flops import flop_counter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vidtok_plugin import presets
-from vidtok_plugin.tokenizer.network import Decoder, Encoder
+from vidtok_plugin.tokenizer.network.encoder_decoder import Decoder, Encoder
 
 # GFLOP of encoding and decoding 17x64x64 (16 frames without causality) at the published width, on a CPU. As published,
 # decoding with vidtok_fsq_causal_488_32768 takes 928.5.

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
-from vidtok_plugin.tokenizer import network
+from vidtok_plugin.tokenizer.network import encoder_decoder
 
 TO_LOWER = {
     *("conv1d", "conv2d", "conv3d", "linear", "scaled_dot_product_attention"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vidtok_plugin.common.errors import nearest
 from vidtok_plugin.tokenizer import weights as weights_io
 from vidtok_plugin.tokenizer.architecture import Architecture
-from vidtok_plugin.tokenizer.network import Decoder, Encoder
+from vidtok_plugin.tokenizer.network.encoder_decoder import Decoder, Encoder
 from vidtok_plugin.tokenizer.presets import get_preset
 from vidtok_plugin.tokenizer.regularizers import FSQ, KL, Regularized
 from vidtok_plugin.tokenizer.streams import DecoderStream, Encoded, EncoderStream

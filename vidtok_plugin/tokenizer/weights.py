@@ -14,7 +14,7 @@ from vidtok_plugin.common.config import load_config, to_yaml
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.checkpoints import Averaging, Weights, read_weights
 from vidtok_plugin.tokenizer.hub import published_checkpoint
-from vidtok_plugin.tokenizer.network import Decoder, Encoder
+from vidtok_plugin.tokenizer.network.encoder_decoder import Decoder, Encoder
 from vidtok_plugin.tokenizer.presets import get_preset, presets
 
 WEIGHTS_FILE = "model.safetensors"

@@ -1,0 +1,1 @@
+"""The VidTok network: layers, blocks, encoder and decoder."""
