@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from harness import in_turns, make_parser, matmul_rate, ratio, report
 
-from vidtok_plugin.tokenizer.layers import TimePadding
+from vidtok_plugin.tokenizer.network.layers import TimePadding
 from vidtok_plugin.tokenizer.resampling import SpatialUpsample, TemporalUpsample
 from world_model import Decoding, Sampler, WorldModel
 from world_model.architecture import TokenSpec, WorldModelConfig

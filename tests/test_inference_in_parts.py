@@ -13,9 +13,9 @@ from toy_tokenizers import difference, random_latents, random_video, toy_tokeniz
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.tokenizer import parts
-from vidtok_plugin.tokenizer.layers import SpatialConv, StreamLayer, TimeConv, TimePadding
 from vidtok_plugin.tokenizer.memory import LiveBytes
 from vidtok_plugin.tokenizer.network import encoder_decoder
+from vidtok_plugin.tokenizer.network.layers import SpatialConv, StreamLayer, TimeConv, TimePadding
 
 NAMES = [
     "vidtok_fsq_causal_488_32768",

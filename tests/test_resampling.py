@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidtok_plugin.tokenizer.layers import TimePadding, bare
+from vidtok_plugin.tokenizer.network.layers import TimePadding, bare
 from vidtok_plugin.tokenizer.resampling import SpatialUpsample, TemporalDownsample, TemporalUpsample
 
 PADDINGS = list(TimePadding)

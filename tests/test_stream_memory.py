@@ -13,8 +13,8 @@ from tensordict import TensorDict
 from toy_tokenizers import random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok, presets
-from vidtok_plugin.tokenizer.layers import TimeConv
 from vidtok_plugin.tokenizer.memory import LiveBytes
+from vidtok_plugin.tokenizer.network.layers import TimeConv
 from vidtok_plugin.tokenizer.resampling import TemporalDownsample, TemporalUpsample
 
 CAUSAL = [name for name, preset in presets().items() if preset.architecture.causal]

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from vidtok_plugin import VidTok, presets
 from vidtok_plugin.metrics.lpips import LPIPS
-from vidtok_plugin.tokenizer import layers
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.casting import casting
-from vidtok_plugin.tokenizer.layers import TimeConv
+from vidtok_plugin.tokenizer.network import layers
+from vidtok_plugin.tokenizer.network.layers import TimeConv
 from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig
 from vidtok_plugin.tokenizer.resampling import SpatialUpsample
 from vidtok_plugin.tokenizer.training_memory import count_step, training_memory

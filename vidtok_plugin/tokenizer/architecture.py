@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from vidtok_plugin.tokenizer.layers import TimePadding
+from vidtok_plugin.tokenizer.network.layers import TimePadding
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidtok_plugin.tokenizer.layers import (
+from vidtok_plugin.tokenizer.network.layers import (
     ChannelNorm,
     FrameLayer,
     PointConv,

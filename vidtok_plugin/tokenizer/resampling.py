@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidtok_plugin.tokenizer.layers import (
+from vidtok_plugin.tokenizer.network.layers import (
     FrameLayer,
     SpatialConv,
     State,

@@ -13,7 +13,7 @@ from einops import rearrange, repeat
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from vidtok_plugin.tokenizer.layers import TimeConv, own
+from vidtok_plugin.tokenizer.network.layers import TimeConv, own
 from vidtok_plugin.tokenizer.video_checks import as_float_video
 
 if TYPE_CHECKING:

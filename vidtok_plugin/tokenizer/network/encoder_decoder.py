@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.blocks import Middle, SpatialBlock, TemporalBlock
-from vidtok_plugin.tokenizer.layers import (
+from vidtok_plugin.tokenizer.network.layers import (
     ChannelNorm,
     State,
     StreamLayer,
