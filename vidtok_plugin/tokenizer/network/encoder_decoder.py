@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vidtok_plugin.tokenizer.architecture import Architecture
-from vidtok_plugin.tokenizer.blocks import Middle, SpatialBlock, TemporalBlock
+from vidtok_plugin.tokenizer.network.blocks import Middle, SpatialBlock, TemporalBlock
 from vidtok_plugin.tokenizer.network.layers import (
     ChannelNorm,
     State,
