@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from harness import in_turns, make_parser, matmul_rate, ratio, report
 
 from vidtok_plugin.tokenizer.network.layers import TimePadding
-from vidtok_plugin.tokenizer.resampling import SpatialUpsample, TemporalUpsample
+from vidtok_plugin.tokenizer.network.resampling import SpatialUpsample, TemporalUpsample
 from world_model import Decoding, Sampler, WorldModel
 from world_model.architecture import TokenSpec, WorldModelConfig
 from world_model.attention import attention

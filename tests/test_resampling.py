@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidtok_plugin.tokenizer.network.layers import TimePadding, bare
-from vidtok_plugin.tokenizer.resampling import SpatialUpsample, TemporalDownsample, TemporalUpsample
+from vidtok_plugin.tokenizer.network.resampling import SpatialUpsample, TemporalDownsample, TemporalUpsample
 
 PADDINGS = list(TimePadding)
 

@@ -15,7 +15,7 @@ from toy_tokenizers import random_video, toy_tokenizer
 from vidtok_plugin import VidTok, presets
 from vidtok_plugin.tokenizer.memory import LiveBytes
 from vidtok_plugin.tokenizer.network.layers import TimeConv
-from vidtok_plugin.tokenizer.resampling import TemporalDownsample, TemporalUpsample
+from vidtok_plugin.tokenizer.network.resampling import TemporalDownsample, TemporalUpsample
 
 CAUSAL = [name for name, preset in presets().items() if preset.architecture.causal]
 

@@ -16,8 +16,8 @@ from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.casting import casting
 from vidtok_plugin.tokenizer.network import layers
 from vidtok_plugin.tokenizer.network.layers import TimeConv
+from vidtok_plugin.tokenizer.network.resampling import SpatialUpsample
 from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig
-from vidtok_plugin.tokenizer.resampling import SpatialUpsample
 from vidtok_plugin.tokenizer.training_memory import count_step, training_memory
 
 SIZE: dict[str, Any] = {"frames": 5, "height": 16, "width": 32}

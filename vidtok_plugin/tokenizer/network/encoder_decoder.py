@@ -20,8 +20,13 @@ from vidtok_plugin.tokenizer.network.layers import (
     step_through,
     time_conv,
 )
+from vidtok_plugin.tokenizer.network.resampling import (
+    SpatialDownsample,
+    SpatialUpsample,
+    TemporalDownsample,
+    TemporalUpsample,
+)
 from vidtok_plugin.tokenizer.parts import by_frames, joined, length_at_once, may_overwrite, silu, spans
-from vidtok_plugin.tokenizer.resampling import SpatialDownsample, SpatialUpsample, TemporalDownsample, TemporalUpsample
 
 
 class Level(nn.Module):
