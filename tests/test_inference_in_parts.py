@@ -12,9 +12,8 @@ from torch import Tensor
 from toy_tokenizers import difference, random_latents, random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok
-from vidtok_plugin.tokenizer import parts
 from vidtok_plugin.tokenizer.memory import LiveBytes
-from vidtok_plugin.tokenizer.network import encoder_decoder
+from vidtok_plugin.tokenizer.network import chunking, encoder_decoder
 from vidtok_plugin.tokenizer.network.layers import SpatialConv, StreamLayer, TimeConv, TimePadding
 
 NAMES = [
@@ -99,24 +98,24 @@ def test_nothing_is_parted_where_gradients_are_kept(length: int) -> None:
     """An odd length was: `length // 2 * 2` fitted."""
     x = torch.rand(1, length, length, 4, 2)
     for dim in (1, 2):
-        assert parts.length_at_once(x, dim, multiple=2, overlap=4) == length
+        assert chunking.length_at_once(x, dim, multiple=2, overlap=4) == length
 
 
 @torch.no_grad()
 def test_parts_are_multiples_that_leave_room_for_what_overlaps(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.rand(1, 9, 1, 1, 25)  # 100 bytes a frame
     monkeypatch.setattr(parts, "PART_BYTES", 799)
-    assert [parts.length_at_once(x, 1, multiple=n) for n in (1, 2, 4, 8)] == [7, 6, 4, 8]
-    assert [parts.length_at_once(x, 1, multiple=2, overlap=n) for n in (1, 2, 9)] == [6, 4, 2]
+    assert [chunking.length_at_once(x, 1, multiple=n) for n in (1, 2, 4, 8)] == [7, 6, 4, 8]
+    assert [chunking.length_at_once(x, 1, multiple=2, overlap=n) for n in (1, 2, 9)] == [6, 4, 2]
     monkeypatch.setattr(parts, "PART_BYTES", 900)
-    assert parts.length_at_once(x, 1, multiple=2, overlap=4) == 9
-    assert list(parts.spans(9, 4)) == [(0, 4), (4, 8), (8, 9)]
-    assert list(parts.spans(9, 1, first=3))[:2] == [(0, 3), (3, 4)]
-    assert list(parts.spans(2, 1, first=3)) == [(0, 2)]
+    assert chunking.length_at_once(x, 1, multiple=2, overlap=4) == 9
+    assert list(chunking.spans(9, 4)) == [(0, 4), (4, 8), (8, 9)]
+    assert list(chunking.spans(9, 1, first=3))[:2] == [(0, 3), (3, 4)]
+    assert list(chunking.spans(2, 1, first=3)) == [(0, 2)]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", [1, parts.PART_BYTES])
+@pytest.mark.parametrize("size", [1, chunking.PART_BYTES])
 def test_a_clips_precision_does_not_depend_on_its_size(
     model: VidTok, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +153,7 @@ def test_a_clips_forward_hooks_are_called(model: VidTok) -> None:
 
 @torch.no_grad()
 def test_what_the_caller_holds_is_never_written_to(model: VidTok, monkeypatch: pytest.MonkeyPatch) -> None:
-    for size in (1, parts.PART_BYTES):
+    for size in (1, chunking.PART_BYTES):
         monkeypatch.setattr(parts, "PART_BYTES", size)
         video = random_video(model.num_frames(2), h=16, w=16)
         before = video.clone()

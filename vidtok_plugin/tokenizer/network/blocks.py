@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidtok_plugin.tokenizer.network.chunking import add, by_frames, length_at_once, silu, spans
 from vidtok_plugin.tokenizer.network.layers import (
     ChannelNorm,
     FrameLayer,
@@ -20,7 +21,6 @@ from vidtok_plugin.tokenizer.network.layers import (
     step_through,
     time_conv,
 )
-from vidtok_plugin.tokenizer.parts import add, by_frames, length_at_once, silu, spans
 
 
 class ResidualBlock(StreamLayer):

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.network.blocks import Middle, SpatialBlock, TemporalBlock
+from vidtok_plugin.tokenizer.network.chunking import by_frames, joined, length_at_once, may_overwrite, silu, spans
 from vidtok_plugin.tokenizer.network.layers import (
     ChannelNorm,
     State,
@@ -26,7 +27,6 @@ from vidtok_plugin.tokenizer.network.resampling import (
     TemporalDownsample,
     TemporalUpsample,
 )
-from vidtok_plugin.tokenizer.parts import by_frames, joined, length_at_once, may_overwrite, silu, spans
 
 
 class Level(nn.Module):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidtok_plugin.tokenizer.parts import add, by_frames, joined, length_at_once, spans
+from vidtok_plugin.tokenizer.network.chunking import add, by_frames, joined, length_at_once, spans
 
 State = Any
 """What a layer needs of the frames before: None, a tensor, or a dict of states by the layer's name."""

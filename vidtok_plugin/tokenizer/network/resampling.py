@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidtok_plugin.tokenizer.network.chunking import add, length_at_once, may_overwrite, spans
 from vidtok_plugin.tokenizer.network.layers import (
     FrameLayer,
     SpatialConv,
@@ -20,7 +21,6 @@ from vidtok_plugin.tokenizer.network.layers import (
     conv_frames,
     time_conv,
 )
-from vidtok_plugin.tokenizer.parts import add, length_at_once, may_overwrite, spans
 
 
 class SpatialDownsample(StreamLayer):
