@@ -13,7 +13,7 @@ from toy_tokenizers import toy_tokenizer
 from vidtok_plugin import VidTok
 from vidtok_plugin.cli import main
 from vidtok_plugin.tokenizer.objective import frame_psnr
-from vidtok_plugin.tokenizer.reconstruction import reconstruct_video
+from vidtok_plugin.tokenizer.reconstruction.reconstruct import reconstruct_video
 from vidtok_plugin.video import probe, read_frames, write_video
 
 FSQ, KL, NONCAUSAL = "vidtok_fsq_causal_488_32768", "vidtok_kl_causal_488_4chn_v1_1", "vidtok_kl_noncausal_488_4chn"
@@ -139,7 +139,7 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from toy_tokenizers import toy_tokenizer
-from vidtok_plugin.tokenizer.reconstruction import reconstruct_video
+from vidtok_plugin.tokenizer.reconstruction.reconstruct import reconstruct_video
 model = toy_tokenizer({name!r}, ch={ch}).float()
 
 def kilobytes(what):

@@ -64,7 +64,7 @@ def validate(args: argparse.Namespace) -> None:
 def reconstruct(args: argparse.Namespace) -> None:
     from vidtok_plugin.common.devices import default_device
     from vidtok_plugin.tokenizer.model import VidTok
-    from vidtok_plugin.tokenizer.reconstruction import reconstruct_video
+    from vidtok_plugin.tokenizer.reconstruction.reconstruct import reconstruct_video
 
     tokenizer = VidTok.from_pretrained(args.model, preset=args.preset).to(default_device())
     result = reconstruct_video(

@@ -1,0 +1,1 @@
+"""Reconstruction of videos of any length and size, in tiles within a memory budget."""
