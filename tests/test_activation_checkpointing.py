@@ -9,7 +9,7 @@ from torch import Tensor
 from toy_tokenizers import random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok
-from vidtok_plugin.tokenizer.memory import LiveBytes
+from vidtok_plugin.tokenizer.reconstruction.memory import LiveBytes
 
 KINDS = ["vidtok_fsq_causal_488_32768", "vidtok_kl_causal_488_4chn_v1_1", "vidtok_kl_noncausal_488_4chn"]
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vidtok_plugin.tokenizer.memory import LiveBytes
 from vidtok_plugin.tokenizer.objective import ObjectiveConfig
+from vidtok_plugin.tokenizer.reconstruction.memory import LiveBytes
 from vidtok_plugin.tokenizer.regularizers import FSQ, fsq_terms
 
 GOLDEN = load_file(Path(__file__).parent / "data" / "golden" / "fsq.safetensors")

@@ -12,9 +12,9 @@ from torch import Tensor
 from toy_tokenizers import difference, random_latents, random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok
-from vidtok_plugin.tokenizer.memory import LiveBytes
 from vidtok_plugin.tokenizer.network import chunking, encoder_decoder
 from vidtok_plugin.tokenizer.network.layers import SpatialConv, StreamLayer, TimeConv, TimePadding
+from vidtok_plugin.tokenizer.reconstruction.memory import LiveBytes
 
 NAMES = [
     "vidtok_fsq_causal_488_32768",

@@ -9,9 +9,9 @@ import torch
 from metric_networks import golden_lpips
 from torch import Tensor
 
-from vidtok_plugin.tokenizer.memory import LiveBytes
 from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig
 from vidtok_plugin.tokenizer.objective.perceptual import PerceptualLoss
+from vidtok_plugin.tokenizer.reconstruction.memory import LiveBytes
 
 
 def frames(count: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:

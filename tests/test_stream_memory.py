@@ -13,9 +13,9 @@ from tensordict import TensorDict
 from toy_tokenizers import random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok, presets
-from vidtok_plugin.tokenizer.memory import LiveBytes
 from vidtok_plugin.tokenizer.network.layers import TimeConv
 from vidtok_plugin.tokenizer.network.resampling import TemporalDownsample, TemporalUpsample
+from vidtok_plugin.tokenizer.reconstruction.memory import LiveBytes
 
 CAUSAL = [name for name, preset in presets().items() if preset.architecture.causal]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from toy_tokenizers import difference, random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok
-from vidtok_plugin.tokenizer.memory import footprint, make_plan
 from vidtok_plugin.tokenizer.objective import frame_psnr
+from vidtok_plugin.tokenizer.reconstruction.memory import footprint, make_plan
 from vidtok_plugin.tokenizer.tile_streams import TiledReconstruction
 from vidtok_plugin.tokenizer.tiling import Tiling, tile_length
 from vidtok_plugin.video import read_frames

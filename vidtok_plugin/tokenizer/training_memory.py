@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from vidtok_plugin.metrics.lpips import LPIPS
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.casting import casting, no_casting
-from vidtok_plugin.tokenizer.memory import LiveBytes
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig
+from vidtok_plugin.tokenizer.reconstruction.memory import LiveBytes
 from vidtok_plugin.tokenizer.video_checks import check_multiple
 
 ADAM_MOMENTS = 2
