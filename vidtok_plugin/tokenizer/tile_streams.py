@@ -8,8 +8,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from vidtok_plugin.tokenizer.model import VidTok
+from vidtok_plugin.tokenizer.reconstruction.tiling import Tile, Tiling
 from vidtok_plugin.tokenizer.streams import DecoderStream, EncoderStream
-from vidtok_plugin.tokenizer.tiling import Tile, Tiling
 
 Streams = tuple[EncoderStream, DecoderStream]
 

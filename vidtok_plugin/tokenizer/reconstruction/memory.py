@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from vidtok_plugin.tokenizer.model import VidTok
-from vidtok_plugin.tokenizer.tiling import Tiling, tile_length
+from vidtok_plugin.tokenizer.reconstruction.tiling import Tiling, tile_length
 
 CLIP = 32  # frames of a clip of a non-causal model, which sees no further
 PUSHED_PIXELS = 2**17  # about as many are pushed at once where memory doesn't matter
