@@ -13,8 +13,8 @@ from toy_tokenizers import difference, random_video, toy_tokenizer
 from vidtok_plugin import VidTok
 from vidtok_plugin.tokenizer.objective import frame_psnr
 from vidtok_plugin.tokenizer.reconstruction.memory import footprint, make_plan
+from vidtok_plugin.tokenizer.reconstruction.tile_streams import TiledReconstruction
 from vidtok_plugin.tokenizer.reconstruction.tiling import Tiling, tile_length
-from vidtok_plugin.tokenizer.tile_streams import TiledReconstruction
 from vidtok_plugin.video import read_frames
 
 NAMES = ("vidtok_fsq_causal_488_32768", "vidtok_kl_causal_488_4chn_v1_1", "vidtok_kl_noncausal_488_4chn")

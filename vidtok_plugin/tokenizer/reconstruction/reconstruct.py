@@ -20,7 +20,7 @@ from torch import Tensor
 from vidtok_plugin.metrics.frames import bounded_psnr
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.reconstruction.memory import Plan, make_plan
-from vidtok_plugin.tokenizer.tile_streams import TiledReconstruction
+from vidtok_plugin.tokenizer.reconstruction.tile_streams import TiledReconstruction
 from vidtok_plugin.tokenizer.video_checks import check_multiple
 from vidtok_plugin.video.reading import VideoInfo, probe, read_in_order
 from vidtok_plugin.video.writing import VideoWriter
