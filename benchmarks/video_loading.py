@@ -43,7 +43,7 @@ from natural_clips import natural_clip
 from video_files import write_file
 
 from vidtok_plugin.common.config import load_config
-from vidtok_plugin.tokenizer.module import TokenizerRunConfig
+from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
 from vidtok_plugin.training.loading import ResumableLoader
 from vidtok_plugin.video import ClipDataset, VideoBatch, VideoDataConfig, VideoDataModule, probe, read_frames
 from vidtok_plugin.video.batch import collate_clips

@@ -14,7 +14,7 @@ from training_runs import configure
 
 from vidtok_plugin import training
 from vidtok_plugin.common.hashing import hash_weights
-from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
+from vidtok_plugin.tokenizer.training.module import TokenizerModule, TokenizerRunConfig
 from vidtok_plugin.training.module import Loss, TrainingModule
 from vidtok_plugin.video import VideoDataModule
 from vidtok_plugin.video.batch import VideoBatch

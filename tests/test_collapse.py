@@ -12,7 +12,7 @@ from watched_runs import LIGHTNING_NOISE, Metrics, config, module_of, narrow, ru
 
 from vidtok_plugin.tokenizer.codebook_use import CodebookUse, Use
 from vidtok_plugin.tokenizer.collapse import CollapseConfig, CollapseWatch
-from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
+from vidtok_plugin.tokenizer.training.module import TokenizerModule, TokenizerRunConfig
 
 __all__ = ["narrow"]
 pytestmark = pytest.mark.usefixtures("narrow")

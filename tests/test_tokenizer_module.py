@@ -14,7 +14,7 @@ from training_runs import make_videos
 
 from vidtok_plugin import VidTok, presets, training
 from vidtok_plugin.common.config import load_config
-from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
+from vidtok_plugin.tokenizer.training.module import TokenizerModule, TokenizerRunConfig
 from vidtok_plugin.training import RESERVED
 from vidtok_plugin.training.optimization import OptimizerConfig
 from vidtok_plugin.video import VideoDataModule

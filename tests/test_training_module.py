@@ -14,7 +14,7 @@ from torch import Tensor
 from training_runs import configure, logged, make_store, make_videos, run_here, settings
 
 from vidtok_plugin import VidTok, training
-from vidtok_plugin.tokenizer.module import TokenizerModule, TokenizerRunConfig
+from vidtok_plugin.tokenizer.training.module import TokenizerModule, TokenizerRunConfig
 from vidtok_plugin.training.averaging import EMA
 from vidtok_plugin.training.module import Loss
 from vidtok_plugin.training.non_finite import NonFiniteError

@@ -15,7 +15,7 @@ from vidtok_plugin.video.sources import find_sources
 from vidtok_plugin.video.unreadable import UnreadableVideos
 
 if TYPE_CHECKING:
-    from vidtok_plugin.tokenizer.module import TokenizerRunConfig
+    from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""Training of tokenizers: module, runs, and what shows them."""
