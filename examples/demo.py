@@ -27,8 +27,8 @@ from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.evaluation.psnr import mean_frame_psnr, reconstruction_psnr
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.tokenize import write_store
-from vidtok_plugin.tokenizer.runs import fit_tokenizer
 from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
+from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 from vidtok_plugin.video.clips import ClipDataset
 from vidtok_plugin.video.episodes import find_episodes, find_videos
 from vidtok_plugin.video.sources import find_sources

@@ -8,8 +8,8 @@ from video_files import moving_noise, write_file
 
 from vidtok_plugin import VidTok, presets
 from vidtok_plugin.common.config import load_config
-from vidtok_plugin.tokenizer.runs import fit_tokenizer
 from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
+from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "tokenizer"
 TOY = {"ch": 4, "ch_mult": (1, 1, 1, 1), "num_res_blocks": 1}

@@ -15,8 +15,8 @@ from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.config import load_config
 from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.tokenizer.model import VidTok
-from vidtok_plugin.tokenizer.runs import fit_tokenizer
 from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
+from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 from vidtok_plugin.training.checkpoints import find_checkpoints
 from vidtok_plugin.video import find_videos, write_video
 from world_model.module import WorldModelRunConfig

@@ -11,8 +11,8 @@ import torch
 from vidtok_plugin import training
 from vidtok_plugin.common.config import load_config
 from vidtok_plugin.tokenizer.objective import discriminators
-from vidtok_plugin.tokenizer.runs import fit_tokenizer
 from vidtok_plugin.tokenizer.training.module import TokenizerModule, TokenizerRunConfig
+from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 from vidtok_plugin.video import VideoDataModule
 
 LIGHTNING_NOISE = pytest.mark.filterwarnings(

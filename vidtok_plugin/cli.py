@@ -48,15 +48,15 @@ def list_presets(args: argparse.Namespace) -> None:
 
 
 def fit(args: argparse.Namespace) -> None:
-    from vidtok_plugin.tokenizer.runs import fit_tokenizer
     from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
+    from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 
     fit_tokenizer(config_from(args, TokenizerRunConfig))
 
 
 def validate(args: argparse.Namespace) -> None:
-    from vidtok_plugin.tokenizer.runs import validate_tokenizer
     from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
+    from vidtok_plugin.tokenizer.training.runs import validate_tokenizer
 
     validate_tokenizer(config_from(args, TokenizerRunConfig))
 
