@@ -24,7 +24,7 @@ from vidtok_plugin import training
 from vidtok_plugin.common.config import load_config
 from vidtok_plugin.tokenizer.codebook import code_statistics, count_codes
 from vidtok_plugin.tokenizer.codebook_use import CodebookUse
-from vidtok_plugin.tokenizer.pictures import ReconstructionPictures, contact_sheet, evenly_spaced, pair_of
+from vidtok_plugin.tokenizer.training.pictures import ReconstructionPictures, contact_sheet, evenly_spaced, pair_of
 from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 from vidtok_plugin.training import RunConfig
 from vidtok_plugin.training.curves import Curves, draw_curves, panel_of, smoothed
