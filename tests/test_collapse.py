@@ -10,7 +10,7 @@ import torch
 from training_runs import make_videos
 from watched_runs import LIGHTNING_NOISE, Metrics, config, module_of, narrow, run
 
-from vidtok_plugin.tokenizer.codebook_use import CodebookUse, Use
+from vidtok_plugin.tokenizer.training.codebook_usage import CodebookUse, Use
 from vidtok_plugin.tokenizer.training.collapse import CollapseConfig, CollapseWatch
 from vidtok_plugin.tokenizer.training.module import TokenizerModule, TokenizerRunConfig
 

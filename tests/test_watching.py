@@ -23,7 +23,7 @@ from watched_runs import LIGHTNING_NOISE, Metrics, config, module_of, narrow, ru
 from vidtok_plugin import training
 from vidtok_plugin.common.config import load_config
 from vidtok_plugin.tokenizer.codebook import code_statistics, count_codes
-from vidtok_plugin.tokenizer.codebook_use import CodebookUse
+from vidtok_plugin.tokenizer.training.codebook_usage import CodebookUse
 from vidtok_plugin.tokenizer.training.pictures import ReconstructionPictures, contact_sheet, evenly_spaced, pair_of
 from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 from vidtok_plugin.training import RunConfig

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from vidtok_plugin.tokenizer.codebook_use import CodebookUse, Use
+from vidtok_plugin.tokenizer.training.codebook_usage import CodebookUse, Use
 from vidtok_plugin.training.log_steps import at_log_step
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import lightning.pytorch as pl
 
 from vidtok_plugin import training
-from vidtok_plugin.tokenizer.codebook_use import CodebookUse
+from vidtok_plugin.tokenizer.training.codebook_usage import CodebookUse
 from vidtok_plugin.tokenizer.training.collapse import CollapseWatch
 from vidtok_plugin.tokenizer.training.module import TokenizerModule, TokenizerRunConfig
 from vidtok_plugin.tokenizer.training.pictures import ReconstructionPictures
