@@ -26,7 +26,7 @@ from vidtok_plugin.common.commands import set_up_logging
 from vidtok_plugin.common.config import load_config
 from vidtok_plugin.evaluation.psnr import reconstruction_psnr
 from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
-from vidtok_plugin.tokenizer.weights import WEIGHTS_FILE
+from vidtok_plugin.tokenizer.weights.weights import WEIGHTS_FILE
 from vidtok_plugin.video.clips import ClipDataset
 from vidtok_plugin.video.sources import find_sources
 

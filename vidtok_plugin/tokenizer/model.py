@@ -10,13 +10,13 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from vidtok_plugin.common.errors import nearest
-from vidtok_plugin.tokenizer import weights as weights_io
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.network.encoder_decoder import Decoder, Encoder
 from vidtok_plugin.tokenizer.presets import get_preset
 from vidtok_plugin.tokenizer.regularizers import FSQ, KL, Regularized
 from vidtok_plugin.tokenizer.streams import DecoderStream, Encoded, EncoderStream
 from vidtok_plugin.tokenizer.video_checks import as_float_video
+from vidtok_plugin.tokenizer.weights import weights as weights_io
 
 
 @dataclass(frozen=True, kw_only=True)

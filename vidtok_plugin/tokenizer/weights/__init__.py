@@ -1,0 +1,1 @@
+"""Weights: published, downloaded, converted, and checkpoints of our own training."""
