@@ -15,8 +15,8 @@ from weight_files import assert_same, make_malicious, published_layout, training
 from vidtok_plugin import VidTok, cli, presets
 from vidtok_plugin.tokenizer import presets as presets_module
 from vidtok_plugin.tokenizer.architecture import Architecture
-from vidtok_plugin.tokenizer.conversion import Layout, architecture_from_diffusers, convert, diffusers_config
 from vidtok_plugin.tokenizer.presets import Preset
+from vidtok_plugin.tokenizer.weights.conversion import Layout, architecture_from_diffusers, convert, diffusers_config
 from vidtok_plugin.tokenizer.weights.hub import HOME_VARIABLE
 
 FSQ, KL, V1_0, NONCAUSAL = (

@@ -13,7 +13,7 @@ from golden_weights import fill
 from torch import Tensor
 
 from vidtok_plugin import VidTok, presets
-from vidtok_plugin.tokenizer.conversion import convert
+from vidtok_plugin.tokenizer.weights.conversion import convert
 
 diffusers = pytest.importorskip("diffusers", minversion="0.38")
 

@@ -156,7 +156,7 @@ def print_store(args: argparse.Namespace) -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
-    from vidtok_plugin.tokenizer import conversion
+    from vidtok_plugin.tokenizer.weights import conversion
 
     print(conversion.convert(args.source, args.output, to=args.to, preset=args.preset))
 
