@@ -21,11 +21,11 @@ from toy_tokenizers import TOY, random_video, toy_tokenizer
 from weight_files import Malicious, assert_same, make_malicious, published_layout, training_layout
 
 from vidtok_plugin import VidTok, presets
-from vidtok_plugin.tokenizer.checkpoints import read_weights
 from vidtok_plugin.tokenizer.objective import ObjectiveConfig
 from vidtok_plugin.tokenizer.presets import Preset
 from vidtok_plugin.tokenizer.training.module import TokenizerModule, TokenizerRunConfig
 from vidtok_plugin.tokenizer.weights import hub, weights
+from vidtok_plugin.tokenizer.weights.checkpoints import read_weights
 from vidtok_plugin.video.data import VideoDataConfig
 
 FSQ, KL = "vidtok_fsq_causal_488_32768", "vidtok_kl_causal_488_4chn_v1_1"

@@ -8,7 +8,7 @@ import torch
 from toy_tokenizers import random_video
 
 from vidtok_plugin import VidTok
-from vidtok_plugin.tokenizer.checkpoints import architecture_settings
+from vidtok_plugin.tokenizer.weights.checkpoints import architecture_settings
 
 
 def published_layout(model: VidTok) -> dict[str, Any]:

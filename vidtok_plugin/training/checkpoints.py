@@ -15,7 +15,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.callbacks import Checkpoint
 
-from vidtok_plugin.tokenizer.checkpoints import DAMAGE
+from vidtok_plugin.tokenizer.weights.checkpoints import DAMAGE
 from vidtok_plugin.training.config import RunConfig
 
 logger = logging.getLogger(__name__)

@@ -12,13 +12,13 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from vidtok_plugin.tokenizer.architecture import Architecture
-from vidtok_plugin.tokenizer.checkpoints import architecture_settings
 from vidtok_plugin.tokenizer.codebook import code_statistics, count_codes
 from vidtok_plugin.tokenizer.model import VidTok, override_architecture
 from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig, frame_psnr
 from vidtok_plugin.tokenizer.presets import get_preset
 from vidtok_plugin.tokenizer.training.collapse import CollapseConfig
 from vidtok_plugin.tokenizer.video_checks import check_multiple
+from vidtok_plugin.tokenizer.weights.checkpoints import architecture_settings
 from vidtok_plugin.training import RunConfig
 from vidtok_plugin.training.module import Loss, TrainingModule
 from vidtok_plugin.training.optimization import OptimizerConfig, configure_optimizers

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from vidtok_plugin.tokenizer.architecture import Architecture
-from vidtok_plugin.tokenizer.checkpoints import Weights, read_weights
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.presets import presets
+from vidtok_plugin.tokenizer.weights.checkpoints import Weights, read_weights
 from vidtok_plugin.tokenizer.weights.weights import CONFIG_FILE, choose_architecture, load, load_strictly
 
 Layout = Literal["ours", "published", "diffusers"]

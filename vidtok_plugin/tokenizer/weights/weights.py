@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from vidtok_plugin.common.config import load_config, to_yaml
 from vidtok_plugin.tokenizer.architecture import Architecture
-from vidtok_plugin.tokenizer.checkpoints import Averaging, Weights, read_weights
 from vidtok_plugin.tokenizer.network.encoder_decoder import Decoder, Encoder
 from vidtok_plugin.tokenizer.presets import get_preset, presets
+from vidtok_plugin.tokenizer.weights.checkpoints import Averaging, Weights, read_weights
 from vidtok_plugin.tokenizer.weights.hub import published_checkpoint
 
 WEIGHTS_FILE = "model.safetensors"
