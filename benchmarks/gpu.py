@@ -19,7 +19,7 @@ from vidtok_plugin.tokenizer.network.resampling import SpatialUpsample, Temporal
 from world_model import Decoding, Sampler, WorldModel
 from world_model.architecture import TokenSpec, WorldModelConfig
 from world_model.attention import attention
-from world_model.generator import StepGenerator
+from world_model.generation.generator import StepGenerator
 from world_model.transformer import TransformerConfig
 
 Work = Callable[[], Any]

@@ -10,7 +10,7 @@ from world_models import CONFIG, VARIANTS, of_step, random_actions, random_model
 
 from world_model.compiled import CompiledSlot
 from world_model.decoding import Decoding
-from world_model.generator import StepGenerator
+from world_model.generation.generator import StepGenerator
 from world_model.sampler import Sampler
 
 SAMPLERS = {

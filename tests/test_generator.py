@@ -13,7 +13,7 @@ from world_models import CONFIG, FLOW, MASKED, VARIANTS, of_step, random_actions
 from world_model.actions import GroupedActions
 from world_model.architecture import WorldModelConfig
 from world_model.decoding import Decoding, diagonal_groups, diagonal_mask, known_after, raster_groups
-from world_model.generator import StepGenerator
+from world_model.generation.generator import StepGenerator
 from world_model.model import WorldModel
 from world_model.sampler import Sampler
 

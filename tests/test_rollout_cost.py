@@ -11,7 +11,7 @@ from world_models import of_step, random_actions, random_model, random_tokens
 from world_model.actions import ActionSpec
 from world_model.architecture import TokenSpec, WorldModelConfig
 from world_model.decoding import Decoding, diagonal_groups
-from world_model.generator import StepGenerator
+from world_model.generation.generator import StepGenerator
 from world_model.model import WorldModel
 from world_model.sampler import Sampler
 from world_model.transformer import TransformerConfig

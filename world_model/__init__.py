@@ -4,7 +4,7 @@ from world_model.actions import ActionSpec, GroupedActions, group_actions
 from world_model.architecture import TokenSpec, WorldModelConfig
 from world_model.data import TokenDataConfig, TokenDataModule
 from world_model.decoding import Decoding
-from world_model.generator import StepGenerator
+from world_model.generation.generator import StepGenerator
 from world_model.model import WorldModel
 from world_model.module import WorldModelModule, WorldModelRunConfig
 from world_model.rollout import RolloutResult, rollout, rollout_many

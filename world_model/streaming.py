@@ -11,7 +11,7 @@ from torch import Tensor
 
 from world_model.actions import GroupedActions
 from world_model.decoding import Decoding
-from world_model.generator import StepGenerator
+from world_model.generation.generator import StepGenerator
 from world_model.model import WorldModel
 from world_model.rollout_checks import (
     check_adapter,

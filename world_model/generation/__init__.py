@@ -1,0 +1,1 @@
+"""Generation: a latent step's tokens drawn from the past."""
