@@ -8,8 +8,8 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 from world_models import CONFIG, VARIANTS, of_step, random_actions, random_model, random_tokens
 
-from world_model.compiled import CompiledSlot
 from world_model.decoding import Decoding
+from world_model.generation.compiled import CompiledSlot
 from world_model.generation.generator import StepGenerator
 from world_model.sampler import Sampler
 
