@@ -11,7 +11,7 @@ from world_models import CONFIG, VARIANTS, of_step, random_actions, random_model
 from world_model.decoding import Decoding
 from world_model.generation.compiled import CompiledSlot
 from world_model.generation.generator import StepGenerator
-from world_model.sampler import Sampler
+from world_model.heads.sampler import Sampler
 
 SAMPLERS = {
     "full": Sampler(seed=3),

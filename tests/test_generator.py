@@ -14,8 +14,8 @@ from world_model.actions import GroupedActions
 from world_model.architecture import WorldModelConfig
 from world_model.decoding import Decoding, diagonal_groups, diagonal_mask, known_after, raster_groups
 from world_model.generation.generator import StepGenerator
+from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
-from world_model.sampler import Sampler
 
 SAMPLER = Sampler(seed=3)
 CAUSAL_KINDS = {name: VARIANTS[name] for name in ("full", "factored", "patches")}

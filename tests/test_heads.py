@@ -10,8 +10,8 @@ from vidtok_plugin.adapter.vocabulary import factor_levels
 from world_model.architecture import FACTORED_ABOVE, FlowConfig, TokenSpec, WorldModelConfig
 from world_model.heads.codes import CodeHead
 from world_model.heads.flow import FlowHead, normal_numbers
+from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
-from world_model.sampler import Sampler
 from world_model.transformer import TransformerConfig
 
 FACTORS = ((4, (2, 2)), (3, (3,)))

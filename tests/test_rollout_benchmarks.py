@@ -14,7 +14,7 @@ from recordings import tiny_adapter, write_episode
 from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.video.episodes import find_episodes
 from world_model.generation.generator import StepGenerator
-from world_model.sampler import Sampler
+from world_model.heads.sampler import Sampler
 from world_model.transformer import TransformerConfig
 
 pytest.importorskip("transformers")

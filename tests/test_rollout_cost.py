@@ -12,8 +12,8 @@ from world_model.actions import ActionSpec
 from world_model.architecture import TokenSpec, WorldModelConfig
 from world_model.decoding import Decoding, diagonal_groups
 from world_model.generation.generator import StepGenerator
+from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
-from world_model.sampler import Sampler
 from world_model.transformer import TransformerConfig
 
 GRID, FRAMES, CODES, WIDTH, DEPTH = 4, 2, 10, 24, 2

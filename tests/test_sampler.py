@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from world_model.sampler import RolloutNoise, Sampler
+from world_model.heads.sampler import RolloutNoise, Sampler
 
 LOGITS = torch.tensor([[2.0, 0.0, 1.0, -1.0, 1.5], [0.0, 0.0, 0.0, 3.0, -5.0]])
 

@@ -5,10 +5,10 @@ from world_model.architecture import TokenSpec, WorldModelConfig
 from world_model.data import TokenDataConfig, TokenDataModule
 from world_model.decoding import Decoding
 from world_model.generation.generator import StepGenerator
+from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
 from world_model.module import WorldModelModule, WorldModelRunConfig
 from world_model.rollout import RolloutResult, rollout, rollout_many
-from world_model.sampler import Sampler
 from world_model.streaming import stream_rollout
 from world_model.transformer import TransformerConfig
 

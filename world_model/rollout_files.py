@@ -12,10 +12,10 @@ from vidtok_plugin.video.episodes import actions_path
 from vidtok_plugin.video.reading import probe, read_frames
 from vidtok_plugin.video.writing import to_pixels, write_video
 from world_model.decoding import Decoding
+from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
 from world_model.pretrained import ADAPTER_FOLDER
 from world_model.rollout import RolloutResult, rollout
-from world_model.sampler import Sampler
 
 
 def rollout_file(

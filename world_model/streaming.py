@@ -12,6 +12,7 @@ from torch import Tensor
 from world_model.actions import GroupedActions
 from world_model.decoding import Decoding
 from world_model.generation.generator import StepGenerator
+from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
 from world_model.rollout_checks import (
     check_adapter,
@@ -21,7 +22,6 @@ from world_model.rollout_checks import (
     check_step_actions,
 )
 from world_model.rollout_tokens import encode_prompt, video_tokens_of
-from world_model.sampler import Sampler
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vidtok_plugin.metrics.fvd import LEAST_FRAMES
 from world_model.decoding import Decoding
-from world_model.sampler import Sampler
+from world_model.heads.sampler import Sampler
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.store.reader import TokenStore
 from world_model.data import window_tokens
 from world_model.decoding import Decoding
+from world_model.heads.sampler import Sampler
 from world_model.measures.prompts import Prompts
 from world_model.measures.report import Measured, Row, from_to, numbers
 from world_model.measures.store_tokens import episode_tokens
@@ -25,7 +26,6 @@ from world_model.measures.stretches import Sequences, StretchStatistics, TokenFr
 from world_model.model import WorldModel
 from world_model.rollout import rollout
 from world_model.rollout_tokens import decode_steps, encode_steps
-from world_model.sampler import Sampler
 
 DIGITS = {
     "token_divergence": 4,

@@ -18,12 +18,12 @@ from vidtok_plugin.metrics.fvd import I3D, FrechetVideoDistance
 from vidtok_plugin.metrics.lpips import LEAST_SIZE, LPIPS
 from world_model import rollout_tokens
 from world_model.decoding import Decoding
+from world_model.heads.sampler import Sampler
 from world_model.measures.controllability import ActionEffect, action_effect, others_actions
 from world_model.measures.prompts import Prompts
 from world_model.measures.report import Measured, Row, from_to, numbers
 from world_model.model import WorldModel
 from world_model.rollout import RolloutResult, rollout
-from world_model.sampler import Sampler
 
 LPIPS_FRAMES = 8  # compared by LPIPS at once
 UNITS = {"psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 4), "lpips": ("LPIPS", 4)}

@@ -6,12 +6,12 @@ from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from world_model.decoding import Decoding
+from world_model.heads.sampler import Sampler
 from world_model.measures.controllability import others_actions
 from world_model.measures.futures import FutureScores, imagine
 from world_model.measures.prompts import Prompts
 from world_model.model import WorldModel
 from world_model.rollout import RolloutResult
-from world_model.sampler import Sampler
 
 
 @dataclass(frozen=True, kw_only=True)
