@@ -30,10 +30,10 @@ from world_model.heads.base import DrawnTokens, TokenScores
 from world_model.heads.codes import CodeHead
 from world_model.heads.flow import FlowHead
 from world_model.heads.sampler import Sampler
+from world_model.inputs.slots import CausalInputs, InputTables, MaskedInputs, StepInputs, at_slots
 from world_model.masking import random_known, step_mask, training_layout
 from world_model.neighbourhood import neighbours
 from world_model.rotary import grid_rotation
-from world_model.slots import CausalInputs, InputTables, MaskedInputs, StepInputs, at_slots
 from world_model.step_layer import StepLayer
 from world_model.transformer import Transformer
 

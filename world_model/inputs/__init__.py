@@ -1,0 +1,1 @@
+"""Inputs: what each position reads, and how it is embedded."""
