@@ -14,7 +14,7 @@ from world_model.actions import ActionSpec, GroupedActions
 from world_model.architecture import FlowConfig, WorldModelConfig
 from world_model.corruption import corrupt_tokens, drop_actions
 from world_model.decoding import raster_groups
-from world_model.embedding import CodeTable, fsq_digits
+from world_model.inputs.embedding import CodeTable, fsq_digits
 from world_model.masking import random_known
 from world_model.model import WorldModel
 from world_model.neighbourhood import neighbours

@@ -25,11 +25,11 @@ from world_model.architecture import FlowConfig, WorldModelConfig
 from world_model.cache import Placement, TransformerCache
 from world_model.corruption import corrupt_tokens, drop_actions
 from world_model.decoding import SlotGroup, diagonal_mask
-from world_model.embedding import CodeTable, Tables
 from world_model.heads.base import DrawnTokens, TokenScores
 from world_model.heads.codes import CodeHead
 from world_model.heads.flow import FlowHead
 from world_model.heads.sampler import Sampler
+from world_model.inputs.embedding import CodeTable, Tables
 from world_model.inputs.slots import CausalInputs, InputTables, MaskedInputs, StepInputs, at_slots
 from world_model.masking import random_known, step_mask, training_layout
 from world_model.neighbourhood import neighbours

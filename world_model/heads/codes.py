@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidtok_plugin.adapter.vocabulary import join_codes, split_codes
-from world_model.embedding import CodeTable, Factors, Tables
 from world_model.heads.base import DrawnTokens
 from world_model.heads.sampler import Sampler
+from world_model.inputs.embedding import CodeTable, Factors, Tables
 from world_model.neighbourhood import CopyBias
 
 

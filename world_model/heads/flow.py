@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from world_model.architecture import FlowConfig
-from world_model.embedding import Tables
 from world_model.heads.base import DrawnTokens
 from world_model.heads.sampler import Sampler
+from world_model.inputs.embedding import Tables
 
 FREQUENCIES = 32  # of the noise level's embedding
 EVALUATION_SEED = 0
