@@ -15,9 +15,9 @@ from world_model.architecture import FlowConfig, WorldModelConfig
 from world_model.corruption import corrupt_tokens, drop_actions
 from world_model.decoding import raster_groups
 from world_model.inputs.embedding import CodeTable, fsq_digits
+from world_model.inputs.neighborhood import neighbours
 from world_model.masking import random_known
 from world_model.model import WorldModel
-from world_model.neighbourhood import neighbours
 
 
 def hidden_step_by_step(model: WorldModel, tokens: Tensor, actions: GroupedActions | None, prefilled: int) -> Tensor:

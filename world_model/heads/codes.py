@@ -14,7 +14,7 @@ from vidtok_plugin.adapter.vocabulary import join_codes, split_codes
 from world_model.heads.base import DrawnTokens
 from world_model.heads.sampler import Sampler
 from world_model.inputs.embedding import CodeTable, Factors, Tables
-from world_model.neighbourhood import CopyBias
+from world_model.inputs.neighborhood import CopyBias
 
 
 class CodeHead(nn.Module):

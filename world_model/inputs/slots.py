@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from world_model.actions import ActionEmbedding, GroupedActions
 from world_model.architecture import WorldModelConfig
 from world_model.inputs.embedding import CodeEmbedding, PatchEmbedding, Tables, TokenEmbedding
-from world_model.neighbourhood import PreviousStep
+from world_model.inputs.neighborhood import PreviousStep
 
 LEVELS = 10  # of corruption that the model tells apart
 
