@@ -12,8 +12,8 @@ from world_models import random_tokens as tokens_for
 
 from world_model.actions import ActionSpec, GroupedActions
 from world_model.architecture import FlowConfig, WorldModelConfig
-from world_model.corruption import corrupt_tokens, drop_actions
 from world_model.decoding import raster_groups
+from world_model.inputs.corruption import corrupt_tokens, drop_actions
 from world_model.inputs.embedding import CodeTable, fsq_digits
 from world_model.inputs.neighborhood import neighbours
 from world_model.masking import random_known

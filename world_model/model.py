@@ -23,12 +23,12 @@ from world_model import pretrained
 from world_model.actions import GroupedActions
 from world_model.architecture import FlowConfig, WorldModelConfig
 from world_model.cache import Placement, TransformerCache
-from world_model.corruption import corrupt_tokens, drop_actions
 from world_model.decoding import SlotGroup, diagonal_mask
 from world_model.heads.base import DrawnTokens, TokenScores
 from world_model.heads.codes import CodeHead
 from world_model.heads.flow import FlowHead
 from world_model.heads.sampler import Sampler
+from world_model.inputs.corruption import corrupt_tokens, drop_actions
 from world_model.inputs.embedding import CodeTable, Tables
 from world_model.inputs.neighborhood import neighbours
 from world_model.inputs.slots import CausalInputs, InputTables, MaskedInputs, StepInputs, at_slots
