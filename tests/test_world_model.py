@@ -15,8 +15,8 @@ from world_model.architecture import FlowConfig, WorldModelConfig
 from world_model.decoding import raster_groups
 from world_model.inputs.corruption import corrupt_tokens, drop_actions
 from world_model.inputs.embedding import CodeTable, fsq_digits
+from world_model.inputs.masking import random_known
 from world_model.inputs.neighborhood import neighbours
-from world_model.masking import random_known
 from world_model.model import WorldModel
 
 

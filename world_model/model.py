@@ -30,9 +30,9 @@ from world_model.heads.flow import FlowHead
 from world_model.heads.sampler import Sampler
 from world_model.inputs.corruption import corrupt_tokens, drop_actions
 from world_model.inputs.embedding import CodeTable, Tables
+from world_model.inputs.masking import random_known, step_mask, training_layout
 from world_model.inputs.neighborhood import neighbours
 from world_model.inputs.slots import CausalInputs, InputTables, MaskedInputs, StepInputs, at_slots
-from world_model.masking import random_known, step_mask, training_layout
 from world_model.rotary import grid_rotation
 from world_model.step_layer import StepLayer
 from world_model.transformer import Transformer
