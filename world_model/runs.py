@@ -11,10 +11,10 @@ from vidtok_plugin.common.processes import launched_process
 from world_model.data import TokenDataModule
 from world_model.measures.plots import write_plots
 from world_model.measures.report import Report
+from world_model.measures.validation import Validation
 from world_model.model import WorldModel
 from world_model.module import WorldModelModule, WorldModelRunConfig
 from world_model.sharded import ShardedWorldModelModule, sharding_strategy
-from world_model.validation import Validation
 
 
 def fit_world_model(cfg: WorldModelRunConfig) -> None:
