@@ -49,7 +49,7 @@ from vidtok_plugin.video import ClipDataset, VideoBatch, VideoDataConfig, VideoD
 from vidtok_plugin.video.batch import collate_clips
 from vidtok_plugin.video.decord_reader import decord_or_none  # after PyAV: loaded before it, decord breaks its encoders
 from vidtok_plugin.video.resizing import crop_out
-from world_model.record import RecordConfig, record
+from world_model.recording.record import RecordConfig, record
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CUT_OUT = {"bikes.mp4": ((0, 0), (8, 190), (16, 384)), "bigbuckbunny.mp4": ((200, 300), (400, 900))}  # top and left

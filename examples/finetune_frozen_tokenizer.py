@@ -40,7 +40,7 @@ from vidtok_plugin.video.episodes import find_videos
 from vidtok_plugin.video.reading import probe
 from vidtok_plugin.video.sources import find_sources
 from vidtok_plugin.video.writing import write_video
-from world_model.record import RecordConfig, record
+from world_model.recording.record import RecordConfig, record
 
 SECTIONS = ("pretrain", "finetune")
 # Frames to train on and held-out ones: in bikes two scenes that the training doesn't show, in carphone the same man in

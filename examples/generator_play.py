@@ -28,7 +28,7 @@ from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 from vidtok_plugin.video.clips import ClipDataset
 from vidtok_plugin.video.sources import find_sources
 from vidtok_plugin.video.writing import to_pixels
-from world_model.record import RecordConfig, record
+from world_model.recording.record import RecordConfig, record
 
 ENCODED_AT_ONCE = 8  # clips
 SHOWN = 3

@@ -25,7 +25,7 @@ import numpy as np
 from vidtok_plugin.video.reading import probe, read_frames
 from vidtok_plugin.video.resizing import area_weights, resize
 from vidtok_plugin.video.writing import write_video
-from world_model.record import RecordConfig, record
+from world_model.recording.record import RecordConfig, record
 
 logger = logging.getLogger("prepare_tiny_data")
 

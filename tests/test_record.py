@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from vidtok_plugin.video import find_episodes, read_frames
-from world_model import record as record_module
-from world_model.record import CoveringPolicy, RecordConfig, record, replay
+from world_model.recording import record as record_module
+from world_model.recording.record import CoveringPolicy, RecordConfig, record, replay
 
 pytest.importorskip("ale_py")
 

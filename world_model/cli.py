@@ -11,7 +11,7 @@ def record_command(args: argparse.Namespace) -> None:
     from dataclasses import fields
 
     from vidtok_plugin.common.config import load_config
-    from world_model.record import RecordConfig, record
+    from world_model.recording.record import RecordConfig, record
 
     given = {field.name: getattr(args, field.name, None) for field in fields(RecordConfig)}
     settings = [f"{name}={value}" for name, value in given.items() if value is not None]
