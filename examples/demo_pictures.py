@@ -17,7 +17,7 @@ from vidtok_plugin import VidTok
 from vidtok_plugin.tokenizer.objective import frame_psnr
 from vidtok_plugin.video.writing import to_pixels, write_video
 from world_model.measures import CrossEntropies, Prompts
-from world_model.rollout import RolloutResult
+from world_model.rollout.rollout import RolloutResult
 
 SCALE = 4  # of the frames in the video
 ROWS = 4  # rollouts that are shown

@@ -8,7 +8,7 @@ from world_model.generation.generator import StepGenerator
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
 from world_model.module import WorldModelModule, WorldModelRunConfig
-from world_model.rollout import RolloutResult, rollout, rollout_many
+from world_model.rollout.rollout import RolloutResult, rollout, rollout_many
 from world_model.streaming import stream_rollout
 from world_model.transformer import TransformerConfig
 

@@ -15,7 +15,7 @@ from world_model.decoding import Decoding
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
 from world_model.pretrained import ADAPTER_FOLDER
-from world_model.rollout import RolloutResult, rollout
+from world_model.rollout.rollout import RolloutResult, rollout
 
 
 def rollout_file(

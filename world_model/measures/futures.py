@@ -23,7 +23,7 @@ from world_model.measures.controllability import ActionEffect, action_effect, ot
 from world_model.measures.prompts import Prompts
 from world_model.measures.report import Measured, Row, from_to, numbers
 from world_model.model import WorldModel
-from world_model.rollout import RolloutResult, rollout
+from world_model.rollout.rollout import RolloutResult, rollout
 
 LPIPS_FRAMES = 8  # compared by LPIPS at once
 UNITS = {"psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 4), "lpips": ("LPIPS", 4)}

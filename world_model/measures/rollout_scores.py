@@ -11,7 +11,7 @@ from world_model.measures.controllability import others_actions
 from world_model.measures.futures import FutureScores, imagine
 from world_model.measures.prompts import Prompts
 from world_model.model import WorldModel
-from world_model.rollout import RolloutResult
+from world_model.rollout.rollout import RolloutResult
 
 
 @dataclass(frozen=True, kw_only=True)

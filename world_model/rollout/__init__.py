@@ -1,0 +1,1 @@
+"""Rollout: video in, imagined video out."""
