@@ -31,7 +31,7 @@ from vidtok_plugin.common.devices import default_device
 from world_model import Decoding, Sampler, WorldModel
 from world_model.generation.generator import StepGenerator
 from world_model.rollout import rollout
-from world_model.rollout_tokens import decode_steps, encode_steps
+from world_model.rollout.tokens import decode_steps, encode_steps
 
 FRAMES = TOKENS.temporal_factor  # of a step
 PROMPT = 4  # steps: 13 frames

@@ -21,7 +21,7 @@ from world_model.rollout.checks import (
     check_rollout_actions,
     check_step_actions,
 )
-from world_model.rollout_tokens import encode_prompt, video_tokens_of
+from world_model.rollout.tokens import encode_prompt, video_tokens_of
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter

@@ -25,7 +25,7 @@ from world_model.measures.store_tokens import episode_tokens
 from world_model.measures.stretches import Sequences, StretchStatistics, TokenFrequencies, Tokens, TokenVectors
 from world_model.model import WorldModel
 from world_model.rollout.rollout import rollout
-from world_model.rollout_tokens import decode_steps, encode_steps
+from world_model.rollout.tokens import decode_steps, encode_steps
 
 DIGITS = {
     "token_divergence": 4,

@@ -16,13 +16,13 @@ from vidtok_plugin.metrics import fvd
 from vidtok_plugin.metrics.frames import SSIM_WINDOW, bounded_psnr, frame_ssim
 from vidtok_plugin.metrics.fvd import I3D, FrechetVideoDistance
 from vidtok_plugin.metrics.lpips import LEAST_SIZE, LPIPS
-from world_model import rollout_tokens
 from world_model.decoding import Decoding
 from world_model.heads.sampler import Sampler
 from world_model.measures.controllability import ActionEffect, action_effect, others_actions
 from world_model.measures.prompts import Prompts
 from world_model.measures.report import Measured, Row, from_to, numbers
 from world_model.model import WorldModel
+from world_model.rollout import tokens
 from world_model.rollout.rollout import RolloutResult, rollout
 
 LPIPS_FRAMES = 8  # compared by LPIPS at once
@@ -73,7 +73,7 @@ def imagine(
     result = imagined(prompts.actions)
     reconstructed = None
     if reconstruct:
-        reconstructed = rollout_tokens.reconstruct(adapter, prompts.video)[:, :, prompts.prompt_frames :]
+        reconstructed = tokens.reconstruct(adapter, prompts.video)[:, :, prompts.prompt_frames :]
     return Futures(
         prompts=prompts,
         result=result,

@@ -24,7 +24,7 @@ from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.adapter.vocabulary import split_codes
 from vidtok_plugin.metrics.frames import bounded_psnr
 from vidtok_plugin.metrics.frechet import FeatureStatistics, frechet_distance
-from world_model.rollout_tokens import reconstruct
+from world_model.rollout.tokens import reconstruct
 
 
 class TokenFrequencies:

@@ -17,7 +17,7 @@ from world_model.generation.generator import StepGenerator
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
 from world_model.rollout.checks import check_adapter, check_num_frames, check_prompt, check_rollout_actions
-from world_model.rollout_tokens import decode_steps, encode_prompt, video_tokens_of
+from world_model.rollout.tokens import decode_steps, encode_prompt, video_tokens_of
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter
