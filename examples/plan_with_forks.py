@@ -27,8 +27,8 @@ from vidtok_plugin.video.reading import read_frames
 from vidtok_plugin.video.writing import to_pixels
 from world_model import GroupedActions, Sampler, StepGenerator, WorldModel, group_actions
 from world_model.recording.record import replay
+from world_model.rollout.files import as_batch, load_model
 from world_model.rollout.tokens import decode_steps, encode_prompt, video_tokens_of
-from world_model.rollout_files import as_batch, load_model
 
 SCALE = 3  # of the picture
 

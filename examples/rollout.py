@@ -21,7 +21,7 @@ from vidtok_plugin.common.commands import add_command, run_command
 from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.video.writing import VideoWriter, to_pixels
 from world_model import Decoding, Sampler, stream_rollout
-from world_model.rollout_files import as_batch, load_model, read_actions, read_prompt
+from world_model.rollout.files import as_batch, load_model, read_actions, read_prompt
 
 
 def rollout(args: argparse.Namespace) -> None:

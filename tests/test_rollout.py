@@ -16,8 +16,8 @@ from world_model.actions import ActionSpec, group_actions
 from world_model.architecture import TokenSpec, WorldModelConfig
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
+from world_model.rollout.files import read_actions
 from world_model.rollout.rollout import rollout, rollout_many
-from world_model.rollout_files import read_actions
 from world_model.streaming import stream_rollout
 from world_model.transformer import TransformerConfig
 

@@ -45,7 +45,7 @@ def validate(args: argparse.Namespace) -> None:
 def rollout_command(args: argparse.Namespace) -> None:
     from world_model.decoding import Decoding
     from world_model.heads.sampler import Sampler
-    from world_model.rollout_files import rollout_file
+    from world_model.rollout.files import rollout_file
 
     chosen = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "guidance", "flow_steps", "seed")}
     sampler = Sampler(**chosen)
