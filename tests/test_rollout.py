@@ -18,7 +18,7 @@ from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
 from world_model.rollout.files import read_actions
 from world_model.rollout.rollout import rollout, rollout_many
-from world_model.streaming import stream_rollout
+from world_model.rollout.streaming import stream_rollout
 from world_model.transformer import TransformerConfig
 
 F = 4  # frames of a latent step
