@@ -7,9 +7,9 @@ from world_model.decoding import Decoding
 from world_model.generation.generator import StepGenerator
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
-from world_model.module import WorldModelModule, WorldModelRunConfig
 from world_model.rollout.rollout import RolloutResult, rollout, rollout_many
 from world_model.rollout.streaming import stream_rollout
+from world_model.training.module import WorldModelModule, WorldModelRunConfig
 from world_model.transformer import TransformerConfig
 
 __all__ = [

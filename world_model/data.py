@@ -14,7 +14,7 @@ from world_model.actions import ActionSpec, GroupedActions
 from world_model.architecture import TokenSpec
 
 if TYPE_CHECKING:
-    from world_model.module import WorldModelRunConfig
+    from world_model.training.module import WorldModelRunConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-from world_model.module import WorldModelModule
+from world_model.training.module import WorldModelModule
 
 
 class ShardedWorldModelModule(WorldModelModule):
