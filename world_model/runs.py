@@ -13,8 +13,8 @@ from world_model.measures.plots import write_plots
 from world_model.measures.report import Report
 from world_model.measures.validation import Validation
 from world_model.model import WorldModel
-from world_model.sharded import ShardedWorldModelModule, sharding_strategy
 from world_model.training.module import WorldModelModule, WorldModelRunConfig
+from world_model.training.sharded import ShardedWorldModelModule, sharding_strategy
 
 
 def fit_world_model(cfg: WorldModelRunConfig) -> None:
