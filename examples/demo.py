@@ -36,7 +36,7 @@ from world_model import Decoding, Sampler, WorldModelRunConfig
 from world_model.measures import cross_entropies, held_out_prompts, random_actions, score_rollouts
 from world_model.recording.record import SPLITS, RecordConfig, record
 from world_model.rollout.files import load_model
-from world_model.runs import fit_world_model
+from world_model.training.runs import fit_world_model
 
 SECTIONS = ("tokenizer", "world_model")
 

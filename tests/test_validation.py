@@ -23,7 +23,7 @@ from world_model.cli import main
 from world_model.measures import REGIMES, Measured, MeasuresConfig, Report
 from world_model.measures.plots import write_plots
 from world_model.measures.report import Row
-from world_model.runs import fit_world_model, validate_world_model
+from world_model.training.runs import fit_world_model, validate_world_model
 
 SMALL = [
     "model.max_steps=4",
@@ -123,7 +123,7 @@ def test_it_measures_the_averaged_weights_of_the_last_checkpoint(root: Path, mon
             empty = Measured(values={})
             return Report(source=source, settings={}, regimes=dict.fromkeys(REGIMES, empty))
 
-    monkeypatch.setattr("world_model.runs.Validation", Noting)
+    monkeypatch.setattr("world_model.training.runs.Validation", Noting)
     report = validate_world_model(config(root, "ema_decay=0.9"))
     last = training.last_checkpoint(root / "run" / "checkpoints")
     assert report.source == str(last) and last is not None

@@ -19,8 +19,8 @@ from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
 from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 from vidtok_plugin.training.checkpoints import find_checkpoints
 from vidtok_plugin.video import find_videos, write_video
-from world_model.runs import fit_world_model
 from world_model.training.module import WorldModelRunConfig
+from world_model.training.runs import fit_world_model
 
 ROOT = Path(__file__).resolve().parent.parent
 Kind = Literal["tokenizer", "world_model"]

@@ -21,8 +21,8 @@ def record_command(args: argparse.Namespace) -> None:
 
 
 def fit(args: argparse.Namespace) -> None:
-    from world_model.runs import fit_world_model
     from world_model.training.module import WorldModelRunConfig
+    from world_model.training.runs import fit_world_model
 
     fit_world_model(config_from(args, WorldModelRunConfig))
 
@@ -32,8 +32,8 @@ def validate(args: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from world_model.runs import validate_world_model
     from world_model.training.module import WorldModelRunConfig
+    from world_model.training.runs import validate_world_model
 
     cfg = config_from(args, WorldModelRunConfig)
     report = validate_world_model(cfg, progress=True)
