@@ -7,7 +7,7 @@ from torch import Tensor
 from world_model.attention import _has_kernel, attention, attention_over
 from world_model.cache import Placement, Segment, TransformerCache
 from world_model.rotary import grid_rotation
-from world_model.transformer import Transformer, TransformerConfig
+from world_model.transformer.transformer import Transformer, TransformerConfig
 
 CONFIG = TransformerConfig(width=24, depth=3, heads=2)
 GRID = (4, 2, 3)

@@ -35,7 +35,7 @@ from world_model.inputs.neighborhood import neighbours
 from world_model.inputs.slots import CausalInputs, InputTables, MaskedInputs, StepInputs, at_slots
 from world_model.rotary import grid_rotation
 from world_model.step_layer import StepLayer
-from world_model.transformer import Transformer
+from world_model.transformer.transformer import Transformer
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter
@@ -57,7 +57,7 @@ class WorldModel(nn.Module):
 
     Example:
         >>> from world_model.architecture import TokenSpec
-        >>> from world_model.transformer import TransformerConfig
+        >>> from world_model.transformer.transformer import TransformerConfig
         >>> tokens = TokenSpec(codebook_size=16, height=2, width=2, temporal_factor=4)
         >>> sizes = TransformerConfig(width=32, depth=1, heads=2)
         >>> model = WorldModel(WorldModelConfig(tokens=tokens, transformer=sizes))

@@ -1,0 +1,1 @@
+"""The transformer: attention, norm, rotary positions, cache, blocks."""
