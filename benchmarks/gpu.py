@@ -18,8 +18,8 @@ from vidtok_plugin.tokenizer.network.layers import TimePadding
 from vidtok_plugin.tokenizer.network.resampling import SpatialUpsample, TemporalUpsample
 from world_model import Decoding, Sampler, WorldModel
 from world_model.architecture import TokenSpec, WorldModelConfig
-from world_model.attention import attention
 from world_model.generation.generator import StepGenerator
+from world_model.transformer.attention import attention
 from world_model.transformer.transformer import TransformerConfig
 
 Work = Callable[[], Any]
