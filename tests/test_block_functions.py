@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from world_model.block_functions import queries_keys_values, swiglu
 from world_model.layout import MOST_ROWS, product_with
-from world_model.rotary import Rotation, grid_rotation
 from world_model.transformer.norm import rms_norm
+from world_model.transformer.rotary import Rotation, grid_rotation
 
 B, N, HEADS, E = 2, 6, 3, 6
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from world_model.rotary import Rotation
 from world_model.transformer.norm import inverse_rms, is_plain, rms_norm
+from world_model.transformer.rotary import Rotation
 
 
 def queries_keys_values(qkv: Tensor, qk_scale: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,9 +13,9 @@ from torch.nn.functional import silu
 
 from world_model.cache import LayerCache, Placement, Segment
 from world_model.layout import Product
-from world_model.rotary import Rotation
 from world_model.transformer.attention import AttentionBackend, attention, attention_over
 from world_model.transformer.norm import rms_norm
+from world_model.transformer.rotary import Rotation
 
 
 class StepLayer(NamedTuple):
