@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from world_model.cache import Placement, Segment, TransformerCache
 from world_model.transformer.attention import _has_kernel, attention, attention_over
+from world_model.transformer.cache import Placement, Segment, TransformerCache
 from world_model.transformer.rotary import grid_rotation
 from world_model.transformer.transformer import Transformer, TransformerConfig
 

@@ -22,7 +22,6 @@ from vidtok_plugin.common.distributed import mean_over_processes
 from world_model import pretrained
 from world_model.actions import GroupedActions
 from world_model.architecture import FlowConfig, WorldModelConfig
-from world_model.cache import Placement, TransformerCache
 from world_model.decoding import SlotGroup, diagonal_mask
 from world_model.heads.base import DrawnTokens, TokenScores
 from world_model.heads.codes import CodeHead
@@ -34,6 +33,7 @@ from world_model.inputs.masking import random_known, step_mask, training_layout
 from world_model.inputs.neighborhood import neighbours
 from world_model.inputs.slots import CausalInputs, InputTables, MaskedInputs, StepInputs, at_slots
 from world_model.step_layer import StepLayer
+from world_model.transformer.cache import Placement, TransformerCache
 from world_model.transformer.rotary import grid_rotation
 from world_model.transformer.transformer import Transformer
 

@@ -12,9 +12,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from world_model.cache import TransformerCache
 from world_model.heads.sampler import Sampler
 from world_model.model import StepContext, WorldModel
+from world_model.transformer.cache import TransformerCache
 
 VERSIONS = 64  # compiled at most; PyTorch's own limit of 8 would end a process that tries nine batch sizes
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from world_model.actions import GroupedActions
-from world_model.cache import TransformerCache
 from world_model.decoding import Decoding, diagonal_groups, known_after, raster_groups
 from world_model.generation.compiled import CompiledSlot
 from world_model.heads.sampler import RolloutNoise, Sampler
 from world_model.inputs.slots import at_slots
 from world_model.model import StepContext, WorldModel
 from world_model.step_layer import StepLayer
+from world_model.transformer.cache import TransformerCache
 
 
 class StepGenerator:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.functional import scaled_dot_product_attention
 
-from world_model.cache import Segment
+from world_model.transformer.cache import Segment
 
 AttentionBackend = Literal["auto", "sdpa", "xformers"]
 
