@@ -32,9 +32,9 @@ from world_model.inputs.embedding import CodeTable, Tables
 from world_model.inputs.masking import random_known, step_mask, training_layout
 from world_model.inputs.neighborhood import neighbours
 from world_model.inputs.slots import CausalInputs, InputTables, MaskedInputs, StepInputs, at_slots
-from world_model.step_layer import StepLayer
 from world_model.transformer.cache import Placement, TransformerCache
 from world_model.transformer.rotary import grid_rotation
+from world_model.transformer.step_layer import StepLayer
 from world_model.transformer.transformer import Transformer
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from world_model.generation.compiled import CompiledSlot
 from world_model.heads.sampler import RolloutNoise, Sampler
 from world_model.inputs.slots import at_slots
 from world_model.model import StepContext, WorldModel
-from world_model.step_layer import StepLayer
 from world_model.transformer.cache import TransformerCache
+from world_model.transformer.step_layer import StepLayer
 
 
 class StepGenerator:
