@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from world_model.layout import MOST_ROWS, product_with
 from world_model.transformer.block_functions import queries_keys_values, swiglu
+from world_model.transformer.layout import MOST_ROWS, product_with
 from world_model.transformer.norm import rms_norm
 from world_model.transformer.rotary import Rotation, grid_rotation
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn.functional import silu
 
-from world_model.layout import Product
 from world_model.transformer.attention import AttentionBackend, attention, attention_over
 from world_model.transformer.cache import LayerCache, Placement, Segment
+from world_model.transformer.layout import Product
 from world_model.transformer.norm import rms_norm
 from world_model.transformer.rotary import Rotation
 

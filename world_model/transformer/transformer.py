@@ -13,10 +13,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from world_model.layout import product_with
 from world_model.transformer.attention import AttentionBackend, attention
 from world_model.transformer.block_functions import queries_keys_values, swiglu
 from world_model.transformer.cache import LayerCache, Placement, TransformerCache
+from world_model.transformer.layout import product_with
 from world_model.transformer.norm import RMSNorm
 from world_model.transformer.rotary import Rotation
 from world_model.transformer.step_layer import StepLayer
