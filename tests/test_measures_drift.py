@@ -19,7 +19,7 @@ from world_model import Sampler
 from world_model.measures import drift
 from world_model.measures.drift import Drift, free_running, play_from_episodes, play_from_store
 from world_model.measures.prompts import held_out_prompts
-from world_model.measures.stretches import Sequences, StretchStatistics, TokenFrequencies, TokenVectors
+from world_model.measures.segments import Sequences, StretchStatistics, TokenFrequencies, TokenVectors
 from world_model.rollout.tokens import decode_steps, encode_steps
 
 F = 4

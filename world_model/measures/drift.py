@@ -21,8 +21,8 @@ from world_model.decoding import Decoding
 from world_model.heads.sampler import Sampler
 from world_model.measures.prompts import Prompts
 from world_model.measures.report import Measured, Row, from_to, numbers
+from world_model.measures.segments import Sequences, StretchStatistics, TokenFrequencies, Tokens, TokenVectors
 from world_model.measures.store_tokens import episode_tokens
-from world_model.measures.stretches import Sequences, StretchStatistics, TokenFrequencies, Tokens, TokenVectors
 from world_model.model import WorldModel
 from world_model.rollout.rollout import rollout
 from world_model.rollout.tokens import decode_steps, encode_steps
