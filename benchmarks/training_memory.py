@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from harness import make_parser, peak_bytes, report, sharp_memory
 from rich.progress import track
+from training_memory_count import count_step, training_memory, training_step
 
 from vidtok_plugin import VidTok, presets
 from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig
 from vidtok_plugin.tokenizer.reconstruction.memory import LiveBytes
-from vidtok_plugin.tokenizer.training_memory import count_step, training_memory, training_step
 
 PRESETS = ("vidtok_kl_causal_488_4chn", "vidtok_fsq_causal_488_32768_v1_1", "vidtok_kl_causal_41616_4chn")
 MEASURED = "vidtok_kl_causal_488_4chn"

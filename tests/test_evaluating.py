@@ -18,7 +18,7 @@ from torch import Tensor
 from toy_tokenizers import toy_tokenizer
 
 from vidtok_plugin import VidTok, cli
-from vidtok_plugin.evaluation import evaluate
+from vidtok_plugin.evaluation import evaluate as evaluation
 from vidtok_plugin.evaluation.evaluate import EvaluationConfig, default_output, evaluate, published_protocol
 from vidtok_plugin.evaluation.networks import MetricNetworks
 from vidtok_plugin.evaluation.pairs import read_scaled, resize_and_crop, sampled, stream_pairs
@@ -209,7 +209,7 @@ class Stopped(Exception):
 def counted(monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> list[str]:
     """The names of the videos that are evaluated from now on; after `most` of them comes a stop."""
     names: list[str] = []
-    original = evaluate._evaluate_video
+    original = evaluation._evaluate_video
 
     def evaluate_video(*args: Any, name: str, **kwargs: Any) -> Any:
         if len(names) == most:
@@ -217,7 +217,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> list[st
         names.append(name)
         return original(*args, name=name, **kwargs)
 
-    monkeypatch.setattr(evaluating, "_evaluate_video", evaluate_video)
+    monkeypatch.setattr(evaluation, "_evaluate_video", evaluate_video)
     return names
 
 

@@ -33,7 +33,7 @@ def model(request: pytest.FixtureRequest) -> VidTok:
 @pytest.fixture(params=[1, 2_000, 20_000])
 def small_parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Parts of so many bytes: single rows and frames, some of them, most of a clip."""
-    monkeypatch.setattr(parts, "PART_BYTES", request.param)
+    monkeypatch.setattr(chunking, "PART_BYTES", request.param)
     yield request.param
 
 
@@ -104,10 +104,10 @@ def test_nothing_is_parted_where_gradients_are_kept(length: int) -> None:
 @torch.no_grad()
 def test_parts_are_multiples_that_leave_room_for_what_overlaps(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.rand(1, 9, 1, 1, 25)  # 100 bytes a frame
-    monkeypatch.setattr(parts, "PART_BYTES", 799)
+    monkeypatch.setattr(chunking, "PART_BYTES", 799)
     assert [chunking.length_at_once(x, 1, multiple=n) for n in (1, 2, 4, 8)] == [7, 6, 4, 8]
     assert [chunking.length_at_once(x, 1, multiple=2, overlap=n) for n in (1, 2, 9)] == [6, 4, 2]
-    monkeypatch.setattr(parts, "PART_BYTES", 900)
+    monkeypatch.setattr(chunking, "PART_BYTES", 900)
     assert chunking.length_at_once(x, 1, multiple=2, overlap=4) == 9
     assert list(chunking.spans(9, 4)) == [(0, 4), (4, 8), (8, 9)]
     assert list(chunking.spans(9, 1, first=3))[:2] == [(0, 3), (3, 4)]
@@ -119,7 +119,7 @@ def test_parts_are_multiples_that_leave_room_for_what_overlaps(monkeypatch: pyte
 def test_a_clips_precision_does_not_depend_on_its_size(
     model: VidTok, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "PART_BYTES", size)
+    monkeypatch.setattr(chunking, "PART_BYTES", size)
     model = model.float()
     with torch.autocast("cpu", torch.bfloat16):
         assert model.decode(random_latents(model, 5).float()).dtype == torch.bfloat16
@@ -130,7 +130,7 @@ def test_what_is_upsampled_is_never_whole_in_memory(monkeypatch: pytest.MonkeyPa
     model = toy_tokenizer(NAMES[1], ch=32, ch_mult=(1, 2, 2, 2)).float()
     latents = torch.rand(1, model.latent_channels, 5, 8, 8)
     whole = 32 * 20 * 64 * 64 * 4  # bytes of what the first level makes, of twice as much
-    monkeypatch.setattr(parts, "PART_BYTES", whole // 20)
+    monkeypatch.setattr(chunking, "PART_BYTES", whole // 20)
     peaks = []
     for chains in (encoder_decoder.Decoder.chains, encoder_decoder.Network.chains):
         monkeypatch.setattr(encoder_decoder.Decoder, "chains", chains)
@@ -154,7 +154,7 @@ def test_a_clips_forward_hooks_are_called(model: VidTok) -> None:
 @torch.no_grad()
 def test_what_the_caller_holds_is_never_written_to(model: VidTok, monkeypatch: pytest.MonkeyPatch) -> None:
     for size in (1, chunking.PART_BYTES):
-        monkeypatch.setattr(parts, "PART_BYTES", size)
+        monkeypatch.setattr(chunking, "PART_BYTES", size)
         video = random_video(model.num_frames(2), h=16, w=16)
         before = video.clone()
         frames = video.permute(0, 2, 3, 4, 1)
@@ -168,7 +168,7 @@ def test_what_the_caller_holds_is_never_written_to(model: VidTok, monkeypatch: p
 
 @torch.no_grad()
 def test_a_stream_in_parts_leaves_a_state_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PART_BYTES", 2000)
+    monkeypatch.setattr(chunking, "PART_BYTES", 2000)
     model = toy_tokenizer(NAMES[1])
     stream, latents = model.decoder_stream(), random_latents(model, 6)
     stream.push(latents[:, :, :3])

@@ -80,12 +80,12 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(episode.path.name)
         return original(adapter, episode, *arguments)
 
-    monkeypatch.setattr(tokenizing, "encode_episode", encode)
+    monkeypatch.setattr(tokenize, "encode_episode", encode)
     return names
 
 
 def codes(store: TokenStore) -> list[list[int]]:
-    return [reader.window(i, 0, int(steps))["codes"].flatten().tolist() for i, steps in enumerate(reader.steps)]
+    return [store.window(i, 0, int(steps))["codes"].flatten().tolist() for i, steps in enumerate(store.steps)]
 
 
 # Another tokenizer
@@ -147,7 +147,7 @@ def test_of_two_updates_at_once_the_second_is_told(
                 update(recorded, stored, tiny_adapter(NEW), split)
         return encode(*arguments)
 
-    monkeypatch.setattr(tokenizing, "encode_episode", encode_late)
+    monkeypatch.setattr(tokenize, "encode_episode", encode_late)
     with pytest.raises(ValueError, match="was written by another tokenizer"):
         update(recorded, stored, tiny_adapter(2))
     assert codes(TokenStore(stored)) == codes(TokenStore(fresh[NEW]))
@@ -180,7 +180,7 @@ def test_a_store_that_is_updated_while_it_is_opened_opens_with_the_new_tokens(
                 update(recorded, stored, tiny_adapter(NEW), split)
         return open_shard(path)
 
-    monkeypatch.setattr(store, "open_shard", open_late)
+    monkeypatch.setattr(reader, "open_shard", open_late)
     assert codes(TokenStore(stored)) == codes(TokenStore(fresh[NEW]))
 
 
@@ -227,7 +227,7 @@ def test_wherever_an_update_is_killed_the_store_is_whole_and_the_same_command_go
             calls = iter([None] * alive)
             patched.setattr(atomic_files.os, "replace", killable(atomic_files.os.replace))
             patched.setattr(writer.shutil, "rmtree", killable(shutil.rmtree))
-            patched.setattr(publishing, "_remove", lambda path: None)  # a partial folder stays
+            patched.setattr(atomic_files, "_remove", lambda path: None)  # a partial folder stays
             try:
                 run()
                 break
@@ -318,7 +318,7 @@ def test_another_decoder_replaces_the_adapter_alone(
     assert TokenizerAdapter.from_pretrained(adapter_folder(stored)).hash == adapter.hash
     assert len(list(stored.glob("adapter_*"))) == 1
     changed = {name for name in before | after if before.get(name) != after.get(name)}
-    assert all(name.startswith(("adapter_", "reader.json")) for name in changed)
+    assert all(name.startswith(("adapter_", "store.json")) for name in changed)
 
 
 # The command

@@ -90,7 +90,7 @@ def test_an_interrupted_writing_goes_on(folder: Path, tmp_path: Path, monkeypatc
     from vidtok_plugin.store import tokenize
 
     original = tokenize.encode_episode
-    monkeypatch.setattr(tokenizing, "encode_episode", encode)
+    monkeypatch.setattr(tokenize, "encode_episode", encode)
     store = write_store(adapter, episodes, tmp_path)
     assert encoded == ["c.mp4"] and len(store) == 3
     write_store(adapter, episodes, tmp_path)

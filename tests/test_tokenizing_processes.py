@@ -131,7 +131,7 @@ def test_of_two_processes_with_the_same_shard_the_first_one_stays(
             write(folder, tmp_path, 0, 1)  # another process writes the whole store meanwhile
         return encode(adapter, episode, *arguments)
 
-    monkeypatch.setattr(tokenizing, "encode_episode", encode_late)
+    monkeypatch.setattr(tokenize, "encode_episode", encode_late)
     assert write(folder, tmp_path, 0, 1).missing == () and overtaken
     assert contents(tmp_path) == contents(whole)
 
@@ -148,7 +148,7 @@ def test_processes_that_see_different_episodes_agree_on_one_plan(
             write(folder, tmp_path, 1, 2, "bcdef")
         return publish(path, make)
 
-    monkeypatch.setattr(shard_plan, "publish", publish_late)
+    monkeypatch.setattr(plan, "publish", publish_late)
     assert write(folder, tmp_path, 0, 2, NAMES).missing == (3,)  # the other one doesn't know of it
     assert calls == ["plan_00000", "plan_00000", "plan_00001"]
     write(folder, tmp_path, 1, 2, NAMES)

@@ -8,17 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from meta_autocast import casting
 from torch import Tensor
+from training_memory_count import count_step, training_memory
 
 from vidtok_plugin import VidTok, presets
 from vidtok_plugin.metrics.lpips import LPIPS
 from vidtok_plugin.tokenizer.architecture import Architecture
-from vidtok_plugin.tokenizer.casting import casting
 from vidtok_plugin.tokenizer.network import layers
 from vidtok_plugin.tokenizer.network.layers import TimeConv
 from vidtok_plugin.tokenizer.network.resampling import SpatialUpsample
 from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig
-from vidtok_plugin.tokenizer.training_memory import count_step, training_memory
 
 SIZE: dict[str, Any] = {"frames": 5, "height": 16, "width": 32}
 

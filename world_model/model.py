@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidtok_plugin.common.distributed import mean_over_processes
-from world_model import pretrained
+from world_model import weights as weights_io
 from world_model.actions import GroupedActions
 from world_model.architecture import FlowConfig, WorldModelConfig
 from world_model.decoding import SlotGroup, diagonal_mask
@@ -345,10 +345,10 @@ class WorldModel(nn.Module):
                 f"{self.token_hash}, got {adapter.token_hash}."
             )
         token_hash = self.token_hash if adapter is None else adapter.token_hash
-        contents = pretrained.Contents(world_model=self.config, token_hash=token_hash)
-        pretrained.save(folder, contents, self.state_dict())
+        contents = weights_io.Contents(world_model=self.config, token_hash=token_hash)
+        weights_io.save(folder, contents, self.state_dict())
         if adapter is not None:
-            adapter.save_pretrained(folder / pretrained.ADAPTER_FOLDER)
+            adapter.save_pretrained(folder / weights_io.ADAPTER_FOLDER)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "WorldModel":
@@ -358,9 +358,9 @@ class WorldModel(nn.Module):
             FileNotFoundError: the folder or a file in it is missing.
             ValueError: the folder holds another architecture.
         """
-        contents, weights = pretrained.load(Path(folder))
+        contents, weights = weights_io.load(Path(folder))
         model = cls(contents.world_model, contents.token_hash)
-        pretrained.load_strictly(model, weights, folder)
+        weights_io.load_strictly(model, weights, folder)
         return model.eval()
 
     # Parts

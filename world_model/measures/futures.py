@@ -22,8 +22,8 @@ from world_model.measures.controllability import ActionEffect, action_effect, ot
 from world_model.measures.prompts import Prompts
 from world_model.measures.report import Measured, Row, from_to, numbers
 from world_model.model import WorldModel
-from world_model.rollout import tokens
 from world_model.rollout.rollout import RolloutResult, rollout
+from world_model.rollout.tokens import reconstruct as reconstruct_prompts
 
 LPIPS_FRAMES = 8  # compared by LPIPS at once
 UNITS = {"psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 4), "lpips": ("LPIPS", 4)}
@@ -73,7 +73,7 @@ def imagine(
     result = imagined(prompts.actions)
     reconstructed = None
     if reconstruct:
-        reconstructed = tokens.reconstruct(adapter, prompts.video)[:, :, prompts.prompt_frames :]
+        reconstructed = reconstruct_prompts(adapter, prompts.video)[:, :, prompts.prompt_frames :]
     return Futures(
         prompts=prompts,
         result=result,

@@ -14,8 +14,8 @@ from vidtok_plugin.video.writing import to_pixels, write_video
 from world_model.decoding import Decoding
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
-from world_model.pretrained import ADAPTER_FOLDER
 from world_model.rollout.rollout import RolloutResult, rollout
+from world_model.weights import ADAPTER_FOLDER
 
 
 def rollout_file(

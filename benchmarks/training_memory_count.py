@@ -11,11 +11,11 @@ from itertools import chain
 from typing import Literal
 
 import torch
+from meta_autocast import casting, no_casting
 from torch import Tensor, nn
 
 from vidtok_plugin.metrics.lpips import LPIPS
 from vidtok_plugin.tokenizer.architecture import Architecture
-from vidtok_plugin.tokenizer.casting import casting, no_casting
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig
 from vidtok_plugin.tokenizer.reconstruction.memory import LiveBytes

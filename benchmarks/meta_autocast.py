@@ -81,7 +81,7 @@ def casting(dtype: torch.dtype) -> Iterator[None]:
 
         return checkpoint(run, x, use_reentrant=use_reentrant)
 
-    recomputing = mock.patch.object(network, "checkpoint", checkpoint_casting)
+    recomputing = mock.patch.object(encoder_decoder, "checkpoint", checkpoint_casting)
     with mock.patch.object(torch, "autocast", _stand_in(mode)), recomputing, mode:
         yield
 
