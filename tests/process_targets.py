@@ -1,4 +1,4 @@
-"""What `tests/test_processes.py` runs in processes of its own."""
+"""What `tests/common/test_processes.py` runs in processes of its own."""
 
 import os
 import signal

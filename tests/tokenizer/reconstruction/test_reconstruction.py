@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from natural_clips import natural_clip
+from places import TESTS
 from toy_tokenizers import toy_tokenizer
 
 from vidtok_plugin import VidTok
@@ -156,7 +157,7 @@ for video, memory in {runs!r}:
 
 def measure(runs: list[tuple[str, float | None]], output: Path, *, ch: int) -> list[tuple[int, int, int]]:
     """For each run: the bytes taken at most beyond those at the start, those taken in all, and the tiles."""
-    script = SCRIPT.format(tests=str(Path(__file__).parent), name=KL, runs=runs, output=str(output), ch=ch)
+    script = SCRIPT.format(tests=str(TESTS), name=KL, runs=runs, output=str(output), ch=ch)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [tuple(map(int, line.split())) for line in done.stdout.splitlines()]  # type: ignore[misc]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import ROOT
 
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.video.reading import probe, read_frames
 
-ROOT = Path(__file__).resolve().parent.parent
 TOY = (
     "record.train_episodes=2",
     "record.validation_episodes=1",

@@ -1,7 +1,6 @@
 """The discriminators and their losses: the published logits, and each formula by hand."""
 
 import math
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -9,13 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_weights import golden_parameter
+from places import GOLDEN_FILES
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vidtok_plugin.tokenizer.objective.adversarial import LeCAM, generator_adversarial, hinge
 from vidtok_plugin.tokenizer.objective.discriminators import Discriminator
 
-GOLDEN = load_file(Path(__file__).parent / "data" / "golden" / "training.safetensors")
+GOLDEN = load_file(GOLDEN_FILES / "training.safetensors")
 Kind = Literal["2d", "3d"]
 INPUTS: dict[Kind, tuple[int, tuple[int, ...]]] = {"2d": (3, (4, 3, 1, 32, 32)), "3d": (4, (2, 3, 8, 32, 32))}
 

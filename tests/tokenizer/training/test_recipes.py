@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 from video_files import moving_noise, write_file
 
 from vidtok_plugin import VidTok, presets
@@ -11,7 +12,7 @@ from vidtok_plugin.common.config import load_config
 from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
 from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "tokenizer"
+CONFIGS = ROOT / "configs" / "tokenizer"
 TOY = {"ch": 4, "ch_mult": (1, 1, 1, 1), "num_res_blocks": 1}
 RECIPES = {
     "pretrain_128": ["pretrain_128"],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import TESTS
 from recordings import contents, tiny_adapter, write_episode
 
 from vidtok_plugin import cli
@@ -92,7 +93,7 @@ def test_appended_episodes_come_into_new_shards_for_any_number_of_processes(fold
 KILLED = """
 import os, signal, sys
 from vidtok_plugin.common import atomic_files
-from test_tokenizing_processes import Path, write
+from test_tokenize_processes import Path, write
 
 replace_file, count = os.replace, 0
 
@@ -109,7 +110,7 @@ write(Path(sys.argv[1]), Path(sys.argv[2]), 0, 2)
 
 
 def test_after_a_kill_another_number_of_processes_goes_on(folder: Path, whole: Path, tmp_path: Path) -> None:
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    path = os.pathsep.join([str(TESTS), *sys.path])
     command = [sys.executable, "-c", KILLED, str(folder), str(tmp_path)]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from metric_networks import golden_lpips
+from places import GOLDEN_FILES
 from safetensors.torch import load_file
 from torch import Tensor
 
 from vidtok_plugin.metrics.lpips import LPIPS, _unit
 from vidtok_plugin.metrics.lpips_weights import load_lpips, read_heads
 
-GOLDEN = Path(__file__).parent / "data" / "golden" / "training.safetensors"
+GOLDEN = GOLDEN_FILES / "training.safetensors"
 SLICES = {1: (0, 2), 2: (5, 7), 3: (10, 12, 14), 4: (17, 19, 21), 5: (24, 26, 28)}
 
 

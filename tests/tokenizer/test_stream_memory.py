@@ -4,11 +4,11 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from places import TESTS
 from tensordict import TensorDict
 from toy_tokenizers import random_video, toy_tokenizer
 
@@ -127,7 +127,7 @@ print(short, peak_kilobytes())
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_process_that_streams_a_thousand_frames_stays_as_small(name: str) -> None:
-    script = SCRIPT.format(tests=str(Path(__file__).parent), name=name)
+    script = SCRIPT.format(tests=str(TESTS), name=name)
     # A fixed threshold, since glibc's own grows with what is freed, and then keeps more: up to 12% was seen.
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)

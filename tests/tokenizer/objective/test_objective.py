@@ -1,7 +1,6 @@
 """The objective is the published one, number by number, and neither side's loss touches the other's parameters."""
 
 import math
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import torch
 from golden_weights import fill, golden_parameter
 from metric_networks import golden_lpips
+from places import GOLDEN_FILES
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from toy_tokenizers import random_video, toy_tokenizer
@@ -18,7 +18,7 @@ from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig, frame_
 from vidtok_plugin.tokenizer.objective.adversarial import adaptive_weight
 from vidtok_plugin.tokenizer.regularizers import KL
 
-GOLDEN = load_file(Path(__file__).parent / "data" / "golden" / "training.safetensors")
+GOLDEN = load_file(GOLDEN_FILES / "training.safetensors")
 REGULARIZERS = {"2d": {"entropy": 0.3}, "3d": {"kl": 123.0}}  # the golden regularizer's losses
 DISC_START = 10
 PLAIN = ObjectiveConfig(perceptual="none", learn_logvar=False, discriminator="none")

@@ -4,12 +4,12 @@ import copy
 import functools
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from golden_weights import fill
+from places import GOLDEN_FILES
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from vidtok_plugin import VidTok, presets
 from vidtok_plugin.tokenizer.model import count_parameters
 from vidtok_plugin.tokenizer.objective import ObjectiveConfig
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
+GOLDEN = GOLDEN_FILES
 SHAPES = json.loads((GOLDEN / "published_state_dict_shapes.json").read_text())
 NAMES = tuple(SHAPES)
 V1_1 = tuple(name for name in NAMES if name.endswith("v1_1"))

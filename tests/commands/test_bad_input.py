@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import ROOT
 
 from vidtok_plugin import TokenizerAdapter, VidTok, cli
 from vidtok_plugin.store.tokenize import write_store
@@ -33,7 +34,7 @@ def fit(folder: Path, output: Path, *overrides: str) -> list[str]:
     return ["fit", "--config", str(CONFIG), *data, f"output={output}", "trainer.max_steps=1", *overrides]
 
 
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "tokenizer" / "demo.yaml"
+CONFIG = ROOT / "configs" / "tokenizer" / "demo.yaml"
 WORLD_MODEL_CONFIG = CONFIG.parent.parent / "world_model" / "demo.yaml"
 
 

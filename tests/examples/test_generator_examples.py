@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 from PIL import Image
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 TOY = (
     "episodes=1",
     "frames_per_episode=80",

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from places import TESTS
 from stores import write_episodes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
@@ -120,7 +121,7 @@ def test_processes_tell_the_same_of_the_codebook_as_one(folder: Path, tmp_path: 
         output = tmp_path / str(devices)
         overrides = [f"trainer.devices={devices}", f"trainer.strategy={strategy}", f"data.batch_size={4 // devices}"]
         overrides += ["trainer.max_steps=4", "objective={perceptual: none, disc_start: 9}", "optimizer.lr=1e-3"]
-        script = Path(__file__).with_name("watched_runs.py")
+        script = TESTS / "watched_runs.py"
         subprocess.run([sys.executable, str(script), str(folder), str(output), *overrides], check=True, timeout=300)
         records = [json.loads(line) for line in (output / "pictures" / "curves.jsonl").read_text().splitlines()]
         assert [record["step"] for record in records] == [2, 4, 4]  # one writer

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from places import ROOT
 from toy_tokenizers import TOY, toy_tokenizer
 from training_runs import make_videos
 
@@ -326,7 +327,7 @@ def test_sizes_are_checked_against_the_architecture_that_is_trained(folder: Path
 
 @pytest.mark.parametrize("name", presets())
 def test_one_config_serves_every_preset(name: str) -> None:
-    file = Path(__file__).parent.parent / "configs" / "tokenizer" / "finetune.yaml"
+    file = ROOT / "configs" / "tokenizer" / "finetune.yaml"
     cfg = load_config(TokenizerRunConfig, [file], [f"preset={name}", "from_scratch=true"])
     assert cfg.output == Path("runs") / name
     with torch.device("meta"):

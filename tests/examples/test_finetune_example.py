@@ -9,12 +9,12 @@ from types import ModuleType
 import pytest
 import torch
 from PIL import Image
+from places import ROOT
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.video.clips import ClipDataset
 from vidtok_plugin.video.sources import find_sources
 
-ROOT = Path(__file__).resolve().parent.parent
 TRAINING = (
     "architecture.ch=4",
     "data.clip_length=5",

@@ -1,7 +1,6 @@
 """FSQ gives the published codes and losses, without a matrix of tokens x codebook."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import torch
 from benchmark_files import load_benchmark
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import GOLDEN_FILES
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from vidtok_plugin.tokenizer.objective import ObjectiveConfig
 from vidtok_plugin.tokenizer.reconstruction.memory import LiveBytes
 from vidtok_plugin.tokenizer.regularizers import FSQ, fsq_terms
 
-GOLDEN = load_file(Path(__file__).parent / "data" / "golden" / "fsq.safetensors")
+GOLDEN = load_file(GOLDEN_FILES / "fsq.safetensors")
 LEVELS = {"8x5": (8, 8, 8, 8, 8), "mixed": (8, 6, 5), "odd": (7, 5, 5, 5)}
 levels_strategy = st.lists(st.integers(2, 9), min_size=1, max_size=5).map(tuple)
 

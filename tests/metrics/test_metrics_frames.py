@@ -1,16 +1,15 @@
 """PSNR and SSIM of frames are the published ones."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from places import GOLDEN_FILES
 from safetensors.torch import load_file
 from torch import Tensor
 
 from vidtok_plugin.metrics.frames import bounded_psnr, frame_ssim
 
-GOLDEN = load_file(Path(__file__).parent / "data" / "golden" / "training.safetensors")
+GOLDEN = load_file(GOLDEN_FILES / "training.safetensors")
 
 
 def golden_videos() -> tuple[Tensor, Tensor]:

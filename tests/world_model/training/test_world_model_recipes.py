@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+from places import ROOT
 from stores import PATCHES, write_episodes
 
 from vidtok_plugin.common.config import load_config
 from world_model import TokenDataModule, WorldModelModule, WorldModelRunConfig
 from world_model.data import window_actions, window_tokens
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "world_model"
+CONFIGS = ROOT / "configs" / "world_model"
 RECIPES = {
     "demo": ["demo"],
     "actions": ["demo", "actions"],
