@@ -29,19 +29,19 @@ from world_model.rollout import rollout
 
 CAUSAL = {
     "raster": Decoding(),
-    **{f"diagonal, window {w}": Decoding(order="diagonal", window=w) for w in (4, 2, 1)},
+    **{f"diagonal, window {w}": Decoding(order="diagonal", diagonal_offset=w) for w in (4, 2, 1)},
 }
 MASKED = {f"masked, {steps} steps": Decoding(order="masked", steps=steps) for steps in (16, 8, 4, 2)}
 
 
 @torch.no_grad()
-def cross_entropy(model: WorldModel, store: TokenStore, window: int | None) -> float:
+def cross_entropy(model: WorldModel, store: TokenStore, diagonal_offset: int | None) -> float:
     steps = model.config.max_steps
     windows = WindowDataset(store, steps, every=steps - 1, partial=True)
     total, count = 0.0, 0.0
     for batch in DataLoader(windows, 32, collate_fn=lambda batch: batch):
         batch = batch.to(model.device)
-        scores = model.score(window_tokens(batch), window_actions(batch), window=window)
+        scores = model.score(window_tokens(batch), window_actions(batch), diagonal_offset=diagonal_offset)
         weights = scores.weights * batch["valid"][:, 1:, None, None]
         total += float((scores.token_losses * weights).sum())
         count += float(weights.sum())
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     per_frame = models["raster"].tokens.tokens_per_step / models["raster"].tokens.temporal_factor
     for name, model in models.items():
         decoding = (CAUSAL | MASKED)[name]
-        rows[name]["cross entropy"] = cross_entropy(model, store, decoding.window)
+        rows[name]["cross entropy"] = cross_entropy(model, store, decoding.diagonal_offset)
         for batch in (args.prompts, 1):
             rate = statistics.median(rates[name][batch])
             rows[name][f"tokens/s, batch {batch}"] = rate

@@ -39,7 +39,7 @@ PEER = "generate()"
 PLAIN = "raster"
 CAUSAL = {
     PLAIN: Decoding(),
-    **{f"diagonal, window {window}": Decoding(order="diagonal", window=window) for window in (4, 2, 1)},
+    **{f"diagonal, window {window}": Decoding(order="diagonal", diagonal_offset=window) for window in (4, 2, 1)},
 }
 COMPILED = {"raster, compiled": Decoding(compiled=True)}
 MASKED = {f"masked, {steps} calls": Decoding(order="masked", steps=steps) for steps in (8, 4)}
@@ -77,11 +77,13 @@ def without_cache(model: WorldModel, batch: int, sampler: Sampler) -> Contender:
 
     @torch.no_grad()
     def work() -> torch.Tensor:
-        for slot in range(UNCACHED_TOKENS):
-            hidden = model(codes, actions, since=PROMPT)[:, 0].flatten(1, 2)[:, slot : slot + 1]
-            around = previous[:, slot : slot + 1, None]
-            drawn = model.head.draw(hidden, around, noise, sampler, model.head.tables(), confidence=False).tokens
-            current[:, slot] = drawn[:, 0]
+        for position in range(UNCACHED_TOKENS):
+            hidden = model(codes, actions, since=PROMPT)[:, 0].flatten(1, 2)[:, position : position + 1]
+            neighbor_codes = previous[:, position : position + 1, None]
+            drawn = model.head.draw(
+                hidden, neighbor_codes, noise, sampler, model.head.tables(), confidence=False
+            ).tokens
+            current[:, position] = drawn[:, 0]
         return current[:, :UNCACHED_TOKENS]
 
     return Contender(work, UNCACHED_TOKENS, UNCACHED_TOKENS)

@@ -151,7 +151,7 @@ def evaluate(
         clip_length=data.clip_length,
         height=data.height,
         width=data.width,
-        most_clips=cfg.tokenizer_clips,
+        max_clips=cfg.tokenizer_clips,
     )
     held_out = [clips[i] for i in range(len(clips))]
     shipped = VidTok.from_pretrained("vidtok_tiny").to(device)

@@ -135,7 +135,7 @@ def cut_clips(cfg: ExampleConfig) -> None:
 def held_out_clips(pattern: Path, data: VideoDataConfig, count: int) -> list[Tensor]:
     sources = find_sources([str(pattern)])
     clips = ClipDataset.every(
-        sources, clip_length=data.clip_length, height=data.height, width=data.width, most_clips=count
+        sources, clip_length=data.clip_length, height=data.height, width=data.width, max_clips=count
     )
     return [clips[i] for i in range(len(clips))]
 

@@ -111,7 +111,7 @@ def record_play(cfg: GeneratorConfig) -> Play:
     train, test = (find_sources([str(cfg.play / split)]) for split in ("train", "test"))
     common = {"clip_length": cfg.clip_frames, "height": cfg.size, "width": cfg.size, "cache_mb": 400}
     drawn = ClipDataset.random(train, num_clips=cfg.train_clips, seed=cfg.seed, **common)
-    held_out = ClipDataset.every(test, most_clips=cfg.test_clips, **common)
+    held_out = ClipDataset.every(test, max_clips=cfg.test_clips, **common)
     clips = [torch.stack([clips[i] for i in range(len(clips))]) for clips in (drawn, held_out)]
     return Play(train=clips[0], test=clips[1], config=cfg)
 

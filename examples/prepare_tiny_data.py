@@ -46,7 +46,7 @@ GAMES = (
 NATURAL = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")
 SIZE = 64
 CUT = 30.0  # mean absolute difference of neighbouring frames at 32x32 above which a new scene starts
-LEAST_SCENE, MOST_FRAMES, MOST_HEIGHT = 17, 96, 288
+MIN_SCENE, MOST_FRAMES, MOST_HEIGHT = 17, 96, 288
 TRAIN_CLIPS, VALIDATION_CLIPS = 150, 20  # from each natural video
 
 
@@ -92,7 +92,7 @@ def find_scenes(frames: np.ndarray) -> list[Scene]:
     cuts = np.flatnonzero(np.abs(np.diff(small, axis=0)).mean(axis=(1, 2, 3)) > CUT) + 1
     edges = [0, *cuts.tolist(), len(frames)]
     scenes = [Scene(start=start, stop=stop) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
-    return [scene for scene in scenes if scene.stop - scene.start >= LEAST_SCENE]
+    return [scene for scene in scenes if scene.stop - scene.start >= MIN_SCENE]
 
 
 def virtual_camera(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:

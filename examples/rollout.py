@@ -44,7 +44,7 @@ def rollout(args: argparse.Namespace) -> None:
         actions=None if every is None else every[:, : args.prompt_frames],
         num_frames=args.frames,
         sampler=Sampler(temperature=args.temperature, seed=args.seed),
-        decoding=Decoding(order=args.order, window=args.window),
+        decoding=Decoding(order=args.order, diagonal_offset=args.diagonal_offset),
     )
     begun = time.perf_counter()
     with VideoWriter(args.output, fps=fps) as writer:
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--temperature", type=float, default=0.7)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--order", choices=("raster", "diagonal", "masked"), help="default: as the model was trained")
-    command.add_argument("--window", type=int, help="columns by which rows are apart in diagonal order")
+    command.add_argument("--diagonal-offset", type=int, help="columns by which rows are apart in diagonal order")
     return run_command(parser, ["run", *(sys.argv[1:] if argv is None else argv)])
 
 

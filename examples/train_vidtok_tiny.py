@@ -83,7 +83,7 @@ def held_out_psnr(tokenizer: VidTok) -> dict[str, float]:
             clip_length=HELD_OUT_FRAMES,
             height=64,
             width=64,
-            most_clips=HELD_OUT_CLIPS,
+            max_clips=HELD_OUT_CLIPS,
         )
         psnr = reconstruction_psnr(tokenizer, (clips[i] for i in range(len(clips))))
         scores[folder.parent.name] = round(psnr, 2)

@@ -57,7 +57,7 @@ def rollout_command(args: argparse.Namespace) -> None:
         prompt_frames=args.prompt_frames,
         num_frames=args.frames,
         sampler=sampler,
-        decoding=Decoding(order=args.order, window=args.window, steps=args.steps),
+        decoding=Decoding(order=args.order, diagonal_offset=args.diagonal_offset, steps=args.steps),
     )
     print(f"{args.output}: {args.frames} frames imagined, {result.tokens_per_second:.0f} tokens a second")
 
@@ -88,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--flow-steps", type=int, help="of continuous tokens, from noise to token")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--order", choices=("raster", "diagonal", "masked"), help="default: raster, or as trained")
-    command.add_argument("--window", type=int, help="columns between rows in diagonal order (default: 1)")
+    command.add_argument("--diagonal-offset", type=int, help="columns between rows in diagonal order (default: 1)")
     command.add_argument("--steps", type=int, help="calls a latent step in masked order (default: 8)")
     return parser
 

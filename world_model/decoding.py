@@ -1,17 +1,17 @@
 """In which order a latent step's tokens are drawn, and how many of them at once.
 
-Raster order draws them one by one. Along diagonals (after Ye et al., "Fast Autoregressive Video Generation with
-Diagonal Decoding", arXiv 2503.14070) each row begins `window` columns after the row above it, so that H rows are drawn
-in W + (H - 1) window calls; a token then does without those right of it in the rows above that are not drawn yet. A
-window of W is raster order. Both serve causal models, which need no training for it. Masked models draw all tokens
-`steps` times over, each time keeping those they are surest of (MaskGIT, Chang et al., arXiv 2202.04200).
+Raster order draws them one by one. In diagonal order (Ye et al., "Fast Autoregressive Video Generation with Diagonal
+Decoding", arXiv 2503.14070) each row begins `diagonal_offset` columns after the row above it. A step then takes
+W + (H - 1) * diagonal_offset calls, and a token does not see those to its right in the rows above that are not drawn
+yet. An offset of W is raster order. Causal models support both without further training. Masked models draw all tokens
+`steps` times, and keep the most confident ones each time (MaskGIT, Chang et al., arXiv 2202.04200).
 
-Shapes: H W rows and columns, n = H * W slots of a step, m of a group.
+Shapes: H W rows and columns, n = H * W positions of a step, m of a group.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,23 +25,25 @@ Order = Literal["raster", "diagonal", "masked"]
 class Decoding:
     """How a rollout draws a step's tokens. `order` None is raster for causal models, masked for masked ones.
 
-    `move` is the number of latent steps by which the window moves when the context is full, the steps that stay being
-    read anew; None is a quarter of the context. `compiled` draws in raster order with one compiled call a token.
+    When the context is full, the oldest `context_shift` latent steps are dropped and the rest re-prefilled; None drops
+    a quarter of the context. `compiled` draws in raster order with one compiled call a token.
     """
 
+    RENAMED: ClassVar[dict[str, str]] = {"window": "diagonal_offset", "move": "context_shift"}
+
     order: Order | None = None
-    window: int | None = None  # of diagonal order, in columns; None for 1
+    diagonal_offset: int | None = None  # of diagonal order, in columns; None for 1
     steps: int | None = None  # of masked order, calls a latent step; None for 8
     choice_temperature: float | None = None  # of masked order: noise in which tokens are kept, falling to 0; None for 1
-    move: int | None = None
+    context_shift: int | None = None
     compiled: bool = False
 
     def __post_init__(self) -> None:
-        for name, order in (("window", "diagonal"), ("steps", "masked"), ("choice_temperature", "masked")):
+        for name, order in (("diagonal_offset", "diagonal"), ("steps", "masked"), ("choice_temperature", "masked")):
             value = getattr(self, name)
             if value is not None and self.order != order:
                 raise ValueError(f"Decoding: {name} is for order {order}, got {value} for {self.order}; leave it out.")
-        for name in ("window", "steps", "move"):
+        for name in ("diagonal_offset", "steps", "context_shift"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"Decoding: {name} must be at least 1, got {value}.")
@@ -67,72 +69,74 @@ class Decoding:
 
     def moved_by(self, max_steps: int) -> int:
         """Steps by which the window moves; a ValueError if none would stay."""
-        move = max(1, max_steps // 4) if self.move is None else self.move
-        if move >= max_steps:
+        context_shift = max(1, max_steps // 4) if self.context_shift is None else self.context_shift
+        if context_shift >= max_steps:
             raise ValueError(
-                f"Decoding: move must be less than the model's max_steps, {max_steps}, got {move}; a step must stay."
+                f"Decoding: context_shift must be less than the model's max_steps, {max_steps}, got "
+                f"{context_shift}; a step must stay."
             )
-        return move
+        return context_shift
 
 
 @dataclass(frozen=True)
-class SlotGroup:
+class DecodeGroup:
     """Slots of a latent step whose tokens are drawn in one call."""
 
-    slots: Tensor  # (m,) int64
+    positions: Tensor  # (m,) int64
     end: int  # behind the last of them in raster order
     sees: Tensor | None = None  # (m, end) bool: the slots of the step that each sees; None: all, its own the last
 
     @property
     def place(self) -> Tensor | int:
         """The slots, or the number of a single one that sees all before it."""
-        return self.end - 1 if self.sees is None else self.slots
+        return self.end - 1 if self.sees is None else self.positions
 
 
-def raster_groups(height: int, width: int, device: torch.device) -> list[SlotGroup]:
+def raster_groups(height: int, width: int, device: torch.device) -> list[DecodeGroup]:
     """One slot after another."""
-    slots = torch.arange(height * width, device=device)
-    return [SlotGroup(slots[i : i + 1], i + 1) for i in range(height * width)]
+    positions = torch.arange(height * width, device=device)
+    return [DecodeGroup(positions[i : i + 1], i + 1) for i in range(height * width)]
 
 
-def diagonal_groups(height: int, width: int, window: int, device: torch.device) -> list[SlotGroup]:
-    """Row r begins `window` columns after row r - 1; beyond the width, when that is finished.
+def diagonal_groups(height: int, width: int, diagonal_offset: int, device: torch.device) -> list[DecodeGroup]:
+    """Row r begins `diagonal_offset` columns after row r - 1; beyond the width, when that is finished.
 
     Example:
-        >>> [group.slots.tolist() for group in diagonal_groups(2, 3, 1, torch.device("cpu"))]
+        >>> [group.positions.tolist() for group in diagonal_groups(2, 3, 1, torch.device("cpu"))]
         [[0], [1, 3], [2, 4], [5]]
     """
-    if window < 1:
+    if diagonal_offset < 1:
         raise ValueError(
-            f"diagonal_groups: window must be at least 1 (a token is told the one above it), got {window}."
+            "diagonal_groups: diagonal_offset must be at least 1 (a token reads the one above it), got "
+            f"{diagonal_offset}."
         )
     rows, columns = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
-    call = columns + rows * min(window, width)
+    call = columns + rows * min(diagonal_offset, width)
     groups = []
     for k in range(int(call.max()) + 1):
-        slots = (call == k).nonzero()[:, 0]
-        end = int(slots.max()) + 1
+        positions = (call == k).nonzero()[:, 0]
+        end = int(positions.max()) + 1
         keys = torch.arange(end)
-        sees = (keys <= slots[:, None]) & (call[:end] <= k)
-        groups.append(SlotGroup(slots.to(device), end, sees.to(device)))
+        sees = (keys <= positions[:, None]) & (call[:end] <= k)
+        groups.append(DecodeGroup(positions.to(device), end, sees.to(device)))
     return groups
 
 
-def diagonal_mask(steps: int, height: int, width: int, window: int, device: torch.device) -> Tensor:
+def diagonal_mask(steps: int, height: int, width: int, diagonal_offset: int, device: torch.device) -> Tensor:
     """What each slot of so many whole steps sees when their tokens are drawn along diagonals, (T n, T n) bool."""
     n = height * width
     mask = torch.ones(steps * n, steps * n, dtype=torch.bool, device=device).tril()
     within = torch.zeros(n, n, dtype=torch.bool, device=device)
-    for group in diagonal_groups(height, width, window, device):
+    for group in diagonal_groups(height, width, diagonal_offset, device):
         assert group.sees is not None
-        within[group.slots, : group.end] = group.sees
+        within[group.positions, : group.end] = group.sees
     for step in range(steps):
         own = slice(step * n, (step + 1) * n)
         mask[own, own] = within
     return mask
 
 
-def known_after(steps: int, slots: int) -> list[int]:
+def known_after(steps: int, positions: int) -> list[int]:
     """How many of the slots are known after each of so many masked draws, few at first (MaskGIT's cosine).
 
     There are no more draws than slots.
@@ -141,7 +145,7 @@ def known_after(steps: int, slots: int) -> list[int]:
         >>> known_after(4, 64)
         [5, 19, 40, 64]
     """
-    steps = min(steps, slots)
-    counts = [slots - math.floor(slots * math.cos(math.pi / 2 * (i + 1) / steps)) for i in range(steps)]
-    counts[-1] = slots
-    return [max(count, min(i + 1, slots)) for i, count in enumerate(counts)]
+    steps = min(steps, positions)
+    counts = [positions - math.floor(positions * math.cos(math.pi / 2 * (i + 1) / steps)) for i in range(steps)]
+    counts[-1] = positions
+    return [max(count, min(i + 1, positions)) for i, count in enumerate(counts)]

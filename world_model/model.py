@@ -22,7 +22,7 @@ from vidtok_plugin.common.distributed import mean_over_processes
 from world_model import weights as weights_io
 from world_model.actions import GroupedActions
 from world_model.architecture import FlowConfig, WorldModelConfig
-from world_model.decoding import SlotGroup, diagonal_mask
+from world_model.decoding import DecodeGroup, diagonal_mask
 from world_model.heads.base import DrawnTokens, TokenScores
 from world_model.heads.codes import CodeHead
 from world_model.heads.flow import FlowHead
@@ -30,11 +30,11 @@ from world_model.heads.sampler import Sampler
 from world_model.inputs.corruption import corrupt_tokens, drop_actions
 from world_model.inputs.embedding import CodeTable, Tables
 from world_model.inputs.masking import random_known, step_mask, training_layout
-from world_model.inputs.neighborhood import neighbours
-from world_model.inputs.slots import CausalInputs, InputTables, MaskedInputs, StepInputs, at_slots
+from world_model.inputs.neighborhood import local_window
+from world_model.inputs.positions import CausalInputs, InputTables, MaskedInputs, StepInputs, at_positions
 from world_model.transformer.cache import Placement, TransformerCache
+from world_model.transformer.decode_block import DecodeBlock
 from world_model.transformer.rotary import grid_rotation
-from world_model.transformer.step_layer import StepLayer
 from world_model.transformer.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 class StepContext:
     """All that is known of a latent step before its first token is drawn, and what is looked up once a step."""
 
-    told: Tensor  # (b, n, d)
-    around: Tensor | None  # (b, n, c), the codes that may be pointed at
+    conditioning: Tensor  # (b, n, d)
+    neighbor_codes: Tensor | None  # (b, n, c), the codes that may be pointed at
     inputs: InputTables
     head: Tables
-    layers: Sequence[StepLayer] | None  # of the cache; None: looked up at each call
+    layers: Sequence[DecodeBlock] | None  # of the cache; None: looked up at each call
 
 
 class WorldModel(nn.Module):
@@ -114,22 +114,22 @@ class WorldModel(nn.Module):
         *,
         known: Tensor | None = None,
         corruption: Tensor | None = None,
-        window: int | None = None,
+        diagonal_offset: int | None = None,
         since: int = 0,
     ) -> Tensor:
         """What the head makes its predictions of, for every token of a window of at most `max_steps` steps.
 
         A causal model's is (b, T - since, H, W, d), of the steps from `since` on, each from the tokens before, or those
-        of them that have been drawn when diagonal order of this `window` comes to it. A masked model's is (b, T - 1, H,
-        W, d), of the steps after the first, each from the whole steps before it and those of its own tokens that
-        `known` (b, T - 1, H, W) bool tells, none without. `corruption` (b,), told to the model, is the share of the
+        of them that have been drawn when diagonal order of this `diagonal_offset` comes to it. A masked model's is
+        (b, T - 1, H, W, d), of the steps after the first, each from the whole steps before it and those of its own tokens
+        that `known` (b, T - 1, H, W) bool tells, none without. `corruption` (b,), told to the model, is the share of the
         tokens that has been replaced, as a part of the config's most.
         """
         tokens = self._checked_window(tokens)
         if known is not None and self.config.prediction == "causal":
             raise ValueError("WorldModel: known is for masked models; a causal one knows the tokens before each.")
-        if window is not None and self.config.prediction == "masked":
-            raise ValueError("WorldModel: window is for causal models; a masked one has no order.")
+        if diagonal_offset is not None and self.config.prediction == "masked":
+            raise ValueError("WorldModel: diagonal_offset is for causal models; a masked one has no order.")
         if since and self.config.prediction == "masked":
             raise ValueError("WorldModel: since is for causal models; a masked one's are the steps after the first.")
         if not 0 <= since <= tokens.shape[1]:
@@ -138,13 +138,13 @@ class WorldModel(nn.Module):
         first = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         first[:, 0] = True
         before = torch.cat([tokens[:, :1], tokens[:, :-1]], dim=1)
-        told = self.step_inputs(before, first, actions, corruption, tables)
+        conditioning = self.step_inputs(before, first, actions, corruption, tables)
         if isinstance(self.inputs, CausalInputs):
-            x = told + self.inputs(tokens, self.step_inputs.narrow, tables)
+            x = conditioning + self.inputs(tokens, self.step_inputs.narrow, tables)
             mask = None
-            if window is not None:
+            if diagonal_offset is not None:
                 grid = (self.tokens.height, self.tokens.width)
-                mask = diagonal_mask(tokens.shape[1], *grid, window, tokens.device)
+                mask = diagonal_mask(tokens.shape[1], *grid, diagonal_offset, tokens.device)
             needed = (tokens.shape[1] - since) * self.tokens.tokens_per_step
             hidden = self.transformer(x.flatten(1, 2), mask=mask, needed=needed)
         else:
@@ -152,13 +152,13 @@ class WorldModel(nn.Module):
             none = torch.zeros(masked.shape[:4], dtype=torch.bool, device=tokens.device)
             x = torch.cat(
                 [
-                    told + self.inputs(tokens, None, tables),
-                    told[:, 1:] + self.inputs(masked, none if known is None else known, tables),
+                    conditioning + self.inputs(tokens, None, tables),
+                    conditioning[:, 1:] + self.inputs(masked, none if known is None else known, tables),
                 ],
                 dim=1,
             )
-            slots, mask = training_layout(tokens.shape[1], self.tokens.tokens_per_step, tokens.device)
-            hidden = self.transformer(x.flatten(1, 2), slots, mask, masked.shape[1] * self.tokens.tokens_per_step)
+            positions, mask = training_layout(tokens.shape[1], self.tokens.tokens_per_step, tokens.device)
+            hidden = self.transformer(x.flatten(1, 2), positions, mask, masked.shape[1] * self.tokens.tokens_per_step)
         return rearrange(hidden, "b (T H W) d -> b T H W d", H=self.tokens.height, W=self.tokens.width)
 
     def logits(self, codes: Tensor, actions: GroupedActions | None = None, known: Tensor | None = None) -> list[Tensor]:
@@ -167,14 +167,16 @@ class WorldModel(nn.Module):
             raise ValueError("WorldModel: continuous tokens have no logits; use score.")
         hidden, tables = self(codes, actions, known=known), self.head.tables()
         if self.config.prediction == "masked":
-            return self.head.logits(hidden, self._around(codes), codes[:, 1:], tables)
+            return self.head.logits(hidden, self._neighbor_codes(codes), codes[:, 1:], tables)
         # A first step has none before it to point at.
         first = self.head.logits(hidden[:, :1], None, codes[:, :1], tables)
-        later = self.head.logits(hidden[:, 1:], self._around(codes), codes[:, 1:], tables)
+        later = self.head.logits(hidden[:, 1:], self._neighbor_codes(codes), codes[:, 1:], tables)
         return [torch.cat(parts, dim=1) for parts in zip(first, later, strict=True)]
 
-    def score(self, tokens: Tensor, actions: GroupedActions | None = None, *, window: int | None = None) -> TokenScores:
-        """How well the tokens of the steps 1 .. T-1 are predicted, in raster order or in diagonal order of a `window`.
+    def score(
+        self, tokens: Tensor, actions: GroupedActions | None = None, *, diagonal_offset: int | None = None
+    ) -> TokenScores:
+        """How well the tokens of the steps 1 .. T-1 are predicted, in raster order or in diagonal order.
 
         A window's first step is context alone, here as in rollouts, whose prompt gives it. In training the inputs are
         corrupted and actions dropped as the config says, and `correct` isn't told. Masked models are scored with a
@@ -192,12 +194,12 @@ class WorldModel(nn.Module):
         if self.config.prediction == "masked":
             shape = (targets.shape[0], targets.shape[1], targets.shape[2], targets.shape[3])
             known, weights = random_known(shape, tokens.device, seeded=not self.training)
-            hidden = self(inputs, actions, known=known, corruption=corruption, window=window)
+            hidden = self(inputs, actions, known=known, corruption=corruption, diagonal_offset=diagonal_offset)
         else:
-            hidden = self(inputs, actions, corruption=corruption, window=window, since=1)
+            hidden = self(inputs, actions, corruption=corruption, diagonal_offset=diagonal_offset, since=1)
             weights = torch.ones(targets.shape[:4], device=tokens.device)
-        around, tables = self._around(inputs), self.head.tables()
-        losses, correct = self.head.scores(hidden, around, targets, tables, correct=not self.training)
+        neighbor_codes, tables = self._neighbor_codes(inputs), self.head.tables()
+        losses, correct = self.head.scores(hidden, neighbor_codes, targets, tables, correct=not self.training)
         return TokenScores(losses=losses, correct=correct, weights=weights)
 
     def loss(self, tokens: Tensor, actions: GroupedActions | None = None, valid: Tensor | None = None) -> Tensor:
@@ -225,11 +227,11 @@ class WorldModel(nn.Module):
         `padding` (b,) is the number of each row's first steps that stand for nothing: pasts of different lengths go
         together by their ends.
         """
-        slots = self.tokens.tokens_per_step
+        positions = self.tokens.tokens_per_step
         return self.transformer.init_cache(
             batch,
-            self.config.max_steps * slots,
-            begin=None if padding is None else padding * slots,
+            self.config.max_steps * positions,
+            begin=None if padding is None else padding * positions,
             device=device or self.device,
             dtype=dtype or self.dtype,
         )
@@ -253,21 +255,21 @@ class WorldModel(nn.Module):
         cache.check_room(steps * n)
         before = torch.cat([(tokens[:, 0] if previous is None else previous)[:, None], tokens[:, :-1]], dim=1)
         tables = self._input_tables()
-        told = self.step_inputs(before, self._first(cache, len(tokens), steps), actions, None, tables)
+        conditioning = self.step_inputs(before, self._first(cache, len(tokens), steps), actions, None, tables)
         if isinstance(self.inputs, CausalInputs):
-            x = told + self.inputs(tokens, self.step_inputs.narrow, tables)
-            return self.transformer.take_in(x.flatten(1, 2), cache)
-        x = told + self.inputs(tokens, None, tables)
+            x = conditioning + self.inputs(tokens, self.step_inputs.narrow, tables)
+            return self.transformer.prefill(x.flatten(1, 2), cache)
+        x = conditioning + self.inputs(tokens, None, tables)
         end = cache.length + steps * n
-        at = Placement(slots=slice(cache.length, end), end=end, mask=step_mask(cache.length, steps, n, x.device))
-        return self.transformer.take_in(x.flatten(1, 2), cache, at)
+        at = Placement(positions=slice(cache.length, end), end=end, mask=step_mask(cache.length, steps, n, x.device))
+        return self.transformer.prefill(x.flatten(1, 2), cache, at)
 
     def step_context(
         self,
         previous: Tensor | None,
         actions: GroupedActions | None,
         cache: TransformerCache,
-        layers: Sequence[StepLayer] | None = None,
+        layers: Sequence[DecodeBlock] | None = None,
     ) -> StepContext:
         """What is known of the next step: the whole step before it (b, H, W[, p]), None at the start of a window, and
         its actions (one step of them). It is for steps in this cache: `layers` are its own, looked up unless given."""
@@ -275,64 +277,71 @@ class WorldModel(nn.Module):
         cache.check_room(self.tokens.tokens_per_step)
         tables = self._input_tables()
         before = self._nothing(cache.batch) if previous is None else previous
-        told = self.step_inputs(before[:, None], self._first(cache, cache.batch, 1), actions, None, tables)
-        around = None
+        conditioning = self.step_inputs(before[:, None], self._first(cache, cache.batch, 1), actions, None, tables)
+        neighbor_codes = None
         if self.config.copy_size and previous is not None:
-            around = neighbours(previous, self.config.copy_size).flatten(1, 2)
-        layers = self.transformer.step_layers(cache) if layers is None else layers
-        return StepContext(told=told[:, 0], around=around, inputs=tables, head=self.head.tables(), layers=layers)
+            neighbor_codes = local_window(previous, self.config.copy_size).flatten(1, 2)
+        layers = self.transformer.decode_blocks(cache) if layers is None else layers
+        return StepContext(
+            conditioning=conditioning[:, 0],
+            neighbor_codes=neighbor_codes,
+            inputs=tables,
+            head=self.head.tables(),
+            layers=layers,
+        )
 
-    def step(self, current: Tensor, group: SlotGroup, context: StepContext, cache: TransformerCache) -> Tensor:
+    def step(self, current: Tensor, group: DecodeGroup, context: StepContext, cache: TransformerCache) -> Tensor:
         """What the head draws some tokens of a causal model's next step of, (b, m, d): those of `group`, for which all
         they see has been drawn into `current` (b, n[, p]). Their keys and values are written into the cache, whose
         length stays; after the whole step it is to be `advanced`."""
         base = cache.length
         if group.sees is None:
-            at = Placement(slots=slice(base + group.end - 1, base + group.end), end=base + group.end)
+            at = Placement(positions=slice(base + group.end - 1, base + group.end), end=base + group.end)
         else:
-            past = group.sees.new_ones(len(group.slots), base)
+            past = group.sees.new_ones(len(group.positions), base)
             mask = torch.cat([past, group.sees], dim=1)
-            at = Placement(slots=base + group.slots, end=base + group.end, mask=mask)
+            at = Placement(positions=base + group.positions, end=base + group.end, mask=mask)
         return self._step(current, group.place, context, cache, at)
 
     def step_at(
-        self, current: Tensor, slot: Tensor, base: Tensor, context: StepContext, cache: TransformerCache
+        self, current: Tensor, position: Tensor, base: Tensor, context: StepContext, cache: TransformerCache
     ) -> Tensor:
         """As `step` for the raster order's group of one slot (1,), behind `base` (1,) tokens in the cache: both
         tensors, so that one compiled call serves every slot. It looks over all of the cache's room."""
-        place = base + slot
-        mask = torch.arange(cache.capacity, device=slot.device)[None] <= place
-        at = Placement(slots=place, end=cache.capacity, mask=mask)
-        return self._step(current, slot, context, cache, at)
+        place = base + position
+        mask = torch.arange(cache.capacity, device=position.device)[None] <= place
+        at = Placement(positions=place, end=cache.capacity, mask=mask)
+        return self._step(current, position, context, cache, at)
 
-    def fill(self, current: Tensor, known: Tensor, context: StepContext, cache: TransformerCache) -> Tensor:
+    def predict_masked(self, current: Tensor, known: Tensor, context: StepContext, cache: TransformerCache) -> Tensor:
         """What the head draws the tokens of a masked model's next step of, (b, n, d): of `current` (b, n[, p]) those
         that are `known` (b, n) bool. The step is to be taken in by `prefill` when all of it is."""
         assert isinstance(self.inputs, MaskedInputs)
         grid = (self.tokens.height, self.tokens.width)
-        x = context.told + self.inputs(
+        x = context.conditioning + self.inputs(
             current.unflatten(1, grid)[:, None], known.unflatten(1, grid)[:, None], context.inputs
         ).squeeze(1)
         end = cache.length + self.tokens.tokens_per_step
-        at = Placement(slots=slice(cache.length, end), end=end)
+        at = Placement(positions=slice(cache.length, end), end=end)
         return self.transformer.step(x, cache, at, context.layers)[0]
 
     def draw(
         self,
         hidden: Tensor,
-        slots: Tensor | int | None,
+        positions: Tensor | int | None,
         context: StepContext,
         noise: Tensor,
         sampler: Sampler,
         *,
         confidence: bool = True,
     ) -> DrawnTokens:
-        """Draw the tokens of some slots (m,), of one, or of the whole step, from what `step` or `fill` gave for them,
-        by uniform numbers (b, m, head.noise_per_token); without their `confidence` where nobody needs it."""
-        around = context.around
-        if around is not None and slots is not None:
-            around = at_slots(around, slots)
-        return self.head.draw(hidden, around, noise, sampler, context.head, confidence=confidence)
+        """Draw the tokens of some positions (m,), of one, or of the whole step, from what `step` or `predict_masked`
+        gave for them, by uniform numbers (b, m, head.noise_per_token); without their `confidence` where
+        nobody needs it."""
+        neighbor_codes = context.neighbor_codes
+        if neighbor_codes is not None and positions is not None:
+            neighbor_codes = at_positions(neighbor_codes, positions)
+        return self.head.draw(hidden, neighbor_codes, noise, sampler, context.head, confidence=confidence)
 
     # Folders
 
@@ -366,11 +375,11 @@ class WorldModel(nn.Module):
     # Parts
 
     def _step(
-        self, current: Tensor, slots: Tensor | int, context: StepContext, cache: TransformerCache, at: Placement
+        self, current: Tensor, positions: Tensor | int, context: StepContext, cache: TransformerCache, at: Placement
     ) -> Tensor:
         assert isinstance(self.inputs, CausalInputs)
-        x = self.inputs.at(current, slots, self.step_inputs.narrow, context.inputs)
-        return self.transformer.step(at_slots(context.told, slots) + x, cache, at, context.layers)[0]
+        x = self.inputs.at(current, positions, self.step_inputs.narrow, context.inputs)
+        return self.transformer.step(at_positions(context.conditioning, positions) + x, cache, at, context.layers)[0]
 
     def _input_tables(self) -> InputTables:
         return InputTables(wide=self.inputs.wide.tables(), narrow=self.step_inputs.narrow.tables())
@@ -389,11 +398,11 @@ class WorldModel(nn.Module):
             return torch.zeros(shape, dtype=torch.int64, device=self.device)
         return torch.zeros(*shape, self.tokens.patch_dim, device=self.device, dtype=self.dtype)
 
-    def _around(self, codes: Tensor) -> Tensor | None:
+    def _neighbor_codes(self, codes: Tensor) -> Tensor | None:
         """The codes that steps 1 .. T-1 may point at, (b, T - 1, H, W, c)."""
         if not self.config.copy_size:
             return None
-        return neighbours(codes[:, :-1], self.config.copy_size)
+        return local_window(codes[:, :-1], self.config.copy_size)
 
     def _check_boundary(self, cache: TransformerCache, previous: Tensor | None) -> None:
         """Whole steps begin where others end, and `previous` is told but at the start of a window."""

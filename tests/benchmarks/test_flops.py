@@ -5,7 +5,7 @@ import torch
 from flops import flop_counter
 from torch.nn import functional as F
 
-from world_model.transformer.layout import product_with
+from world_model.transformer.prepack import prepack_linear
 
 
 def test_attention_on_a_cpu_is_counted_forward_and_backward() -> None:
@@ -23,7 +23,7 @@ def test_attention_on_a_cpu_is_counted_forward_and_backward() -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_products_are_counted_however_the_weight_is_laid_out(rows: int) -> None:
-    product = product_with(torch.randn(8, 16), rows)
+    product = prepack_linear(torch.randn(8, 16), rows)
     with flop_counter() as counter:
         product(torch.randn(rows, 16))
     assert counter.get_total_flops() == 2 * rows * 16 * 8

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from vidtok_plugin.common.atomic_files import publish, remove_partials, republish
+from vidtok_plugin.common.atomic_files import atomic_create, atomic_replace, remove_partials
 
 
 def make_folder(path: Path, text: str = "") -> None:
@@ -18,9 +18,9 @@ def test_what_is_written_gets_its_name_once_it_is_whole(tmp_path: Path) -> None:
         path.write_text("text")
         assert not (tmp_path / "new" / "file").exists()
 
-    assert publish(tmp_path / "new" / "file", write)
+    assert atomic_create(tmp_path / "new" / "file", write)
     assert (tmp_path / "new" / "file").read_text() == "text"
-    assert not publish(tmp_path / "new" / "file", lambda path: pytest.fail("it is there already"))
+    assert not atomic_create(tmp_path / "new" / "file", lambda path: pytest.fail("it is there already"))
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
 
 
@@ -30,16 +30,16 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="the disk is full"):
-        publish(tmp_path / "folder", write)
+        atomic_create(tmp_path / "folder", write)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_of_two_writers_of_a_folder_the_first_one_stays(tmp_path: Path) -> None:
     def write(path: Path) -> None:
         make_folder(path, "second")
-        assert publish(tmp_path / "folder", lambda path: make_folder(path, "first"))
+        assert atomic_create(tmp_path / "folder", lambda path: make_folder(path, "first"))
 
-    assert not publish(tmp_path / "folder", write)
+    assert not atomic_create(tmp_path / "folder", write)
     assert (tmp_path / "folder" / "file").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
@@ -49,10 +49,10 @@ def test_a_writer_whose_partial_folder_was_removed_meanwhile_is_the_second_one(
     tmp_path: Path, error: type[Exception]
 ) -> None:
     def write(path: Path) -> None:
-        assert publish(tmp_path / "folder", lambda path: make_folder(path, "first"))
+        assert atomic_create(tmp_path / "folder", lambda path: make_folder(path, "first"))
         raise error("no such folder")
 
-    assert not publish(tmp_path / "folder", write)
+    assert not atomic_create(tmp_path / "folder", write)
     assert (tmp_path / "folder" / "file").read_text() == "first"
 
 
@@ -68,9 +68,9 @@ def test_a_file_is_replaced_at_once_or_stays(tmp_path: Path) -> None:
         path.write_text("half")
         raise OSError("the disk is full")
 
-    republish(file, write)
+    atomic_replace(file, write)
     with pytest.raises(OSError, match="the disk is full"):
-        republish(file, fail)
+        atomic_replace(file, fail)
     assert file.read_text() == "new" and list(tmp_path.iterdir()) == [file]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from hypothesis import given
@@ -253,3 +253,17 @@ def test_keywords_of_a_function_are_checked() -> None:
     check_keywords("trainer", {"max_steps": 3}, function)
     with pytest.raises(ConfigError, match="unknown key trainer.max_epoch; .* is trainer.max_epochs"):
         check_keywords("trainer", {"max_epoch": 3}, function)
+
+
+def test_a_renamed_key_is_refused_with_its_new_name() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Inner:
+        RENAMED: ClassVar[dict[str, str]] = {"stretch": "segment"}
+        segment: int = 1
+
+    @dataclass(frozen=True, kw_only=True)
+    class Outer:
+        inner: Inner = Inner()
+
+    with pytest.raises(ConfigError, match=r"unknown key inner.stretch .*; it is now called inner.segment\.$"):
+        load_config(Outer, [], ["inner.stretch=4"])

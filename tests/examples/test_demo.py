@@ -106,7 +106,7 @@ def test_the_rollout_example_writes_the_video_as_it_goes(run: Path, tmp_path: Pa
     episode = run / "episodes" / "test" / "episode_00000.mp4"
     model = str(run / "world_model" / "model")
     arguments = ["--model", model, "--prompt", str(episode), "--output", str(tmp_path / "out.mp4")]
-    assert example.main([*arguments, "--frames", "8", "--order", "diagonal", "--window", "2"]) == 0
+    assert example.main([*arguments, "--frames", "8", "--order", "diagonal", "--diagonal-offset", "2"]) == 0
     assert probe(tmp_path / "out.mp4").num_frames == 13 + 8
     assert np.abs(read_frames(tmp_path / "out.mp4", range(13)).astype(int) - read_frames(episode, range(13))).mean() < 3
     assert example.main([*arguments, "--frames", "1000"]) == 2  # there aren't so many actions

@@ -141,15 +141,15 @@ def test_processes_that_see_different_episodes_agree_on_one_plan(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else an episode could come into two shards, when videos are added while the processes start."""
-    publish, calls = plan.publish, []
+    atomic_create, calls = plan.atomic_create, []
 
     def publish_late(path: Path, make: Any) -> bool:
         calls.append(path.name)
         if len(calls) == 1:
             write(folder, tmp_path, 1, 2, "bcdef")
-        return publish(path, make)
+        return atomic_create(path, make)
 
-    monkeypatch.setattr(plan, "publish", publish_late)
+    monkeypatch.setattr(plan, "atomic_create", publish_late)
     assert write(folder, tmp_path, 0, 2, NAMES).missing == (3,)  # the other one doesn't know of it
     assert calls == ["plan_00000", "plan_00000", "plan_00001"]
     write(folder, tmp_path, 1, 2, NAMES)

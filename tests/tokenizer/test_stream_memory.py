@@ -24,7 +24,7 @@ def elements(state: TensorDict | Any) -> int:
     return sum(tensor.numel() for tensor in state.values(include_nested=True, leaves_only=True))
 
 
-def least_state(network: torch.nn.Module, sizes: dict[str, tuple[int, int]]) -> int:
+def min_state(network: torch.nn.Module, sizes: dict[str, tuple[int, int]]) -> int:
     """Elements that any exact stream must keep: each kernel's frames before the next, counted layer by layer.
 
     sizes: height and width of each layer's input, by the layer's name.
@@ -73,12 +73,12 @@ def test_a_state_is_as_small_as_the_kernels_allow(name: str) -> None:
     encoder, decoder = model.encoder_stream(), model.decoder_stream()
     encoder.push(random_video(1 + 2 * f, h=s, w=2 * s))
     sizes = input_sizes(model.encoder, torch.zeros(1, f, s, 2 * s, 3, dtype=torch.float64))
-    assert elements(encoder.state) == least_state(model.encoder, sizes)
+    assert elements(encoder.state) == min_state(model.encoder, sizes)
     decoder.push(torch.zeros(1, model.latent_channels, 3, 1, 2))
     sizes = input_sizes(model.decoder, torch.zeros(1, 1, 1, 2, model.latent_channels, dtype=torch.float64))
     held_back = decoder.state["ready"].numel()
     flags = 1 if model.architecture.version == "1.1" else 0
-    assert elements(decoder.state) == least_state(model.decoder, sizes) + held_back + flags
+    assert elements(decoder.state) == min_state(model.decoder, sizes) + held_back + flags
     assert held_back <= (f - 1) * 3 * s * 2 * s  # frames that are final, but not their group
 
 

@@ -116,7 +116,7 @@ def test_flipped_clips_are_mirrored_by_sample(folder: Path) -> None:
 def test_validation_clips_are_evenly_spaced_and_at_most_so_many(folder: Path) -> None:
     clips = ClipDataset.every(find_sources([str(folder / "a")]), **SHAPE)
     assert [start for _, start in clips.starts or []] == list(range(0, 36, 5))
-    few = ClipDataset.every(find_sources([str(folder / "a")]), **SHAPE, most_clips=3)
+    few = ClipDataset.every(find_sources([str(folder / "a")]), **SHAPE, max_clips=3)
     assert [start for _, start in few.starts or []] == [0, 20, 35]
     torch.testing.assert_close(few[1], frames_of(folder / "a/long.mp4")[:, 20:25])
 

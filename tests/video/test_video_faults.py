@@ -55,7 +55,7 @@ def config(folder: Path, **changes: Any) -> VideoDataConfig:
         "horizontal_flip": True,
         "batch_size": 4,
         "clips_per_epoch": 32,
-        "most_unreadable": 0.5,
+        "max_unreadable_fraction": 0.5,
         "seed": 3,
     }
     return VideoDataConfig(**values | changes)
@@ -147,14 +147,14 @@ class TestTraining:
         self, folder: Path, tmp_path: Path, workers: int
     ) -> None:
         """Three of ten files are found to be bad when they are opened, the fourth when it is read."""
-        data = VideoDataModule(config(folder, most_unreadable=0.3, num_workers=workers))
+        data = VideoDataModule(config(folder, max_unreadable_fraction=0.3, num_workers=workers))
         with pytest.raises(UnreadableVideoError, match=r"4 of 10 videos.*room for 3\. Video .*damaged\.mp4 .*frames"):
             fit(data, tmp_path)
 
 
 def test_the_first_bad_file_stops_a_run_without_a_budget(folder: Path) -> None:
     with pytest.raises(UnreadableVideoError, match=r"=0 has room for 0\. Video .*cut\.mp4 cannot be read: .*cut off"):
-        VideoDataModule(config(folder, most_unreadable=0.0)).setup()
+        VideoDataModule(config(folder, max_unreadable_fraction=0.0)).setup()
 
 
 def test_files_that_a_csv_list_names_in_vain_are_unreadable(folder: Path, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ class TestBatch:
         ({"fps": 8.0, "frame_interval": 2}, "fps=8 and frame_interval=2 exclude each other"),
         ({"fps": None, "validation_fps": 8.0, "frame_interval": 2}, "validation_fps=8 and frame_interval=2 exclude"),
         ({"read_timeout": -1.0}, "read_timeout must be above 0 or null"),
-        ({"most_unreadable": 1.0}, "most_unreadable must be a share in 0..1, under 1, got 1.0; 0.01 lets"),
+        ({"max_unreadable_fraction": 1.0}, "most_unreadable must be a share in 0..1, under 1, got 1.0; 0.01 lets"),
         ({"crop": "middle"}, "crop must be one of center, random, got 'middle'"),
         ({"reader": "opencv"}, "reader must be one of auto, decord, pyav, got 'opencv'"),
     ],

@@ -16,7 +16,7 @@ from world_model.decoding import raster_groups
 from world_model.inputs.corruption import corrupt_tokens, drop_actions
 from world_model.inputs.embedding import CodeTable, fsq_digits
 from world_model.inputs.masking import random_known
-from world_model.inputs.neighborhood import neighbours
+from world_model.inputs.neighborhood import local_window
 from world_model.model import WorldModel
 
 
@@ -33,11 +33,11 @@ def hidden_step_by_step(model: WorldModel, tokens: Tensor, actions: GroupedActio
         context = model.step_context(previous, of_step(actions, step), cache)
         truth = tokens[:, step].flatten(1, 2)
         current = torch.zeros_like(truth)
-        slots = []
+        positions = []
         for group in groups:
-            slots.append(model.step(current, group, context, cache))
-            current[:, group.slots] = truth[:, group.slots]
-        steps.append(torch.cat(slots, dim=1).unflatten(1, tokens.shape[2:4]))
+            positions.append(model.step(current, group, context, cache))
+            current[:, group.positions] = truth[:, group.positions]
+        steps.append(torch.cat(positions, dim=1).unflatten(1, tokens.shape[2:4]))
         cache = cache.advanced(model.tokens.tokens_per_step)
         previous = tokens[:, step]
     return torch.stack(steps, dim=1)
@@ -65,7 +65,7 @@ def test_a_masked_step_after_a_cache_equals_the_whole(name: str) -> None:
         assert actions is not None
         cache = model.prefill(tokens[:, :step], actions[:step], model.init_cache(2))
         context = model.step_context(tokens[:, step - 1], of_step(actions, step), cache)
-        filled = model.fill(tokens[:, step].flatten(1, 2), known[:, step - 1].flatten(1), context, cache)
+        filled = model.predict_masked(tokens[:, step].flatten(1, 2), known[:, step - 1].flatten(1), context, cache)
         torch.testing.assert_close(filled, whole[:, step - 1].flatten(1, 2), rtol=1e-4, atol=1e-4)
 
 
@@ -106,15 +106,15 @@ def test_a_token_changes_only_the_predictions_after_it(name: str) -> None:
     config = CAUSAL[name]
     model, tokens, actions = random_model(config), tokens_for(config, 1, 3), random_actions(config, 1, 3)
     whole = model(tokens, actions).flatten(1, 3)
-    for slot in range(18):
+    for position in range(18):
         changed = tokens.clone().flatten(1, 3)
-        changed[:, slot] = (changed[:, slot] + 1) % 12
+        changed[:, position] = (changed[:, position] + 1) % 12
         difference = (model(changed.view_as(tokens), actions).flatten(1, 3) - whole).abs().amax(-1)[0]
-        assert not difference[: slot + 1].any()
+        assert not difference[: position + 1].any()
         # A row's last token is first read below it, a step's last around its place in the next step.
-        first = slot + {2: 3, 5: 2}.get(slot % 6, 1)
+        first = position + {2: 3, 5: 2}.get(position % 6, 1)
         assert (difference[first:] > 1e-6).all()
-        assert slot < 17 or not difference.any()
+        assert position < 17 or not difference.any()
 
 
 @torch.no_grad()
@@ -210,9 +210,9 @@ def test_actions_are_dropped_by_windows_and_by_steps() -> None:
     actions = random_actions(CONFIG, 2000, 9)
     assert actions is not None
     actions = drop_actions(actions, 0.2)
-    told = actions.known[:, 1:].all(-1)
-    assert (~told.any(1)).float().mean().item() == pytest.approx(0.2, abs=0.03)
-    assert told[told.any(1)].float().mean().item() == pytest.approx(0.8, abs=0.03)
+    conditioning = actions.known[:, 1:].all(-1)
+    assert (~conditioning.any(1)).float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert conditioning[conditioning.any(1)].float().mean().item() == pytest.approx(0.8, abs=0.03)
 
 
 def test_a_masked_models_losses_estimate_drawing_in_random_order() -> None:
@@ -220,8 +220,8 @@ def test_a_masked_models_losses_estimate_drawing_in_random_order() -> None:
     known, weights = random_known((3000, 2, 2, 3), torch.device("cpu"), seeded=True)
     assert not (weights[known] != 0).any()
     torch.testing.assert_close(weights.mean((2, 3)), torch.ones(3000, 2))
-    told = known.sum((2, 3)).flatten()
-    assert torch.bincount(told, minlength=6).float().div(6000).sub(1 / 6).abs().max() < 0.03
+    conditioning = known.sum((2, 3)).flatten()
+    assert torch.bincount(conditioning, minlength=6).float().div(6000).sub(1 / 6).abs().max() < 0.03
     again, _ = random_known((3000, 2, 2, 3), torch.device("cpu"), seeded=True)
     assert torch.equal(again, known)
 
@@ -336,8 +336,8 @@ def test_codes_with_shared_digits_share_their_embedding() -> None:
 
 
 def test_neighbours_are_the_codes_around_each_place() -> None:
-    around = neighbours(torch.arange(12).view(1, 3, 4), 3)
-    assert around.shape == (1, 3, 4, 9)
-    assert around[0, 1, 1].tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10]
-    assert around[0, 0, 3].tolist() == [-1, -1, -1, 2, 3, -1, 6, 7, -1]
-    assert torch.equal(neighbours(torch.arange(12).view(3, 4), 1)[..., 0], torch.arange(12).view(3, 4))
+    neighbor_codes = local_window(torch.arange(12).view(1, 3, 4), 3)
+    assert neighbor_codes.shape == (1, 3, 4, 9)
+    assert neighbor_codes[0, 1, 1].tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10]
+    assert neighbor_codes[0, 0, 3].tolist() == [-1, -1, -1, 2, 3, -1, 6, 7, -1]
+    assert torch.equal(local_window(torch.arange(12).view(3, 4), 1)[..., 0], torch.arange(12).view(3, 4))

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.part(-[0-9a-f]+)?")
 
 
-def publish(path: Path, write: Callable[[Path], object]) -> bool:
+def atomic_create(path: Path, write: Callable[[Path], object]) -> bool:
     """Let `write` make a file or a folder beside `path`, and give it that name once it is whole on the disk.
 
     -> False if `path` was there already, or another process was first: a folder that is there is never replaced.
@@ -21,7 +21,7 @@ def publish(path: Path, write: Callable[[Path], object]) -> bool:
     if path.exists():
         return False
     try:
-        republish(path, write)
+        atomic_replace(path, write)
     # Not OSError alone: these are torch's and safetensors' for a folder that `remove_partials` removed meanwhile.
     except (OSError, RuntimeError, SafetensorError):
         if not path.exists():
@@ -30,8 +30,8 @@ def publish(path: Path, write: Callable[[Path], object]) -> bool:
     return True
 
 
-def republish(path: Path, write: Callable[[Path], object]) -> None:
-    """As `publish`, but a file that is there is replaced, at once; an OSError if a folder is."""
+def atomic_replace(path: Path, write: Callable[[Path], object]) -> None:
+    """As `atomic_create`, but a file that is there is replaced, at once; an OSError if a folder is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part-{uuid4().hex}")  # no two processes share one
     try:

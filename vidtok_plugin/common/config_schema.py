@@ -45,7 +45,10 @@ def _known_keys(schema: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str
 
 
 class SchemaCheck:
-    """Turns a tree of values into dataclass instances; its errors name the key and who set it."""
+    """Turns a tree of values into dataclass instances; its errors name the key and who set it.
+
+    A dataclass may have a class variable `RENAMED`, from a key's former name to its present one, for the error.
+    """
 
     def __init__(self, root: Any, sources: Sequence[Source]) -> None:
         self.root, self.sources = root, sources
@@ -59,6 +62,10 @@ class SchemaCheck:
         return ConfigError(f"{key} is required; set it in a config file or as {key}=VALUE.")
 
     def unknown(self, schema: Any, path: tuple[str, ...]) -> ConfigError:
+        renamed = getattr(schema, "RENAMED", {}).get(path[-1])
+        if renamed is not None:
+            key = ".".join((*path[:-1], renamed))
+            return ConfigError(f"unknown key {key_name(path, self.sources)}; it is now called {key}.")
         here = [field.name for field in dataclasses.fields(schema) if field.init]
         everywhere = [".".join(known) for known in _known_keys(self.root)]
         namesakes = [known for known in everywhere if known.rpartition(".")[2] == path[-1]]

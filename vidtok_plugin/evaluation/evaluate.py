@@ -30,7 +30,7 @@ from vidtok_plugin.evaluation.records import Records, Scores, VideoScores
 from vidtok_plugin.evaluation.report import Report
 from vidtok_plugin.metrics import fvd
 from vidtok_plugin.metrics.frames import bounded_psnr, frame_ssim
-from vidtok_plugin.metrics.lpips import LEAST_SIZE, LPIPS
+from vidtok_plugin.metrics.lpips import LPIPS, MIN_SIZE
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.presets import presets
 from vidtok_plugin.tokenizer.video_checks import check_multiple
@@ -66,8 +66,8 @@ class EvaluationConfig:
             raise ValueError(f"EvaluationConfig: protocol must be clips or whole, got {self.protocol}.")
         if not 0 < self.fps < math.inf:
             raise ValueError(f"EvaluationConfig: fps must be above 0, got {self.fps}.")
-        if self.size < LEAST_SIZE:
-            raise ValueError(f"EvaluationConfig: size must be at least {LEAST_SIZE} (for LPIPS), got {self.size}.")
+        if self.size < MIN_SIZE:
+            raise ValueError(f"EvaluationConfig: size must be at least {MIN_SIZE} (for LPIPS), got {self.size}.")
         if self.clip_frames < 1:
             raise ValueError(f"EvaluationConfig: clip_frames must be at least 1, got {self.clip_frames}.")
 
@@ -86,9 +86,9 @@ def check_fits(tokenizer: VidTok, cfg: EvaluationConfig, *, with_fvd: bool) -> N
     check_multiple(cfg.size, factor, who="evaluate", name="size", of="the tokenizer's spatial factor")
     if cfg.protocol == "whole" and not tokenizer.causal:
         raise ValueError("evaluate: protocol must be clips for a non-causal model, which cannot stream, got whole.")
-    if with_fvd and cfg.clip_frames < fvd.LEAST_FRAMES:
+    if with_fvd and cfg.clip_frames < fvd.MIN_FRAMES:
         raise ValueError(
-            f"evaluate: clip_frames must be at least {fvd.LEAST_FRAMES} for FVD, got {cfg.clip_frames}; take longer "
+            f"evaluate: clip_frames must be at least {fvd.MIN_FRAMES} for FVD, got {cfg.clip_frames}; take longer "
             "clips, or leave FVD out."
         )
 
@@ -254,7 +254,7 @@ def _fvd(features: Iterable[Tensor]) -> float | None:
     distance = fvd.FrechetVideoDistance()
     for part in features:
         distance.update(part)
-    return distance.compute() if distance.num_clips >= fvd.LEAST_CLIPS else None
+    return distance.compute() if distance.num_clips >= fvd.MIN_CLIPS else None
 
 
 def _overall(
@@ -273,7 +273,7 @@ def _overall(
     if networks.i3d is not None:
         distance = _fvd(_features(videos, records))
         if distance is None:
-            not_computed["fvd"] = f"it takes at least {fvd.LEAST_CLIPS} clips; evaluate more or longer videos."
+            not_computed["fvd"] = f"it takes at least {fvd.MIN_CLIPS} clips; evaluate more or longer videos."
     lpips = None if networks.lpips is None else mean("lpips")
     return Scores(psnr=mean("psnr"), ssim=mean("ssim"), lpips=lpips, fvd=distance), not_computed
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from vidtok_plugin.metrics.frechet import FeatureStatistics, frechet_distance
 
-LEAST_FRAMES = 9  # with fewer, nothing is left of a clip before I3D's last pooling in time
-LEAST_CLIPS = 2  # for a covariance
+MIN_FRAMES = 9  # with fewer, nothing is left of a clip before I3D's last pooling in time
+MIN_CLIPS = 2  # for a covariance
 I3D_URL = "https://huggingface.co/flateon/FVD-I3D-torchscript/resolve/main/i3d_torchscript.pt"
 
 
@@ -49,9 +49,9 @@ class I3D:
     @torch.no_grad()
     def __call__(self, video: Tensor) -> Tensor:
         """Clips (b, 3, t, h, w) in [-1, 1], t >= 9 -> features (b, d) float32."""
-        if video.ndim != 5 or video.shape[1] != 3 or video.shape[2] < LEAST_FRAMES:
+        if video.ndim != 5 or video.shape[1] != 3 or video.shape[2] < MIN_FRAMES:
             raise ValueError(
-                f"FVD: clips must have the shape (b, 3, t, h, w) with t >= {LEAST_FRAMES}, got {tuple(video.shape)}."
+                f"FVD: clips must have the shape (b, 3, t, h, w) with t >= {MIN_FRAMES}, got {tuple(video.shape)}."
             )
         features = self.network(video.to(self.device).float(), rescale=False, resize=True, return_features=True)
         if features.ndim != 2 or len(features) != len(video):
@@ -89,7 +89,7 @@ class FrechetVideoDistance:
 
     def compute(self) -> float:
         """The distance; a ValueError for fewer than 2 clips. Of fewer clips than features it is biased upwards."""
-        if self._statistics is None or self.num_clips < LEAST_CLIPS:
-            raise ValueError(f"FVD: it takes at least {LEAST_CLIPS} clips, got {self.num_clips}.")
+        if self._statistics is None or self.num_clips < MIN_CLIPS:
+            raise ValueError(f"FVD: it takes at least {MIN_CLIPS} clips, got {self.num_clips}.")
         a, b = self._statistics
         return frechet_distance(a.mean, a.covariance(), b.mean, b.covariance())

@@ -13,7 +13,7 @@ _SLICES = (
     ((24, 512), (26, 512), (28, 512)),
 )
 _EPSILON = 1e-10  # on the norm of the features
-LEAST_SIZE = 16  # pixels a side: the network halves frames four times
+MIN_SIZE = 16  # pixels a side: the network halves frames four times
 
 
 class LPIPS(nn.Module):
@@ -50,8 +50,8 @@ class LPIPS(nn.Module):
             raise ValueError(
                 f"LPIPS: frames must both have the shape (n, 3, h, w), got {tuple(a.shape)} and {tuple(b.shape)}."
             )
-        if min(a.shape[-2:]) < LEAST_SIZE:
-            raise ValueError(f"LPIPS: height and width must be at least {LEAST_SIZE}, got {tuple(a.shape[-2:])}.")
+        if min(a.shape[-2:]) < MIN_SIZE:
+            raise ValueError(f"LPIPS: height and width must be at least {MIN_SIZE}, got {tuple(a.shape[-2:])}.")
         # Apart, so that one of them which needs no gradient costs none.
         x, y = ((frames - self.shift) / self.scale for frames in (a, b))
         distances = []

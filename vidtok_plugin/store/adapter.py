@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import CONFIG_FILE, STATISTICS_FILE, TokenizerAdapter
-from vidtok_plugin.common.atomic_files import publish
+from vidtok_plugin.common.atomic_files import atomic_create
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.video.reading import probe, read_frames
 
@@ -68,7 +68,7 @@ def agree_on_statistics(
         folder.mkdir()
         save_file({name: tensor.cpu() for name, tensor in adapter.state_dict().items()}, folder / STATISTICS_FILE)
 
-    publish(folder, fit)
+    atomic_create(folder, fit)
     adapter.load_state_dict(load_file(folder / STATISTICS_FILE))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from vidtok_plugin.common.atomic_files import publish
+from vidtok_plugin.common.atomic_files import atomic_create
 from vidtok_plugin.store.shards import open_shard, shard_paths
 
 PLAN = "plan_{:05d}"
@@ -29,7 +29,7 @@ def plan_shards(split_folder: Path, names: Sequence[str], episodes_per_shard: in
         written = {number: _names(path) for number, path in shard_paths(split_folder).items()}
         version, planned = _latest(split_folder)
         plan = _extend(planned, written, names, episodes_per_shard)
-        if plan == planned or publish(split_folder / PLAN.format(version + 1), partial(_write, plan)):
+        if plan == planned or atomic_create(split_folder / PLAN.format(version + 1), partial(_write, plan)):
             return plan
 
 

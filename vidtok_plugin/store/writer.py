@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from vidtok_plugin.common.atomic_files import publish, remove_partials, republish
+from vidtok_plugin.common.atomic_files import atomic_create, atomic_replace, remove_partials
 from vidtok_plugin.store.reader import (
     METADATA_FILE,
     StoreMetadata,
@@ -72,14 +72,14 @@ class TokenStoreWriter:
         if there is not None:
             self._check(there)
         if adapter is not None and (update or there is None or there.adapter_hash == metadata.adapter_hash):
-            publish(self.folder / metadata.adapter_folder, adapter.save_pretrained)
-        if publish(self._file, lambda path: path.write_text(self._text)):
+            atomic_create(self.folder / metadata.adapter_folder, adapter.save_pretrained)
+        if atomic_create(self._file, lambda path: path.write_text(self._text)):
             return
         there = read_metadata(self.folder)
         self._check(there)  # another process may have begun it meanwhile
         if there.tokens_folder == self.metadata.tokens_folder and there.adapter_hash != metadata.adapter_hash:
             if update:
-                republish(self._file, lambda path: path.write_text(self._text))
+                atomic_replace(self._file, lambda path: path.write_text(self._text))
             else:
                 logger.warning(
                     "%s keeps its adapter, which gives the same tokens as this one and has another decoder; replace it "
@@ -112,7 +112,7 @@ class TokenStoreWriter:
         parent = self.split_folder(split)
         number = 1 + max(shard_paths(parent), default=-1) if number is None else number
         path = shard_path(parent, number) if instead_of is None else next_revision(instead_of)
-        if not publish(path, lambda folder: write_shard_file(folder, episodes, data)):
+        if not atomic_create(path, lambda folder: write_shard_file(folder, episodes, data)):
             there = [_origin(episode) for episode in open_shard(path).stored_episodes()]
             if there != [_origin(episode) for episode in episodes]:
                 raise ValueError(
@@ -154,7 +154,7 @@ class TokenStoreWriter:
                 continue  # another process has put the new ones in place, and removed the old ones
             if lacking:
                 return tuple(sorted(lacking))
-            republish(self._file, lambda path: path.write_text(self._text))
+            atomic_replace(self._file, lambda path: path.write_text(self._text))
 
     @property
     def _file(self) -> Path:

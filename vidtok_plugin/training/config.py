@@ -58,7 +58,7 @@ class RunConfig:
         if self.ema_decay is not None and not 0.5 < self.ema_decay < 1:
             raise ValueError(f"{who}: ema_decay must be above 0.5 and below 1, or null, got {self.ema_decay}.")
 
-    def check_parts(self, batch_size: int) -> None:
+    def check_micro_batches(self, batch_size: int) -> None:
         """A ValueError unless a batch of `batch_size` can be split into `accumulate` parts."""
         if batch_size % self.accumulate:
             raise ValueError(

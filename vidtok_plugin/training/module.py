@@ -143,7 +143,7 @@ class TrainingModule(pl.LightningModule):
         count = self.run_cfg.accumulate
         if count == 1:
             return [batch]
-        self.run_cfg.check_parts(self._count(batch))
+        self.run_cfg.check_micro_batches(self._count(batch))
         chunks = {name: tensor.chunk(count) for name, tensor in self.tensors_of(batch).items()}
         return [self.batch_of({name: chunk[i] for name, chunk in chunks.items()}) for i in range(count)]
 

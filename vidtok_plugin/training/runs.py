@@ -20,7 +20,7 @@ from vidtok_plugin.training.throughput import Throughput
 logger = logging.getLogger(__name__)
 
 
-def watchers(cfg: RunConfig) -> list[pl.Callback]:
+def default_callbacks(cfg: RunConfig) -> list[pl.Callback]:
     """What every run tells of itself: learning rates, throughput, and the curves of all that is logged.
 
     They come after callbacks that log, since the curves are drawn of what is logged until then.

@@ -136,13 +136,13 @@ class ClipDataset(Dataset[Tensor]):
         sources: Sequence[Source],
         *,
         every: int | None = None,
-        most_clips: int | None = None,
+        max_clips: int | None = None,
         skip_short: bool = False,
         **settings: Unpack[ClipSettings],
     ) -> "ClipDataset":
         """The clips that start every `every` frames of each video, without overlap by default.
 
-        Of more than `most_clips`, as many are taken, evenly spaced. They are neither mirrored nor randomly cropped.
+        Of more than `max_clips`, as many are taken, evenly spaced. They are neither mirrored nor randomly cropped.
 
         Raises:
             ValueError: no video is long enough, or (without `skip_short`) one isn't.
@@ -157,8 +157,8 @@ class ClipDataset(Dataset[Tensor]):
         starts = [
             (number, start) for number, video in enumerate(clips.videos) for start in clips.frames.starts(video, every)
         ]
-        if most_clips is not None and len(starts) > most_clips:
-            starts = [starts[i] for i in np.linspace(0, len(starts) - 1, most_clips).round().astype(int)]
+        if max_clips is not None and len(starts) > max_clips:
+            starts = [starts[i] for i in np.linspace(0, len(starts) - 1, max_clips).round().astype(int)]
         clips.starts, clips.num_clips = starts, len(starts)
         return clips
 

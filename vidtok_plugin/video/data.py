@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -27,6 +27,8 @@ class VideoDataConfig:
     number for each entry of `train`, which the folders and lists of a pattern share.
     """
 
+    RENAMED: ClassVar[dict[str, str]] = {"most_unreadable": "max_unreadable_fraction"}
+
     train: tuple[str, ...]
     validation: tuple[str, ...] = ()
     root: str | None = None  # where relative paths in CSV lists start; by default at each list's own folder
@@ -46,7 +48,9 @@ class VideoDataConfig:
     validation_every: int | None = None  # frames between the clips' starts; without overlap by default
     validation_clips: int | None = None  # at most, evenly spaced over all
     skip_short: bool = False  # leave out videos that are shorter than a clip
-    most_unreadable: float = 0.0  # share of the videos that may be unreadable: other clips take their clips' places
+    max_unreadable_fraction: float = (
+        0.0  # share of the videos that may be unreadable: other clips take their clips' places
+    )
     reader: ReaderName = "auto"  # auto: PyAV
     read_timeout: float | None = None  # seconds after which a video that is being read counts as unreadable
     open_videos: int = 32  # readers kept open in each worker
@@ -78,10 +82,10 @@ class VideoDataConfig:
                     f"VideoDataConfig: {field}={getattr(self, field):g} and frame_interval={self.frame_interval}"
                     " exclude each other; leave one of them out."
                 )
-        if not 0 <= self.most_unreadable < 1:
+        if not 0 <= self.max_unreadable_fraction < 1:
             raise ValueError(
                 "VideoDataConfig: most_unreadable must be a share in 0..1, under 1, got"
-                f" {self.most_unreadable}; 0.01 lets one video in a hundred be unreadable."
+                f" {self.max_unreadable_fraction}; 0.01 lets one video in a hundred be unreadable."
             )
         for field, choices in (("crop", ("center", "random")), ("reader", ("auto", "decord", "pyav"))):
             if getattr(self, field) not in choices:
@@ -119,7 +123,7 @@ class VideoDataModule(ResumableDataModule):
     its end, whatever the number of workers.
 
     `unreadable` collects the videos that cannot be read from all workers: each is logged once in the whole run, and
-    more of them than `most_unreadable` has room for stop it.
+    more of them than `max_unreadable_fraction` has room for stop it.
 
     Example:
         >>> data = VideoDataModule(VideoDataConfig(train=("data/train",)))   # doctest: +SKIP
@@ -129,7 +133,7 @@ class VideoDataModule(ResumableDataModule):
     def __init__(self, cfg: "VideoDataConfig | TokenizerRunConfig") -> None:
         super().__init__()
         self.cfg = cfg if isinstance(cfg, VideoDataConfig) else cfg.data
-        self.unreadable = UnreadableVideos(self.cfg.most_unreadable)
+        self.unreadable = UnreadableVideos(self.cfg.max_unreadable_fraction)
         self.train_clips: ClipDataset | None = None
         self.validation_clips: ClipDataset | None = None
 
@@ -178,7 +182,7 @@ class VideoDataModule(ResumableDataModule):
             self.validation_clips = ClipDataset.every(
                 to_validate,
                 every=cfg.validation_every,
-                most_clips=cfg.validation_clips,
+                max_clips=cfg.validation_clips,
                 skip_short=cfg.skip_short,
                 **by_place,
             )

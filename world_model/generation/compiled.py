@@ -19,7 +19,7 @@ from world_model.transformer.cache import TransformerCache
 VERSIONS = 64  # compiled at most; PyTorch's own limit of 8 would end a process that tries nine batch sizes
 
 
-class CompiledSlot:
+class CompiledPosition:
     """Draws the tokens of a latent step, one call each."""
 
     def __init__(self, model: WorldModel, sampler: Sampler, backend: str = "inductor") -> None:
@@ -39,22 +39,22 @@ class CompiledSlot:
             for segment in (*cache.shared, cache.own):
                 torch._dynamo.maybe_mark_dynamic(segment.keys, 3)
                 torch._dynamo.maybe_mark_dynamic(segment.values, 3)
-        slots = torch.arange(current.shape[1], device=current.device)
+        positions = torch.arange(current.shape[1], device=current.device)
         with torch._dynamo.config.patch(recompile_limit=VERSIONS):
             for i in range(current.shape[1]):
-                drawn = self._slot(current, slots[i : i + 1], base, context, fixed, noise)
-                current.index_copy_(1, slots[i : i + 1], drawn)
+                drawn = self._slot(current, positions[i : i + 1], base, context, fixed, noise)
+                current.index_copy_(1, positions[i : i + 1], drawn)
 
     def _draw_slot(
         self,
         current: Tensor,
-        slot: Tensor,
+        position: Tensor,
         base: Tensor,
         context: StepContext,
         cache: TransformerCache,
         noise: Tensor,
     ) -> Tensor:
         rows = torch.cat([current, current]) if self.sampler.guidance != 1 else current
-        hidden = self.model.step_at(rows, slot, base, context, cache)
-        uniforms = noise.index_select(1, slot)
-        return self.model.draw(hidden, slot, context, uniforms, self.sampler, confidence=False).tokens
+        hidden = self.model.step_at(rows, position, base, context, cache)
+        uniforms = noise.index_select(1, position)
+        return self.model.draw(hidden, position, context, uniforms, self.sampler, confidence=False).tokens

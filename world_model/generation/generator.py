@@ -11,21 +11,21 @@ from torch import Tensor
 
 from world_model.actions import GroupedActions
 from world_model.decoding import Decoding, diagonal_groups, known_after, raster_groups
-from world_model.generation.compiled import CompiledSlot
+from world_model.generation.compiled import CompiledPosition
 from world_model.heads.sampler import RolloutNoise, Sampler
-from world_model.inputs.slots import at_slots
+from world_model.inputs.positions import at_positions
 from world_model.model import StepContext, WorldModel
 from world_model.transformer.cache import TransformerCache
-from world_model.transformer.step_layer import StepLayer
+from world_model.transformer.decode_block import DecodeBlock
 
 
 class StepGenerator:
     """Rollouts in tokens, from the whole steps `tokens` (b, T, H, W[, p]) on; the state is its own, not the
     model's.
 
-    A model sees `max_steps` latent steps. When they are full, the oldest `decoding.move` are dropped and the rest read
-    in anew, as a window of its own; so is a past that leaves no room for a step. Pasts of different lengths go
-    together by their ends: `past_steps` tells how many steps of each row count, all without.
+    A model sees `max_steps` latent steps. When they are full, the oldest `decoding.context_shift` are dropped and the
+    rest re-prefilled, as a window of its own; so is a past that leaves no room for a step. Pasts of different lengths
+    go together by their ends: `past_steps` tells how many steps of each row count, all without.
 
     The model's weights are to stay while it draws. The past's keys are computed, and some weights laid out, once a
     window, so that a change counts in part at once and whole from the next window on: start another then.
@@ -73,15 +73,15 @@ class StepGenerator:
         if self.order == "raster":
             self._groups = raster_groups(tokens_of.height, tokens_of.width, model.device)
         elif self.order == "diagonal":
-            window = self.decoding.window or 1
-            self._groups = diagonal_groups(tokens_of.height, tokens_of.width, window, model.device)
-        self._compiled = CompiledSlot(model, sampler) if self.decoding.compiled else None
+            diagonal_offset = self.decoding.diagonal_offset or 1
+            self._groups = diagonal_groups(tokens_of.height, tokens_of.width, diagonal_offset, model.device)
+        self._compiled = CompiledPosition(model, sampler) if self.decoding.compiled else None
         self._keep = model.config.max_steps - self.decoding.moved_by(model.config.max_steps)
         self._tokens = tokens.to(model.dtype) if tokens.is_floating_point() else tokens
         self._actions = actions
         self._counts = torch.tensor(counts)  # on the host: no step waits for them
         self._lent = False  # whether forks read the cache's buffers
-        self._layers: list[StepLayer] | None = None  # of the cache, looked up at its first step
+        self._layers: list[DecodeBlock] | None = None  # of the cache, looked up at its first step
         self._cache: TransformerCache = self._read(None)
 
     def step(self, actions: GroupedActions | None) -> Tensor:
@@ -131,14 +131,14 @@ class StepGenerator:
         if self._layers is None:
             laid_out = self.order == "raster" and self._compiled is None  # other orders' calls differ in their rows
             rows = self._cache.batch if laid_out else None
-            self._layers = model.transformer.step_layers(self._cache, rows)
+            self._layers = model.transformer.decode_blocks(self._cache, rows)
         previous = self._rows(self._tokens[:, -1])
-        told = self._told(actions)
-        context = model.step_context(previous, told, self._cache, self._layers)
+        conditioning = self._conditioned_on(actions)
+        context = model.step_context(previous, conditioning, self._cache, self._layers)
         if self.order == "masked":
             drawn = self._draw_masked(context)
             whole = self._rows(drawn.unflatten(1, (tokens.height, tokens.width)))
-            self._cache = model.prefill(whole[:, None], told, self._cache, previous)
+            self._cache = model.prefill(whole[:, None], conditioning, self._cache, previous)
             self.model_calls += 1
         else:
             drawn = self._draw_causal(context)
@@ -156,12 +156,12 @@ class StepGenerator:
             return current
         for group in self._groups:
             hidden = model.step(self._rows(current), group, context, self._cache)
-            uniforms = at_slots(noise, group.place)
+            uniforms = at_positions(noise, group.place)
             drawn = model.draw(hidden, group.place, context, uniforms, self.sampler, confidence=False).tokens
             if isinstance(group.place, int):
                 current.narrow(1, group.place, 1).copy_(drawn)
             else:
-                current.index_copy_(1, group.slots, drawn)
+                current.index_copy_(1, group.positions, drawn)
             self.model_calls += 1
         return current
 
@@ -174,15 +174,15 @@ class StepGenerator:
         known = torch.zeros(len(current), n, dtype=torch.bool, device=model.device)
         temperature = 1.0 if self.decoding.choice_temperature is None else self.decoding.choice_temperature
         for i, count in enumerate(counts):
-            hidden = model.fill(self._rows(current), self._rows(known), context, self._cache)
+            hidden = model.predict_masked(self._rows(current), self._rows(known), context, self._cache)
             drawn = model.draw(hidden, None, context, noise[:, i, :, :-1], self.sampler)
             chance = noise[:, i, :, -1].float().clamp(1e-6, 1 - 1e-6)
             if drawn.confidence is None:  # patches have none: any stay
-                sureness = chance
+                confidence = chance
             else:
                 gumbel = -(-chance.log()).log()
-                sureness = drawn.confidence + temperature * (1 - (i + 1) / len(counts)) * gumbel
-            kept = sureness.masked_fill(known, float("inf")).topk(count, dim=1).indices
+                confidence = drawn.confidence + temperature * (1 - (i + 1) / len(counts)) * gumbel
+            kept = confidence.masked_fill(known, float("inf")).topk(count, dim=1).indices
             now = known.scatter(1, kept, True)
             fresh = now & ~known
             current = torch.where(fresh[..., None] if current.ndim == 3 else fresh, drawn.tokens, current)
@@ -202,7 +202,7 @@ class StepGenerator:
         """The model's rows for rollouts (b, ...): with guidance they come twice, told the actions and not."""
         return torch.cat([x, x]) if self.guided else x
 
-    def _told(self, actions: GroupedActions | None) -> GroupedActions | None:
+    def _conditioned_on(self, actions: GroupedActions | None) -> GroupedActions | None:
         """The actions of the model's rows."""
         return actions.and_unknown() if self.guided and actions is not None else actions
 
@@ -227,7 +227,7 @@ class StepGenerator:
             empty = self.model.emptied(cache, padding)
         self.model_calls += 1
         self._layers = None
-        return self.model.prefill(rows, self._told(self._actions), empty)
+        return self.model.prefill(rows, self._conditioned_on(self._actions), empty)
 
 
 def _check_actions(actions: GroupedActions, batch: int, steps: int, what: str) -> None:

@@ -32,24 +32,26 @@ class CodeHead(nn.Module):
         own = tuple(table() for table in self.factors)
         return own + tuple(self._given_factor(i).table() for i in range(1, len(self.sizes)))
 
-    def logits(self, hidden: Tensor, around: Tensor | None, codes: Tensor, tables: Tables) -> list[Tensor]:
-        """Of each factor (..., V), given the true ones before it; hidden (..., d), codes (...), and `around` (..., c)
-        the codes that may be pointed at."""
+    def logits(self, hidden: Tensor, neighbor_codes: Tensor | None, codes: Tensor, tables: Tables) -> list[Tensor]:
+        """Logits of each factor (..., V), given the true ones before it.
+
+        hidden: (..., d). codes: (...). neighbor_codes: (..., c), the codes of the step before that may be copied.
+        """
         factors = split_codes(codes, self.sizes)
         out = []
         for i in range(len(self.sizes)):
             if i:
                 hidden = self._given(i, hidden, factors[..., i - 1], tables)
-            out.append(self._logits(i, hidden, around, tables))
+            out.append(self._logits(i, hidden, neighbor_codes, tables))
         return out
 
     def scores(
-        self, hidden: Tensor, around: Tensor | None, codes: Tensor, tables: Tables, *, correct: bool = True
+        self, hidden: Tensor, neighbor_codes: Tensor | None, codes: Tensor, tables: Tables, *, correct: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         """Cross entropies in nats, and whether the likeliest is `correct` if that is asked, (..., k) each."""
         factors = split_codes(codes, self.sizes).unbind(-1)
         losses, right = [], []
-        for logits, factor in zip(self.logits(hidden, around, codes, tables), factors, strict=True):
+        for logits, factor in zip(self.logits(hidden, neighbor_codes, codes, tables), factors, strict=True):
             flat, targets = logits.flatten(0, -2), factor.flatten().long()
             losses.append(F.cross_entropy(flat.float(), targets, reduction="none").view(factor.shape))
             if correct:
@@ -69,7 +71,7 @@ class CodeHead(nn.Module):
     def draw(
         self,
         hidden: Tensor,
-        around: Tensor | None,
+        neighbor_codes: Tensor | None,
         noise: Tensor,
         sampler: Sampler,
         tables: Tables,
@@ -83,25 +85,25 @@ class CodeHead(nn.Module):
         `without + guidance * (with - without)`.
         """
         factors: list[Tensor] = []
-        sureness: list[Tensor] = []
+        confidences: list[Tensor] = []
         b, m = noise.shape[:2]
         guided = sampler.guidance != 1
         hidden = hidden.flatten(0, 1)
-        around = None if around is None else around.flatten(0, 1)
+        neighbor_codes = None if neighbor_codes is None else neighbor_codes.flatten(0, 1)
         for i in range(len(self.sizes)):
             if i:
                 last = factors[-1].repeat(2) if guided else factors[-1]
                 hidden = self._given(i, hidden, last, tables)
-            logits = self._logits(i, hidden, around, tables)
+            logits = self._logits(i, hidden, neighbor_codes, tables)
             if guided:
                 logits = sampler.guide(*logits.chunk(2))
             factor = sampler.draw(logits, noise[..., i].flatten())
             if confidence:
-                sureness.append(logits.float().log_softmax(-1).gather(-1, factor[:, None])[:, 0])
+                confidences.append(logits.float().log_softmax(-1).gather(-1, factor[:, None])[:, 0])
             factors.append(factor)
         codes = factors[0] if len(factors) == 1 else join_codes(torch.stack(factors, dim=-1), self.sizes)
-        sure = torch.stack(sureness).sum(0).view(b, m) if confidence else None
-        return DrawnTokens(tokens=codes.view(b, m), confidence=sure)
+        total = torch.stack(confidences).sum(0).view(b, m) if confidence else None
+        return DrawnTokens(tokens=codes.view(b, m), confidence=total)
 
     def _given(self, i: int, hidden: Tensor, factor: Tensor, tables: Tables) -> Tensor:
         return self._given_factor(i)(hidden, F.embedding(factor, tables[len(self.sizes) + i - 1]))
@@ -111,13 +113,15 @@ class CodeHead(nn.Module):
         assert isinstance(given, GivenFactor)
         return given
 
-    def _logits(self, i: int, hidden: Tensor, around: Tensor | None, tables: Tables) -> Tensor:
+    def _logits(self, i: int, hidden: Tensor, neighbor_codes: Tensor | None, tables: Tables) -> Tensor:
         logits = F.linear(hidden, tables[i])
-        if self.copy is None or around is None:
+        if self.copy is None or neighbor_codes is None:
             return logits
         if len(self.sizes) > 1:
-            around = torch.where(around >= 0, split_codes(around.clamp(min=0), self.sizes)[..., i], -1)
-        copied: Tensor = self.copy[i](logits, hidden, around)
+            neighbor_codes = torch.where(
+                neighbor_codes >= 0, split_codes(neighbor_codes.clamp(min=0), self.sizes)[..., i], -1
+            )
+        copied: Tensor = self.copy[i](logits, hidden, neighbor_codes)
         return copied
 
 

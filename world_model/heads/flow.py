@@ -42,15 +42,15 @@ class FlowHead(nn.Module):
         """x (..., p) at noise level (..., 1), 0 for noise to 1 for a patch, and hidden (..., d) -> (..., p)."""
         exponents = torch.arange(FREQUENCIES, device=x.device, dtype=torch.float32) / FREQUENCIES
         angles = level * 1000 ** (1 - exponents)
-        told = self.condition(hidden) + self.level(torch.cat([angles.cos(), angles.sin()], dim=-1).to(x.dtype))
-        told = F.silu(told)
+        conditioning = self.condition(hidden) + self.level(torch.cat([angles.cos(), angles.sin()], dim=-1).to(x.dtype))
+        conditioning = F.silu(conditioning)
         y = self.patch(x)
         for block in self.blocks:
-            y = block(y, told)
+            y = block(y, conditioning)
         return self.out(F.layer_norm(y, y.shape[-1:]))
 
     def scores(
-        self, hidden: Tensor, around: Tensor | None, patches: Tensor, tables: Tables, *, correct: bool = True
+        self, hidden: Tensor, neighbor_codes: Tensor | None, patches: Tensor, tables: Tables, *, correct: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         """Squared errors of the velocity (..., 1), means over the patch and `repeats` noise levels. No patch is
         `correct` or not.
@@ -86,7 +86,7 @@ class FlowHead(nn.Module):
     def draw(
         self,
         hidden: Tensor,
-        around: Tensor | None,
+        neighbor_codes: Tensor | None,
         noise: Tensor,
         sampler: Sampler,
         tables: Tables,
@@ -128,8 +128,8 @@ class FlowBlock(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, y: Tensor, told: Tensor) -> Tensor:
-        scale, shift, gate = self.modulation(told).chunk(3, dim=-1)
+    def forward(self, y: Tensor, conditioning: Tensor) -> Tensor:
+        scale, shift, gate = self.modulation(conditioning).chunk(3, dim=-1)
         inner = F.layer_norm(y, y.shape[-1:]) * (1 + scale) + shift
         return y + gate * self.down(F.silu(self.up(inner)))
 

@@ -48,9 +48,9 @@ class Sampler:
     def greedy(self) -> bool:
         return self.temperature == 0
 
-    def guide(self, told: Tensor, untold: Tensor) -> Tensor:
+    def guide(self, conditioning: Tensor, untold: Tensor) -> Tensor:
         """What is drawn from, given the logits or velocities with the actions told and without."""
-        return untold + self.guidance * (told - untold)
+        return untold + self.guidance * (conditioning - untold)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution (b, V) that tokens are drawn from; greedy's has a single 1 in each row."""

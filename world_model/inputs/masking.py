@@ -30,20 +30,20 @@ def random_known(shape: tuple[int, int, int, int], device: torch.device, *, seed
     return (~hidden).view(shape), weights.view(shape)
 
 
-def training_layout(steps: int, slots: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def training_layout(steps: int, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The slots and the mask of `steps` whole steps, followed by the masked ones of the steps 1 .. T-1."""
-    whole = torch.arange(steps, device=device).repeat_interleave(slots)
-    step = torch.cat([whole, whole[slots:]])
+    whole = torch.arange(steps, device=device).repeat_interleave(positions)
+    step = torch.cat([whole, whole[positions:]])
     is_whole = torch.arange(len(step), device=device) < len(whole)
-    places = torch.cat([torch.arange(len(whole), device=device), torch.arange(slots, len(whole), device=device)])
+    places = torch.cat([torch.arange(len(whole), device=device), torch.arange(positions, len(whole), device=device)])
     queries, keys = step[:, None], step[None]
     sees_whole = torch.where(is_whole[:, None], keys <= queries, keys < queries) & is_whole[None]
     sees_masked = (keys == queries) & ~is_whole[:, None] & ~is_whole[None]
     return places, sees_whole | sees_masked
 
 
-def step_mask(past: int, steps: int, slots: int, device: torch.device) -> Tensor:
+def step_mask(past: int, steps: int, positions: int, device: torch.device) -> Tensor:
     """What `steps` whole steps after `past` slots see: those, and all of their own step and the steps before it."""
-    step = torch.arange(steps, device=device).repeat_interleave(slots)
+    step = torch.arange(steps, device=device).repeat_interleave(positions)
     among = step[:, None] >= step[None]
     return torch.cat([among.new_ones(len(step), past), among], dim=1)

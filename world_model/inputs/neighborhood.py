@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def neighbours(codes: Tensor, size: int) -> Tensor:
+def local_window(codes: Tensor, size: int) -> Tensor:
     """The k x k codes around each place: (..., H, W) -> (..., H, W, k * k), -1 beyond the border.
 
     Example:
-        >>> neighbours(torch.tensor([[1, 2, 3]]), 3)[0, 0].tolist()
+        >>> local_window(torch.tensor([[1, 2, 3]]), 3)[0, 0].tolist()
         [-1, -1, -1, -1, 1, 2, -1, -1, -1]
     """
     padded = F.pad(codes, (size // 2,) * 4, value=-1)
@@ -34,8 +34,10 @@ class PreviousStep(nn.Module):
         """What is before each step (b, T, H, W, c), embedded, -> (b, T, H, W, d); `first` (b, T) bool tells which
         steps have none before them, whatever stands there."""
         b = before.shape[0]
-        told = self.conv(rearrange(before, "b T H W c -> (b T) c H W"))
-        return torch.where(first[:, :, None, None, None], self.absent, rearrange(told, "(b T) d H W -> b T H W d", b=b))
+        conditioning = self.conv(rearrange(before, "b T H W c -> (b T) c H W"))
+        return torch.where(
+            first[:, :, None, None, None], self.absent, rearrange(conditioning, "(b T) d H W -> b T H W d", b=b)
+        )
 
 
 class CopyBias(nn.Module):
@@ -52,9 +54,9 @@ class CopyBias(nn.Module):
         nn.init.zeros_(self.amounts.weight)
         nn.init.zeros_(self.amounts.bias)
 
-    def forward(self, logits: Tensor, hidden: Tensor, around: Tensor) -> Tensor:
-        """logits (..., V), which it changes, hidden (..., d), around (..., k * k) as `neighbours` gives it."""
+    def forward(self, logits: Tensor, hidden: Tensor, neighbor_codes: Tensor) -> Tensor:
+        """logits (..., V), which it changes, hidden (..., d), around (..., k * k) as `local_window` gives it."""
         amounts = self.amounts(hidden)
         if self.size > 1:  # a neighbourhood of a single place has no border
-            amounts, around = amounts * (around >= 0), around.clamp(min=0)
-        return logits.scatter_add_(-1, around, amounts.to(logits.dtype))
+            amounts, neighbor_codes = amounts * (neighbor_codes >= 0), neighbor_codes.clamp(min=0)
+        return logits.scatter_add_(-1, neighbor_codes, amounts.to(logits.dtype))

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
-from vidtok_plugin.metrics.fvd import LEAST_FRAMES
+from vidtok_plugin.metrics.fvd import MIN_FRAMES
 from world_model.decoding import Decoding
 from world_model.heads.sampler import Sampler
 
@@ -17,13 +18,15 @@ class MeasuresConfig:
     with what came, and rollouts that are followed for drift begin with the store's validation tokens, decoded.
     """
 
+    RENAMED: ClassVar[dict[str, str]] = {"drift_stretch": "drift_segment"}
+
     episodes: Path | None = None
     prompts: int = 32  # at most; fewer where the episodes have no room for as many without overlap
     prompt_frames: int = 17
     future_frames: int = 16
     drift_rollouts: int = 8  # at most, likewise
     drift_frames: int = 128  # that each of those imagines
-    drift_stretch: int = 16  # frames that are taken together
+    drift_segment: int = 16  # frames that are taken together
     rollouts_at_once: int = 16
     sampler: Sampler = field(default_factory=Sampler)
     decoding: Decoding = field(default_factory=Decoding)
@@ -36,27 +39,27 @@ class MeasuresConfig:
             "prompt_frames",
             "future_frames",
             "drift_rollouts",
-            "drift_stretch",
+            "drift_segment",
             "rollouts_at_once",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"MeasuresConfig: {name} must be at least 1, got {getattr(self, name)}.")
-        if self.drift_frames < self.drift_stretch or self.drift_frames % self.drift_stretch:
-            above = (self.drift_frames // self.drift_stretch + 1) * self.drift_stretch
+        if self.drift_frames < self.drift_segment or self.drift_frames % self.drift_segment:
+            above = (self.drift_frames // self.drift_segment + 1) * self.drift_segment
             raise ValueError(
-                f"MeasuresConfig: drift_frames must be a multiple of drift_stretch, {self.drift_stretch}, got "
+                f"MeasuresConfig: drift_frames must be a multiple of drift_segment, {self.drift_segment}, got "
                 f"{self.drift_frames}; {above} is one."
             )
-        if self.i3d is not None and self.future_frames < LEAST_FRAMES:
+        if self.i3d is not None and self.future_frames < MIN_FRAMES:
             raise ValueError(
-                f"MeasuresConfig: future_frames must be at least {LEAST_FRAMES} for FVD, got {self.future_frames}; "
+                f"MeasuresConfig: future_frames must be at least {MIN_FRAMES} for FVD, got {self.future_frames}; "
                 "imagine longer futures, or leave i3d out."
             )
 
     def check_fits(self, temporal_factor: int) -> None:
         """A ValueError unless prompts and stretches are whole latent steps of `temporal_factor` frames."""
         f = temporal_factor
-        for name, rest in (("prompt_frames", 1), ("future_frames", 0), ("drift_stretch", 0)):
+        for name, rest in (("prompt_frames", 1), ("future_frames", 0), ("drift_segment", 0)):
             frames = getattr(self, name)
             if (frames - rest) % f:
                 below = (frames - rest) // f * f + rest

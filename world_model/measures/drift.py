@@ -139,9 +139,9 @@ def free_running(
         whole = Sequences(
             tokens=result.tokens.grid_values, video=torch.cat([result.prompt_reconstruction, result.imagined], dim=2)
         )
-        for index, stretch in enumerate(whole.stretches(steps, first=first, temporal_factor=f)):
-            statistics = imagined.setdefault(index, StretchStatistics(tokens_like(stretch.tokens)))
-            statistics.add(stretch, adapter)
+        for index, segment in enumerate(whole.segments(steps, first=first, temporal_factor=f)):
+            statistics = imagined.setdefault(index, StretchStatistics(tokens_like(segment.tokens)))
+            statistics.add(segment, adapter)
         advance(len(prompt))
     computed = [imagined[index].compute(reference) for index in sorted(imagined)]
     played = []
@@ -151,8 +151,8 @@ def free_running(
             statistics.add(part, adapter)
         played.append(statistics.compute(reference))
     return Drift(
-        imagined={name: [stretch[name] for stretch in computed] for name in computed[0]},
-        real={name: [stretch[name] for stretch in played] for name in played[0]},
+        imagined={name: [segment[name] for segment in computed] for name in computed[0]},
+        real={name: [segment[name] for segment in played] for name in played[0]},
         rollouts=count,
         stretch_frames=stretch_frames,
         real_source=real_source,
@@ -165,17 +165,17 @@ def play_from_episodes(
     """Rollouts that begin with the prompts under what was really done, and the stretches of what really came."""
     f = adapter.temporal_factor
 
-    def stretches() -> Iterator[list[Sequences]]:
+    def segments() -> Iterator[list[Sequences]]:
         parts: dict[int, list[Sequences]] = {}
         first = 1 + (prompts.prompt_frames - 1) // f
         for _, part in prompts.parts(at_once):
             tokens = encode_steps(adapter, part.video.to(device))
             whole = Sequences(tokens=tokens, video=decode_steps(adapter, tokens))
-            for index, stretch in enumerate(whole.stretches(stretch_frames // f, first=first, temporal_factor=f)):
-                parts.setdefault(index, []).append(stretch)
+            for index, segment in enumerate(whole.segments(stretch_frames // f, first=first, temporal_factor=f)):
+                parts.setdefault(index, []).append(segment)
         yield from parts.values()
 
-    return Beginnings(prompt=prompts.prompt, actions=prompts.actions), stretches()
+    return Beginnings(prompt=prompts.prompt, actions=prompts.actions), segments()
 
 
 def play_from_store(
@@ -197,7 +197,7 @@ def play_from_store(
     f = adapter.temporal_factor
     lengths = {index: 1 + (episode.frames - 1) // f for index, episode in enumerate(store.episodes)}  # whole steps
     steps, prompt_steps = stretch_frames // f, 1 + (prompt_frames - 1) // f
-    for name, needed in (("prompt_frames", prompt_steps), ("drift_stretch", 1 + steps)):
+    for name, needed in (("prompt_frames", prompt_steps), ("drift_segment", 1 + steps)):
         if max(lengths.values()) < needed:
             raise ValueError(
                 f"free_running: measures.{name} takes {needed} latent steps of one episode, but {store.folder}'s have "
@@ -210,13 +210,13 @@ def play_from_store(
         values = window_tokens(store.window(index, 0, length))[None].to(device)
         return Sequences(tokens=values, video=decode_steps(adapter, values))
 
-    def stretches() -> Iterator[list[Sequences]]:
+    def segments() -> Iterator[list[Sequences]]:
         wanted, parts = num_frames // stretch_frames, []
         for index, length in lengths.items():
             if length <= steps:
                 continue
-            for stretch in decoded(index, length).stretches(steps, first=1, temporal_factor=f):
-                parts.append(stretch)
+            for segment in decoded(index, length).segments(steps, first=1, temporal_factor=f):
+                parts.append(segment)
                 if len(parts) == len(chosen):
                     yield parts
                     parts, wanted = [], wanted - 1
@@ -230,7 +230,7 @@ def play_from_store(
     if store.metadata.action_space:
         taken = [_actions_on(store, index, prompt_frames + num_frames) for index in chosen]
         actions = torch.stack(taken)
-    return Beginnings(prompt=prompt.clamp(-1, 1), actions=actions), stretches()
+    return Beginnings(prompt=prompt.clamp(-1, 1), actions=actions), segments()
 
 
 def _actions_on(store: TokenStore, index: int, frames: int) -> Tensor:

@@ -15,7 +15,7 @@ from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.metrics import fvd
 from vidtok_plugin.metrics.frames import SSIM_WINDOW, bounded_psnr, frame_ssim
 from vidtok_plugin.metrics.fvd import I3D, FrechetVideoDistance
-from vidtok_plugin.metrics.lpips import LEAST_SIZE, LPIPS
+from vidtok_plugin.metrics.lpips import LPIPS, MIN_SIZE
 from world_model.decoding import Decoding
 from world_model.heads.sampler import Sampler
 from world_model.measures.controllability import ActionEffect, action_effect, others_actions
@@ -205,8 +205,8 @@ def prompt_then_free(
     size = min(prompts.video.shape[-2:])
     if size < SSIM_WINDOW:
         not_measured["ssim"] = f"it takes frames of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels, got {size}."
-    if lpips is not None and size < LEAST_SIZE:
-        not_measured["lpips"] = f"it takes frames of at least {LEAST_SIZE} x {LEAST_SIZE} pixels, got {size}."
+    if lpips is not None and size < MIN_SIZE:
+        not_measured["lpips"] = f"it takes frames of at least {MIN_SIZE} x {MIN_SIZE} pixels, got {size}."
         lpips = None
     scores = FutureScores(lpips, i3d)
     for rows, part in prompts.parts(at_once):
@@ -214,10 +214,8 @@ def prompt_then_free(
         scores.add(imagine(model, adapter, part, others=own, sampler=sampler, decoding=decoding, indices=rows))
         advance(len(part))
     distance = None
-    if i3d is not None and len(prompts) < fvd.LEAST_CLIPS:
-        not_measured["fvd"] = (
-            f"it takes at least {fvd.LEAST_CLIPS} prompts; set measures.prompts higher or record more."
-        )
+    if i3d is not None and len(prompts) < fvd.MIN_CLIPS:
+        not_measured["fvd"] = f"it takes at least {fvd.MIN_CLIPS} prompts; set measures.prompts higher or record more."
     elif i3d is not None:
         distance = scores.fvd.compute()
     return PromptThenFree(scores=scores.all(), effect=scores.action_effect(), fvd=distance, not_measured=not_measured)

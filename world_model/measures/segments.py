@@ -85,7 +85,7 @@ class Sequences:
     tokens: Tensor  # (b, T, H, W) or (b, T, H, W, d)
     video: Tensor  # (b, 3, 1 + (T - 1) f, h, w) in [-1, 1]
 
-    def stretches(self, steps: int, *, first: int, temporal_factor: int) -> "Iterable[Sequences]":
+    def segments(self, steps: int, *, first: int, temporal_factor: int) -> "Iterable[Sequences]":
         """Stretches of `steps` steps from step `first` >= 1 on, each after the step and the frame before it."""
         for start in range(first, self.tokens.shape[1] - steps + 1, steps):
             frame = (start - 1) * temporal_factor  # the last of the step before
@@ -103,9 +103,9 @@ class StretchStatistics:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, stretch: Sequences, adapter: TokenizerAdapter) -> None:
+    def add(self, segment: Sequences, adapter: TokenizerAdapter) -> None:
         """Add the steps and frames after the stretch's first."""
-        tokens, video = stretch.tokens, stretch.video.clamp(-1, 1)
+        tokens, video = segment.tokens, segment.video.clamp(-1, 1)
         self.tokens.add(tokens[:, 1:])
         if not tokens.is_floating_point():
             self._note("unchanged_share", (tokens[:, 1:] == tokens[:, :-1]).double())

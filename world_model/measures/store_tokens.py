@@ -14,14 +14,14 @@ logger = logging.getLogger(__name__)
 ENOUGH_TOKENS = 4_000_000  # for frequencies: more would take long and change little
 
 
-def episode_tokens(store: TokenStore, most_tokens: int = ENOUGH_TOKENS) -> Iterator[Tensor]:
-    """Each episode's tokens (N, H, W[, d]); of a store with more than `most_tokens`, episodes evenly spaced over all.
+def episode_tokens(store: TokenStore, max_tokens: int = ENOUGH_TOKENS) -> Iterator[Tensor]:
+    """Each episode's tokens (N, H, W[, d]); of a store with more than `max_tokens`, episodes evenly spaced over all.
 
     Example:
         store = TokenStore("runs/demo/tokens", "train")
         counts = sum(codes.flatten().bincount(minlength=1000) for codes in episode_tokens(store))
     """
-    share = min(1.0, most_tokens / store.num_tokens)
+    share = min(1.0, max_tokens / store.num_tokens)
     chosen = np.unique(np.linspace(0, len(store) - 1, max(1, round(share * len(store)))).round().astype(int))
     if len(chosen) < len(store):
         logger.info("%s: statistics of %d of its %d episodes, evenly spaced.", store.folder, len(chosen), len(store))

@@ -129,7 +129,7 @@ class Validation:
         if self.episodes is not None:
             prompts = self._prompts(self.episodes, cfg.drift_rollouts, cfg.drift_frames)
             beginnings, real = play_from_episodes(
-                self.adapter, prompts, cfg.drift_stretch, device, at_once=cfg.rollouts_at_once
+                self.adapter, prompts, cfg.drift_segment, device, at_once=cfg.rollouts_at_once
             )
         else:
             beginnings, real = play_from_store(
@@ -138,7 +138,7 @@ class Validation:
                 rollouts=cfg.drift_rollouts,
                 prompt_frames=cfg.prompt_frames,
                 num_frames=cfg.drift_frames,
-                stretch_frames=cfg.drift_stretch,
+                stretch_frames=cfg.drift_segment,
                 device=device,
             )
         task = self._bar.add_task("free running: rollouts", total=len(beginnings.prompt))
@@ -149,7 +149,7 @@ class Validation:
             real,
             self.train,
             num_frames=cfg.drift_frames,
-            stretch_frames=cfg.drift_stretch,
+            stretch_frames=cfg.drift_segment,
             real_source=str(cfg.episodes or f"{self.held_out.folder}, split {self.held_out.split}"),
             sampler=cfg.sampler,
             decoding=cfg.decoding,

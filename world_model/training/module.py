@@ -37,7 +37,7 @@ class WorldModelRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_parts(self.data.batch_size)
+        self.check_micro_batches(self.data.batch_size)
         if self.sharded:
             self._check_sharded()
         if self.data.window_steps > self.model.max_steps:

@@ -21,7 +21,7 @@ def fit_world_model(cfg: WorldModelRunConfig) -> None:
     """Trains, or goes on from the run's last checkpoint; leaves the model and its adapter in `cfg.output / "model"`."""
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module, settings = _module(cfg)
-    trainer = training.fit(cfg, module, TokenDataModule(cfg), training.watchers(cfg), **settings)
+    trainer = training.fit(cfg, module, TokenDataModule(cfg), training.default_callbacks(cfg), **settings)
     weights = module.full_weights()
     if trainer.is_global_zero:
         model = WorldModel(module.model.config, module.model.token_hash)

@@ -14,16 +14,16 @@ from torch import Tensor
 class Placement:
     """Where m tokens stand in a cache, and which of its first `end` slots each of them sees."""
 
-    slots: slice | Tensor  # of the m tokens, counted from the cache's first: a slice, or (m,) int64
+    positions: slice | Tensor  # of the m tokens, counted from the cache's first: a slice, or (m,) int64
     end: int
     mask: Tensor | None = None  # bool, (m, end) or (b, 1, m, end); None: all `end` slots
     causal: bool = False  # the tokens are the last of the `end` slots, and none sees those after it
 
     def slot_numbers(self, device: torch.device) -> Tensor:
-        """`slots` as a tensor (m,)."""
-        if isinstance(self.slots, Tensor):
-            return self.slots
-        return torch.arange(self.slots.start, self.slots.stop, device=device)
+        """`positions` as a tensor (m,)."""
+        if isinstance(self.positions, Tensor):
+            return self.positions
+        return torch.arange(self.positions.start, self.positions.stop, device=device)
 
     def since(self, begin: Tensor) -> "Placement":
         """The same, but each row sees slots from its own `begin` (b,) on alone; and every token itself."""
@@ -68,13 +68,13 @@ class LayerCache(NamedTuple):
     def write(self, keys: Tensor, values: Tensor, at: Placement) -> Segment:
         """Write (b, k, m, e) at their slots; -> its own keys and values that they may see, up to `at.end`."""
         own, before = self.own, sum(segment.length for segment in self.shared)
-        if isinstance(at.slots, slice):
-            start, count = at.slots.start - before, at.slots.stop - at.slots.start
+        if isinstance(at.positions, slice):
+            start, count = at.positions.start - before, at.positions.stop - at.positions.start
             own.keys.narrow(2, start, count).copy_(keys)
             own.values.narrow(2, start, count).copy_(values)
         else:
-            own.keys.index_copy_(2, at.slots - before, keys)
-            own.values.index_copy_(2, at.slots - before, values)
+            own.keys.index_copy_(2, at.positions - before, keys)
+            own.values.index_copy_(2, at.positions - before, values)
         end = at.end - before
         return Segment(keys=own.keys.narrow(2, 0, end), values=own.values.narrow(2, 0, end))
 
@@ -141,7 +141,7 @@ class TransformerCache:
 
     def next(self, count: int) -> Placement:
         """The next `count` tokens, each of which sees those before it."""
-        return Placement(slots=slice(self.length, self.length + count), end=self.length + count, causal=count > 1)
+        return Placement(positions=slice(self.length, self.length + count), end=self.length + count, causal=count > 1)
 
     def fork(self, futures: int = 1) -> "TransformerCache":
         """The cache of `futures` rows for each of this one's rows, side by side, which share its past as it is.

@@ -19,12 +19,12 @@ class Rotation:
     cos: Tensor  # (n, e), the same for both channels of a pair
     sin: Tensor  # (n, e), negative for the first
 
-    def at(self, slots: slice | Tensor) -> "Rotation":
+    def at(self, positions: slice | Tensor) -> "Rotation":
         """Of some of the slots."""
-        if isinstance(slots, slice):  # views, at a fraction of the time
-            start, count = slots.start, slots.stop - slots.start
+        if isinstance(positions, slice):  # views, at a fraction of the time
+            start, count = positions.start, positions.stop - positions.start
             return Rotation(self.cos.narrow(0, start, count), self.sin.narrow(0, start, count))
-        return Rotation(self.cos[slots], self.sin[slots])
+        return Rotation(self.cos[positions], self.sin[positions])
 
     def over_slots(self) -> "Rotation":
         """(n, e) -> (n, 1, 1, e), for what has axes between slots and channels."""

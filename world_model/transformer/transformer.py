@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from world_model.transformer.attention import AttentionBackend, attention
 from world_model.transformer.block_functions import queries_keys_values, swiglu
 from world_model.transformer.cache import LayerCache, Placement, TransformerCache
-from world_model.transformer.layout import product_with
+from world_model.transformer.decode_block import DecodeBlock
 from world_model.transformer.norm import RMSNorm
+from world_model.transformer.prepack import prepack_linear
 from world_model.transformer.rotary import Rotation
-from world_model.transformer.step_layer import StepLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,16 +111,16 @@ class Block(nn.Module):
         x = x[:, x.shape[1] - needed :].flatten(0, 1) + self.dropout(attended)
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
-    def for_steps(self, cache: LayerCache, rows: int | None) -> StepLayer:
+    def for_steps(self, cache: LayerCache, rows: int | None) -> DecodeBlock:
         """What steps take of it: its weights, laid out for so many `rows`, and its share of a cache."""
-        return StepLayer(
+        return DecodeBlock(
             attention_norm=self.attention_norm.weight,
-            qkv=product_with(self.attention.qkv.weight, rows),
+            qkv=prepack_linear(self.attention.qkv.weight, rows),
             qk_scale=self.attention.qk_scale.view(2, 1, -1),
-            out=product_with(self.attention.out.weight, rows),
+            out=prepack_linear(self.attention.out.weight, rows),
             mlp_norm=self.mlp_norm.weight,
-            gate_value=product_with(self.mlp.gate_value.weight, rows),
-            mlp_out=product_with(self.mlp.out.weight, rows),
+            gate_value=prepack_linear(self.mlp.gate_value.weight, rows),
+            mlp_out=prepack_linear(self.mlp.out.weight, rows),
             cache=cache,
             backend=self.attention.backend,
         )
@@ -157,13 +157,13 @@ class Transformer(nn.Module):
                 nn.init.zeros_(linear.weight)
 
     def forward(
-        self, x: Tensor, slots: Tensor | None = None, mask: Tensor | None = None, needed: int | None = None
+        self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, needed: int | None = None
     ) -> Tensor:
         """(b, n, d) -> (b, needed, d), of the last tokens, without of all. The tokens are the first n, and see those
-        before them, unless `slots` (n,) and `mask` (n, n) bool tell otherwise."""
+        before them, unless `positions` (n,) and `mask` (n, n) bool tell otherwise."""
         batch, n, width = x.shape
         needed = n if needed is None else needed
-        rotation = self.rotation.at(slice(0, n) if slots is None else slots).over_heads(self.cfg.heads)
+        rotation = self.rotation.at(slice(0, n) if positions is None else positions).over_heads(self.cfg.heads)
         rows = x.flatten(0, 1)
         *blocks, last = self.blocks
         for block in blocks:
@@ -171,7 +171,7 @@ class Transformer(nn.Module):
         rows = last(rows, batch, rotation, mask, needed)
         return self.norm(rows).view(batch, needed, width)
 
-    def step_layers(self, cache: TransformerCache, rows: int | None = None) -> list[StepLayer]:
+    def decode_blocks(self, cache: TransformerCache, rows: int | None = None) -> list[DecodeBlock]:
         """For `step`, when many follow each other in the same buffers and with the same weights.
 
         With `rows` they are laid out for steps of so many rows in all, and don't see later changes of the weights.
@@ -187,32 +187,32 @@ class Transformer(nn.Module):
         x: Tensor,
         cache: TransformerCache,
         at: Placement | None = None,
-        layers: Sequence[StepLayer] | None = None,
+        layers: Sequence[DecodeBlock] | None = None,
     ) -> tuple[Tensor, TransformerCache]:
         """Some tokens (b, m, d), by default the next after those in the cache, which then is so much longer.
 
         With `at` they stand elsewhere in the cache's buffers; its length stays, for the caller to `advanced`. `layers`
-        are the cache's `step_layers`, looked up unless given.
+        are the cache's `decode_blocks`, looked up unless given.
         """
         if layers is not None and layers[0].cache.own.storage != cache.own.storage:
             raise ValueError("Transformer: layers must be the step_layers of the cache that is given, not of another.")
         here, rotation = self._place(x, cache, at)
         rows = x.flatten(0, 1)
-        for layer in self.step_layers(cache) if layers is None else layers:
+        for layer in self.decode_blocks(cache) if layers is None else layers:
             rows = layer(rows, rotation, here)
         return self.norm(rows).view_as(x), cache.advanced(x.shape[1]) if at is None else cache
 
-    def take_in(self, x: Tensor, cache: TransformerCache, at: Placement | None = None) -> TransformerCache:
+    def prefill(self, x: Tensor, cache: TransformerCache, at: Placement | None = None) -> TransformerCache:
         """As `step` of tokens (b, m, d) of which only keys and values are needed: the cache, so much longer.
 
         What the last layer would make of them is left out. Unlike a `step`'s, the cache is longer wherever they stand.
         """
         here, rotation = self._place(x, cache, at)
         rows = x.flatten(0, 1)
-        *layers, last = self.step_layers(cache)
+        *layers, last = self.decode_blocks(cache)
         for layer in layers:
             rows = layer(rows, rotation, here)
-        last.take_in(rows, rotation, here)
+        last.prefill(rows, rotation, here)
         return cache.advanced(x.shape[1])
 
     def _place(self, x: Tensor, cache: TransformerCache, at: Placement | None) -> tuple[Placement, Rotation]:
@@ -224,7 +224,7 @@ class Transformer(nn.Module):
         here = cache.next(x.shape[1]) if at is None else at
         if cache.begin is not None:
             here = here.since(cache.begin)
-        return here, self.rotation.at(here.slots)
+        return here, self.rotation.at(here.positions)
 
     def init_cache(
         self,

@@ -33,7 +33,7 @@ def model(request: pytest.FixtureRequest) -> VidTok:
 @pytest.fixture(params=[1, 2_000, 20_000])
 def small_parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Parts of so many bytes: single rows and frames, some of them, most of a clip."""
-    monkeypatch.setattr(chunking, "PART_BYTES", request.param)
+    monkeypatch.setattr(chunking, "CHUNK_BYTES", request.param)
     yield request.param
 
 
@@ -98,28 +98,28 @@ def test_nothing_is_parted_where_gradients_are_kept(length: int) -> None:
     """An odd length was: `length // 2 * 2` fitted."""
     x = torch.rand(1, length, length, 4, 2)
     for dim in (1, 2):
-        assert chunking.length_at_once(x, dim, multiple=2, overlap=4) == length
+        assert chunking.chunk_size(x, dim, multiple=2, overlap=4) == length
 
 
 @torch.no_grad()
 def test_parts_are_multiples_that_leave_room_for_what_overlaps(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.rand(1, 9, 1, 1, 25)  # 100 bytes a frame
-    monkeypatch.setattr(chunking, "PART_BYTES", 799)
-    assert [chunking.length_at_once(x, 1, multiple=n) for n in (1, 2, 4, 8)] == [7, 6, 4, 8]
-    assert [chunking.length_at_once(x, 1, multiple=2, overlap=n) for n in (1, 2, 9)] == [6, 4, 2]
-    monkeypatch.setattr(chunking, "PART_BYTES", 900)
-    assert chunking.length_at_once(x, 1, multiple=2, overlap=4) == 9
-    assert list(chunking.spans(9, 4)) == [(0, 4), (4, 8), (8, 9)]
-    assert list(chunking.spans(9, 1, first=3))[:2] == [(0, 3), (3, 4)]
-    assert list(chunking.spans(2, 1, first=3)) == [(0, 2)]
+    monkeypatch.setattr(chunking, "CHUNK_BYTES", 799)
+    assert [chunking.chunk_size(x, 1, multiple=n) for n in (1, 2, 4, 8)] == [7, 6, 4, 8]
+    assert [chunking.chunk_size(x, 1, multiple=2, overlap=n) for n in (1, 2, 9)] == [6, 4, 2]
+    monkeypatch.setattr(chunking, "CHUNK_BYTES", 900)
+    assert chunking.chunk_size(x, 1, multiple=2, overlap=4) == 9
+    assert list(chunking.chunk_ranges(9, 4)) == [(0, 4), (4, 8), (8, 9)]
+    assert list(chunking.chunk_ranges(9, 1, first=3))[:2] == [(0, 3), (3, 4)]
+    assert list(chunking.chunk_ranges(2, 1, first=3)) == [(0, 2)]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", [1, chunking.PART_BYTES])
+@pytest.mark.parametrize("size", [1, chunking.CHUNK_BYTES])
 def test_a_clips_precision_does_not_depend_on_its_size(
     model: VidTok, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunking, "PART_BYTES", size)
+    monkeypatch.setattr(chunking, "CHUNK_BYTES", size)
     model = model.float()
     with torch.autocast("cpu", torch.bfloat16):
         assert model.decode(random_latents(model, 5).float()).dtype == torch.bfloat16
@@ -130,7 +130,7 @@ def test_what_is_upsampled_is_never_whole_in_memory(monkeypatch: pytest.MonkeyPa
     model = toy_tokenizer(NAMES[1], ch=32, ch_mult=(1, 2, 2, 2)).float()
     latents = torch.rand(1, model.latent_channels, 5, 8, 8)
     whole = 32 * 20 * 64 * 64 * 4  # bytes of what the first level makes, of twice as much
-    monkeypatch.setattr(chunking, "PART_BYTES", whole // 20)
+    monkeypatch.setattr(chunking, "CHUNK_BYTES", whole // 20)
     peaks = []
     for chains in (encoder_decoder.Decoder.chains, encoder_decoder.Network.chains):
         monkeypatch.setattr(encoder_decoder.Decoder, "chains", chains)
@@ -153,8 +153,8 @@ def test_a_clips_forward_hooks_are_called(model: VidTok) -> None:
 
 @torch.no_grad()
 def test_what_the_caller_holds_is_never_written_to(model: VidTok, monkeypatch: pytest.MonkeyPatch) -> None:
-    for size in (1, chunking.PART_BYTES):
-        monkeypatch.setattr(chunking, "PART_BYTES", size)
+    for size in (1, chunking.CHUNK_BYTES):
+        monkeypatch.setattr(chunking, "CHUNK_BYTES", size)
         video = random_video(model.num_frames(2), h=16, w=16)
         before = video.clone()
         frames = video.permute(0, 2, 3, 4, 1)
@@ -168,7 +168,7 @@ def test_what_the_caller_holds_is_never_written_to(model: VidTok, monkeypatch: p
 
 @torch.no_grad()
 def test_a_stream_in_parts_leaves_a_state_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunking, "PART_BYTES", 2000)
+    monkeypatch.setattr(chunking, "CHUNK_BYTES", 2000)
     model = toy_tokenizer(NAMES[1])
     stream, latents = model.decoder_stream(), random_latents(model, 6)
     stream.push(latents[:, :, :3])

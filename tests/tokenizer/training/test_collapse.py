@@ -10,7 +10,7 @@ import torch
 from training_runs import make_videos
 from watched_runs import LIGHTNING_NOISE, Metrics, config, module_of, narrow, run
 
-from vidtok_plugin.tokenizer.training.codebook_usage import CodebookUse, Use
+from vidtok_plugin.tokenizer.training.codebook_usage import CodebookUsage, CodebookUsageLog
 from vidtok_plugin.tokenizer.training.collapse import CollapseConfig, CollapseWatch
 from vidtok_plugin.tokenizer.training.module import TokenizerModule, TokenizerRunConfig
 
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def watch(cfg: TokenizerRunConfig, module: TokenizerModule, *more: pl.Callback) -> Metrics:
-    codebook = CodebookUse(cfg.collapse.window)
+    codebook = CodebookUsageLog(cfg.collapse.window)
     return run(cfg, module, *more, codebook, CollapseWatch(cfg.collapse, codebook, disc_start=cfg.objective.disc_start))
 
 
@@ -144,7 +144,7 @@ def test_what_wavers_at_a_bound_is_told_of_once(caplog: pytest.LogCaptureFixture
     verdicts: list[float] = []
     trainer: Any = Trainer()
     module: Any = Module()
-    watched = CollapseWatch(CollapseConfig(window=1, grace=0), CodebookUse(1), disc_start=0)
+    watched = CollapseWatch(CollapseConfig(window=1, grace=0), CodebookUsageLog(1), disc_start=0)
     for hinge in (0.5, 0.009, 0.011, 0.009, 0.019, 0.03, 0.009):
         trainer.global_step += 1
         trainer.callback_metrics = {
@@ -166,9 +166,9 @@ def test_what_wavers_at_a_bound_is_told_of_once(caplog: pytest.LogCaptureFixture
     ],
 )
 def test_the_least_perplexity_is_a_share_of_what_is_possible(codes: int, tokens: int, least: float) -> None:
-    use = Use(usage=0.5, perplexity=1.0, codes=codes, tokens=tokens, batches=100)
-    assert CollapseConfig().least_perplexity(use) == pytest.approx(least)
-    assert CollapseConfig(codebook_share=0.0).least_perplexity(use) == 0
+    use = CodebookUsage(usage=0.5, perplexity=1.0, codes=codes, tokens=tokens, batches=100)
+    assert CollapseConfig().min_perplexity(use) == pytest.approx(least)
+    assert CollapseConfig(codebook_share=0.0).min_perplexity(use) == 0
 
 
 @pytest.mark.parametrize(
@@ -182,4 +182,4 @@ def test_settings_that_judge_nothing_sensible_are_refused(field: str, value: flo
 
 def test_windows_that_differ_are_refused() -> None:
     with pytest.raises(ValueError, match="window must be that of CodebookUse, 5, got 100"):
-        CollapseWatch(CollapseConfig(), CodebookUse(5), disc_start=0)
+        CollapseWatch(CollapseConfig(), CodebookUsageLog(5), disc_start=0)

@@ -24,7 +24,7 @@ from watched_runs import LIGHTNING_NOISE, Metrics, config, module_of, narrow, ru
 from vidtok_plugin import training
 from vidtok_plugin.common.config import load_config
 from vidtok_plugin.tokenizer.codebook import code_statistics, count_codes
-from vidtok_plugin.tokenizer.training.codebook_usage import CodebookUse
+from vidtok_plugin.tokenizer.training.codebook_usage import CodebookUsageLog
 from vidtok_plugin.tokenizer.training.pictures import ReconstructionPictures, contact_sheet, evenly_spaced, pair_of
 from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 from vidtok_plugin.training import RunConfig
@@ -106,7 +106,7 @@ def test_a_world_model_has_curves_and_rates(tmp_path: Path) -> None:
         + ["optimizer.muon_lr=0.02", "optimizer.lr=0.01", "optimizer.warmup_steps=0", "data.batch_size=2"],
     )
     metrics = Metrics()
-    training.fit(cfg, WorldModelModule(cfg), TokenDataModule(cfg), [*training.watchers(cfg), metrics])
+    training.fit(cfg, WorldModelModule(cfg), TokenDataModule(cfg), [*training.default_callbacks(cfg), metrics])
     line = metrics.lines[4]
     assert line["train/lr"] == pytest.approx(0.01) and line["train/lr_muon"] == pytest.approx(0.02)
     assert line["train/tokens_per_second"] == pytest.approx(line["train/windows_per_second"] * 4 * 6, rel=1e-4)
@@ -159,7 +159,7 @@ def test_the_codebooks_use_is_of_the_last_batches(folder: Path, tmp_path: Path, 
             with torch.no_grad():
                 seen.append(module.tokenizer.encode(batch.video if hasattr(batch, "video") else batch).indices)
 
-    metrics = run(cfg, module, Keep(), CodebookUse(window=3))
+    metrics = run(cfg, module, Keep(), CodebookUsageLog(window=3))
     for step in (2, 4, 6):
         counts = count_codes(torch.cat(seen[max(0, step - 3) : step]), 1000)
         for name, value in code_statistics(counts).items():
@@ -169,7 +169,7 @@ def test_the_codebooks_use_is_of_the_last_batches(folder: Path, tmp_path: Path, 
 def test_the_codebooks_use_asks_for_a_tokenizer() -> None:
     trainer: Any = None
     with pytest.raises(TypeError, match="must have a VidTok as `tokenizer`, got LightningModule"):
-        CodebookUse().on_train_start(trainer, pl.LightningModule())
+        CodebookUsageLog().on_train_start(trainer, pl.LightningModule())
 
 
 # Throughput

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from world_models import CONFIG, VARIANTS, of_step, random_actions, random_model, random_tokens
 
 from world_model.decoding import Decoding
-from world_model.generation.compiled import CompiledSlot
+from world_model.generation.compiled import CompiledPosition
 from world_model.generation.generator import StepGenerator
 from world_model.heads.sampler import Sampler
 
@@ -29,7 +29,7 @@ def drawn(name: str, steps: int, backend: str | None, batch: int = 2) -> tuple[t
     model, tokens, actions = random_model(config), random_tokens(config, batch, 2), random_actions(config, batch, 12)
     generator = StepGenerator(model, tokens, None if actions is None else actions[:2], sampler)
     if backend is not None:
-        generator._compiled = CompiledSlot(model, sampler, backend=backend)
+        generator._compiled = CompiledPosition(model, sampler, backend=backend)
     return torch.stack([generator.step(of_step(actions, 2 + i)) for i in range(steps)], dim=1), generator
 
 
@@ -47,7 +47,7 @@ def test_it_is_compiled_once_for_all_slots_steps_and_windows() -> None:
     model, tokens, actions = random_model(config), random_tokens(config, 2, 2), random_actions(config, 2, 12)
     assert actions is not None
     generator = StepGenerator(model, tokens, actions[:2], Sampler(seed=3))
-    generator._compiled = CompiledSlot(model, Sampler(seed=3), backend=counter)  # type: ignore[arg-type]
+    generator._compiled = CompiledPosition(model, Sampler(seed=3), backend=counter)  # type: ignore[arg-type]
     for step in range(2, 10):
         generator.step(actions[step : step + 1])
     assert counter.frame_count == 1
@@ -63,7 +63,7 @@ def test_forks_at_many_lengths_of_the_past_are_compiled_a_few_times() -> None:
     assert actions is not None
     plain = StepGenerator(model, random_tokens(config, 1, 2), actions[:2], Sampler(seed=3))
     compiled = StepGenerator(model, random_tokens(config, 1, 2), actions[:2], Sampler(seed=3))
-    compiled._compiled = CompiledSlot(model, Sampler(seed=3), backend=counter)  # type: ignore[arg-type]
+    compiled._compiled = CompiledPosition(model, Sampler(seed=3), backend=counter)  # type: ignore[arg-type]
     for step in range(2, 13):
         futures = actions[step : step + 1].repeated(2)
         assert torch.equal(compiled.fork(2).step(futures), plain.fork(2).step(futures))
@@ -78,12 +78,12 @@ def test_more_versions_are_compiled_than_pytorch_would_by_itself() -> None:
     tokens = replace(CONFIG.tokens, height=1, width=1)  # type: ignore[type-var]
     config = replace(CONFIG, tokens=tokens, transformer=replace(CONFIG.transformer, depth=1))
     model = random_model(config)
-    slot = CompiledSlot(model, Sampler(), backend="eager")
+    position = CompiledPosition(model, Sampler(), backend="eager")
     for batch in (1, 2, 3):
         actions = random_actions(config, batch, 3)
         assert actions is not None
         generator = StepGenerator(model, random_tokens(config, batch, 2), actions[:2], Sampler())
-        generator._compiled = slot
+        generator._compiled = position
         assert len(generator.step(actions[2:])) == batch
 
 
@@ -93,7 +93,7 @@ def test_nothing_in_the_loop_waits_for_the_device(name: str) -> None:
     config, sampler = CONFIGS[name], SAMPLERS[name]
     model, tokens, actions = random_model(config), random_tokens(config, 4, 2), random_actions(config, 4, 3)
     assert actions is not None
-    slot = CompiledSlot(model, sampler, backend="eager")
+    position = CompiledPosition(model, sampler, backend="eager")
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         cache = model.prefill(tokens[:, :2], actions[:2], model.init_cache(4))
         context = model.step_context(tokens[:, 1], actions[2:], cache)
@@ -101,7 +101,7 @@ def test_nothing_in_the_loop_waits_for_the_device(name: str) -> None:
         current = mode.from_tensor(tokens[:rows, 1].flatten(1, 2))
         noise = mode.from_tensor(torch.rand(rows, 6, model.head.noise_per_token))
         for i in range(6):
-            slot._draw_slot(current, torch.tensor([i]), torch.tensor([12]), context, cache, noise)
+            position._draw_slot(current, torch.tensor([i]), torch.tensor([12]), context, cache, noise)
     with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):  # the check can fail
         current.sum().item()
 

@@ -62,14 +62,18 @@ def greedy_from(model: WorldModel, window: Tensor, actions: GroupedActions | Non
 
 
 @pytest.mark.parametrize("name", ["full", "factored"])
-@pytest.mark.parametrize(("max_steps", "move"), [(2, None), (4, 1), (4, 3), (5, 2)])
-def test_beyond_the_context_the_window_moves_by_whole_steps(name: str, max_steps: int, move: int | None) -> None:
+@pytest.mark.parametrize(("max_steps", "context_shift"), [(2, None), (4, 1), (4, 3), (5, 2)])
+def test_beyond_the_context_the_window_moves_by_whole_steps(
+    name: str, max_steps: int, context_shift: int | None
+) -> None:
     """Each step drawn is what the model says of the newest steps alone, recomputed as a window of their own."""
     config = replace(VARIANTS[name], max_steps=max_steps)
     model, codes, actions = random_model(config), random_tokens(config, 2, 7), random_actions(config, 2, 17)
     assert actions is not None
-    generator = StepGenerator(model, codes, actions[:7], Sampler(temperature=0), decoding=Decoding(move=move))
-    kept = max_steps - (max(1, max_steps // 4) if move is None else move)
+    generator = StepGenerator(
+        model, codes, actions[:7], Sampler(temperature=0), decoding=Decoding(context_shift=context_shift)
+    )
+    kept = max_steps - (max(1, max_steps // 4) if context_shift is None else context_shift)
     held = kept
     for step in range(7, 17):
         held = kept if held == max_steps else held
@@ -81,7 +85,7 @@ def test_beyond_the_context_the_window_moves_by_whole_steps(name: str, max_steps
 def test_a_past_that_leaves_room_for_a_step_is_read_as_it_is() -> None:
     model, codes, actions = random_model(), random_tokens(CONFIG, 2, 3), random_actions(CONFIG, 2, 4)
     assert actions is not None and CONFIG.max_steps == 4
-    generator = StepGenerator(model, codes, actions[:3], Sampler(temperature=0), decoding=Decoding(move=3))
+    generator = StepGenerator(model, codes, actions[:3], Sampler(temperature=0), decoding=Decoding(context_shift=3))
     assert torch.equal(generator.step(actions[3:]), greedy_from(model, codes, actions))
 
 
@@ -155,8 +159,8 @@ def test_diagonal_order_with_the_widest_window_is_raster_order(name: str) -> Non
     config = CAUSAL_KINDS[name]
     raster, actions = start(config)
     expected = roll(raster, actions, 2, 6)
-    for window in (3, 5):
-        diagonal, _ = start(config, decoding=Decoding(order="diagonal", window=window))
+    for diagonal_offset in (3, 5):
+        diagonal, _ = start(config, decoding=Decoding(order="diagonal", diagonal_offset=diagonal_offset))
         same(roll(diagonal, actions, 2, 6), expected)
         assert diagonal.model_calls == raster.model_calls
     narrow, _ = start(config, decoding=Decoding(order="diagonal"))
@@ -164,26 +168,29 @@ def test_diagonal_order_with_the_widest_window_is_raster_order(name: str) -> Non
     assert raster.model_calls - narrow.model_calls == 6 * (6 - 4)
 
 
-@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("diagonal_offset", [1, 2])
 @torch.no_grad()
-def test_diagonal_steps_with_a_cache_equal_the_whole(window: int) -> None:
+def test_diagonal_steps_with_a_cache_equal_the_whole(diagonal_offset: int) -> None:
     model, codes, actions = random_model(), random_tokens(CONFIG, 2, 3), random_actions(CONFIG, 2, 3)
     cache, previous, steps = model.init_cache(2), None, []
     for step in range(3):
         context = model.step_context(previous, of_step(actions, step), cache)
         truth = codes[:, step].flatten(1)
         current, given = torch.zeros_like(truth), torch.zeros(2, 6, 24)
-        for group in diagonal_groups(2, 3, window, torch.device("cpu")):
-            given[:, group.slots] = model.step(current, group, context, cache)
-            current[:, group.slots] = truth[:, group.slots]
+        for group in diagonal_groups(2, 3, diagonal_offset, torch.device("cpu")):
+            given[:, group.positions] = model.step(current, group, context, cache)
+            current[:, group.positions] = truth[:, group.positions]
         steps.append(given.unflatten(1, (2, 3)))
         cache, previous = cache.advanced(6), codes[:, step]
-    whole = model(codes, actions, window=window)
+    whole = model(codes, actions, diagonal_offset=diagonal_offset)
     torch.testing.assert_close(torch.stack(steps, dim=1), whole, rtol=1e-4, atol=1e-4)
     raster = model.score(codes, actions).losses
-    torch.testing.assert_close(model.score(codes, actions, window=3).losses, raster, rtol=1e-4, atol=1e-4)
-    same_sight = window == 2  # a row of three, two behind, is finished when the next begins
-    assert torch.allclose(model.score(codes, actions, window=window).losses, raster, atol=1e-4) == same_sight
+    torch.testing.assert_close(model.score(codes, actions, diagonal_offset=3).losses, raster, rtol=1e-4, atol=1e-4)
+    same_sight = diagonal_offset == 2  # a row of three, two behind, is finished when the next begins
+    assert (
+        torch.allclose(model.score(codes, actions, diagonal_offset=diagonal_offset).losses, raster, atol=1e-4)
+        == same_sight
+    )
 
 
 def test_a_diagonal_sees_what_has_been_drawn_before_it() -> None:
@@ -206,13 +213,15 @@ def test_models_of_other_dtypes_take_the_same_tokens(name: str, dtype: torch.dty
 
 
 def test_groups_cover_a_step_once_in_order() -> None:
-    for height, width, window in ((4, 5, 1), (4, 5, 2), (1, 3, 1), (3, 1, 1)):
-        groups = diagonal_groups(height, width, window, torch.device("cpu"))
-        assert sorted(torch.cat([group.slots for group in groups]).tolist()) == list(range(height * width))
-        assert len(groups) == width + (height - 1) * min(window, width)
-    with pytest.raises(ValueError, match="window must be at least 1"):  # scores were too good: each saw itself above
-        random_model().score(random_tokens(CONFIG, 1, 2), random_actions(CONFIG, 1, 2), window=0)
-    assert [group.slots.item() for group in raster_groups(2, 2, torch.device("cpu"))] == [0, 1, 2, 3]
+    for height, width, diagonal_offset in ((4, 5, 1), (4, 5, 2), (1, 3, 1), (3, 1, 1)):
+        groups = diagonal_groups(height, width, diagonal_offset, torch.device("cpu"))
+        assert sorted(torch.cat([group.positions for group in groups]).tolist()) == list(range(height * width))
+        assert len(groups) == width + (height - 1) * min(diagonal_offset, width)
+    with pytest.raises(
+        ValueError, match="diagonal_offset must be at least 1"
+    ):  # scores were too good: each saw itself above
+        random_model().score(random_tokens(CONFIG, 1, 2), random_actions(CONFIG, 1, 2), diagonal_offset=0)
+    assert [group.positions.item() for group in raster_groups(2, 2, torch.device("cpu"))] == [0, 1, 2, 3]
     assert known_after(8, 6)[-1] == 6 and known_after(3, 64)[-1] == 64 and known_after(1, 4) == [4]
     assert len(known_after(20, 6)) == 6  # no call is made for nothing
 
@@ -231,19 +240,19 @@ def test_masked_decoding_keeps_the_surest_tokens_and_fills_the_rest(name: str) -
     current = torch.cat([codes, torch.zeros_like(codes[:, :1])], dim=1)
     for count in known_after(3, 6):
         hidden = model(current, actions, known=known)[:, -1].flatten(1, 2)
-        around = model._around(current)
+        neighbor_codes = model._neighbor_codes(current)
         best = model.head.draw(
             hidden,
-            None if around is None else around[:, -1].flatten(1, 2),
+            None if neighbor_codes is None else neighbor_codes[:, -1].flatten(1, 2),
             torch.zeros(2, 6, len(model.head.sizes)),
             Sampler(temperature=0),
             model.head.tables(),
         )
         assert best.confidence is not None
-        told = known[:, -1].flatten(1)
-        kept = best.confidence.masked_fill(told, float("inf")).topk(count, dim=1).indices
-        now = told.scatter(1, kept, True)
-        step = torch.where(now & ~told, best.tokens, current[:, -1].flatten(1))
+        conditioning = known[:, -1].flatten(1)
+        kept = best.confidence.masked_fill(conditioning, float("inf")).topk(count, dim=1).indices
+        now = conditioning.scatter(1, kept, True)
+        step = torch.where(now & ~conditioning, best.tokens, current[:, -1].flatten(1))
         current[:, -1], known[:, -1] = step.view(2, 2, 3), now.view(2, 2, 3)
     assert torch.equal(drawn, current[:, -1])
     assert generator.model_calls == 1 + 3 + 1
@@ -378,7 +387,11 @@ def begin(config: WorldModelConfig = CONFIG, **changes: Any) -> None:
             "order masked needs a model with prediction masked",
         ),
         (MASKED["masked"], {"decoding": Decoding(order="raster")}, "order raster needs a model with prediction causal"),
-        (CONFIG, {"decoding": Decoding(move=4)}, "move must be less than the model's max_steps, 4, got 4"),
+        (
+            CONFIG,
+            {"decoding": Decoding(context_shift=4)},
+            "context_shift must be less than the model's max_steps, 4, got 4",
+        ),
         (replace(CONFIG, max_steps=1), {}, "max_steps must be at least 2"),
     ],
 )
@@ -390,10 +403,10 @@ def test_what_does_not_fit_is_named(config: WorldModelConfig, changes: dict[str,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"window": 2}, "window is for order diagonal, got 2 for None"),
+        ({"diagonal_offset": 2}, "diagonal_offset is for order diagonal, got 2 for None"),
         ({"order": "raster", "steps": 2}, "steps is for order masked, got 2 for raster"),
         ({"order": "spiral"}, "order must be raster, diagonal or masked, got 'spiral'"),
-        ({"order": "diagonal", "window": 0}, "window must be at least 1, got 0"),
+        ({"order": "diagonal", "diagonal_offset": 0}, "diagonal_offset must be at least 1, got 0"),
         ({"order": "diagonal", "compiled": True}, "compiled is for order raster, got diagonal"),
     ],
 )

@@ -25,11 +25,11 @@ def random_head(factors: tuple[tuple[int, tuple[int, ...] | None], ...] = FACTOR
     return head
 
 
-def all_losses(head: CodeHead, hidden: Tensor, around: Tensor | None) -> Tensor:
+def all_losses(head: CodeHead, hidden: Tensor, neighbor_codes: Tensor | None) -> Tensor:
     """The loss of each of the 12 codes at each place, (n, 12)."""
     codes = torch.arange(12).expand(len(hidden), 12)
-    around = None if around is None else around[:, None].expand(-1, 12, -1)
-    losses, _ = head.scores(hidden[:, None].expand(-1, 12, -1), around, codes, head.tables())
+    neighbor_codes = None if neighbor_codes is None else neighbor_codes[:, None].expand(-1, 12, -1)
+    losses, _ = head.scores(hidden[:, None].expand(-1, 12, -1), neighbor_codes, codes, head.tables())
     return losses.sum(-1)
 
 
@@ -38,22 +38,22 @@ def all_losses(head: CodeHead, hidden: Tensor, around: Tensor | None) -> Tensor:
 @torch.no_grad()
 def test_the_probabilities_of_all_codes_sum_to_one(factors: tuple, copying: bool) -> None:  # type: ignore[type-arg]
     head, hidden = random_head(factors), torch.randn(5, 8)
-    around = torch.randint(-1, 12, (5, 9)) if copying else None
-    losses = all_losses(head, hidden, around)
+    neighbor_codes = torch.randint(-1, 12, (5, 9)) if copying else None
+    losses = all_losses(head, hidden, neighbor_codes)
     torch.testing.assert_close((-losses).exp().sum(1), torch.ones(5))
     assert losses.std() > 0.1
 
 
 @torch.no_grad()
 def test_factored_codes_are_drawn_by_their_probabilities() -> None:
-    head, hidden, around = random_head(), torch.randn(1, 8), torch.tensor([[3, -1, 3, 7, -1, -1, 0, 11, 5]])
+    head, hidden, neighbor_codes = random_head(), torch.randn(1, 8), torch.tensor([[3, -1, 3, 7, -1, -1, 0, 11, 5]])
     draws = 40_000
     noise = torch.rand(1, draws, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     drawn = head.draw(
-        hidden.expand(1, draws, -1), around[:, None].expand(1, draws, -1), noise, Sampler(), head.tables()
+        hidden.expand(1, draws, -1), neighbor_codes[:, None].expand(1, draws, -1), noise, Sampler(), head.tables()
     )
     frequency = torch.bincount(drawn.tokens[0], minlength=12) / draws
-    losses = all_losses(head, hidden, around)[0]
+    losses = all_losses(head, hidden, neighbor_codes)[0]
     torch.testing.assert_close(frequency, (-losses).exp(), atol=0.01, rtol=0)
     assert drawn.confidence is not None
     torch.testing.assert_close(drawn.confidence[0], -losses[drawn.tokens[0]], rtol=1e-4, atol=1e-4)
@@ -165,8 +165,8 @@ def test_guided_velocities_are_as_defined() -> None:
     head = FlowHead(3, 4, FlowConfig(width=16, depth=1)).eval()
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    told, untold, x = torch.randn(2, 5, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 3)
+    conditioning, untold, x = torch.randn(2, 5, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 3)
     level = torch.tensor(0.3)
-    given = head._guided(x, level, torch.cat([told, untold]), Sampler(guidance=2.5))
-    with_, without = (head.velocity(x, level.expand(2, 5, 1), hidden) for hidden in (told, untold))
+    given = head._guided(x, level, torch.cat([conditioning, untold]), Sampler(guidance=2.5))
+    with_, without = (head.velocity(x, level.expand(2, 5, 1), hidden) for hidden in (conditioning, untold))
     torch.testing.assert_close(given, without + 2.5 * (with_ - without))

@@ -106,5 +106,5 @@ def test_they_are_fitted_on_a_store(tmp_path: Path) -> None:
 def test_a_large_store_is_read_in_evenly_spaced_episodes(tmp_path: Path) -> None:
     store = TokenStore(write_episodes(tmp_path, "train", [4] * 10))
     assert len(list(episode_tokens(store))) == 10
-    some = list(episode_tokens(store, most_tokens=3 * 4 * 6))
+    some = list(episode_tokens(store, max_tokens=3 * 4 * 6))
     assert len(some) == 3 and int(some[0][0, 0, 0]) == 0 and int(some[-1][0, 0, 0]) == 9

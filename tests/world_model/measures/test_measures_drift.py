@@ -112,7 +112,7 @@ def test_continuous_tokens_are_compared_by_their_gaussians() -> None:
 def test_stretches_follow_each_other_from_the_prompt_on() -> None:
     tokens = torch.arange(8).view(1, 8, 1, 1)
     frames = torch.arange(29.0).view(1, 1, 29, 1, 1)
-    parts = list(Sequences(tokens=tokens, video=frames).stretches(2, first=3, temporal_factor=F))
+    parts = list(Sequences(tokens=tokens, video=frames).segments(2, first=3, temporal_factor=F))
     assert [part.tokens.flatten().tolist() for part in parts] == [[2, 3, 4], [4, 5, 6]]
     assert [(int(part.video[0, 0, 0]), part.video.shape[2]) for part in parts] == [(8, 9), (16, 9)]
 

@@ -82,9 +82,9 @@ def test_greedy_rollouts_take_the_likeliest_token_each_time() -> None:
     result = rollout(model, adapter, prompt=prompt, actions=acts, num_frames=8, sampler=Sampler(temperature=0))
     ids, grouped = adapter.encode(prompt).ids, group_actions(acts, F)
     with torch.no_grad():
-        for slot in range(3 * 4, 5 * 4):
-            codes = torch.cat([ids, torch.zeros(2, 20 - slot, dtype=torch.int64)], dim=1).view(2, 5, 2, 2)
-            likeliest = model.logits(codes, grouped)[0].flatten(1, 3)[:, slot].argmax(-1)
+        for position in range(3 * 4, 5 * 4):
+            codes = torch.cat([ids, torch.zeros(2, 20 - position, dtype=torch.int64)], dim=1).view(2, 5, 2, 2)
+            likeliest = model.logits(codes, grouped)[0].flatten(1, 3)[:, position].argmax(-1)
             ids = torch.cat([ids, likeliest[:, None]], dim=1)
     assert torch.equal(result.tokens.ids, ids)
 

@@ -37,7 +37,7 @@ class Calls:
     """Counts a transformer's calls, those that only take tokens in apart."""
 
     def __init__(self, model: WorldModel, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.counts = {"step": 0, "take_in": 0}
+        self.counts = {"step": 0, "prefill": 0}
         for name in self.counts:
             monkeypatch.setattr(model.transformer, name, self._counted(name, getattr(model.transformer, name)))
 
@@ -54,8 +54,8 @@ class Calls:
     [
         (Decoding(), 16, 0),
         (Decoding(order="diagonal"), 7, 0),
-        (Decoding(order="diagonal", window=2), 10, 0),
-        (Decoding(order="diagonal", window=4), 16, 0),
+        (Decoding(order="diagonal", diagonal_offset=2), 10, 0),
+        (Decoding(order="diagonal", diagonal_offset=4), 16, 0),
         (Decoding(order="masked", steps=3), 3, 1),
     ],
 )
@@ -69,11 +69,11 @@ def test_calls_of_a_step(
     assert actions is not None
     calls = Calls(model, monkeypatch)
     generator = StepGenerator(model, random_tokens(config, batch, 2), actions[:2], Sampler(), decoding=decoding)
-    assert calls.counts == {"step": 0, "take_in": 1}
+    assert calls.counts == {"step": 0, "prefill": 1}
     for step in range(2, 12):
         generator.step(of_step(actions, step))
     moves = 2  # before the steps 8 and 10
-    assert calls.counts == {"step": 10 * draws, "take_in": 1 + 10 * taken_in + moves}
+    assert calls.counts == {"step": 10 * draws, "prefill": 1 + 10 * taken_in + moves}
     assert generator.model_calls == sum(calls.counts.values())
 
 
@@ -105,13 +105,13 @@ def layer_flops(tokens: int, keys: int) -> int:
 
 def known_before_flops(batch: int) -> int:
     """Of what a step is told before its first token: the step before it, and its actions."""
-    told = SLOTS * 9 * CONFIG.code_width * WIDTH
-    return 2 * batch * (told + FRAMES * CONFIG.action_width * WIDTH + WIDTH**2)
+    conditioning = SLOTS * 9 * CONFIG.code_width * WIDTH
+    return 2 * batch * (conditioning + FRAMES * CONFIG.action_width * WIDTH + WIDTH**2)
 
 
-def drawing_flops(batch: int, slots: int, slots_told_above: int) -> int:
+def drawing_flops(batch: int, positions: int, slots_told_above: int) -> int:
     """Of the head, with the code that may be pointed at, and of the tokens above that slots are told."""
-    return 2 * batch * (slots * WIDTH * (CODES + 1) + slots_told_above * CONFIG.code_width * WIDTH)
+    return 2 * batch * (positions * WIDTH * (CODES + 1) + slots_told_above * CONFIG.code_width * WIDTH)
 
 
 def counted_step(decoding: Decoding, batch: int) -> int:
@@ -127,7 +127,7 @@ def counted_step(decoding: Decoding, batch: int) -> int:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_operations_of_a_raster_step(batch: int) -> None:
     """Each token goes through the layers and the head once, whatever came before; attention alone grows."""
-    layers = sum(DEPTH * layer_flops(batch, 2 * SLOTS + slot + 1) for slot in range(SLOTS))
+    layers = sum(DEPTH * layer_flops(batch, 2 * SLOTS + position + 1) for position in range(SLOTS))
     drawing = drawing_flops(batch, SLOTS, SLOTS - GRID)
     assert counted_step(Decoding(), batch) == layers + drawing + known_before_flops(batch)
 
@@ -135,7 +135,7 @@ def test_operations_of_a_raster_step(batch: int) -> None:
 def test_operations_of_a_diagonal_step() -> None:
     """Each token goes through once, too; attention is over the slots up to the diagonal's last, masked."""
     groups = diagonal_groups(GRID, GRID, 1, torch.device("cpu"))
-    layers = sum(DEPTH * layer_flops(len(group.slots), 2 * SLOTS + group.end) for group in groups)
+    layers = sum(DEPTH * layer_flops(len(group.positions), 2 * SLOTS + group.end) for group in groups)
     expected = layers + drawing_flops(1, SLOTS, SLOTS) + known_before_flops(1)
     assert counted_step(Decoding(order="diagonal"), 1) == expected
 
@@ -146,7 +146,7 @@ def test_taking_in_a_past_leaves_out_what_nobody_reads() -> None:
     actions = random_actions(CONFIG, 1, 2)
     x = torch.randn(1, 2 * SLOTS, WIDTH)
     with torch.no_grad(), flop_counter() as counter:
-        model.transformer.take_in(x, model.init_cache(1))
+        model.transformer.prefill(x, model.init_cache(1))
     projections = 2 * 2 * SLOTS * 3 * WIDTH**2
     assert counter.get_total_flops() == (DEPTH - 1) * layer_flops(2 * SLOTS, 2 * SLOTS) + projections
     with torch.no_grad():

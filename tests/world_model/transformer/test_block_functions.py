@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from world_model.transformer.block_functions import queries_keys_values, swiglu
-from world_model.transformer.layout import MOST_ROWS, product_with
 from world_model.transformer.norm import rms_norm
+from world_model.transformer.prepack import MOST_ROWS, prepack_linear
 from world_model.transformer.rotary import Rotation, grid_rotation
 
 B, N, HEADS, E = 2, 6, 3, 6
@@ -113,7 +113,7 @@ def test_half_precision_stays_near(name: str) -> None:
 @pytest.mark.parametrize("rows", [None, 1, 2, 3, 8, MOST_ROWS, MOST_ROWS + 1])
 def test_products_are_the_same_however_a_weight_is_laid_out(rows: int | None) -> None:
     weight = torch.randn(12, 20)
-    product = product_with(weight, rows)
+    product = prepack_linear(weight, rows)
     for given in (rows or 5, 7):  # of other rows too
         x = torch.randn(given, 20)
         torch.testing.assert_close(product(x), x @ weight.t(), rtol=1e-5, atol=1e-5)
@@ -122,6 +122,6 @@ def test_products_are_the_same_however_a_weight_is_laid_out(rows: int | None) ->
 @pytest.mark.parametrize("rows", [1, 8])
 def test_layouts_are_for_single_precision(rows: int) -> None:
     weight, x = torch.randn(12, 20, dtype=torch.float64), torch.randn(rows, 20, dtype=torch.float64)
-    assert torch.equal(product_with(weight, rows)(x), F.linear(x, weight))
+    assert torch.equal(prepack_linear(weight, rows)(x), F.linear(x, weight))
     with torch.autocast("cpu", torch.bfloat16):
-        assert product_with(weight.float(), rows)(x.float()).dtype == torch.bfloat16
+        assert prepack_linear(weight.float(), rows)(x.float()).dtype == torch.bfloat16

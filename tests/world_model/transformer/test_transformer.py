@@ -76,9 +76,9 @@ def test_what_is_needed_is_what_the_whole_gives(masked: bool) -> None:
     mask = torch.rand(9, 9) < 0.7 if masked else None
     if mask is not None:
         mask |= torch.eye(9, dtype=torch.bool)
-    slots = torch.arange(9) if masked else None
+    positions = torch.arange(9) if masked else None
     gradients = []
-    for y in (transformer(x, slots, mask)[:, 4:], transformer(x, slots, mask, needed=5)):
+    for y in (transformer(x, positions, mask)[:, 4:], transformer(x, positions, mask, needed=5)):
         transformer.zero_grad()
         y.square().sum().backward()
         gradients.append((y.detach(), [parameter.grad.clone() for parameter in transformer.parameters()]))
@@ -89,7 +89,7 @@ def test_what_is_needed_is_what_the_whole_gives(masked: bool) -> None:
 def test_tokens_taken_in_leave_the_cache_that_steps_leave() -> None:
     transformer, x = random_transformer(), torch.randn(2, 9, 24)
     stepped = transformer.step(x, transformer.init_cache(2, N))[1]
-    taken = transformer.take_in(x, transformer.init_cache(2, N))
+    taken = transformer.prefill(x, transformer.init_cache(2, N))
     assert taken.length == stepped.length == 9
     assert torch.equal(taken.own.keys, stepped.own.keys) and torch.equal(taken.own.values, stepped.own.values)
 
@@ -98,9 +98,9 @@ def test_tokens_taken_in_leave_the_cache_that_steps_leave() -> None:
 @torch.no_grad()
 def test_layers_laid_out_for_a_number_of_rows_give_the_same(rows: int) -> None:
     transformer, x = random_transformer(), torch.randn(rows, 9, 24)
-    cache = transformer.take_in(x[:, :8], transformer.init_cache(rows, N))
+    cache = transformer.prefill(x[:, :8], transformer.init_cache(rows, N))
     expected = transformer(x)[:, 8:]
-    for given in (transformer.step_layers(cache), transformer.step_layers(cache, rows)):
+    for given in (transformer.decode_blocks(cache), transformer.decode_blocks(cache, rows)):
         y, _ = transformer.step(x[:, 8:], cache, layers=given)
         torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
 
@@ -117,10 +117,12 @@ def test_tokens_may_be_placed_in_any_order() -> None:
     visible[5:, 4] = False  # the slot that comes last is seen by none after it
     whole = transformer(x, torch.arange(8), visible)
     _, cache = transformer.step(x[:, :4], transformer.init_cache(2, N))
-    for slots in ([5], [6, 7], [4]):
-        at = Placement(slots=torch.tensor(slots), end=max(slots) + 1, mask=visible[slots, : max(slots) + 1])
-        y, cache = transformer.step(x[:, slots], cache, at)
-        torch.testing.assert_close(y, whole[:, slots], rtol=1e-4, atol=1e-5)
+    for positions in ([5], [6, 7], [4]):
+        at = Placement(
+            positions=torch.tensor(positions), end=max(positions) + 1, mask=visible[positions, : max(positions) + 1]
+        )
+        y, cache = transformer.step(x[:, positions], cache, at)
+        torch.testing.assert_close(y, whole[:, positions], rtol=1e-4, atol=1e-5)
     assert cache.length == 4
 
 

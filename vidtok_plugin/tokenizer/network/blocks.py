@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidtok_plugin.tokenizer.network.chunking import add, by_frames, length_at_once, silu, spans
+from vidtok_plugin.tokenizer.network.chunking import add, chunk_ranges, chunk_size, map_frames, silu
 from vidtok_plugin.tokenizer.network.layers import (
     ChannelNorm,
     FrameLayer,
@@ -56,7 +56,7 @@ class SpatialBlock(ResidualBlock):
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
         same_width = not hasattr(self, "nin_shortcut")
         # Each of the two convolutions sees one row further.
-        return by_frames(self.on_frames, x, halo=2, growth=self.growth, overwrite=same_width), None
+        return map_frames(self.on_frames, x, halo=2, growth=self.growth, overwrite=same_width), None
 
     def on_frames(self, x: Tensor) -> Tensor:
         return super().step(x, None, last=True)[0]
@@ -73,11 +73,11 @@ class TemporalBlock(ResidualBlock):
 
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
         h = x.shape[2]
-        rows = length_at_once(x, 2, growth=4.0)  # all of what it makes fits the cache
+        rows = chunk_size(x, 2, growth=4.0)  # all of what it makes fits the cache
         if rows >= h:
             return super().step(x, state, last)
         states = []
-        for start, end in spans(h, rows):
+        for start, end in chunk_ranges(h, rows):
             before = state and {name: part[:, :, start:end] for name, part in state.items()}
             y, new = super().step(x[:, :, start:end], before, last)
             x[:, :, start:end] = y

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PART_BYTES = 2**24  # of the largest tensor that a layer makes of a part, about
+CHUNK_BYTES = 2**24  # of the largest tensor that a layer makes of a part, about
 
 
 def may_overwrite() -> bool:
@@ -31,7 +31,7 @@ def add(x: Tensor, y: Tensor) -> Tensor:
     return y.add_(x) if may_overwrite() and x.dtype == y.dtype else x + y
 
 
-def length_at_once(x: Tensor, dim: int, *, growth: float = 1.0, multiple: int = 1, overlap: int = 0) -> int:
+def chunk_size(x: Tensor, dim: int, *, growth: float = 1.0, multiple: int = 1, overlap: int = 0) -> int:
     """How much of `x` along `dim` a layer takes at once: all of it, but for inference on a CPU.
 
     growth: the size of the largest tensor that the layer makes, compared with its input.
@@ -41,17 +41,17 @@ def length_at_once(x: Tensor, dim: int, *, growth: float = 1.0, multiple: int = 
     length = x.shape[dim]
     if x.device.type != "cpu" or not may_overwrite() or x.numel() == 0:
         return max(1, length)
-    fitting = int(PART_BYTES * length // (growth * x.numel() * x.element_size()))
+    fitting = int(CHUNK_BYTES * length // (growth * x.numel() * x.element_size()))
     return length if fitting >= length else max(multiple, (fitting - overlap) // multiple * multiple)
 
 
-def spans(length: int, step: int, *, first: int = 1) -> Iterator[tuple[int, int]]:
+def chunk_ranges(length: int, step: int, *, first: int = 1) -> Iterator[tuple[int, int]]:
     """The starts and ends of the parts of `step`, or less, that make up `length`; the first has at least `first`."""
     starts = [0, *range(max(step, first), length, step)]
     yield from zip(starts, [*starts[1:], length], strict=True)
 
 
-def joined(parts: Iterable[Tensor], dim: int, length: int, into: Tensor | None = None) -> Tensor:
+def cat_into(parts: Iterable[Tensor], dim: int, length: int, into: Tensor | None = None) -> Tensor:
     """The parts, which come one by one, one after the other along `dim`, where they have `length` entries.
 
     Other than by `torch.cat`, they are never there twice.
@@ -69,7 +69,7 @@ def joined(parts: Iterable[Tensor], dim: int, length: int, into: Tensor | None =
     return into
 
 
-def by_frames(
+def map_frames(
     function: Callable[[Tensor], Tensor],
     x: Tensor,
     *,
@@ -87,12 +87,14 @@ def by_frames(
     """
     b, t = x.shape[:2]
     frames = x.reshape(1, b * t, *x.shape[2:])
-    step = length_at_once(frames, 1, growth=growth)
+    step = chunk_size(frames, 1, growth=growth)
     if step >= b * t:
         y = _by_strips(function, frames, halo, growth, zoom)
     else:
-        parts = (_by_strips(function, frames[:, start:end], halo, growth, zoom) for start, end in spans(b * t, step))
-        y = joined(parts, 1, b * t, into=frames if overwrite else None)
+        parts = (
+            _by_strips(function, frames[:, start:end], halo, growth, zoom) for start, end in chunk_ranges(b * t, step)
+        )
+        y = cat_into(parts, 1, b * t, into=frames if overwrite else None)
     return y.reshape(b, t, *y.shape[2:])
 
 
@@ -100,7 +102,7 @@ def _by_strips(function: Callable[[Tensor], Tensor], x: Tensor, halo: int | None
     if halo is None:
         return function(x)
     h = x.shape[2]
-    step = length_at_once(x, 2, growth=growth, multiple=2, overlap=2 * halo)  # even, for what halves the height
+    step = chunk_size(x, 2, growth=growth, multiple=2, overlap=2 * halo)  # even, for what halves the height
     if step >= h:
         return function(x)
 
@@ -110,4 +112,4 @@ def _by_strips(function: Callable[[Tensor], Tensor], x: Tensor, halo: int | None
         top, bottom = int(start * zoom), int(end * zoom)
         return y[:, :, top - int(first * zoom) :][:, :, : bottom - top]
 
-    return joined((strip(start, end) for start, end in spans(h, step)), 2, int(h * zoom))
+    return cat_into((strip(start, end) for start, end in chunk_ranges(h, step)), 2, int(h * zoom))

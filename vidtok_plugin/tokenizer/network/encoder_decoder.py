@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.network.blocks import Middle, SpatialBlock, TemporalBlock
-from vidtok_plugin.tokenizer.network.chunking import by_frames, joined, length_at_once, may_overwrite, silu, spans
+from vidtok_plugin.tokenizer.network.chunking import cat_into, chunk_ranges, chunk_size, map_frames, may_overwrite, silu
 from vidtok_plugin.tokenizer.network.layers import (
     ChannelNorm,
     State,
@@ -62,7 +62,7 @@ def step_in_parts(layers: list[tuple[str, StreamLayer]], x: Tensor, state: State
     A whole clip that is taken at once goes through the layers' forward, and so through its hooks.
     """
     t = x.shape[1]
-    frames, first, count = length_at_once(x, 1, growth=4.0), 1, t
+    frames, first, count = chunk_size(x, 1, growth=4.0), 1, t
     for name, layer in layers:
         if isinstance(layer, TemporalUpsample):
             first = layer.first_frames
@@ -76,12 +76,12 @@ def step_in_parts(layers: list[tuple[str, StreamLayer]], x: Tensor, state: State
 
     def parts() -> Iterator[Tensor]:
         nonlocal state
-        for start, end in spans(t, frames, first=first):
+        for start, end in chunk_ranges(t, frames, first=first):
             part, state = step_through(layers, x[:, start:end], state, last and end == t)
             yield part
             del part  # before the next is made
 
-    return joined(parts(), 1, count), state
+    return cat_into(parts(), 1, count), state
 
 
 GROUP_PIXELS = {"cpu": 2**19}  # of video, that inference takes through a network at once, by the device's type
@@ -133,13 +133,13 @@ class Network(StreamLayer):
         t = x.shape[1]
         frames = self.frames_at_once(x, GROUP_PIXELS.get(x.device.type, OTHER_GROUP_PIXELS)) if self.causal else t
         groups, state = [], None
-        for start, end in spans(t, max(1, frames)):
+        for start, end in chunk_ranges(t, max(1, frames)):
             y, state = self.step(x[:, start:end], state, last=end == t)
             groups.append(y)
         return torch.cat(groups, dim=1)
 
     def _normed(self, x: Tensor) -> Tensor:
-        return by_frames(lambda frames: silu(self.norm_out(frames)), x, halo=0, overwrite=True)
+        return map_frames(lambda frames: silu(self.norm_out(frames)), x, halo=0, overwrite=True)
 
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
         state = state or {}

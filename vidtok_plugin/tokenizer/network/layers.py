@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidtok_plugin.tokenizer.network.chunking import add, by_frames, joined, length_at_once, spans
+from vidtok_plugin.tokenizer.network.chunking import add, cat_into, chunk_ranges, chunk_size, map_frames
 
 State = Any
 """What a layer needs of the frames before: None, a tensor, or a dict of states by the layer's name."""
@@ -48,7 +48,7 @@ class StreamLayer(nn.Module):
 class FrameLayer(StreamLayer):
     """A layer that treats each frame on its own, and so needs no state.
 
-    halo, growth, zoom: as `parts.by_frames` takes them.
+    halo, growth, zoom: as `parts.map_frames` takes them.
     """
 
     halo: int | None = 0
@@ -59,7 +59,7 @@ class FrameLayer(StreamLayer):
         raise NotImplementedError
 
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
-        return by_frames(self.on_frames, x, halo=self.halo, growth=self.growth, zoom=self.zoom), None
+        return map_frames(self.on_frames, x, halo=self.halo, growth=self.growth, zoom=self.zoom), None
 
 
 def step_through(layers: "list[tuple[str, StreamLayer]]", x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
@@ -100,18 +100,18 @@ class TimeConv(StreamLayer):
         state = self._front(x) if state is None else state
         behind = 1 if last and not self.padding.causal else 0
         count = (state.shape[1] + t + behind - 3) // self.stride + 1
-        step = max(4, length_at_once(x, 1, growth=max(1.0, c_out / c_in), multiple=2))  # whole strides, and an output
+        step = max(4, chunk_size(x, 1, growth=max(1.0, c_out / c_in), multiple=2))  # whole strides, and an output
         if step >= t or not self.spatial:
             window = torch.cat([state, x, *[torch.zeros_like(x[:, :1])] * behind], dim=1)
             return self._convolved(window, count, weight, bias), None if last else own(window[:, self.stride * count :])
 
         def parts() -> Iterator[Tensor]:
             nonlocal state
-            for start, end in spans(t, step):
+            for start, end in chunk_ranges(t, step):
                 part, state = self.convolve(x[:, start:end], state, last and end == t, weight, bias)
                 yield part
 
-        return joined(parts(), 1, count), state
+        return cat_into(parts(), 1, count), state
 
     def _front(self, x: Tensor) -> Tensor:
         """What kernels see before the first frame."""

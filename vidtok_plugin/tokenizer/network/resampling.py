@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidtok_plugin.tokenizer.network.chunking import add, length_at_once, may_overwrite, spans
+from vidtok_plugin.tokenizer.network.chunking import add, chunk_ranges, chunk_size, may_overwrite
 from vidtok_plugin.tokenizer.network.layers import (
     FrameLayer,
     SpatialConv,
@@ -130,13 +130,15 @@ class TemporalUpsample(StreamLayer):
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
         weight, bias = self._kernel()
         (b, t, h, w, c), count = x.shape, self.count(x.shape[1], state, last)
-        frames, first = length_at_once(x, 1), self.first_frames
-        strips = list(spans(h, length_at_once(x[:, :frames], 2, growth=8.0)))  # all that is made of one fits the cache
+        frames, first = chunk_size(x, 1), self.first_frames
+        strips = list(
+            chunk_ranges(h, chunk_size(x[:, :frames], 2, growth=8.0))
+        )  # all that is made of one fits the cache
         if max(frames, first) >= t and len(strips) == 1:
             return self._doubled(self._products(x, weight, bias, last), state, last)
         y, done = None, 0
         states = [state and {name: part[:, :, top:bottom] for name, part in state.items()} for top, bottom in strips]
-        for start, end in spans(t, frames, first=first):
+        for start, end in chunk_ranges(t, frames, first=first):
             ends = last and end == t
             products = self._products(x[:, start:end], weight, bias, ends)
             y = products[0].new_empty(b, count, h, w, c) if y is None else y

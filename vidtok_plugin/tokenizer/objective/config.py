@@ -61,10 +61,10 @@ class ObjectiveConfig:
         return self.entropy_weight * (1 + (self.entropy_annealing_factor - 1) * share)
 
     @property
-    def least_size(self) -> int:
+    def min_size(self) -> int:
         """Pixels a side that frames must have for LPIPS and the discriminator."""
-        judged = 1 if self.discriminator == "none" else discriminators.LEAST_SIZE[self.discriminator]
-        return max(judged, lpips.LEAST_SIZE if self.perceptual == "lpips" else 1)
+        judged = 1 if self.discriminator == "none" else discriminators.MIN_SIZE[self.discriminator]
+        return max(judged, lpips.MIN_SIZE if self.perceptual == "lpips" else 1)
 
     def discriminating(self, step: int) -> bool:
         """Whether the discriminator takes part at a step (from 0)."""

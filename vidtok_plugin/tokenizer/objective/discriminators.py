@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 WIDTHS = (3, 64, 128, 256, 512, 1)
-LEAST_SIZE = {"2d": 24, "3d": 1}  # pixels a side that leave something for the last convolution
+MIN_SIZE = {"2d": 24, "3d": 1}  # pixels a side that leave something for the last convolution
 
 
 class Discriminator(nn.Module):
@@ -44,9 +44,9 @@ class Discriminator(nn.Module):
                 nn.init.normal_(layer.weight, 1.0, 0.02)
 
     def forward(self, video: Tensor) -> Tensor:
-        if min(video.shape[-2:]) < LEAST_SIZE[self.kind]:
+        if min(video.shape[-2:]) < MIN_SIZE[self.kind]:
             raise ValueError(
-                f"Discriminator: height and width must be at least {LEAST_SIZE[self.kind]} in {self.kind}, got "
+                f"Discriminator: height and width must be at least {MIN_SIZE[self.kind]} in {self.kind}, got "
                 f"{tuple(video.shape[-2:])}; take larger frames, discriminator=3d or discriminator=none."
             )
         return self.main(rearrange(video, "b c t h w -> (b t) c h w") if self.kind == "2d" else video)

@@ -16,7 +16,7 @@ from vidtok_plugin.training.log_steps import at_log_step
 
 
 @dataclass(frozen=True, kw_only=True)
-class Use:
+class CodebookUsage:
     """Of the codebook over a window of batches, by all processes."""
 
     usage: float  # share of the codes that occur
@@ -26,7 +26,7 @@ class Use:
     batches: int
 
 
-class CodebookUse(pl.Callback):
+class CodebookUsageLog(pl.Callback):
     """Logs `train/codebook_usage` and `train/codebook_perplexity` of the last `window` batches, of all processes.
 
     One batch has too few tokens to tell: at 262,144 codes each could have its own. The window is empty after a start or
@@ -37,12 +37,12 @@ class CodebookUse(pl.Callback):
         self.batches: deque[Tensor] = deque(maxlen=window)  # each one's codes
         self.parts: list[Tensor] = []  # of this batch, which may be split
         self.hook: RemovableHandle | None = None
-        self.last: Use | None = None  # as last logged
+        self.last: CodebookUsage | None = None  # as last logged
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.batches.clear()
         self.last = None
-        self.hook = tokenizer_of(module, "CodebookUse").register_forward_hook(self._note)
+        self.hook = tokenizer_of(module, "CodebookUsageLog").register_forward_hook(self._note)
 
     def _note(self, tokenizer: VidTok, inputs: Any, out: Reconstruction) -> None:
         if tokenizer.training and out.indices is not None:
@@ -56,13 +56,13 @@ class CodebookUse(pl.Callback):
             self._log(module)
 
     def _log(self, module: pl.LightningModule) -> None:
-        codes = tokenizer_of(module, "CodebookUse").codebook_size
+        codes = tokenizer_of(module, "CodebookUsageLog").codebook_size
         assert codes is not None
         counts = count_codes(torch.cat(list(self.batches)), codes)
         counts = mean_over_processes(counts) * num_processes()
         statistics = {name: value.item() for name, value in code_statistics(counts).items()}
         module.log_dict({f"train/{name}": value for name, value in statistics.items()})
-        self.last = Use(
+        self.last = CodebookUsage(
             usage=statistics["codebook_usage"],
             perplexity=statistics["codebook_perplexity"],
             codes=codes,

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from vidtok_plugin.tokenizer.training.codebook_usage import CodebookUse, Use
+from vidtok_plugin.tokenizer.training.codebook_usage import CodebookUsage, CodebookUsageLog
 from vidtok_plugin.training.log_steps import at_log_step
 
 logger = logging.getLogger(__name__)
@@ -43,12 +43,12 @@ class CollapseConfig:
                     f"CollapseConfig: {name} must be in [0, {most:g}), got {getattr(self, name)}; 0 never warns."
                 )
 
-    def least_perplexity(self, use: Use) -> float:
+    def min_perplexity(self, use: CodebookUsage) -> float:
         """The perplexity that a codebook with this use must reach.
 
         Example:
-            >>> use = Use(usage=1.0, perplexity=9.0, codes=32768, tokens=10**6, batches=100)
-            >>> CollapseConfig().least_perplexity(use)
+            >>> use = CodebookUsage(usage=1.0, perplexity=9.0, codes=32768, tokens=10**6, batches=100)
+            >>> CollapseConfig().min_perplexity(use)
             327.68
         """
         if self.codebook_share == 0:
@@ -87,7 +87,7 @@ class CollapseWatch(pl.Callback):
     have an easy time, since the tokenizer never had to do with it.
     """
 
-    def __init__(self, cfg: CollapseConfig, codebook: CodebookUse, *, disc_start: int) -> None:
+    def __init__(self, cfg: CollapseConfig, codebook: CodebookUsageLog, *, disc_start: int) -> None:
         """codebook: it comes before this one among the Trainer's callbacks, and counts `cfg.window` batches."""
         if codebook.batches.maxlen != cfg.window:
             raise ValueError(
@@ -113,8 +113,8 @@ class CollapseWatch(pl.Callback):
         if len(self.judged) == self.cfg.window and step >= self.disc_start + self.cfg.grace:
             self._tell(trainer, module, "discriminator", self._judge_discriminator())
 
-    def _judge_codebook(self, use: Use) -> Collapse | None:
-        least = self.cfg.least_perplexity(use) * self._slack("codebook")
+    def _judge_codebook(self, use: CodebookUsage) -> Collapse | None:
+        least = self.cfg.min_perplexity(use) * self._slack("codebook")
         if use.perplexity >= least:
             return None
         return Collapse(

@@ -51,8 +51,8 @@ class TokenizerRunConfig(RunConfig):
         super().__post_init__()
         if self.pictures < 0:
             raise ValueError(f"TokenizerRunConfig: pictures must not be negative, got {self.pictures}; 0 shows none.")
-        self.check_parts(self.data.batch_size)
-        least = self.objective.least_size
+        self.check_micro_batches(self.data.batch_size)
+        least = self.objective.min_size
         if min(self.data.height, self.data.width) < least:
             raise ValueError(
                 f"TokenizerRunConfig: data.height and data.width must be at least {least} for this objective (LPIPS, "

@@ -16,7 +16,7 @@ from vidtok_plugin.tokenizer.objective import frame_psnr
 from vidtok_plugin.video.batch import as_video
 
 FRAMES = 6  # of a clip, evenly spaced from its first to its last
-LEAST_HEIGHT = 96  # pixels, of a frame in the picture; smaller ones are enlarged by a whole number
+MIN_HEIGHT = 96  # pixels, of a frame in the picture; smaller ones are enlarged by a whole number
 GAP = 4
 LINE = 18  # pixels of a line of text
 BACKGROUND, TEXT = (24, 24, 24), (235, 235, 235)
@@ -117,7 +117,7 @@ def pair_of(real: Tensor, made: Tensor) -> Pair:
 def contact_sheet(pairs: Sequence[Pair], title: str) -> Image.Image:
     """The pairs one under another: a row of frames, and under it that of their reconstructions."""
     count, height, width, _ = pairs[0].real.shape
-    scale = max(1, round(LEAST_HEIGHT / height))
+    scale = max(1, round(MIN_HEIGHT / height))
     cell_height, cell_width = scale * height, scale * width
     font = ImageFont.load_default(size=13)
     side = max(int(font.getlength(text)) for text in ("reconstruction", "00.00 dB PSNR")) + 3 * GAP

@@ -3,7 +3,7 @@
 import lightning.pytorch as pl
 
 from vidtok_plugin import training
-from vidtok_plugin.tokenizer.training.codebook_usage import CodebookUse
+from vidtok_plugin.tokenizer.training.codebook_usage import CodebookUsageLog
 from vidtok_plugin.tokenizer.training.collapse import CollapseWatch
 from vidtok_plugin.tokenizer.training.module import TokenizerModule, TokenizerRunConfig
 from vidtok_plugin.tokenizer.training.pictures import ReconstructionPictures
@@ -14,17 +14,17 @@ def fit_tokenizer(cfg: TokenizerRunConfig) -> None:
     """Trains, or goes on from the run's last checkpoint; leaves the model in `cfg.output / "model"`."""
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module = TokenizerModule(cfg)
-    trainer = training.fit(cfg, module, VideoDataModule(cfg), watchers(cfg))
+    trainer = training.fit(cfg, module, VideoDataModule(cfg), default_callbacks(cfg))
     if trainer.is_global_zero:
         module.tokenizer.save_pretrained(cfg.output / "model")
 
 
-def watchers(cfg: TokenizerRunConfig) -> list[pl.Callback]:
+def default_callbacks(cfg: TokenizerRunConfig) -> list[pl.Callback]:
     """What a tokenizer's run tells and shows of itself."""
-    codebook = CodebookUse(cfg.collapse.window)
+    codebook = CodebookUsageLog(cfg.collapse.window)
     collapse = CollapseWatch(cfg.collapse, codebook, disc_start=cfg.objective.disc_start)
     pictures = [ReconstructionPictures(cfg.pictures_folder, cfg.pictures)] if cfg.pictures else []
-    return [codebook, collapse, *pictures, *training.watchers(cfg)]
+    return [codebook, collapse, *pictures, *training.default_callbacks(cfg)]
 
 
 def validate_tokenizer(cfg: TokenizerRunConfig) -> None:

@@ -16,7 +16,7 @@ Product = Callable[[Tensor], Tensor]  # x (r, i) -> x @ weight.T (r, o)
 MOST_ROWS = 32  # beyond, laying out takes a small part of a product's time
 
 
-def product_with(weight: Tensor, rows: int | None = None) -> Product:
+def prepack_linear(weight: Tensor, rows: int | None = None) -> Product:
     """The product with a weight (o, i). With `rows`, for so many rows: then the weight is copied, if another layout is
     faster, and later changes of it are not seen."""
     if rows is None or not weight.is_cpu or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):

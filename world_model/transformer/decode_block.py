@@ -13,12 +13,12 @@ from torch.nn.functional import silu
 
 from world_model.transformer.attention import AttentionBackend, attention, attention_over
 from world_model.transformer.cache import LayerCache, Placement, Segment
-from world_model.transformer.layout import Product
 from world_model.transformer.norm import rms_norm
+from world_model.transformer.prepack import Product
 from world_model.transformer.rotary import Rotation
 
 
-class StepLayer(NamedTuple):
+class DecodeBlock(NamedTuple):
     """A block's weights as they stand, and its share of a cache."""
 
     attention_norm: Tensor
@@ -33,7 +33,7 @@ class StepLayer(NamedTuple):
 
     def __call__(self, x: Tensor, rotation: Rotation, at: Placement) -> Tensor:
         """x (r, d) -> (r, d), turned by `rotation` (m, 1, 1, e); it writes keys and values into the cache's buffers."""
-        queries, own = self.take_in(x, rotation, at)
+        queries, own = self.prefill(x, rotation, at)
         if self.cache.shared:
             segments = (*self.cache.shared, own)
             seen = attention_over(queries, segments, causal=at.causal, mask=at.mask, backend=self.backend)
@@ -43,7 +43,7 @@ class StepLayer(NamedTuple):
         gate, value = self.gate_value(rms_norm(x, self.mlp_norm)).chunk(2, dim=-1)
         return x + self.mlp_out(silu(gate) * value)
 
-    def take_in(self, x: Tensor, rotation: Rotation, at: Placement) -> tuple[Tensor, Segment]:
+    def prefill(self, x: Tensor, rotation: Rotation, at: Placement) -> tuple[Tensor, Segment]:
         """Write keys and values of x (r, d), turned by `rotation` (m, 1, 1, e); -> queries (b, k, m, e), and what they
         may see of the cache's own part."""
         cache = self.cache.own

@@ -22,9 +22,9 @@ from world_model.inputs.neighborhood import PreviousStep
 LEVELS = 10  # of corruption that the model tells apart
 
 
-def at_slots(x: Tensor, slots: Tensor | int) -> Tensor:
+def at_positions(x: Tensor, positions: Tensor | int) -> Tensor:
     """The entries (b, m, ...) of x (b, n, ...) at some slots (m,), or at one: a view, at a fraction of the time."""
-    return x.narrow(1, slots, 1) if isinstance(slots, int) else x.index_select(1, slots)
+    return x.narrow(1, positions, 1) if isinstance(positions, int) else x.index_select(1, positions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +73,15 @@ class StepInputs(nn.Module):
         """What is told of the steps (b, T, n, d): `before` (b, T, H, W[, p]) are the tokens of the step before each;
         `first` (b, T) bool are those that have none and whose actions aren't told; `corruption` (b,), the share of
         the tokens replaced as a part of the most, is none unless given."""
-        told = self.previous_step(self.narrow(before, tables.narrow), first).flatten(2, 3) + self.place
+        conditioning = self.previous_step(self.narrow(before, tables.narrow), first).flatten(2, 3) + self.place
         if self.corruption is not None:
             share = torch.zeros(len(before), device=before.device) if corruption is None else corruption
             level = (share * LEVELS).long().clamp(max=LEVELS - 1)
-            told = told + self.corruption(level)[:, None, None]
+            conditioning = conditioning + self.corruption(level)[:, None, None]
         if self.actions is None:
             if actions is not None:
                 raise ValueError("WorldModel: it was made without actions (tokens.actions.kind none); leave them out.")
-            return told
+            return conditioning
         steps = before.shape[1]
         if actions is None or actions.num_steps != steps:
             got = "none" if actions is None else str(actions.num_steps)
@@ -90,7 +90,7 @@ class StepInputs(nn.Module):
                 "group_actions makes them of one action for each frame."
             )
         known = GroupedActions(values=actions.values, known=actions.known & ~first[..., None])
-        return told + self.actions(known)[:, :, None]
+        return conditioning + self.actions(known)[:, :, None]
 
 
 class CausalInputs(nn.Module):
@@ -115,22 +115,22 @@ class CausalInputs(nn.Module):
         above = torch.cat([self.no_above.expand(b, steps, 1, width, -1), above], dim=2)
         return (left + above).flatten(2, 3)
 
-    def at(self, current: Tensor, slots: Tensor | int, narrow: TokenEmbedding, tables: InputTables) -> Tensor:
+    def at(self, current: Tensor, positions: Tensor | int, narrow: TokenEmbedding, tables: InputTables) -> Tensor:
         """Some slots (m,), or one, of a step of which `current` (b, n[, p]) holds the tokens that they read -> (b, m,
         d), or the same for all b where they read none."""
         width = self.grid[1]
-        if isinstance(slots, int):
+        if isinstance(positions, int):
             left: Tensor = self.no_left
             above: Tensor = self.no_above
-            if slots % width:
-                left = self.wide(at_slots(current, slots - 1), tables.wide)
-            if slots >= width:
-                above = self.above(narrow(at_slots(current, slots - width), tables.narrow))
+            if positions % width:
+                left = self.wide(at_positions(current, positions - 1), tables.wide)
+            if positions >= width:
+                above = self.above(narrow(at_positions(current, positions - width), tables.narrow))
             return left + above
-        left = self.wide(at_slots(current, (slots - 1).clamp(min=0)), tables.wide)
-        left = torch.where((slots % width == 0)[:, None], self.no_left, left)
-        above = self.above(narrow(at_slots(current, (slots - width).clamp(min=0)), tables.narrow))
-        above = torch.where((slots < width)[:, None], self.no_above, above)
+        left = self.wide(at_positions(current, (positions - 1).clamp(min=0)), tables.wide)
+        left = torch.where((positions % width == 0)[:, None], self.no_left, left)
+        above = self.above(narrow(at_positions(current, (positions - width).clamp(min=0)), tables.narrow))
+        above = torch.where((positions < width)[:, None], self.no_above, above)
         return left + above
 
 
