@@ -117,13 +117,13 @@ class WorldModel(nn.Module):
         diagonal_offset: int | None = None,
         since: int = 0,
     ) -> Tensor:
-        """What the head makes its predictions of, for every token of a window of at most `max_steps` steps.
+        """Hidden states (head inputs) for every token of a window of at most `max_steps` steps.
 
-        A causal model's is (b, T - since, H, W, d), of the steps from `since` on, each from the tokens before, or those
-        of them that have been drawn when diagonal order of this `diagonal_offset` comes to it. A masked model's is
-        (b, T - 1, H, W, d), of the steps after the first, each from the whole steps before it and those of its own tokens
-        that `known` (b, T - 1, H, W) bool tells, none without. `corruption` (b,), told to the model, is the share of the
-        tokens that has been replaced, as a part of the config's most.
+        A causal model gives (b, T - since, H, W, d), those of the steps from `since` on. Each sees the tokens before it,
+        or with `diagonal_offset` those of them that diagonal order has drawn by then. A masked model gives
+        (b, T - 1, H, W, d), those of the steps after the first. Each sees the whole steps before its own, and the tokens
+        of its own step that `known` (b, T - 1, H, W) bool marks: none without it. `corruption` (b,) conditions the
+        model on the fraction of replaced tokens, relative to the config's maximum.
         """
         tokens = self._checked_window(tokens)
         if known is not None and self.config.prediction == "causal":

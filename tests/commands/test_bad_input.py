@@ -142,7 +142,7 @@ def test_an_error_in_a_loader_worker_is_one_sentence_too(fail: Run, tmp_path: Pa
     (folder / "cut.mp4").write_bytes(whole.read_bytes())
     workers = [
         "data.num_workers=1",
-        "data.most_unreadable=0.0",
+        "data.max_unreadable_fraction=0.0",
         "trainer.max_steps=50",
         "trainer.num_sanity_val_steps=0",
     ]

@@ -357,7 +357,7 @@ def test_videos_that_cannot_be_read_are_counted_in_the_metrics(videos: Path, tmp
     for path in videos.glob("*.mp4"):
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "broken.mp4").write_bytes(b"no video")
-    fit(config(folder, tmp_path / "run", "trainer.max_steps=2", "data.most_unreadable=0.3", *PLAIN))
+    fit(config(folder, tmp_path / "run", "trainer.max_steps=2", "data.max_unreadable_fraction=0.3", *PLAIN))
     assert logged(tmp_path / "run", ["train/unreadable_videos"]) == {0: (1.0,), 1: (1.0,)}
 
 

@@ -243,7 +243,10 @@ class TestBatch:
         ({"fps": 8.0, "frame_interval": 2}, "fps=8 and frame_interval=2 exclude each other"),
         ({"fps": None, "validation_fps": 8.0, "frame_interval": 2}, "validation_fps=8 and frame_interval=2 exclude"),
         ({"read_timeout": -1.0}, "read_timeout must be above 0 or null"),
-        ({"max_unreadable_fraction": 1.0}, "most_unreadable must be a share in 0..1, under 1, got 1.0; 0.01 lets"),
+        (
+            {"max_unreadable_fraction": 1.0},
+            "max_unreadable_fraction must be from 0 up to but not including 1, got 1.0; 0.01 lets",
+        ),
         ({"crop": "middle"}, "crop must be one of center, random, got 'middle'"),
         ({"reader": "opencv"}, "reader must be one of auto, decord, pyav, got 'opencv'"),
     ],

@@ -84,7 +84,7 @@ class VideoDataConfig:
                 )
         if not 0 <= self.max_unreadable_fraction < 1:
             raise ValueError(
-                "VideoDataConfig: most_unreadable must be a share in 0..1, under 1, got"
+                "VideoDataConfig: max_unreadable_fraction must be from 0 up to but not including 1, got"
                 f" {self.max_unreadable_fraction}; 0.01 lets one video in a hundred be unreadable."
             )
         for field, choices in (("crop", ("center", "random")), ("reader", ("auto", "decord", "pyav"))):

@@ -80,8 +80,8 @@ class UnreadableVideos:
             self._logged.add(new[-1])  # the error names it
             self.log()
             raise UnreadableVideoError(
-                f"{self.count} of {self.total} videos cannot be read, but data.most_unreadable={self.most:g} has room"
-                f" for {room}. {found[new[-1]]}" + (" The log has the others." if self.count > 1 else "")
+                f"{self.count} of {self.total} videos cannot be read, but data.max_unreadable_fraction={self.most:g} "
+                f"has room for {room}. {found[new[-1]]}" + (" The log has the others." if self.count > 1 else "")
             )
         return new
 

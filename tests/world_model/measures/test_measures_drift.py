@@ -192,7 +192,7 @@ def test_a_store_whose_episodes_are_too_short_is_one_clear_error(root: Path) -> 
         settings = {"prompt_frames": 5, "num_frames": 32, "stretch_frames": 8, **sizes}
         return play_from_store(ADAPTER, store, rollouts=1, device=torch.device("cpu"), **settings)[1]
 
-    with pytest.raises(ValueError, match="measures.drift_stretch takes 9 latent steps of one episode, .* 8 at most"):
+    with pytest.raises(ValueError, match="measures.drift_segment takes 9 latent steps of one episode, .* 8 at most"):
         begin(stretch_frames=32)
     with pytest.raises(ValueError, match="measures.prompt_frames takes 9 latent steps"):
         begin(prompt_frames=33)

@@ -39,7 +39,7 @@ SMALL = [
     "measures.future_frames=12",
     "measures.drift_rollouts=2",
     "measures.drift_frames=16",
-    "measures.drift_stretch=8",
+    "measures.drift_segment=8",
 ]
 
 
@@ -156,7 +156,7 @@ def test_several_processes_are_refused(root: Path, monkeypatch: pytest.MonkeyPat
     [
         ("prompt_frames=6", r"prompt_frames must be 1 \+ a multiple of 4 .*, got 6; the nearest that fit: 5 and 9"),
         ("future_frames=10", "future_frames must be a multiple of 4 .*, got 10; the nearest that fit: 8 and 12"),
-        ("drift_frames=20", "drift_frames must be a multiple of drift_stretch, 8, got 20; 24 is one"),
+        ("drift_frames=20", "drift_frames must be a multiple of drift_segment, 8, got 20; 24 is one"),
         ("prompts=0", "prompts must be at least 1, got 0"),
         ("episodes=nowhere", "nowhere doesn't exist"),
         ("drift_frames=80", "no recording in .* has 85 frames .*; set measures.drift_frames lower"),
