@@ -2,7 +2,8 @@
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.adapter.tokens import TokenGrid, VideoTokens
+from vidtok_plugin.common.reference import reference_path
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.presets import Preset, presets
 
-__all__ = ["Preset", "TokenGrid", "TokenizerAdapter", "VidTok", "VideoTokens", "presets"]
+__all__ = ["Preset", "TokenGrid", "TokenizerAdapter", "VidTok", "VideoTokens", "presets", "reference_path"]

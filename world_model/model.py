@@ -119,11 +119,11 @@ class WorldModel(nn.Module):
     ) -> Tensor:
         """Hidden states (head inputs) for every token of a window of at most `max_steps` steps.
 
-        A causal model gives (b, T - since, H, W, d), those of the steps from `since` on. Each sees the tokens before it,
-        or with `diagonal_offset` those of them that diagonal order has drawn by then. A masked model gives
-        (b, T - 1, H, W, d), those of the steps after the first. Each sees the whole steps before its own, and the tokens
-        of its own step that `known` (b, T - 1, H, W) bool marks: none without it. `corruption` (b,) conditions the
-        model on the fraction of replaced tokens, relative to the config's maximum.
+        A causal model gives (b, T - since, H, W, d), those of the steps from `since` on. Each sees the tokens before
+        it, or with `diagonal_offset` those of them that diagonal order has drawn by then. A masked model gives
+        (b, T - 1, H, W, d), those of the steps after the first. Each sees the whole steps before its own, and the
+        tokens of its own step that `known` (b, T - 1, H, W) bool marks: none without it. `corruption` (b,) conditions
+        the model on the fraction of replaced tokens, relative to the config's maximum.
         """
         tokens = self._checked_window(tokens)
         if known is not None and self.config.prediction == "causal":
