@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.devices import default_device
+from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.store.reader import TokenStore
-from vidtok_plugin.tokenizer.objective import frame_psnr
 from vidtok_plugin.video.episodes import find_episodes
 from world_model import Decoding, Sampler, WorldModel
 from world_model.data import WindowDataset, window_actions, window_tokens

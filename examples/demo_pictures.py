@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vidtok_plugin import VidTok
-from vidtok_plugin.tokenizer.objective import frame_psnr
+from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.video.writing import to_pixels, write_video
 from world_model.measures import CrossEntropies, Prompts
 from world_model.rollout.rollout import RolloutResult

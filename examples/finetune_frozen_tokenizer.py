@@ -31,7 +31,7 @@ from vidtok_plugin.common.commands import add_command, run_command
 from vidtok_plugin.common.config import load_config, to_dict
 from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.evaluation.psnr import mean_frame_psnr
-from vidtok_plugin.tokenizer.objective import frame_psnr
+from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
 from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 from vidtok_plugin.video.clips import ClipDataset

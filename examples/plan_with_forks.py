@@ -21,7 +21,7 @@ from torch import Tensor
 from vidtok_plugin import TokenizerAdapter
 from vidtok_plugin.common.commands import add_command, run_command
 from vidtok_plugin.common.devices import default_device
-from vidtok_plugin.tokenizer.objective import frame_psnr
+from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.video.episodes import Episode, find_episodes
 from vidtok_plugin.video.reading import read_frames
 from vidtok_plugin.video.writing import to_pixels

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.tokenizer.model import VidTok
-from vidtok_plugin.tokenizer.objective import frame_psnr
 from vidtok_plugin.video.reading import read_frames
 
 

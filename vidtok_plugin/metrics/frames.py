@@ -5,7 +5,7 @@ from einops import rearrange
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from vidtok_plugin.tokenizer.objective import frame_psnr
+from vidtok_plugin.metrics.psnr import frame_psnr
 
 SSIM_WINDOW = 11  # pixels a side
 PSNR_EPSILON = 1e-8  # on the squared error, as published

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toy_tokenizers import random_video, toy_tokenizer
 
 from vidtok_plugin.tokenizer.model import Reconstruction
-from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig, frame_psnr
+from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig
 from vidtok_plugin.tokenizer.objective.adversarial import adaptive_weight
 from vidtok_plugin.tokenizer.regularizers import KL
 
@@ -272,17 +272,6 @@ def test_a_discriminator_learns_to_tell_and_a_generator_to_pass() -> None:
         forger.step()
         passes.append(adversarial.item())
     assert passes[-1] < passes[0]
-
-
-# PSNR
-
-
-def test_the_psnr_of_a_frame_is_in_decibels_of_the_clamped_reconstruction() -> None:
-    video = torch.zeros(2, 3, 4, 8, 8)
-    assert frame_psnr(video, video + 0.2).shape == (2, 4)
-    torch.testing.assert_close(frame_psnr(video, video + 0.2), torch.full((2, 4), 20.0))
-    torch.testing.assert_close(frame_psnr(video, video + 7.0), torch.full((2, 4), 20 * np.log10(2.0)).float())
-    assert (frame_psnr(video, video) > 90).all()
 
 
 # Mistakes

@@ -13,7 +13,7 @@ from toy_tokenizers import toy_tokenizer
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.cli import main
-from vidtok_plugin.tokenizer.objective import frame_psnr
+from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.tokenizer.reconstruction.reconstruct import reconstruct_video
 from vidtok_plugin.video import probe, read_frames, write_video
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from toy_tokenizers import difference, random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok
-from vidtok_plugin.tokenizer.objective import frame_psnr
+from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.tokenizer.reconstruction.memory import footprint, make_plan
 from vidtok_plugin.tokenizer.reconstruction.tile_streams import TiledReconstruction
 from vidtok_plugin.tokenizer.reconstruction.tiling import Tiling, tile_length

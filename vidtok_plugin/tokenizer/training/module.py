@@ -11,10 +11,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.codebook import code_statistics, count_codes
 from vidtok_plugin.tokenizer.model import VidTok, override_architecture
-from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig, frame_psnr
+from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig
 from vidtok_plugin.tokenizer.presets import get_preset
 from vidtok_plugin.tokenizer.training.collapse import CollapseConfig
 from vidtok_plugin.tokenizer.video_checks import check_multiple

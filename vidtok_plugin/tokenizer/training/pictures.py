@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vidtok_plugin.tokenizer.objective import frame_psnr
+from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.video.batch import as_video
 
 FRAMES = 6  # of a clip, evenly spaced from its first to its last
