@@ -1,7 +1,7 @@
 """Windows of a token store as Lightning training and validation data."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from tensordict import TensorDict
@@ -13,33 +13,30 @@ from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader
 from world_model.actions import ActionSpec, GroupedActions
 from world_model.architecture import TokenSpec
 
-if TYPE_CHECKING:
-    from world_model.training.module import WorldModelRunConfig
-
 
 @dataclass(frozen=True, kw_only=True)
 class TokenDataConfig:
-    """Which windows of a store to train and validate on.
+    """Which windows of a token store to train and validate on.
 
-    A window is `window_steps` latent steps of one episode, beginning anywhere; its first step is context
-    alone. In training every beginning is a sample; in validation windows overlap by one step, so that every
-    step but an episode's first is scored once.
+    A window is `window_steps` consecutive latent steps of one episode. Its first step is context only and is not
+    scored. Training samples windows at every possible start. Validation windows overlap by one step, so every step
+    except an episode's first is scored exactly once.
     """
 
     store: str
-    train: str = "train"  # splits of the store
-    validation: str = "validation"
+    train: str = "train"  # a split of the store
+    validation: str = "validation"  # a split of the store
     window_steps: int = 8
-    batch_size: int = 8  # of each rank
+    batch_size: int = 8  # per process
     validation_batch_size: int = 32
-    validation_windows: int | None = None  # at most, evenly spaced over all
+    validation_windows: int | None = None  # maximum, evenly spaced over all windows; None for all of them
     num_workers: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.window_steps < 2:
             raise ValueError(
-                "TokenDataConfig: window_steps must be at least 2 (a step of context, a step to learn), got "
+                "TokenDataConfig: window_steps must be at least 2 (one step of context and one to predict), got "
                 f"{self.window_steps}."
             )
         for name in ("batch_size", "validation_batch_size"):
@@ -54,8 +51,15 @@ class TokenDataConfig:
             )
 
 
+class HasTokenData(Protocol):
+    """A run config that says which tokens the run trains on."""
+
+    @property
+    def data(self) -> TokenDataConfig: ...
+
+
 def token_spec(metadata: StoreMetadata) -> TokenSpec:
-    """What a store's tokens and actions are, for the world model that learns them."""
+    """The kind and sizes of a store's tokens and actions, as a world model needs them."""
     space = metadata.action_space
     return TokenSpec(
         codebook_size=metadata.codebook_size,
@@ -69,33 +73,36 @@ def token_spec(metadata: StoreMetadata) -> TokenSpec:
 
 
 def window_tokens(batch: TensorDict) -> Tensor:
-    """The tokens of a batch of windows: codes (b, T, H, W), or patches (b, T, H, W, p)."""
+    """The tokens of a batch of windows: codes (b, T, H, W) or patches (b, T, H, W, p)."""
     tokens = batch.get("codes", None)
     return batch["patches"] if tokens is None else tokens
 
 
 def window_actions(batch: TensorDict) -> GroupedActions | None:
-    """The actions of a batch of windows, None if the videos had none."""
+    """The actions of a batch of windows; None if the store has no actions."""
     values = batch.get("actions", None)
     return None if values is None else GroupedActions(values=values, known=batch["actions_known"])
 
 
 class WindowDataset(Dataset[TensorDict]):
-    """Windows of `length` steps of a store's episodes, their beginnings `every` steps apart.
+    """Windows of `length` latent steps of a store's episodes, starting every `every` steps.
 
-    An episode that is shorter gives one window, whose `valid` ends with it; so do last windows if `partial`.
-    Items are batches: a list of indices, or of `(epoch, index)`, gives one TensorDict.
+    A shorter episode gives one padded window, whose `valid` marks the steps that exist. With `partial`, the last window
+    of every episode may be padded too. `__getitems__` takes indices or `(epoch, index)` pairs and returns one batched
+    TensorDict.
     """
 
     def __init__(self, store: TokenStore, length: int, *, every: int = 1, partial: bool = False) -> None:
         self.store, self.length = store, length
-        last = store.steps - (2 if partial else length)  # a window scores the steps after its first
+        last = store.steps - (2 if partial else length)  # a window scores every step after its first
         counts = np.maximum(last // every, 0) + 1
         counts[store.steps < 2] = 0
         self.ends = np.cumsum(counts)
         self.every = every
         if self.ends[-1] == 0:
-            raise ValueError(f"WindowDataset: {store.folder} has no episode of at least 2 latent steps to learn from.")
+            raise ValueError(
+                f"WindowDataset: {store.folder} has no episode of at least 2 latent steps; use longer videos."
+            )
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -111,17 +118,17 @@ class WindowDataset(Dataset[TensorDict]):
 
 
 class TokenDataModule(ResumableDataModule):
-    """Batches of windows, TensorDicts as `TokenStore.windows` gives them.
+    """Batches of windows, as the TensorDicts of `TokenStore.windows`.
 
-    The order follows from the seed and the epoch alone. Training that resumes from a checkpoint goes on with
-    the very next batch. A whole run's config serves as well as its data's.
+    The order depends only on the seed and the epoch. Training resumed from a checkpoint continues with the next batch.
+    `cfg` is a data config or a run config that has one.
 
     Example:
         data = TokenDataModule(TokenDataConfig(store="runs/demo/tokens"))
         trainer.fit(WorldModelModule(cfg), data)
     """
 
-    def __init__(self, cfg: "TokenDataConfig | WorldModelRunConfig") -> None:
+    def __init__(self, cfg: TokenDataConfig | HasTokenData) -> None:
         super().__init__()
         self.cfg = cfg if isinstance(cfg, TokenDataConfig) else cfg.data
         self.train_windows: WindowDataset | None = None
@@ -129,14 +136,14 @@ class TokenDataModule(ResumableDataModule):
 
     @property
     def token_spec(self) -> TokenSpec:
-        """What the store's tokens and actions are."""
+        """The kind and sizes of the store's tokens and actions."""
         return token_spec(read_metadata(self.cfg.store))
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens the store.
+        """Open the store.
 
         Raises:
-            FileNotFoundError: there is no store, or it lacks a split.
+            FileNotFoundError: the store or one of its splits is missing.
             ValueError: no episode is long enough.
         """
         cfg = self.cfg
@@ -148,22 +155,22 @@ class TokenDataModule(ResumableDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         assert self.train_windows is not None, "setup() comes first"
-        return self.resumable_loader(self.train_windows, self.cfg, _whole)
+        return self.resumable_loader(self.train_windows, self.cfg, _already_batched)
 
     def val_dataloader(self) -> DataLoader[TensorDict]:
         assert self.validation_windows is not None, "setup() comes first"
         windows: Dataset[TensorDict] = self.validation_windows
-        total, most = len(self.validation_windows), self.cfg.validation_windows
-        if most is not None and most < total:
-            windows = Subset(windows, np.linspace(0, total - 1, most).round().astype(int).tolist())
+        total, limit = len(self.validation_windows), self.cfg.validation_windows
+        if limit is not None and limit < total:
+            windows = Subset(windows, np.linspace(0, total - 1, limit).round().astype(int).tolist())
         return DataLoader(
             windows,
             batch_size=self.cfg.validation_batch_size,
             **self.loader_settings(self.cfg.num_workers),
-            collate_fn=_whole,
+            collate_fn=_already_batched,
         )
 
 
-def _whole(batch: Any) -> Any:
-    """Batches come whole from the dataset."""
+def _already_batched(batch: Any) -> Any:
+    """The dataset's `__getitems__` returns whole batches."""
     return batch
