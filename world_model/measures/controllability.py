@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from world_model.recording.record import CoveringPolicy
+from world_model.recording.policy import CoveringPolicy
 
 BOOTSTRAP_DRAWS = 10_000
 

@@ -1,1 +1,1 @@
-"""Recording: real play as episodes."""
+"""Recording real play as episodes."""

@@ -8,7 +8,8 @@ import pytest
 
 from vidtok_plugin.video import find_episodes, read_frames
 from world_model.recording import record as record_module
-from world_model.recording.record import CoveringPolicy, RecordConfig, record, replay
+from world_model.recording.policy import CoveringPolicy
+from world_model.recording.record import RecordConfig, record, replay
 
 pytest.importorskip("ale_py")
 
@@ -64,7 +65,7 @@ def test_replaying_the_actions_gives_the_video(recorded: RecordConfig) -> None:
     assert np.abs(video - replayed).mean() < 3
     other = replay(episode.meta, [*episode.actions[:10].tolist(), *[2] * 10]).astype(int)
     assert np.array_equal(other[:10], replayed[:10]) and not np.array_equal(other[10:], replayed[10:])
-    with pytest.raises(ValueError, match=r"sticky actions \(0.1\) make a game that can't be played again"):
+    with pytest.raises(ValueError, match="sticky_actions must be 0, got 0.1; such a game can't be played again"):
         replay({**episode.meta, "recipe": {**episode.meta["recipe"], "sticky_actions": 0.1}}, [0, 0])
 
 
@@ -99,7 +100,7 @@ def test_an_interrupted_recording_ends_as_an_unbroken_one(
 
 
 def test_a_folder_of_another_recipe_is_refused(recorded: RecordConfig) -> None:
-    with pytest.raises(ValueError, match=r"frame_skip=2, not 3; name another output"):
+    with pytest.raises(ValueError, match=r"frame_skip=2, not 3; choose another output"):
         record(config(Path(recorded.output), frame_skip=3), show_progress=False)
     with pytest.raises(ValueError, match=r"more episodes than the 1 asked for"):
         record(config(Path(recorded.output), train_episodes=1), show_progress=False)
@@ -137,7 +138,7 @@ class ShortGame:
 def test_a_file_is_one_unbroken_game_and_too_short_ones_are_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_module, "_make_env", lambda cfg: ShortGame())
+    monkeypatch.setattr(record_module, "make_game", lambda env, **settings: ShortGame())
     cfg = config(tmp_path, frame_skip=1, warmup=0, size=16, min_frames=6, validation_episodes=0)
     record(cfg, show_progress=False)
     episodes = find_episodes(tmp_path / "train")
