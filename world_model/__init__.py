@@ -1,4 +1,4 @@
-"""World models over video tokens: trained on recorded episodes, rolled out under actions."""
+"""World models over video tokens: train them on recorded episodes, roll them out under actions."""
 
 from world_model.actions import ActionSpec, GroupedActions, group_actions
 from world_model.architecture import TokenSpec, WorldModelConfig

@@ -1,10 +1,10 @@
-"""Actions: one for each video frame, grouped by the latent step that their frames went into, and embedded.
+"""Actions, one per video frame: grouped by latent step, checked and embedded.
 
-A causal tokenizer with temporal factor f makes latent step 0 of frame 0 and step k of frames 1+(k-1)f .. kf.
-`actions[i]` led from frame i-1 to frame i. So step k sees the f actions of its own frames, each at its place
-in the group; step 0 sees none, since what led to frame 0 is outside the recording.
+A causal tokenizer with temporal factor f encodes frame 0 as latent step 0 and frames 1+(k-1)f .. kf as step k.
+`actions[i]` led from frame i-1 to frame i. Step k therefore has the f actions of its own frames, in order. Step 0 has
+none: what led to frame 0 was not recorded.
 
-Shapes: b clips, t frames, T latent steps, f frames a step, a components of a continuous action, d width.
+Shapes: b clips, t frames, T latent steps, f frames per step, a components of a continuous action, d width.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ ActionKind = Literal["none", "discrete", "continuous"]
 
 @dataclass(frozen=True, kw_only=True)
 class ActionSpec:
-    """What an action is: one of `size` choices, a vector of `size` components, or nothing."""
+    """The kind of an action: one of `size` choices, a vector of `size` components, or none at all."""
 
     kind: ActionKind = "none"
     size: int = 0
@@ -36,7 +36,7 @@ class ActionSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedActions:
-    """The actions of latent steps; where `known` is False there is none, or it isn't told."""
+    """Actions grouped by latent step. Where `known` is False the action does not exist or is hidden from the model."""
 
     values: Tensor  # (b, T, f) int64, or (b, T, f, a) float
     known: Tensor  # (b, T, f) bool
@@ -53,19 +53,19 @@ class GroupedActions:
         return GroupedActions(values=self.values.to(device), known=self.known.to(device))
 
     def and_unknown(self) -> "GroupedActions":
-        """These, and behind them as many rows again of which none is known."""
+        """These rows, followed by a copy of them whose actions are all unknown."""
         return GroupedActions(
             values=torch.cat([self.values, self.values]), known=torch.cat([self.known, torch.zeros_like(self.known)])
         )
 
     def repeated(self, times: int) -> "GroupedActions":
-        """Each row so many times, side by side."""
+        """Each row repeated `times` times, copies next to each other."""
         return GroupedActions(
             values=self.values.repeat_interleave(times, dim=0), known=self.known.repeat_interleave(times, dim=0)
         )
 
     def padded_in_front(self, steps: int) -> "GroupedActions":
-        """These at the end of so many steps, the first of which have no known actions."""
+        """Padded to `steps` latent steps with unknown actions in front."""
         missing = steps - self.num_steps
         b, _, f = self.known.shape
         return GroupedActions(
@@ -74,18 +74,18 @@ class GroupedActions:
         )
 
     @staticmethod
-    def cat(parts: "Sequence[GroupedActions]") -> "GroupedActions":
-        """Joins parts along the latent steps."""
+    def cat(pieces: "Sequence[GroupedActions]") -> "GroupedActions":
+        """Concatenate along the latent steps."""
         return GroupedActions(
-            values=torch.cat([part.values for part in parts], dim=1),
-            known=torch.cat([part.known for part in parts], dim=1),
+            values=torch.cat([piece.values for piece in pieces], dim=1),
+            known=torch.cat([piece.known for piece in pieces], dim=1),
         )
 
 
 def group_actions(actions: Tensor, temporal_factor: int) -> GroupedActions:
     """Group (b, t[, a]) actions by latent step: (b, T, f[, a]), T = 1 + ceil((t - 1) / f).
 
-    Step 0 has no known action (`actions[:, 0]` is ignored); a last, partial group is known as far as it goes.
+    Step 0 has no known action (`actions[:, 0]` is ignored). The missing actions of a partial last group are unknown.
 
     Example:
         >>> grouped = group_actions(torch.tensor([[7, 1, 2, 3, 4, 5, 6]]), temporal_factor=4)
@@ -113,8 +113,10 @@ def group_actions(actions: Tensor, temporal_factor: int) -> GroupedActions:
 
 
 def check_actions(actions: Tensor, spec: ActionSpec, who: str, *, values: bool) -> Tensor:
-    """Check actions (b, t[, a]) or (b, f[, a]) against `spec`; -> int64 or float32. `values` looks at the
-    values too."""
+    """Check actions (b, t[, a]) or (b, f[, a]) against `spec` and return them as int64 or float32.
+
+    `who` starts the error messages. Values are checked only if `values` is set, because that synchronizes a GPU.
+    """
     if spec.kind == "none":
         raise ValueError(f"{who}: the world model was trained without actions; leave them out.")
     if spec.kind == "discrete":
@@ -139,17 +141,15 @@ def check_actions(actions: Tensor, spec: ActionSpec, who: str, *, values: bool) 
 
 
 class ActionEmbedding(nn.Module):
-    """The f actions of a latent step -> one vector: each embedded at its place, joined, and projected from
-    zero.
+    """Embeds the f actions of a latent step as one vector: embed each, concatenate in order, project.
 
-    The projection starts at zero, so that an untrained model ignores actions; an unknown action has an
-    embedding of its own.
+    The projection starts at zero, so an untrained model ignores actions. Unknown actions share one learned embedding.
     """
 
     def __init__(self, spec: ActionSpec, temporal_factor: int, width: int, action_width: int = 32) -> None:
         super().__init__()
         if spec.kind == "none":
-            raise ValueError("ActionEmbedding: there are no actions to embed for kind none.")
+            raise ValueError("ActionEmbedding: the action kind must be discrete or continuous, got none.")
         self.spec = spec
         self.temporal_factor = temporal_factor
         self.embed: nn.Module = (
@@ -165,12 +165,12 @@ class ActionEmbedding(nn.Module):
         """(b, T, f[, a]) -> (b, T, d)."""
         if actions.known.shape[2] != self.temporal_factor:
             raise ValueError(
-                f"ActionEmbedding: actions must come {self.temporal_factor} a latent step (the tokenizer's "
+                f"ActionEmbedding: each latent step must have {self.temporal_factor} actions (the tokenizer's "
                 f"temporal factor), got {actions.known.shape[2]}; group them with group_actions."
             )
         values = actions.values
         if self.spec.kind == "continuous":
-            values = values.to(self.unknown.dtype)  # actions are told in single precision whatever the model's is
+            values = values.to(self.unknown.dtype)  # actions are float32, whatever the precision of the model
         embedded = torch.where(actions.known[..., None], self.embed(values), self.unknown)
         joined = self.join(rearrange(embedded, "b T f e -> b T (f e)"))
         return self.project(nn.functional.silu(joined))

@@ -1,4 +1,4 @@
-"""The `world-model` command: it only wires; heavy imports wait until a command needs them."""
+"""The `world-model` command line. Heavy imports happen only inside the command that needs them."""
 
 import argparse
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def validate(args: argparse.Namespace) -> None:
 
     cfg = config_from(args, WorldModelRunConfig)
     report = validate_world_model(cfg, progress=True)
-    # As wide as the table, also where the output is no terminal.
+    # Without a terminal rich assumes 80 columns, which is too narrow for the table.
     Console(width=None if sys.stdout.isatty() else 200).print(report.table())
     print(f"{cfg.output / 'validation'}: validation.json and plots")
 
@@ -59,37 +59,37 @@ def rollout_command(args: argparse.Namespace) -> None:
         sampler=sampler,
         decoding=Decoding(order=args.order, diagonal_offset=args.diagonal_offset, steps=args.steps),
     )
-    print(f"{args.output}: {args.frames} frames imagined, {result.tokens_per_second:.0f} tokens a second")
+    print(f"{args.output}: {args.frames} frames imagined, {result.tokens_per_second:.0f} tokens per second")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="world-model", description="Record, train and roll out world models.")
     commands = parser.add_subparsers(metavar="COMMAND")
 
-    command = add_command(commands, "record", record_command, "record real Atari play as mp4, with its actions")
-    command.add_argument("--env", required=True, help="such as ALE/Boxing-v5")
+    command = add_command(commands, "record", record_command, "record real Atari play as mp4 with its actions")
+    command.add_argument("--env", required=True, help="for example ALE/Boxing-v5")
     command.add_argument("--output", required=True, metavar="FOLDER")
-    command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="such as train_episodes=8")
+    command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="for example train_episodes=8")
 
     add_config_arguments(add_command(commands, "fit", fit, "train a world model on a token store"))
-    add_config_arguments(add_command(commands, "validate", validate, "measure a run's last checkpoint"))
+    add_config_arguments(add_command(commands, "validate", validate, "measure the last checkpoint of a run"))
 
-    command = add_command(commands, "rollout", rollout_command, "imagine how a video goes on")
+    command = add_command(commands, "rollout", rollout_command, "imagine how a video continues")
     command.add_argument("--model", type=Path, required=True, metavar="FOLDER")
     command.add_argument("--prompt", type=Path, required=True, metavar="clip.mp4")
     command.add_argument("--actions", type=Path, metavar="clip.actions.npy", help="default: the file beside the prompt")
     command.add_argument("--output", type=Path, required=True, metavar="out.mp4")
-    command.add_argument("--prompt-frames", type=int, default=13, help="frames taken from the prompt's start")
+    command.add_argument("--prompt-frames", type=int, default=13, help="frames to take from the start of the prompt")
     command.add_argument("--frames", type=int, default=32, help="frames to imagine")
     command.add_argument("--temperature", type=float, default=1.0)
     command.add_argument("--top-k", type=int)
     command.add_argument("--top-p", type=float)
-    command.add_argument("--guidance", type=float, default=1.0, help="how much more the actions count than learned")
-    command.add_argument("--flow-steps", type=int, help="of continuous tokens, from noise to token")
+    command.add_argument("--guidance", type=float, default=1.0, help="how strongly actions steer; 1 is as learned")
+    command.add_argument("--flow-steps", type=int, help="sampling steps of continuous tokens (default: the model's)")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--order", choices=("raster", "diagonal", "masked"), help="default: raster, or as trained")
-    command.add_argument("--diagonal-offset", type=int, help="columns between rows in diagonal order (default: 1)")
-    command.add_argument("--steps", type=int, help="calls a latent step in masked order (default: 8)")
+    command.add_argument("--order", choices=("raster", "diagonal", "masked"), help="default: as the model was trained")
+    command.add_argument("--diagonal-offset", type=int, help="diagonal order: columns between rows (default: 1)")
+    command.add_argument("--steps", type=int, help="masked order: model calls per latent step (default: 8)")
     return parser
 
 

@@ -230,7 +230,7 @@ def test_two_processes_train_a_world_model_as_one_does(store: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "sharded=true needs trainer.devices as a number of processes, got None"),
+        ([], "trainer.devices must be a number of processes with sharded=true, got None"),
         (["trainer.devices=2", "ema_decay=0.9"], "ema_decay must be left out with sharded=true"),
         (["trainer.devices=2", "optimizer.muon_lr=0.01"], "optimizer.muon_lr must be left out with sharded=true"),
         (["trainer.devices=2", "trainer.strategy=ddp"], "trainer.strategy must be left out with sharded=true"),

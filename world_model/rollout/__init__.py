@@ -1,1 +1,1 @@
-"""Rollout: video in, imagined video out."""
+"""Rollouts: a video prompt in, imagined video out."""

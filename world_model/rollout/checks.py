@@ -1,28 +1,24 @@
-"""What rollouts take: prompts, lengths and actions that fit model and adapter, and what the errors say."""
-
-from typing import TYPE_CHECKING
+"""Checks that the prompt, the length, the actions and the adapter of a rollout fit its world model."""
 
 import torch
 from torch import Tensor
 
+from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.tokenizer.video_checks import as_float_video
 from world_model.actions import GroupedActions, check_actions, group_actions
 from world_model.model import WorldModel
 
-if TYPE_CHECKING:
-    from vidtok_plugin.adapter.adapter import TokenizerAdapter
 
-
-def check_adapter(model: WorldModel, adapter: "TokenizerAdapter", who: str) -> None:
-    """The adapter must speak the very tokens that the model learned."""
+def check_adapter(model: WorldModel, adapter: TokenizerAdapter, who: str) -> None:
+    """Check that the adapter produces the tokens that the model was trained on."""
     if adapter.kind != model.tokens.kind:
         raise ValueError(
-            f"{who}: the adapter must be {model.tokens.kind}, as the world model's tokens are, got {adapter.kind}."
+            f"{who}: the adapter must be {model.tokens.kind}, like the world model's tokens, got {adapter.kind}."
         )
     if model.token_hash is not None and model.token_hash != adapter.token_hash:
         raise ValueError(
-            f"{who}: the adapter must be the one whose tokens the model learned, {model.token_hash}, got "
-            f"{adapter.token_hash}."
+            f"{who}: the adapter must have the token hash that the model was trained on, {model.token_hash}, got "
+            f"{adapter.token_hash}; use the adapter saved with the model."
         )
     for name in ("codebook_size" if adapter.kind == "discrete" else "patch_dim", "temporal_factor"):
         ours, theirs = getattr(model.tokens, name), getattr(adapter, name)
@@ -30,8 +26,8 @@ def check_adapter(model: WorldModel, adapter: "TokenizerAdapter", who: str) -> N
             raise ValueError(f"{who}: the adapter's {name} must be the model's, {ours}, got {theirs}.")
 
 
-def check_prompt(model: WorldModel, adapter: "TokenizerAdapter", prompt: Tensor, who: str, *, validate: bool) -> Tensor:
-    """The prompt as float video on the model's device, of a size and length that fit."""
+def check_prompt(model: WorldModel, adapter: TokenizerAdapter, prompt: Tensor, who: str, *, validate: bool) -> Tensor:
+    """Check the prompt's size and length and return it as float video on the model's device."""
     video = as_float_video(
         prompt, who=who, spatial_factor=adapter.spatial_factor, dtype=torch.float32, validate=validate
     )
@@ -40,42 +36,45 @@ def check_prompt(model: WorldModel, adapter: "TokenizerAdapter", prompt: Tensor,
     size = (tokens.height * s * rows, tokens.width * s * columns)
     if video.shape[3:] != size:
         raise ValueError(
-            f"{who}: the prompt must be {size[0]} x {size[1]} pixels (height x width), as "
-            f"the model's training videos, got {video.shape[3]} x {video.shape[4]}; resize it."
+            f"{who}: the prompt must be {size[0]} x {size[1]} pixels (height x width), like the model's training "
+            f"videos, got {video.shape[3]} x {video.shape[4]}; resize it."
         )
     f, t = tokens.temporal_factor, video.shape[2]
     if (t - 1) % f:
         below = 1 + (t - 1) // f * f
         raise ValueError(
-            f"{who}: the prompt must have 1 + k * {f} frames ({f} is the tokenizer's temporal factor), got "
-            f"{t}; the nearest that fit are {below} and {below + f}."
+            f"{who}: the prompt must have 1 + k * {f} frames ({f} is the tokenizer's temporal factor), got {t}; the "
+            f"nearest lengths that fit are {below} and {below + f}."
         )
     return video.to(model.device)
 
 
 def check_num_frames(num_frames: int, temporal_factor: int, who: str) -> None:
-    """A positive multiple of the temporal factor."""
+    """Check that the number of frames to imagine is a positive multiple of the temporal factor."""
     if num_frames > 0 and num_frames % temporal_factor == 0:
         return
     below = max(0, num_frames) // temporal_factor * temporal_factor
     above = below + temporal_factor
-    nearest = f"nearest that fit are {below} and {above}" if below else f"nearest that fits is {above}"
+    nearest = f"nearest lengths that fit are {below} and {above}" if below else f"nearest length that fits is {above}"
     raise ValueError(
-        f"{who}: num_frames must be a positive multiple of {temporal_factor} (the tokenizer's temporal "
-        f"factor), got {num_frames}; the {nearest}."
+        f"{who}: num_frames must be a positive multiple of {temporal_factor} (the tokenizer's temporal factor), got "
+        f"{num_frames}; the {nearest}."
     )
 
 
 def check_rollout_actions(
     model: WorldModel, actions: Tensor | None, batch: int, frames: int, what: str, who: str, *, validate: bool
 ) -> GroupedActions | None:
-    """Actions (b, t[, a]), one for each of the `frames` that `what` tells, grouped, on the model's device."""
+    """Check actions (b, t[, a]), one per frame, and group them by latent step, on the model's device.
+
+    `what` says in the error messages which frames these are.
+    """
     spec = model.tokens.actions
     if actions is None:
         if spec.kind != "none":
             raise ValueError(
-                f"{who}: actions must be given, one for each of the {frames} frames ({what}), since the "
-                "world model learned them, got none."
+                f"{who}: the world model was trained with actions; pass one for each of the {frames} frames ({what}), "
+                "got none."
             )
         return None
     checked = check_actions(actions, spec, who, values=actions.device.type == "cpu" or validate)
@@ -89,12 +88,12 @@ def check_rollout_actions(
 
 
 def check_step_actions(model: WorldModel, actions: Tensor, batch: int, who: str, *, validate: bool) -> GroupedActions:
-    """What a policy returned, (b, f[, a]): the actions of one latent step."""
+    """Check what a policy returned: the actions (b, f[, a]) of one latent step."""
     f, spec = model.tokens.temporal_factor, model.tokens.actions
     checked = check_actions(actions, spec, who, values=actions.device.type == "cpu" or validate)
     if checked.shape[:2] != (batch, f):
         raise ValueError(
-            f"{who}: the policy must return the {f} actions of the next latent step for each rollout, "
+            f"{who}: the policy must return the {f} actions of the next latent step for each rollout, shape "
             f"({batch}, {f}{', ' + str(spec.size) if checked.ndim == 3 else ''}), got {tuple(checked.shape)}."
         )
     values = checked.to(model.device)[:, None]

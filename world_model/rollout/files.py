@@ -1,4 +1,4 @@
-"""Rolling out from files: a saved model, a prompt's video and actions in, the imagined video out."""
+"""Rollouts from files: a saved model, a prompt video and its actions in, an imagined video out."""
 
 from pathlib import Path
 
@@ -29,12 +29,13 @@ def rollout_file(
     sampler: Sampler,
     decoding: Decoding | None = None,
 ) -> RolloutResult:
-    """Imagines `num_frames` frames after the first `prompt_frames` of `prompt`, and writes both to `output`.
+    """Imagine `num_frames` frames after the first `prompt_frames` frames of `prompt` and write all of them to `output`.
+
+    A model trained with actions reads them from `actions`, by default the file next to the prompt.
 
     Raises:
-        FileNotFoundError: a file or folder is missing; a model with actions needs `actions`, by default the file
-            beside the prompt.
-        ValueError: the video or the actions are too short, or do not fit the model.
+        FileNotFoundError: a file or folder is missing.
+        ValueError: the video or the actions are too short or don't fit the model.
     """
     device = default_device()
     model, adapter = load_model(model_folder, device)
@@ -53,17 +54,17 @@ def rollout_file(
 
 
 def load_model(folder: Path, device: torch.device) -> tuple[WorldModel, TokenizerAdapter]:
-    """A saved world model and its adapter, on a device."""
+    """Load a saved world model and its adapter onto a device."""
     adapter = TokenizerAdapter.from_pretrained(folder / ADAPTER_FOLDER)
     return WorldModel.from_pretrained(folder).to(device), adapter.to(device)
 
 
 def read_prompt(path: Path, frames: int) -> tuple[np.ndarray, float]:
-    """The first frames of a video, uint8 (t, h, w, 3), and its rate; a ValueError if it has fewer."""
+    """The first frames of a video, uint8 (t, h, w, 3), and its frame rate; a ValueError if it has fewer frames."""
     info = probe(path)
     if info.num_frames < frames:
         raise ValueError(
-            f"rollout: {path} has {info.num_frames} frames, fewer than the prompt's {frames}; lower --prompt-frames."
+            f"rollout: {path} must have at least {frames} frames, got {info.num_frames}; lower --prompt-frames."
         )
     return read_frames(path, range(frames)), info.fps
 
@@ -74,12 +75,13 @@ def as_batch(pixels: np.ndarray) -> Tensor:
 
 
 def read_actions(model: WorldModel, prompt: Path, actions: Path | None, needed: int) -> Tensor | None:
-    """The first actions (1, t[, a]) of a file, by default the one beside the prompt, on the model's device; None for a
-    model without actions.
+    """The first `needed` actions (1, t[, a]) of a file, on the model's device; None for a model without actions.
+
+    The file is `actions`, by default the one next to the prompt.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it has fewer actions than are needed, or was named for a model that takes none.
+        FileNotFoundError: the file is missing.
+        ValueError: it has too few actions, or it was given for a model that takes none.
     """
     if model.tokens.actions.kind == "none":
         if actions is not None:
@@ -87,7 +89,7 @@ def read_actions(model: WorldModel, prompt: Path, actions: Path | None, needed: 
         return None
     path = actions_path(prompt) if actions is None else actions
     if not path.is_file():
-        raise FileNotFoundError(f"rollout: there are no actions at {path}; name a file with --actions.")
+        raise FileNotFoundError(f"rollout: there are no actions at {path}; pass a file with --actions.")
     taken = torch.from_numpy(np.load(path, allow_pickle=False))[None]
     if taken.shape[1] < needed:
         raise ValueError(

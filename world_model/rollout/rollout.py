@@ -1,16 +1,17 @@
-"""Imagined video: a prompt is encoded as a stream, its future drawn token by token, and decoded as a stream.
+"""Rollouts: encode a prompt, sample the tokens of its future, decode them to video.
 
-Shapes: b rollouts, t h w frames and pixels, f frames a latent step, a components of a continuous action.
+Shapes: b rollouts, t h w frames and pixels, f frames per latent step, a components of a continuous action.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from vidtok_plugin.adapter.tokens import VideoTokens
 from world_model.actions import GroupedActions
 from world_model.decoding import Decoding
 from world_model.generation.generator import StepGenerator
@@ -19,26 +20,22 @@ from world_model.model import WorldModel
 from world_model.rollout.checks import check_adapter, check_num_frames, check_prompt, check_rollout_actions
 from world_model.rollout.tokens import decode_steps, encode_prompt, video_tokens_of
 
-if TYPE_CHECKING:
-    from vidtok_plugin.adapter.adapter import TokenizerAdapter
-    from vidtok_plugin.adapter.tokens import VideoTokens
-
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutResult:
-    """What a rollout imagined, and how fast."""
+    """An imagined video and what it cost."""
 
-    video: Tensor  # (b, 3, t, h, w) in [-1, 1]: the prompt, then the frames imagined
-    tokens: "VideoTokens"  # of the whole video
-    prompt_reconstruction: Tensor  # (b, 3, prompt frames, h, w): the prompt as the tokenizer gives it back
-    generated_tokens: int  # of all rollouts together
-    model_calls: int  # of the transformer, for a batch together
-    generation_seconds: float  # that the world model took to draw them
-    seconds: float  # that the rollout took in all, encoding and decoding included
+    video: Tensor  # (b, 3, t, h, w) in [-1, 1]: the prompt, then the imagined frames
+    tokens: VideoTokens  # of the whole video
+    prompt_reconstruction: Tensor  # (b, 3, prompt frames, h, w): the prompt, encoded and decoded by the tokenizer
+    generated_tokens: int  # in all rollouts together
+    model_calls: int  # transformer calls for the whole batch
+    generation_seconds: float  # spent sampling tokens
+    seconds: float  # of the whole rollout, with encoding and decoding
 
     @property
     def imagined(self) -> Tensor:
-        """The imagined frames alone."""
+        """The imagined frames without the prompt."""
         return self.video[:, :, self.prompt_reconstruction.shape[2] :]
 
     @property
@@ -48,7 +45,7 @@ class RolloutResult:
 
 def rollout(
     model: WorldModel,
-    adapter: "TokenizerAdapter",
+    adapter: TokenizerAdapter,
     *,
     prompt: Tensor,
     actions: Tensor | None = None,
@@ -60,20 +57,23 @@ def rollout(
 ) -> RolloutResult:
     """Imagine the `num_frames` frames after `prompt`.
 
-    `prompt` is video (b, 3, 1 + k f, h, w), uint8 or float in [-1, 1]; `actions` (b, t) integers or (b, t, a)
-    floats over the prompt and the imagined frames: `actions[:, i]` led from frame i-1 to frame i, and
-    `actions[:, 0]` is ignored. A row's randomness follows from the sampler's seed and the row's index, its
-    place in the batch unless `indices` tells others: so a batch may be split, or a rollout repeated alone.
-    `decoding` tells in which order tokens are drawn. Values are checked on the CPU, and on other devices with
-    `validate`. Frames are decoded exactly as from the whole clip's tokens.
+    `prompt` is video (b, 3, 1 + k f, h, w), uint8 or float in [-1, 1]. `actions` are integers (b, t) or floats
+    (b, t, a), one for each frame of the prompt and of the future: `actions[:, i]` led from frame i-1 to frame i, and
+    `actions[:, 0]` is ignored. `decoding` sets the order in which tokens are drawn.
+
+    Each row draws its own random numbers, which depend only on the sampler's seed and the row's index. The index is the
+    row's place in the batch unless `indices` gives others, so a batch can be split and a single rollout repeated.
+    Decoding the tokens step by step gives exactly the frames that decoding them at once would give. Values are checked
+    on the CPU, and on other devices only with `validate`.
 
     Raises:
-        ValueError: the adapter, the prompt, the length, the actions, the sampler or the decoding don't fit the model;
-        it names what does.
+        ValueError: the adapter, the prompt, the length, the actions, the sampler or the decoding don't fit the model.
 
     Example:
-        result = rollout(model, adapter, prompt=video, actions=actions, num_frames=32,
-        sampler=Sampler(temperature=0.9)) result.video  # (b, 3, t, h, w)
+        result = rollout(
+            model, adapter, prompt=video, actions=actions, num_frames=32, sampler=Sampler(temperature=0.9)
+        )
+        result.video  # (b, 3, t, h, w)
     """
     begun = time.perf_counter()
     check_adapter(model, adapter, "rollout")
@@ -85,7 +85,7 @@ def rollout(
 
 def rollout_many(
     model: WorldModel,
-    adapter: "TokenizerAdapter",
+    adapter: TokenizerAdapter,
     *,
     prompts: Sequence[Tensor],
     actions: Sequence[Tensor] | None = None,
@@ -97,16 +97,17 @@ def rollout_many(
 ) -> list[RolloutResult]:
     """Imagine the `num_frames` frames after each of several prompts of different lengths, in one batch.
 
-    `prompts` are videos (3, 1 + k f, h, w), and `actions` (t,) or (t, a) each, over prompt and imagined frames. Each
-    result is what `rollout` gives of its prompt alone, with its index, as long as the longest fits the context: then
-    all windows move together. Seconds and calls are those of the batch.
+    `prompts` are videos (3, 1 + k f, h, w); `actions` are (t,) or (t, a) each, over the prompt and its future. Each
+    result equals a `rollout` of that prompt alone with the same index, as long as the longest prompt and its future fit
+    the context. Once the context is full, all rows drop their oldest steps together. `seconds`, `generation_seconds`
+    and `model_calls` are those of the batch.
     """
     begun = time.perf_counter()
     check_adapter(model, adapter, "rollout_many")
     if not prompts or (actions is not None and len(actions) != len(prompts)):
         raise ValueError(
-            f"rollout_many: there must be prompts, and actions for each of them, got {len(prompts)} prompts and "
-            f"{'no' if actions is None else len(actions)} actions."
+            "rollout_many: there must be at least one prompt, and as many actions as prompts, got "
+            f"{len(prompts)} prompts and {'no' if actions is None else len(actions)} actions."
         )
     checked = [
         _checked(
@@ -131,14 +132,14 @@ def rollout_many(
 
 def _checked(
     model: WorldModel,
-    adapter: "TokenizerAdapter",
+    adapter: TokenizerAdapter,
     prompt: Tensor,
     actions: Tensor | None,
     num_frames: int,
     who: str,
     validate: bool,
 ) -> tuple[Tensor, GroupedActions | None]:
-    """Prompt and grouped actions of some rollouts, on the model's device."""
+    """The checked prompt and its grouped actions, on the model's device."""
     video = check_prompt(model, adapter, prompt, who, validate=validate)
     batch, _, prompt_frames = video.shape[:3]
     check_num_frames(num_frames, model.tokens.temporal_factor, who)
@@ -155,7 +156,7 @@ def _generate(
     decoding: Decoding | None,
     indices: Sequence[int] | None,
 ) -> tuple[Tensor, int, float]:
-    """The steps (b, T, H, W[, p]) after pasts of different lengths, the model's calls, and seconds."""
+    """The steps (b, T, H, W[, p]) that follow pasts of different lengths, the number of model calls, and seconds."""
     start = time.perf_counter()
     steps = num_frames // model.tokens.temporal_factor
     longest = max(past.shape[1] for past in pasts)
@@ -184,7 +185,7 @@ def _generate(
 
 
 def _result(
-    adapter: "TokenizerAdapter",
+    adapter: TokenizerAdapter,
     video: Tensor,
     tokens: Tensor,
     drawn: Tensor,
@@ -208,12 +209,12 @@ def _result(
 
 
 def _padded_in_front(tokens: Tensor, steps: int) -> Tensor:
-    """Tokens (b, T, ...) after as many steps of zeros as are missing."""
+    """Tokens (b, T, ...) padded to `steps` steps with zeros in front."""
     missing = steps - tokens.shape[1]
     return torch.cat([tokens.new_zeros(tokens.shape[0], missing, *tokens.shape[2:]), tokens], dim=1)
 
 
 def _wait_for(device: torch.device) -> None:
-    """CUDA runs on its own; times are only known once it is done."""
+    """CUDA runs asynchronously: wait for it before reading the clock."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,14 +1,14 @@
-"""Imagined video for play: each latent step's frames as soon as they are drawn, before the player's next actions.
+"""Interactive rollouts: yields the frames of each latent step before it asks the player for the next actions.
 
-Shapes: b rollouts, t h w frames and pixels, f frames a latent step, a components of a continuous action.
+Shapes: b rollouts, t h w frames and pixels, f frames per latent step, a components of a continuous action.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from world_model.actions import GroupedActions
 from world_model.decoding import Decoding
 from world_model.generation.generator import StepGenerator
@@ -23,15 +23,12 @@ from world_model.rollout.checks import (
 )
 from world_model.rollout.tokens import encode_prompt, video_tokens_of
 
-if TYPE_CHECKING:
-    from vidtok_plugin.adapter.adapter import TokenizerAdapter
-
 Policy = Callable[[Tensor], Tensor]
 
 
 def stream_rollout(
     model: WorldModel,
-    adapter: "TokenizerAdapter",
+    adapter: TokenizerAdapter,
     *,
     prompt: Tensor,
     policy: Policy | None = None,
@@ -42,15 +39,15 @@ def stream_rollout(
     indices: Sequence[int] | None = None,
     validate: bool = False,
 ) -> Iterator[Tensor]:
-    """Imagine step by step, for play: each latent step's f frames (b, 3, f, h, w) as soon as they are drawn.
+    """Imagine step by step, for interactive play: yields the f frames (b, 3, f, h, w) of each latent step.
 
-    `policy(frames)` gets the newest f frames (at first the prompt's; a prompt of one frame is repeated) and
-    returns the f actions that lead on, (b, f) or (b, f, a); leave it out for a model without actions.
-    `actions` are those of the prompt, one for each frame; without them the model isn't told how the prompt
-    came about. Frames are decoded without lookahead, since the next step waits for the player. It ends after
-    `num_frames`, or never without it.
+    `policy(frames)` receives the newest f frames and returns the f actions of the next step, (b, f) or (b, f, a). The
+    first call gets the last frames of the prompt; a prompt of one frame is repeated. Leave `policy` out for a model
+    without actions. `actions` are the actions of the prompt, one per frame; without them the model treats them as
+    unknown. Frames are decoded without lookahead, because the next step waits for the player. The stream ends after
+    `num_frames` frames, or never if that is None.
     """
-    # Checked here, not at the first frame: a generator's body would wait for it.
+    # A generator function would run these checks only when its first frame is asked for.
     check_adapter(model, adapter, "stream_rollout")
     video = check_prompt(model, adapter, prompt, "stream_rollout", validate=validate)
     batch, _, prompt_frames = video.shape[:3]
@@ -59,8 +56,8 @@ def stream_rollout(
     acts = model.tokens.actions.kind != "none"
     if acts != (policy is not None):
         raise ValueError(
-            f"stream_rollout: policy must be {'given, since' if acts else 'left out, unless'} the world "
-            f"model learned actions, got {policy}."
+            f"stream_rollout: policy must be {'given' if acts else 'left out'}, since the world model was trained "
+            f"{'with' if acts else 'without'} actions, got {policy}."
         )
     if actions is None and acts:
         past: GroupedActions | None = _unknown_actions(model, batch, prompt_frames)
@@ -74,7 +71,7 @@ def stream_rollout(
 
 
 def _stream(
-    adapter: "TokenizerAdapter",
+    adapter: TokenizerAdapter,
     video: Tensor,
     tokens: Tensor,
     generator: StepGenerator,
@@ -87,13 +84,13 @@ def _stream(
     decoder.push(video_tokens_of(adapter, tokens, video.shape[2]))
     frames = video[:, :, -f:]
     frames = torch.cat([frames[:, :, :1].expand(-1, -1, f - frames.shape[2], -1, -1), frames], dim=2)
-    given = 0
-    while num_frames is None or given < num_frames:
+    num_given = 0
+    while num_frames is None or num_given < num_frames:
         actions = None
         if policy is not None:
             actions = check_step_actions(model, policy(frames), batch, "stream_rollout", validate=validate)
         frames = decoder.push(video_tokens_of(adapter, generator.step(actions)[:, None], f)).clamp(-1, 1)
-        given += f
+        num_given += f
         yield frames
 
 

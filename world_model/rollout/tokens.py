@@ -1,55 +1,50 @@
-"""Between video and a world model's tokens, a part at a time: prompts are encoded, and drawn steps decoded, as streams.
+"""Video to a world model's tokens and back, in chunks so that memory doesn't grow with the length or the batch.
 
 Shapes: b rollouts, t h w frames and pixels, T H W latent steps, rows and columns, p values of a patch.
 """
-
-from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from vidtok_plugin.adapter.tokens import TokenGrid
+from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from vidtok_plugin.adapter.tokens import TokenGrid, VideoTokens
 from world_model.model import WorldModel
 
-if TYPE_CHECKING:
-    from vidtok_plugin.adapter.adapter import TokenizerAdapter
-    from vidtok_plugin.adapter.tokens import VideoTokens
-
-ENCODED_AT_ONCE = 16  # frames of a prompt, so that a long one needs no more memory
-ROWS_ON_CPU = 2  # where the activations of more are paged in anew each time, which takes as much time again
+CHUNK_FRAMES = 16  # frames of a prompt that are encoded at a time
+CPU_BATCH = 2  # rollouts per call on a CPU: with more, paging the activations in on every call doubles the time
 
 
 @torch.no_grad()
-def encode_prompt(model: WorldModel, adapter: "TokenizerAdapter", video: Tensor) -> Tensor:
-    """The tokens (b, T, H, W[, p]) of a prompt (b, 3, t, h, w), as the model takes them."""
+def encode_prompt(model: WorldModel, adapter: TokenizerAdapter, video: Tensor) -> Tensor:
+    """Encode a prompt (b, 3, t, h, w) as tokens (b, T, H, W[, p]) in the model's dtype."""
     tokens = encode_steps(adapter, video)
     return tokens.to(model.dtype) if tokens.is_floating_point() else tokens
 
 
 @torch.no_grad()
-def encode_steps(adapter: "TokenizerAdapter", video: Tensor) -> Tensor:
-    """Video (b, 3, 1 + k f, h, w) -> tokens (b, T, H, W[, p])."""
-    return torch.cat([_encode_rows(adapter, rows) for rows in _parts(video)])
+def encode_steps(adapter: TokenizerAdapter, video: Tensor) -> Tensor:
+    """Encode video (b, 3, 1 + k f, h, w) as tokens (b, T, H, W[, p])."""
+    return torch.cat([_encode_rows(adapter, rows) for rows in _row_chunks(video)])
 
 
 @torch.no_grad()
-def decode_steps(adapter: "TokenizerAdapter", tokens: Tensor) -> Tensor:
-    """All frames (b, 3, t, h, w) in [-1, 1] of whole steps, one step at a time, exactly as of the whole clip."""
-    return torch.cat([_decode_rows(adapter, rows) for rows in _parts(tokens)])
+def decode_steps(adapter: TokenizerAdapter, tokens: Tensor) -> Tensor:
+    """Decode all steps to frames (b, 3, t, h, w) in [-1, 1], step by step; equals whole-clip decoding exactly."""
+    return torch.cat([_decode_rows(adapter, rows) for rows in _row_chunks(tokens)])
 
 
-def reconstruct(adapter: "TokenizerAdapter", video: Tensor) -> Tensor:
-    """Video (b, 3, 1 + k f, h, w) as the tokenizer gives it back."""
+def reconstruct(adapter: TokenizerAdapter, video: Tensor) -> Tensor:
+    """Encode and decode video (b, 3, 1 + k f, h, w)."""
     return decode_steps(adapter, encode_steps(adapter, video))
 
 
-def _encode_rows(adapter: "TokenizerAdapter", video: Tensor) -> Tensor:
+def _encode_rows(adapter: TokenizerAdapter, video: Tensor) -> Tensor:
     stream = adapter.stream()
-    return torch.cat([stream.push(frames).grid_values for frames in video.split(ENCODED_AT_ONCE, dim=2)], dim=1)
+    return torch.cat([stream.push(frames).grid_values for frames in video.split(CHUNK_FRAMES, dim=2)], dim=1)
 
 
-def _decode_rows(adapter: "TokenizerAdapter", tokens: Tensor) -> Tensor:
+def _decode_rows(adapter: TokenizerAdapter, tokens: Tensor) -> Tensor:
     stream = adapter.decoder_stream(lookahead=True)
     frames = [stream.push(video_tokens_of(adapter, tokens[:, :1], 1))]
     for step in range(1, tokens.shape[1]):
@@ -57,12 +52,12 @@ def _decode_rows(adapter: "TokenizerAdapter", tokens: Tensor) -> Tensor:
     return torch.cat([*frames, stream.flush()], dim=2).clamp(-1, 1)
 
 
-def _parts(x: Tensor) -> tuple[Tensor, ...]:
-    return x.split(ROWS_ON_CPU if x.device.type == "cpu" else len(x))
+def _row_chunks(x: Tensor) -> tuple[Tensor, ...]:
+    return x.split(CPU_BATCH if x.device.type == "cpu" else len(x))
 
 
-def video_tokens_of(adapter: "TokenizerAdapter", tokens: Tensor, num_frames: int) -> "VideoTokens":
-    """The model's tokens of `num_frames` frames as the adapter's."""
+def video_tokens_of(adapter: TokenizerAdapter, tokens: Tensor, num_frames: int) -> VideoTokens:
+    """The tokens (b, T, H, W[, p]) of `num_frames` frames as the adapter's `VideoTokens`."""
     grid = TokenGrid(*tokens.shape[1:4])
     if adapter.kind == "discrete":
         return adapter.tokens_from_ids(tokens.flatten(1), grid, num_frames)

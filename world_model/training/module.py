@@ -1,4 +1,4 @@
-"""WorldModelModule: the optimisation and the logging of a world model, for Lightning's Trainer."""
+"""WorldModelModule: optimisation and logging of a world model, for Lightning's Trainer."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,15 +24,15 @@ from world_model.model import WorldModel
 
 @dataclass(frozen=True, kw_only=True)
 class WorldModelRunConfig(RunConfig):
-    """A run that trains a world model on a token store."""
+    """Everything a run needs to train a world model on a token store."""
 
     model: WorldModelConfig = WorldModelConfig()
     data: TokenDataConfig
     optimizer: OptimizerConfig = OptimizerConfig(
         lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05, warmup_steps=50, gradient_clip=1.0
     )
-    measures: MeasuresConfig = MeasuresConfig()  # of `world-model validate`
-    sharded: bool = False  # FSDP2: each of trainer.devices processes holds a share of every weight
+    measures: MeasuresConfig = MeasuresConfig()  # for `world-model validate`
+    sharded: bool = False  # FSDP2: shard weights, gradients and optimizer state over trainer.devices processes
     output: Path = Path("runs/world_model")
 
     def __post_init__(self) -> None:
@@ -49,33 +49,31 @@ class WorldModelRunConfig(RunConfig):
     def _check_sharded(self) -> None:
         if not isinstance(self.trainer.get("devices"), int) or self.trainer["devices"] < 1:
             raise ValueError(
-                "WorldModelRunConfig: sharded=true needs trainer.devices as a number of processes, got "
+                "WorldModelRunConfig: trainer.devices must be a number of processes with sharded=true, got "
                 f"{self.trainer.get('devices')}."
             )
-        for key, why in (
-            ("trainer.strategy", "it sets it itself"),
-            ("ema_decay", "averages are kept of whole weights"),
-            ("optimizer.muon_lr", "Muon's steps are of whole matrices"),
+        for key, value, why in (
+            ("trainer.strategy", self.trainer.get("strategy"), "sharding sets it"),
+            ("ema_decay", self.ema_decay, "averaging needs whole weights"),
+            ("optimizer.muon_lr", self.optimizer.muon_lr, "Muon needs whole matrices"),
         ):
-            value = {
-                "trainer.strategy": self.trainer.get("strategy"),
-                "ema_decay": self.ema_decay,
-                "optimizer.muon_lr": self.optimizer.muon_lr,
-            }[key]
             if value is not None:
                 raise ValueError(f"WorldModelRunConfig: {key} must be left out with sharded=true ({why}), got {value}.")
 
     @property
     def num_processes(self) -> int:
-        """Of a sharded run."""
+        """The number of processes of a sharded run."""
         return int(self.trainer["devices"]) * int(self.trainer.get("num_nodes", 1))
 
 
 class WorldModelModule(TrainingModule):
-    """Trains `self.model` on windows of tokens: `trainer.fit(WorldModelModule(cfg), TokenDataModule(cfg))`.
+    """Trains `self.model` on windows of tokens.
 
-    The tokens' sizes are taken from the store. Losses are over the steps after each window's first: cross entropies in
-    nats a token, or a patch's mean squared error of the flow.
+    The kind and sizes of the tokens come from the store. The loss covers every step of a window except the first: the
+    cross entropy in nats per token for codes, the mean squared error of the flow for patches.
+
+    Example:
+        trainer.fit(WorldModelModule(cfg), TokenDataModule(cfg))
     """
 
     def __init__(self, cfg: WorldModelRunConfig) -> None:
@@ -85,13 +83,13 @@ class WorldModelModule(TrainingModule):
         self.model = WorldModel(cfg.model.for_tokens(token_spec(metadata)), metadata.token_hash)
 
     def adapter(self) -> TokenizerAdapter:
-        """The adapter that wrote the tokens, to be saved with the model."""
+        """The adapter that wrote the tokens; it is saved with the model."""
         adapter = TokenizerAdapter.from_pretrained(adapter_folder(self.cfg.data.store))
         TokenStore(self.cfg.data.store).check(adapter)
         return adapter
 
     def full_weights(self) -> dict[str, Tensor]:
-        """The model's weights by name, to be saved; every process calls it."""
+        """The unsharded weights by name, for saving. Every process must call it."""
         return self.model.state_dict()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -104,7 +102,7 @@ class WorldModelModule(TrainingModule):
 
     @property
     def loss_name(self) -> str:
-        """What the loss is: nats of codes, or squared errors of patches' flow."""
+        """The name of the loss in the log."""
         return "cross_entropy" if self.model.tokens.kind == "discrete" else "flow_loss"
 
     def tensors_of(self, batch: TensorDict) -> dict[str, Tensor]:
@@ -150,10 +148,12 @@ class WorldModelModule(TrainingModule):
         saved, ours = checkpoint.get("world_model"), to_dict(self.model.config)
         if saved != ours:
             if saved is None:
-                raise ValueError("WorldModelModule: the checkpoint must be a world model's, got one of another kind.")
+                raise ValueError(
+                    "WorldModelModule: the checkpoint must be a world model's, got another kind of checkpoint."
+                )
             keys = [key for key in ours if saved.get(key) != ours[key]]
             raise ValueError(
-                "WorldModelModule: the checkpoint must be of this very architecture, but it differs in "
-                f"{', '.join(f'model.{key} ({saved.get(key)}, not {ours[key]})' for key in keys)}; resume "
-                "with the config that it was trained with, or start anew in another output folder."
+                "WorldModelModule: the checkpoint must have the architecture of the config, but it differs in "
+                f"{', '.join(f'model.{key} ({saved.get(key)}, not {ours[key]})' for key in keys)}; resume with the "
+                "config that it was trained with, or start again in another output folder."
             )

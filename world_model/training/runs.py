@@ -1,4 +1,4 @@
-"""World model runs: from a config to a trained model in the run's folder."""
+"""World model runs: train the model of a config, or measure it."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from world_model.training.sharded import ShardedWorldModelModule, sharding_strat
 
 
 def fit_world_model(cfg: WorldModelRunConfig) -> None:
-    """Trains, or goes on from the run's last checkpoint; leaves the model and its adapter in `cfg.output / "model"`."""
+    """Train, or resume from the run's last checkpoint, and save the model and its adapter in `cfg.output / "model"`."""
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module, settings = _module(cfg)
     trainer = training.fit(cfg, module, TokenDataModule(cfg), training.default_callbacks(cfg), **settings)
@@ -30,19 +30,20 @@ def fit_world_model(cfg: WorldModelRunConfig) -> None:
 
 
 def validate_world_model(cfg: WorldModelRunConfig, *, progress: bool = False) -> Report:
-    """Measures the run's last checkpoint (see `world_model.measures`), with its averaged weights if it has any.
+    """Measure the run's last checkpoint (see `world_model.measures`), with averaged weights if the run keeps them.
 
-    The report and its plots are written to `cfg.output / "validation"`. It takes one process and one device, whatever
-    the run was trained on.
+    Writes the report and its plots to `cfg.output / "validation"`. It uses one process and one device, whatever the run
+    was trained on.
 
     Raises:
-        FileNotFoundError: there is no checkpoint, or data or a network's file are missing.
+        FileNotFoundError: the checkpoint, the data or the file of a network is missing.
         ValueError: the checkpoint or the data don't fit the config.
     """
     process = launched_process()
     if process.world_size > 1:
         raise ValueError(
-            f"validate: it takes one process, but a launcher has set WORLD_SIZE={process.world_size}; start it alone."
+            f"validate: it must run as one process, but a launcher has set WORLD_SIZE={process.world_size}; start it "
+            "without a launcher."
         )
     last = training.last_checkpoint(cfg.checkpoints)
     if last is None:
@@ -61,7 +62,7 @@ def validate_world_model(cfg: WorldModelRunConfig, *, progress: bool = False) ->
 
 
 def _module(cfg: WorldModelRunConfig) -> tuple[WorldModelModule, dict[str, Any]]:
-    """The module of a run, and the settings of the Trainer that it needs."""
+    """The run's module and the Trainer settings that it needs."""
     if cfg.sharded:
         return ShardedWorldModelModule(cfg), {"strategy": sharding_strategy(cfg.num_processes)}
     return WorldModelModule(cfg), {}

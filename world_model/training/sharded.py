@@ -1,4 +1,4 @@
-"""World models too large for one device: each process holds a share of every weight (FSDP2)."""
+"""Sharded world models (FSDP2), for models too large for one device."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from world_model.training.module import WorldModelModule
 
 
 class ShardedWorldModelModule(WorldModelModule):
-    """A WorldModelModule for `sharding_strategy`: a block's weights are whole only while it computes."""
+    """A WorldModelModule for `sharding_strategy`: a block's weights are gathered only while the block computes."""
 
     def configure_model(self) -> None:
         assert self.device_mesh is not None
@@ -19,7 +19,7 @@ class ShardedWorldModelModule(WorldModelModule):
         for block in self.model.transformer.blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(self.model, mesh=mesh)
-        register_fsdp_forward_method(self.model, "loss")  # training calls it in place of forward
+        register_fsdp_forward_method(self.model, "loss")  # training calls it instead of forward
 
     def full_weights(self) -> dict[str, torch.Tensor]:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -28,7 +28,7 @@ class ShardedWorldModelModule(WorldModelModule):
 
 
 def sharding_strategy(processes: int) -> ModelParallelStrategy:
-    """Lightning's strategy for `processes`; checkpoints are single files, as those of other runs."""
+    """Lightning's FSDP2 strategy for so many processes. Checkpoints are single files, like those of other runs."""
     return ModelParallelStrategy(
         data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False
     )

@@ -135,7 +135,9 @@ def test_it_measures_the_averaged_weights_of_the_last_checkpoint(root: Path, mon
 
 
 def test_another_architecture_than_the_checkpoints_is_one_clear_error(root: Path) -> None:
-    with pytest.raises(ValueError, match=r"of this very architecture, .* model.code_width \(64, not 32\)"):
+    with pytest.raises(
+        ValueError, match=r"must have the architecture of the config, .* model.code_width \(64, not 32\)"
+    ):
         validate_world_model(config(root, "model.code_width=32"))
 
 
@@ -147,7 +149,7 @@ def test_a_run_without_checkpoint_is_one_clear_error(root: Path, tmp_path: Path)
 def test_several_processes_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="it takes one process, but a launcher has set WORLD_SIZE=2"):
+    with pytest.raises(ValueError, match="it must run as one process, but a launcher has set WORLD_SIZE=2"):
         validate_world_model(config(root))
 
 

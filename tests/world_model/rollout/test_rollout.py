@@ -145,7 +145,7 @@ def test_prompts_of_different_lengths_go_in_one_batch() -> None:
         )
         assert torch.equal(result.tokens.ids, alone.tokens.ids)
         torch.testing.assert_close(result.video, alone.video, rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="there must be prompts, and actions for each of them, got 3 prompts and 1"):
+    with pytest.raises(ValueError, match="at least one prompt, and as many actions as prompts, got 3 prompts and 1"):
         rollout_many(model, adapter, prompts=prompts, actions=acts[:1])
     with pytest.raises(ValueError, match=r"rollout_many \(prompt 1\): the prompt must have 1 \+ k \* 4 frames"):
         rollout_many(model, adapter, prompts=[prompts[0], prompts[0][:, :3]], actions=acts[:2], num_frames=12)
@@ -168,7 +168,7 @@ def test_continuous_tokens_roll_out_too(prediction: str) -> None:
     )
     decoded = adapter.decode(result.tokens).clamp(-1, 1)
     torch.testing.assert_close(result.imagined, decoded[:, :, 9:].to(result.imagined), rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="the adapter must be continuous, as the world model's tokens are"):
+    with pytest.raises(ValueError, match="the adapter must be continuous, like the world model's tokens"):
         rollout(model, tiny_adapter(), prompt=prompt, actions=actions(2, 17), num_frames=8)
 
 
@@ -219,15 +219,15 @@ def rollout_with(**changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompt": video(2, 8)}, r"1 \+ k \* 4 frames .* got 8; the nearest that fit are 5 and 9"),
-        ({"prompt": video(2, 4)}, "got 4; the nearest that fit are 1 and 5"),
-        ({"num_frames": 6}, "positive multiple of 4 .* got 6; the nearest that fit are 4 and 8"),
-        ({"num_frames": 0}, "got 0; the nearest that fits is 4"),
+        ({"prompt": video(2, 8)}, r"1 \+ k \* 4 frames .* got 8; the nearest lengths that fit are 5 and 9"),
+        ({"prompt": video(2, 4)}, "got 4; the nearest lengths that fit are 1 and 5"),
+        ({"num_frames": 6}, "positive multiple of 4 .* got 6; the nearest lengths that fit are 4 and 8"),
+        ({"num_frames": 0}, "got 0; the nearest length that fits is 4"),
         (
             {"num_frames": 4},
             r"shape \(2, 13\), one for each frame \(9 of the prompt and 4 to imagine\), got \(2, 17\)",
         ),
-        ({"actions": None}, "one for each of the 17 frames .* got none"),
+        ({"actions": None}, "trained with actions; pass one for each of the 17 frames .* got none"),
         ({"actions": actions(1, 17)}, r"shape \(2, 17\).*got \(1, 17\)"),
         ({"actions": actions(2, 17) + 1}, r"must be in 0\.\.4.*got 1\.\.5"),
         ({"actions": torch.zeros(2, 17)}, "must be integers of shape"),
@@ -244,9 +244,9 @@ def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str) -> No
 
 def test_unfitting_policies_are_named() -> None:
     model, adapter = random_model(), tiny_adapter()
-    with pytest.raises(ValueError, match="policy must be given, since the world model learned actions"):
+    with pytest.raises(ValueError, match="policy must be given, since the world model was trained with actions"):
         stream_rollout(model, adapter, prompt=video())
-    with pytest.raises(ValueError, match="policy must be left out"):
+    with pytest.raises(ValueError, match="policy must be left out, since the world model was trained without actions"):
         stream_rollout(random_model("none", 0), adapter, prompt=video(), policy=lambda frames: frames)
     stream = stream_rollout(model, adapter, prompt=video(), policy=lambda frames: torch.zeros(2, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"the 4 actions of the next latent step .*\(2, 4\), got \(2, 3\)"):
@@ -256,7 +256,7 @@ def test_unfitting_policies_are_named() -> None:
 def test_another_adapter_is_refused() -> None:
     model, adapter = random_model(), tiny_adapter()
     model.token_hash = "abc"
-    with pytest.raises(ValueError, match="the one whose tokens the model learned, abc, got"):
+    with pytest.raises(ValueError, match="the token hash that the model was trained on, abc, got"):
         rollout(model, adapter, prompt=video(), actions=actions(2, 13), num_frames=4)
     config = model.config
     assert config.tokens is not None
@@ -273,7 +273,7 @@ def test_an_adapter_whose_decoder_alone_was_trained_on_is_taken() -> None:
     rollout(model, adapter, prompt=video(), actions=actions(2, 13), num_frames=4)
     with torch.no_grad():
         next(adapter.tokenizer.encoder.parameters()).mul_(1.5)
-    with pytest.raises(ValueError, match="the one whose tokens the model learned"):
+    with pytest.raises(ValueError, match="the token hash that the model was trained on"):
         rollout(model, adapter, prompt=video(), actions=actions(2, 13), num_frames=4)
 
 

@@ -108,7 +108,9 @@ def test_resuming_with_another_architecture_is_one_clear_error(store: Path, tmp_
     cfg = config(store, tmp_path, "trainer.max_steps=1")
     training.fit(cfg, WorldModelModule(cfg), TokenDataModule(cfg))
     other = config(store, tmp_path, "trainer.max_steps=2", "model.code_width=32")
-    with pytest.raises(ValueError, match=r"of this very architecture, .* model.code_width \(64, not 32\)"):
+    with pytest.raises(
+        ValueError, match=r"must have the architecture of the config, .* model.code_width \(64, not 32\)"
+    ):
         training.fit(other, WorldModelModule(other), TokenDataModule(other))
 
 
