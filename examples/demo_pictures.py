@@ -15,7 +15,8 @@ from torch import Tensor
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.metrics.psnr import frame_psnr
-from vidtok_plugin.video.writing import to_pixels, write_video
+from vidtok_plugin.video.pixels import to_uint8
+from vidtok_plugin.video.writing import write_video
 from world_model.measures import CrossEntropies, Prompts
 from world_model.rollout.rollout import RolloutResult
 
@@ -32,7 +33,7 @@ def write_rollout_video(path: Path, prompts: Prompts, result: RolloutResult, *, 
     """Rollouts one after another, the real video left and the imagined right, each frame labelled."""
     frames = []
     for row in shown(prompts):
-        real, imagined = to_pixels(prompts.video[row]), to_pixels(result.video[row])
+        real, imagined = to_uint8(prompts.video[row]), to_uint8(result.video[row])
         for t, (left, right) in enumerate(zip(real, imagined, strict=True)):
             state = "prompt" if t < prompts.prompt_frames else f"imagined, frame {t - prompts.prompt_frames + 1}"
             frames += [labelled(left, right, state)] * (1 if t + 1 < len(real) else int(fps))
@@ -58,7 +59,7 @@ def draw_rollouts(path: Path, prompts: Prompts, result: RolloutResult) -> None:
     figure, axes = plt.subplots(2 * len(rows), len(times), figsize=(1.5 * len(times), 3.1 * len(rows)), squeeze=False)
     for i, row in enumerate(rows):
         for line, (name, video) in enumerate((("real", prompts.video), ("imagined", result.video))):
-            pixels = to_pixels(video[row])
+            pixels = to_uint8(video[row])
             for column, t in enumerate(times):
                 axis = axes[2 * i + line][column]
                 axis.imshow(pixels[t], interpolation="nearest")
@@ -91,7 +92,7 @@ def draw_reconstruction(path: Path, clips: Sequence[Tensor], models: Mapping[str
                 shown = model(clip[None].to(model.device)).reconstruction[0].cpu()
                 psnr = frame_psnr(clip[None], shown[None])[0, middle].item()
                 axis.set_title(f"{psnr:.1f} dB", fontsize=9)
-            axis.imshow(to_pixels(shown)[middle], interpolation="nearest")
+            axis.imshow(to_uint8(shown)[middle], interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
         axes[row][0].set_ylabel(name)

@@ -26,8 +26,8 @@ from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
 from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 from vidtok_plugin.video.clips import ClipDataset
+from vidtok_plugin.video.pixels import to_uint8
 from vidtok_plugin.video.sources import find_sources
-from vidtok_plugin.video.writing import to_pixels
 from world_model.recording.record import RecordConfig, record
 
 ENCODED_AT_ONCE = 8  # clips
@@ -205,7 +205,7 @@ def draw(path: Path, real: Tensor, generated: Tensor, prompt: int) -> None:
     figure, axes = plt.subplots(2 * len(rows), len(times), figsize=(1.5 * len(times), 3.1 * len(rows)), squeeze=False)
     for line, axis_row in enumerate(axes):
         name, video = (("real", real), ("generated", generated))[line % 2]
-        pixels = to_pixels(video[rows[line // 2]])
+        pixels = to_uint8(video[rows[line // 2]])
         for axis, t in zip(axis_row, times, strict=True):
             axis.imshow(pixels[t], interpolation="nearest")
             axis.set_xticks([])

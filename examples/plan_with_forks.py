@@ -23,11 +23,11 @@ from vidtok_plugin.common.commands import add_command, run_command
 from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.video.episodes import Episode, find_episodes
+from vidtok_plugin.video.pixels import from_uint8, to_uint8
 from vidtok_plugin.video.reading import read_frames
-from vidtok_plugin.video.writing import to_pixels
 from world_model import GroupedActions, Sampler, StepGenerator, WorldModel, group_actions
 from world_model.recording.record import replay
-from world_model.rollout.files import as_batch, load_model
+from world_model.rollout.files import load_model
 from world_model.rollout.tokens import decode_steps, encode_prompt, video_tokens_of
 
 SCALE = 3  # of the picture
@@ -35,7 +35,7 @@ SCALE = 3  # of the picture
 
 def as_video(frames: np.ndarray, device: torch.device) -> Tensor:
     """uint8 (t, h, w, 3) -> (1, 3, t, h, w) in [-1, 1]."""
-    return as_batch(frames).to(device).float() / 127.5 - 1
+    return from_uint8(torch.from_numpy(frames)[None].to(device))
 
 
 def candidate_actions(candidates: int, steps: int, model: WorldModel, rng: np.random.Generator) -> GroupedActions:
@@ -118,7 +118,7 @@ def demo(args: argparse.Namespace) -> None:
         f"PSNR of the real game's last frame to the goal: {planned_psnr:.2f} dB under plans, {random_psnr:.2f} under "
         f"random ones; plans were nearer for {wins} of {len(scores)} goals"
     )
-    pixels = to_pixels(torch.cat(rows, dim=3)[0])[0]
+    pixels = to_uint8(torch.cat(rows, dim=3)[0])[0]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).resize((pixels.shape[1] * SCALE, pixels.shape[0] * SCALE), Image.Resampling.NEAREST).save(
         args.output

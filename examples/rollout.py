@@ -19,7 +19,8 @@ from torch import Tensor
 
 from vidtok_plugin.common.commands import add_command, run_command
 from vidtok_plugin.common.devices import default_device
-from vidtok_plugin.video.writing import VideoWriter, to_pixels
+from vidtok_plugin.video.pixels import to_uint8
+from vidtok_plugin.video.writing import VideoWriter
 from world_model import Decoding, Sampler, stream_rollout
 from world_model.rollout.files import as_batch, load_model, read_actions, read_prompt
 
@@ -51,7 +52,7 @@ def rollout(args: argparse.Namespace) -> None:
         writer.write(pixels)
         try:
             for frames in stream:
-                writer.write(to_pixels(frames[0]))
+                writer.write(to_uint8(frames[0]))
                 frames_drawn += frames.shape[2]
                 rate = frames_drawn / (time.perf_counter() - begun)
                 print(f"\r{frames_drawn} of {args.frames} frames, {rate:.1f} a second on {device}", end="", flush=True)

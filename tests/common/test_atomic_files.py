@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from vidtok_plugin.common.atomic_files import atomic_create, atomic_replace, remove_partials
+from vidtok_plugin.common.atomic_files import atomic_create, atomic_write, remove_partials
 
 
 def make_folder(path: Path, text: str = "") -> None:
@@ -56,22 +56,34 @@ def test_a_writer_whose_partial_folder_was_removed_meanwhile_is_the_second_one(
     assert (tmp_path / "folder" / "file").read_text() == "first"
 
 
-def test_a_file_is_replaced_at_once_or_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_a_file_is_replaced_in_one_step_or_stays(tmp_path: Path, concurrent: bool) -> None:
+    file = tmp_path / "new" / "file"
+    for text in ("old", "new"):
+        before = file.read_text() if file.exists() else None
+        with atomic_write(file, concurrent=concurrent) as partial:
+            partial.write_text(text)
+            assert (file.read_text() if file.exists() else None) == before
+        assert file.read_text() == text
+    with pytest.raises(KeyboardInterrupt), atomic_write(file, concurrent=concurrent) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert file.read_text() == "new" and list(file.parent.iterdir()) == [file]
+
+
+def test_concurrent_writers_do_not_mix_their_contents(tmp_path: Path) -> None:
     file = tmp_path / "file"
-    file.write_text("old")
+    with atomic_write(file, concurrent=True) as first, atomic_write(file, concurrent=True) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert file.read_text() == "first" and list(tmp_path.iterdir()) == [file]
 
-    def write(path: Path) -> None:
-        path.write_text("new")
-        assert file.read_text() == "old"
 
-    def fail(path: Path) -> None:
-        path.write_text("half")
-        raise OSError("the disk is full")
-
-    atomic_replace(file, write)
-    with pytest.raises(OSError, match="the disk is full"):
-        atomic_replace(file, fail)
-    assert file.read_text() == "new" and list(tmp_path.iterdir()) == [file]
+def test_a_killed_write_leaves_nothing_after_the_next(tmp_path: Path) -> None:
+    (tmp_path / ".file.part").write_text("left by a killed process")
+    with atomic_write(tmp_path / "file") as partial:
+        partial.write_text("new")
+    assert (tmp_path / "file").read_text() == "new" and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_what_killed_writers_left_is_removed_once_another_has_written_it(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""Files and folders that appear whole or not at all, by whichever of several processes is first."""
+"""Files and folders that appear complete or not at all, also after a kill or a power failure."""
 
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,17 +13,51 @@ from safetensors import SafetensorError
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.part(-[0-9a-f]+)?")
 
 
-def atomic_create(path: Path, write: Callable[[Path], object]) -> bool:
-    """Let `write` make a file or a folder beside `path`, and give it that name once it is whole on the disk.
+@contextmanager
+def atomic_write(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; the file or folder written there is renamed to `path` at the end.
 
-    -> False if `path` was there already, or another process was first: a folder that is there is never replaced.
-    Of files that two processes write at the same moment, the last stays.
+    A file at `path` is replaced in one step, so readers see either the old or the new contents. After an error `path`
+    is as before and the temporary file is removed.
+
+    concurrent: other processes may write `path` at the same time. Each then has a temporary path of its own, and the
+        last to finish wins. Otherwise the name is fixed, and the next write reuses what a killed process left.
+
+    Raises:
+        OSError: `path` is a non-empty folder, or the disk refuses.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with atomic_write(Path(folder) / "report.json") as partial:
+        ...         _ = partial.write_text("{}")
+        ...     os.listdir(folder)
+        ['report.json']
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path, concurrent=concurrent)
+    try:
+        yield partial
+        put_in_place(partial, path)
+    finally:
+        _remove(partial)
+
+
+def atomic_create(path: Path, write: Callable[[Path], object]) -> bool:
+    """Calls `write` with a temporary path and renames the result to `path`, unless `path` exists.
+
+    Any number of processes may do so at the same time. A folder that exists is never replaced; of files written at
+    the same moment, the last stays.
+
+    Returns:
+        False if `path` existed, or another process created it first.
     """
     if path.exists():
         return False
     try:
-        atomic_replace(path, write)
-    # Not OSError alone: these are torch's and safetensors' for a folder that `remove_partials` removed meanwhile.
+        with atomic_write(path, concurrent=True) as partial:
+            write(partial)
+    # Not only OSError: torch and safetensors raise the others when `remove_partials` has removed the folder.
     except (OSError, RuntimeError, SafetensorError):
         if not path.exists():
             raise
@@ -30,21 +65,20 @@ def atomic_create(path: Path, write: Callable[[Path], object]) -> bool:
     return True
 
 
-def atomic_replace(path: Path, write: Callable[[Path], object]) -> None:
-    """As `atomic_create`, but a file that is there is replaced, at once; an OSError if a folder is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part-{uuid4().hex}")  # no two processes share one
-    try:
-        write(partial)
-        _flush(partial)
-        os.replace(partial, path)
-        _sync(path.parent)  # the name as well: what it takes the place of may be removed next
-    finally:
-        _remove(partial)
+def partial_path(path: Path, *, concurrent: bool = False) -> Path:
+    """The temporary path of `atomic_write`, for a writer that stays open; `put_in_place` completes it."""
+    return path.with_name(f".{path.name}.part{f'-{uuid4().hex}' if concurrent else ''}")
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Flushes the temporary file or folder to the disk and renames it to `path`."""
+    _flush(partial)
+    os.replace(partial, path)
+    _sync(path.parent)  # the name, too: the caller may remove an old version next
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what killed processes left of files and folders that are there by now."""
+    """Removes the temporary files that killed processes left, where the complete file or folder exists by now."""
     for path in folder.glob(".*"):
         match = _PARTIAL.fullmatch(path.name)
         if match and (folder / match["name"]).exists():
@@ -52,7 +86,7 @@ def remove_partials(folder: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Onto the disk, so that after a power failure no name stands for contents that were never written."""
+    """Syncs all files, so that after a power failure no name refers to contents that were never written."""
     for file in [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]:
         _sync(file)
 

@@ -1,7 +1,6 @@
 """Config files: YAML merged by OmegaConf, then checked once against typed dataclasses, at the entry point."""
 
 import dataclasses
-import difflib
 import enum
 import inspect
 import typing
@@ -14,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vidtok_plugin.common.config_schema import ConfigError, SchemaCheck, Source, key_name
+from vidtok_plugin.common.errors import nearest
 
 T = TypeVar("T")
 
@@ -80,8 +80,7 @@ def check_keywords(field: str, given: Mapping[str, Any], function: Callable[...,
     known = [name for name in inspect.signature(function).parameters if name != "self"]
     for key in given:
         if key not in known:
-            nearest = difflib.get_close_matches(key, known, 1, 0.0)[0]
-            raise ConfigError(f"unknown key {field}.{key}; the nearest known key is {field}.{nearest}.")
+            raise ConfigError(f"unknown key {field}.{key}; the nearest known key is {field}.{nearest(key, known)}.")
 
 
 def _read(path: Path) -> DictConfig:

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from vidtok_plugin.common.errors import nearest
+
 Source = tuple[str, Any]  # where keys were set (a file, an override), and the tree of what was set there
 
 
@@ -71,8 +73,8 @@ class SchemaCheck:
         namesakes = [known for known in everywhere if known.rpartition(".")[2] == path[-1]]
         siblings = difflib.get_close_matches(path[-1], here, 1)
         dotted = [".".join((*path[:-1], name)) for name in siblings] + namesakes
-        nearest = dotted or difflib.get_close_matches(".".join(path), everywhere, 1, 0.0)
-        return ConfigError(f"unknown key {key_name(path, self.sources)}; the nearest known key is {nearest[0]}.")
+        best = dotted[0] if dotted else nearest(".".join(path), everywhere)
+        return ConfigError(f"unknown key {key_name(path, self.sources)}; the nearest known key is {best}.")
 
     def dataclass(self, schema: Any, value: Any, path: tuple[str, ...]) -> Any:
         if not isinstance(value, dict):

@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vidtok_plugin.common.atomic_files import atomic_write
+
 RECORDS_FILE = "videos.jsonl"
 FEATURES_FOLDER = "features"
 
@@ -80,11 +82,8 @@ class Records:
     def add(self, scores: VideoScores, features: Tensor | None) -> None:
         """Appends a video, and its features (2, clips, d) of originals and reconstructions."""
         if features is not None:
-            path = self._features_path(scores.name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.part")
-            save_file({"features": features.cpu().contiguous()}, partial)
-            os.replace(partial, path)
+            with atomic_write(self._features_path(scores.name)) as partial:
+                save_file({"features": features.cpu().contiguous()}, partial)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(scores.to_json()) + "\n")
         self._videos[scores.name] = scores

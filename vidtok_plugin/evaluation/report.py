@@ -1,7 +1,6 @@
 """The result of an evaluation: its overall figures, as JSON and as a table."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.evaluation.records import Scores, VideoScores
 from vidtok_plugin.tokenizer.presets import Metrics
 
@@ -47,9 +47,8 @@ class Report:
             "skipped": dict(self.skipped),
         }
         path = Path(folder) / REPORT_FILE
-        partial = path.with_name(f".{path.name}.part")
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        with atomic_write(path) as partial:
+            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return path
 
     def table(self) -> Table:

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vidtok_plugin.common.checkpoint_files import read_checkpoint
 from vidtok_plugin.metrics.lpips import LPIPS
-from vidtok_plugin.tokenizer.weights.checkpoints import read_checkpoint
 
 VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 HEADS_URL = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth"

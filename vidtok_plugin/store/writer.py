@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from vidtok_plugin.common.atomic_files import atomic_create, atomic_replace, remove_partials
+from vidtok_plugin.common.atomic_files import atomic_create, atomic_write, remove_partials
 from vidtok_plugin.store.reader import (
     METADATA_FILE,
     StoreMetadata,
@@ -79,7 +79,7 @@ class TokenStoreWriter:
         self._check(there)  # another process may have begun it meanwhile
         if there.tokens_folder == self.metadata.tokens_folder and there.adapter_hash != metadata.adapter_hash:
             if update:
-                atomic_replace(self._file, lambda path: path.write_text(self._text))
+                self._replace_metadata()
             else:
                 logger.warning(
                     "%s keeps its adapter, which gives the same tokens as this one and has another decoder; replace it "
@@ -154,7 +154,11 @@ class TokenStoreWriter:
                 continue  # another process has put the new ones in place, and removed the old ones
             if lacking:
                 return tuple(sorted(lacking))
-            atomic_replace(self._file, lambda path: path.write_text(self._text))
+            self._replace_metadata()
+
+    def _replace_metadata(self) -> None:
+        with atomic_write(self._file, concurrent=True) as partial:
+            partial.write_text(self._text)
 
     @property
     def _file(self) -> Path:

@@ -1,7 +1,6 @@
 """Checkpoints of a run: written whole or not at all, and the newest whole one found again."""
 
 import logging
-import os
 import pickle
 import re
 import zipfile
@@ -15,7 +14,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.callbacks import Checkpoint
 
-from vidtok_plugin.tokenizer.weights.checkpoints import DAMAGE
+from vidtok_plugin.common.atomic_files import atomic_write
+from vidtok_plugin.common.checkpoint_files import DAMAGE
 from vidtok_plugin.training.config import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -34,19 +34,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         if storage_options is not None:
             raise ValueError("AtomicCheckpointIO: storage_options are for remote file systems; leave them out.")
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.part")
-        with open(partial, "wb") as file:
+        with atomic_write(Path(path)) as partial, open(partial, "wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name, too
-        finally:
-            os.close(folder)
 
 
 class Checkpoints(Checkpoint):

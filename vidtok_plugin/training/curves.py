@@ -1,6 +1,5 @@
 """Curves of a run, as one picture: every scalar of its log over the batches."""
 
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import numpy as np
 
+from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.training.log_steps import at_log_step
 from vidtok_plugin.training.scalars import Scalars, Series
 
@@ -99,10 +99,8 @@ def draw_curves(path: Path, series: Mapping[str, Series]) -> None:
         if place + COLUMNS >= len(order):
             axes.set_xlabel("batches", fontsize=7)
         _draw_panel(axes, panel, {name: series[name] for name in panels[panel]})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)  # whoever looks at it meanwhile sees a whole one
+    with atomic_write(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def panel_of(name: str) -> str:

@@ -2,10 +2,11 @@
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from vidtok_plugin.common.atomic_files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +57,8 @@ class Scalars:
             if values["step"] <= step:
                 kept.append(line.rstrip("\n") + "\n")
                 self._take(values)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.part")
-        partial.write_text("".join(kept))
-        os.replace(partial, self.path)
+        with atomic_write(self.path) as partial:
+            partial.write_text("".join(kept))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Takes in the values after so many batches."""

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from torch.utils.data import default_collate
+
+from vidtok_plugin.video.pixels import from_uint8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class Clip:
     @property
     def video(self) -> Tensor:
         """The clip `(3, t, h, w)`, float32 in [-1, 1]."""
-        return frames_as_video(self.frames)
+        return from_uint8(self.frames)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,7 +58,7 @@ class VideoBatch:
     @cached_property
     def video(self) -> Tensor:
         """The clips `(b, 3, t, h, w)`, float32 in [-1, 1]."""
-        return frames_as_video(self.frames)
+        return from_uint8(self.frames)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "VideoBatch":
         """The batch with its clips on a device."""
@@ -66,11 +67,6 @@ class VideoBatch:
     def pin_memory(self) -> "VideoBatch":
         """The batch with its clips in page-locked memory, as loaders with `pin_memory=True` ask for."""
         return replace(self, frames=self.frames.pin_memory())
-
-
-def frames_as_video(frames: Tensor) -> Tensor:
-    """uint8 `(..., t, h, w, 3)` as float32 `(..., 3, t, h, w)` in [-1, 1]."""
-    return rearrange(frames, "... t h w c -> ... c t h w").contiguous().float().div_(127.5).sub_(1.0)
 
 
 def collate_clips(clips: Sequence[Clip]) -> VideoBatch:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from vidtok_plugin.common.atomic_files import atomic_write
+
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
@@ -101,13 +103,10 @@ def save_episode_files(video: str | os.PathLike[str], actions: np.ndarray, meta:
     """Writes the actions and then the JSON beside a video that is there already, so that the JSON ends an
     episode."""
     _check_actions(Path(video), actions, meta)
-    partial = actions_path(video).with_name(f".{actions_path(video).name}.part")
-    with open(partial, "wb") as file:
+    with atomic_write(actions_path(video)) as partial, open(partial, "wb") as file:
         np.save(file, actions)
-    os.replace(partial, actions_path(video))
-    partial = meta_path(video).with_name(f".{meta_path(video).name}.part")
-    partial.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, meta_path(video))
+    with atomic_write(meta_path(video)) as partial:
+        partial.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_actions(video: Path, actions: np.ndarray, meta: Mapping[str, Any]) -> None:

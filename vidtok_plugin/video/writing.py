@@ -8,8 +8,8 @@ from types import TracebackType
 
 import av
 import numpy as np
-import torch
-from torch import Tensor
+
+from vidtok_plugin.common.atomic_files import partial_path, put_in_place
 
 
 class VideoWriter:
@@ -43,7 +43,7 @@ class VideoWriter:
         self._options = {"crf": str(crf), "preset": "veryfast", "bf": "0"}
         self._keyframe_interval = keyframe_interval
         self._threads = threads
-        self._partial = self.path.with_name(f".{self.path.name}.part")
+        self._partial = partial_path(self.path)
         self._container: av.container.OutputContainer | None = None
         self._stream: av.VideoStream | None = None
 
@@ -84,7 +84,7 @@ class VideoWriter:
             raise ValueError(f"VideoWriter: no frames were written to {self.path}; a video has at least one.")
         self._container.mux(self._stream.encode(None))
         self._container.close()
-        os.replace(self._partial, self.path)
+        put_in_place(self._partial, self.path)
 
     def discard(self) -> None:
         """Drops what was written."""
@@ -102,12 +102,6 @@ class VideoWriter:
             self.close()
         else:
             self.discard()
-
-
-def to_pixels(video: Tensor) -> np.ndarray:
-    """Video (3, t, h, w) in [-1, 1] -> uint8 (t, h, w, 3), as writers take it."""
-    pixels = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return pixels.permute(1, 2, 3, 0).cpu().numpy()
 
 
 def write_video(

@@ -1,6 +1,5 @@
 """Plots of a validation: measures along the horizon, by place in the grid, and drift."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from vidtok_plugin.common.atomic_files import atomic_write
 from world_model.measures.drift import TITLES
 from world_model.measures.report import Report
 
@@ -124,7 +124,5 @@ def _save(panels: Sequence[Draw], path: Path) -> None:
     figure = Figure(figsize=(4.2 * columns, 3.2 * rows), dpi=100, layout="constrained")
     for place, draw in enumerate(panels):
         draw(figure.add_subplot(rows, columns, place + 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, format="png")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from vidtok_plugin.video.episodes import Episode, find_episodes, find_videos
+from vidtok_plugin.video.pixels import from_uint8
 from vidtok_plugin.video.reading import count_frames, read_frames
 
 
@@ -77,7 +77,7 @@ def held_out_prompts(
     chosen = [starts[i] for i in np.linspace(0, len(starts) - 1, count).round().astype(int)]
     videos = [torch.from_numpy(read_frames(_path(episode), range(s, s + length))) for episode, s in chosen]
     taken = [torch.from_numpy(ep.actions[s : s + length]) for ep, s in chosen if isinstance(ep, Episode)]
-    video = rearrange(torch.stack(videos), "b t h w c -> b c t h w").float() / 127.5 - 1
+    video = from_uint8(torch.stack(videos))
     return Prompts(video=video, actions=torch.stack(taken) if taken else None, prompt_frames=prompt_frames)
 
 

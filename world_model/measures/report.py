@@ -7,7 +7,6 @@ free_running        rollouts far beyond their prompt, whose stretches are compar
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any, Literal
 
 from rich.markup import escape
 from rich.table import Table
+
+from vidtok_plugin.common.atomic_files import atomic_write
 
 REPORT_FILE = "validation.json"
 Regime = Literal["teacher_forced", "prompt_then_free", "free_running"]
@@ -60,10 +61,8 @@ class Report:
     def write(self, folder: str | Path) -> Path:
         """Writes `validation.json`; -> its path."""
         path = Path(folder) / REPORT_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.part")
-        partial.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        with atomic_write(path) as partial:
+            partial.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         return path
 
     def table(self) -> Table:

@@ -9,8 +9,9 @@ from torch import Tensor
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.video.episodes import actions_path
+from vidtok_plugin.video.pixels import to_uint8
 from vidtok_plugin.video.reading import probe, read_frames
-from vidtok_plugin.video.writing import to_pixels, write_video
+from vidtok_plugin.video.writing import write_video
 from world_model.decoding import Decoding
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
@@ -49,7 +50,7 @@ def rollout_file(
         sampler=sampler,
         decoding=decoding,
     )
-    write_video(output, to_pixels(result.video[0]), fps=fps)
+    write_video(output, to_uint8(result.video[0]), fps=fps)
     return result
 
 

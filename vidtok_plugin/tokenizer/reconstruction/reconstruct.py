@@ -22,6 +22,7 @@ from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.reconstruction.memory import Plan, make_plan
 from vidtok_plugin.tokenizer.reconstruction.tile_streams import TiledReconstruction
 from vidtok_plugin.tokenizer.video_checks import check_multiple
+from vidtok_plugin.video.pixels import from_uint8, to_uint8
 from vidtok_plugin.video.reading import VideoInfo, probe, read_in_order
 from vidtok_plugin.video.writing import VideoWriter
 
@@ -118,7 +119,7 @@ def reconstruct_video(
                 height, width, _ = original.shape
                 frame = frame[..., :height, :width]
                 psnr.append(_psnr(original, frame))
-                pixels = rearrange(((frame + 1) * 127.5).round().to(torch.uint8), "1 c h w -> h w c").numpy()
+                pixels = to_uint8(frame.transpose(0, 1))[0]
                 writer.write(np.concatenate([original, pixels], axis=1) if side_by_side else pixels)
                 bar.advance(task)
 
@@ -163,8 +164,7 @@ def _window(info: VideoInfo, factor: int, fit: Fit | None) -> Window:
 
 def _psnr(original: np.ndarray, frame: Tensor) -> float:
     """original: uint8 (h, w, 3); frame: (1, 3, h, w) in [-1, 1]."""
-    video = rearrange(torch.from_numpy(original), "h w c -> 1 c 1 h w") / 127.5 - 1
-    return float(bounded_psnr(video, frame.unsqueeze(2)))
+    return float(bounded_psnr(from_uint8(torch.from_numpy(original[None, None])), frame.unsqueeze(2)))
 
 
 @contextmanager

@@ -7,13 +7,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.video.batch import as_video
+from vidtok_plugin.video.pixels import to_uint8
 
 FRAMES = 6  # of a clip, evenly spaced from its first to its last
 MIN_HEIGHT = 96  # pixels, of a frame in the picture; smaller ones are enlarged by a whole number
@@ -106,12 +106,9 @@ def pair_of(real: Tensor, made: Tensor) -> Pair:
     """Of a clip and its reconstruction, (3, t, h, w) in [-1, 1]."""
     places = sorted(set(np.linspace(0, real.shape[1] - 1, FRAMES).round().astype(int).tolist()))
 
-    def pixels(video: Tensor) -> np.ndarray:
-        chosen = video[:, places].float().clamp(-1, 1)
-        return ((chosen + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
-
-    psnr = frame_psnr(real[None].float(), made[None].float()).mean().item()
-    return Pair(real=pixels(real), made=pixels(made), places=places, psnr=psnr)
+    real, made = real.float(), made.float()
+    psnr = frame_psnr(real[None], made[None]).mean().item()
+    return Pair(real=to_uint8(real[:, places]), made=to_uint8(made[:, places]), places=places, psnr=psnr)
 
 
 def contact_sheet(pairs: Sequence[Pair], title: str) -> Image.Image:
