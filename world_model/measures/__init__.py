@@ -1,4 +1,4 @@
-"""Measures of world models: what `world-model validate` reports, each in one of three named regimes."""
+"""Measures of world models, in three named regimes, as `world-model validate` reports them."""
 
 from world_model.heads.base import TokenScores
 from world_model.measures.baselines import Baselines

@@ -1,4 +1,4 @@
-"""What `world-model validate` measures, and on what."""
+"""Settings of `world-model validate`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,27 +11,27 @@ from world_model.heads.sampler import Sampler
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuresConfig:
-    """Rollouts that are measured, and the networks that some measures take.
+    """Which rollouts to measure, and the networks that some measures need.
 
-    `episodes` is a folder of held-out recordings, at the size and rate of those that were learned; the prompts and what
-    really came after them are taken from it. A token store holds no video: without `episodes` nothing can be compared
-    with what came, and rollouts that are followed for drift begin with the store's validation tokens, decoded.
+    `episodes` is a folder of held-out recordings with the size and frame rate of the training videos. It supplies the
+    prompts and the real futures. A token store holds no video: without `episodes` there are no real futures to compare
+    with, and the drift rollouts start from the store's validation tokens, decoded.
     """
 
     RENAMED: ClassVar[dict[str, str]] = {"drift_stretch": "drift_segment"}
 
     episodes: Path | None = None
-    prompts: int = 32  # at most; fewer where the episodes have no room for as many without overlap
+    prompts: int = 32  # maximum; fewer if the episodes are too short for that many without overlap
     prompt_frames: int = 17
     future_frames: int = 16
-    drift_rollouts: int = 8  # at most, likewise
-    drift_frames: int = 128  # that each of those imagines
-    drift_segment: int = 16  # frames that are taken together
-    rollouts_at_once: int = 16
+    drift_rollouts: int = 8  # maximum, likewise
+    drift_frames: int = 128  # imagined by each drift rollout
+    drift_segment: int = 16  # frames that are summarised by one statistic
+    rollouts_at_once: int = 16  # batch size
     sampler: Sampler = field(default_factory=Sampler)
     decoding: Decoding = field(default_factory=Decoding)
-    lpips_vgg: Path | None = None  # torchvision's VGG16 or a published VidTok checkpoint, for LPIPS
-    i3d: Path | None = None  # I3D in TorchScript, for FVD
+    lpips_vgg: Path | None = None  # for LPIPS: torchvision's VGG16 or a published VidTok checkpoint
+    i3d: Path | None = None  # for FVD: I3D in TorchScript
 
     def __post_init__(self) -> None:
         for name in (
@@ -57,14 +57,14 @@ class MeasuresConfig:
             )
 
     def check_fits(self, temporal_factor: int) -> None:
-        """A ValueError unless prompts and stretches are whole latent steps of `temporal_factor` frames."""
+        """Check that prompts, futures and segments are whole latent steps of `temporal_factor` frames."""
         f = temporal_factor
         for name, rest in (("prompt_frames", 1), ("future_frames", 0), ("drift_segment", 0)):
             frames = getattr(self, name)
             if (frames - rest) % f:
                 below = (frames - rest) // f * f + rest
-                nearest = f"{below} and {below + f}" if below > 0 else f"{below + f}"
+                nearest = f"nearest are {below} and {below + f}" if below > 0 else f"nearest is {below + f}"
                 raise ValueError(
                     f"MeasuresConfig: {name} must be {'1 + ' if rest else ''}a multiple of {f} (the tokenizer's "
-                    f"temporal factor), got {frames}; the nearest that fit: {nearest}."
+                    f"temporal factor), got {frames}; the {nearest}."
                 )

@@ -1,9 +1,9 @@
-"""Whether a world model heeds its actions: rollouts under the actions that were taken, and under others.
+"""Controllability: does a world model follow its actions?
 
-Delta PSNR (Genie, arXiv 2402.15391) is how much nearer to what really came a rollout is under the actions that led to
-it than under others. The others are another prompt's, which are such as the recording has, whatever its policy, and
-serve for discrete and for continuous actions; or random ones, where the recording's policy is known to be random. The
-two are not to be compared with each other.
+Delta PSNR (Genie, arXiv 2402.15391) is the PSNR of a rollout under the real actions minus the PSNR of a rollout under
+other actions, both against the real future. The other actions are those of another prompt, which have the distribution
+of the recording whatever its policy and may be discrete or continuous, or random ones if the recording's policy was
+random. Numbers of the two kinds must not be compared with each other.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ BOOTSTRAP_DRAWS = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class ActionEffect:
-    """Delta PSNR in dB, and the 95% bootstrap interval of its mean over prompts."""
+    """Delta PSNR in dB and the 95% bootstrap interval of its mean over prompts."""
 
     delta_psnr: float
     low: float
@@ -27,10 +27,10 @@ class ActionEffect:
 
 
 def others_actions(actions: Tensor, prompt_frames: int) -> Tensor:
-    """Actions (b, t[, a]) whose futures, all after the prompt, are those of another row.
+    """Actions (b, t[, a]) of which each row keeps its prompt and takes the future of another row.
 
     Raises:
-        ValueError: there is no other row.
+        ValueError: there is only one row.
 
     Example:
         >>> others_actions(torch.tensor([[0, 1, 1], [0, 2, 2]]), prompt_frames=2).tolist()
@@ -38,14 +38,14 @@ def others_actions(actions: Tensor, prompt_frames: int) -> Tensor:
     """
     count = len(actions)
     if count < 2:
-        raise ValueError(f"others_actions: there must be at least 2 prompts, got {count}; take more.")
+        raise ValueError(f"others_actions: there must be at least 2 prompts, got {count}; use more.")
     swapped = actions.clone()
     swapped[:, prompt_frames:] = actions.roll(count // 2, 0)[:, prompt_frames:]
     return swapped
 
 
 def random_actions(actions: Tensor, prompt_frames: int, size: int, hold: tuple[int, int], seed: int = 0) -> Tensor:
-    """Discrete actions (b, t) whose futures are those of a `CoveringPolicy`, which holds each for a random time.
+    """Discrete actions (b, t) that keep their prompt and continue with the actions of a `CoveringPolicy`.
 
     Example:
         >>> random_actions(torch.zeros(1, 5, dtype=torch.int64), 3, size=1, hold=(2, 4)).tolist()
@@ -60,7 +60,7 @@ def random_actions(actions: Tensor, prompt_frames: int, size: int, hold: tuple[i
 
 
 def action_effect(psnr: Tensor, others_psnr: Tensor, seed: int = 0) -> ActionEffect:
-    """From the PSNR (b,) of rollouts under their own actions and under others; paired by prompt."""
+    """The effect of actions, from the PSNR (b,) of each prompt's rollout under its own and under other actions."""
     delta = (psnr - others_psnr).cpu().numpy()
     low, high = bootstrap_interval(delta, seed=seed)
     return ActionEffect(delta_psnr=float(delta.mean()), low=low, high=high)

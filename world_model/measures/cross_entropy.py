@@ -1,4 +1,4 @@
-"""A world model's cross entropy over a held-out split beside its baselines', as single numbers."""
+"""Cross entropy of a world model and of its baselines on a held-out split."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from world_model.model import WorldModel
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropies:
-    """Nats a token over the same held-out tokens, those after each window's first step."""
+    """Nats per token, over the same held-out tokens: all but each window's first step."""
 
     world_model: float
     unigram: float
@@ -23,14 +23,16 @@ class CrossEntropies:
 def cross_entropies(
     model: WorldModel, train: TokenStore, held_out: TokenStore, *, window_steps: int, batch_size: int = 32
 ) -> CrossEntropies:
-    """The model's cross entropy, and that of the baselines fitted on the training split.
+    """The cross entropies of the model and of the baselines, which are fitted on the training split.
 
     Raises:
         ValueError: the model's tokens are continuous.
     """
     sizes = model.factor_sizes
     if sizes is None:
-        raise ValueError("cross_entropies: the model's tokens must be discrete; continuous ones have none.")
+        raise ValueError(
+            "cross_entropies: the model's tokens must be discrete, got continuous ones; look at their flow loss."
+        )
     windows = WindowDataset(held_out, window_steps, every=window_steps - 1, partial=True)
     batches = DataLoader(windows, batch_size, collate_fn=lambda batch: batch)
     result = teacher_forced(model, batches, Baselines.fit_store(train, sizes))

@@ -1,14 +1,14 @@
-"""Drift: rollouts that go on far beyond their prompt and the context, followed stretch by stretch.
+"""Drift: rollouts far beyond their prompt and context, measured segment by segment.
 
-Real play has no one future that they could be compared with after so long. So their statistics are compared with those
-of as much real play, through the same tokenizer: with the very episodes that the prompts are from, at the same
-distances from the prompts, or with a store's held-out tokens.
+After so many frames there is no single real future to compare with. The statistics of each segment are therefore
+compared with those of as much real play, passed through the same tokenizer: the episodes that the prompts came from, at
+the same distances from the prompts, or a store's held-out tokens.
 
-Shapes: b rollouts, T latent steps, t h w frames and pixels, f frames a step.
+Shapes: b rollouts, T latent steps, t h w frames and pixels, f frames per latent step.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from world_model.decoding import Decoding
 from world_model.heads.sampler import Sampler
 from world_model.measures.prompts import Prompts
 from world_model.measures.report import Measured, Row, from_to, numbers
-from world_model.measures.segments import Sequences, StretchStatistics, TokenFrequencies, Tokens, TokenVectors
+from world_model.measures.segments import SegmentStatistics, Sequences, TokenFrequencies, Tokens, TokenVectors
 from world_model.measures.store_tokens import episode_tokens
 from world_model.model import WorldModel
 from world_model.rollout.rollout import rollout
@@ -38,16 +38,16 @@ DIGITS = {
 TITLES = {
     "token_divergence": "token divergence from training, nats",
     "token_frechet": "Frechet distance of tokens from training",
-    "unchanged_share": "share of tokens unchanged",
-    "motion": "motion, levels a frame",
-    "sharpness": "sharpness, levels a pixel",
-    "retokenized_psnr": "PSNR of encoding again, dB",
+    "unchanged_share": "fraction of tokens unchanged",
+    "motion": "motion, grey levels per frame",
+    "sharpness": "sharpness, grey levels per pixel",
+    "retokenized_psnr": "PSNR after retokenizing, dB",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beginnings:
-    """Where rollouts begin, and what leads them on: prompts, and actions for prompt and future."""
+class RolloutStarts:
+    """The prompts of some rollouts and the actions of prompt and future."""
 
     prompt: Tensor  # (b, 3, p, h, w) in [-1, 1]
     actions: Tensor | None  # (b, p + n) or (b, p + n, a)
@@ -55,21 +55,22 @@ class Beginnings:
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """Each statistic of imagined play by stretch, and over stretches of real play."""
+    """Each statistic by segment, of imagined and of real play."""
 
     imagined: dict[str, list[float]]
     real: dict[str, list[float]]
     rollouts: int
-    stretch_frames: int
+    segment_frames: int
     real_source: str
-    not_measured: dict[str, str] = field(default_factory=dict)
 
     def measured(self) -> Measured:
-        """By the names of the report."""
+        """The results under the names of the report."""
         count = len(next(iter(self.imagined.values())))
         values: dict[str, Any] = {
             "rollouts": self.rollouts,
-            "frames": [self.stretch_frames * (1 + index) for index in range(count)],  # imagined when a stretch ends
+            "frames": [
+                self.segment_frames * (1 + index) for index in range(count)
+            ],  # imagined by the end of each segment
             "real_source": self.real_source,
         }
         rows = []
@@ -85,28 +86,29 @@ class Drift:
                     compared=f"real play {min(real):.{digits}f} to {max(real):.{digits}f}",
                 )
             )
-        return Measured(values=values, rows=rows, not_measured=self.not_measured)
+        return Measured(values=values, rows=rows)
 
 
 @torch.no_grad()
 def free_running(
     model: WorldModel,
     adapter: TokenizerAdapter,
-    beginnings: Beginnings,
-    real: "Iterable[list[Sequences]]",
+    starts: RolloutStarts,
+    real: Iterable[list[Sequences]],
     train: TokenStore,
     *,
     num_frames: int,
-    stretch_frames: int,
+    segment_frames: int,
     real_source: str,
     sampler: Sampler,
     decoding: Decoding | None = None,
-    at_once: int = 32,
+    batch_size: int = 32,
     advance: Callable[[int], None] = lambda rollouts: None,
 ) -> Drift:
-    """Rolls out `num_frames` frames from all beginnings and compares their stretches with those of real play.
+    """Roll out `num_frames` frames from all starts and compare their segments with those of real play.
 
-    `real` gives stretches, each as the parts of a sample about as large as that of the rollouts.
+    `real` yields segments, each as a list of batches with about as many sequences in all as there are rollouts.
+    `advance` is called with the number of rollouts of each finished batch.
     """
     f = model.tokens.temporal_factor
     sizes = model.factor_sizes
@@ -118,19 +120,19 @@ def free_running(
     for tokens in episode_tokens(train):
         reference = tokens_like(tokens) if reference is None else reference
         reference.add(tokens)
-    assert reference is not None  # a store has episodes
+    assert reference is not None  # a store has at least one episode
 
-    steps, first = stretch_frames // f, 1 + (beginnings.prompt.shape[2] - 1) // f
-    imagined: dict[int, StretchStatistics] = {}
-    count = len(beginnings.prompt)
-    for start in range(0, count, at_once):
-        rows = slice(start, start + at_once)
-        prompt = beginnings.prompt[rows].to(model.device)
+    steps, first = segment_frames // f, 1 + (starts.prompt.shape[2] - 1) // f
+    imagined: dict[int, SegmentStatistics] = {}
+    count = len(starts.prompt)
+    for start in range(0, count, batch_size):
+        rows = slice(start, start + batch_size)
+        prompt = starts.prompt[rows].to(model.device)
         result = rollout(
             model,
             adapter,
             prompt=prompt,
-            actions=None if beginnings.actions is None else beginnings.actions[rows].to(model.device),
+            actions=None if starts.actions is None else starts.actions[rows].to(model.device),
             num_frames=num_frames,
             sampler=sampler,
             decoding=decoding,
@@ -140,42 +142,42 @@ def free_running(
             tokens=result.tokens.grid_values, video=torch.cat([result.prompt_reconstruction, result.imagined], dim=2)
         )
         for index, segment in enumerate(whole.segments(steps, first=first, temporal_factor=f)):
-            statistics = imagined.setdefault(index, StretchStatistics(tokens_like(segment.tokens)))
+            statistics = imagined.setdefault(index, SegmentStatistics(tokens_like(segment.tokens)))
             statistics.add(segment, adapter)
         advance(len(prompt))
     computed = [imagined[index].compute(reference) for index in sorted(imagined)]
     played = []
-    for parts in real:
-        statistics = StretchStatistics(tokens_like(parts[0].tokens))
-        for part in parts:
-            statistics.add(part, adapter)
+    for batches in real:
+        statistics = SegmentStatistics(tokens_like(batches[0].tokens))
+        for batch in batches:
+            statistics.add(batch, adapter)
         played.append(statistics.compute(reference))
     return Drift(
         imagined={name: [segment[name] for segment in computed] for name in computed[0]},
         real={name: [segment[name] for segment in played] for name in played[0]},
         rollouts=count,
-        stretch_frames=stretch_frames,
+        segment_frames=segment_frames,
         real_source=real_source,
     )
 
 
 def play_from_episodes(
-    adapter: TokenizerAdapter, prompts: Prompts, stretch_frames: int, device: torch.device, *, at_once: int = 32
-) -> tuple[Beginnings, Iterator[list[Sequences]]]:
-    """Rollouts that begin with the prompts under what was really done, and the stretches of what really came."""
+    adapter: TokenizerAdapter, prompts: Prompts, segment_frames: int, device: torch.device, *, batch_size: int = 32
+) -> tuple[RolloutStarts, Iterator[list[Sequences]]]:
+    """Rollouts that start from recorded prompts with their actions, and the segments of the real futures."""
     f = adapter.temporal_factor
 
     def segments() -> Iterator[list[Sequences]]:
-        parts: dict[int, list[Sequences]] = {}
+        found: dict[int, list[Sequences]] = {}
         first = 1 + (prompts.prompt_frames - 1) // f
-        for _, part in prompts.parts(at_once):
-            tokens = encode_steps(adapter, part.video.to(device))
+        for _, batch in prompts.batches(batch_size):
+            tokens = encode_steps(adapter, batch.video.to(device))
             whole = Sequences(tokens=tokens, video=decode_steps(adapter, tokens))
-            for index, segment in enumerate(whole.segments(stretch_frames // f, first=first, temporal_factor=f)):
-                parts.setdefault(index, []).append(segment)
-        yield from parts.values()
+            for index, segment in enumerate(whole.segments(segment_frames // f, first=first, temporal_factor=f)):
+                found.setdefault(index, []).append(segment)
+        yield from found.values()
 
-    return Beginnings(prompt=prompts.prompt, actions=prompts.actions), segments()
+    return RolloutStarts(prompt=prompts.prompt, actions=prompts.actions), segments()
 
 
 def play_from_store(
@@ -185,23 +187,25 @@ def play_from_store(
     rollouts: int,
     prompt_frames: int,
     num_frames: int,
-    stretch_frames: int,
+    segment_frames: int,
     device: torch.device,
-) -> tuple[Beginnings, Iterator[list[Sequences]]]:
-    """Rollouts that begin with a store's episodes, decoded, under actions as they follow each other in the store; and
-    stretches of those episodes, each the sample of as many of them as there are rollouts.
+) -> tuple[RolloutStarts, Iterator[list[Sequences]]]:
+    """Rollouts that start from a store's decoded episodes with the store's actions, and real segments of the store.
+
+    Each real segment has as many sequences as there are rollouts. Where an episode's actions end, those of the next
+    episodes follow.
 
     Raises:
-        ValueError: no episode is as long as a prompt, or as a stretch and the step before it.
+        ValueError: no episode is as long as a prompt, or as a segment and the step before it.
     """
     f = adapter.temporal_factor
     lengths = {index: 1 + (episode.frames - 1) // f for index, episode in enumerate(store.episodes)}  # whole steps
-    steps, prompt_steps = stretch_frames // f, 1 + (prompt_frames - 1) // f
+    steps, prompt_steps = segment_frames // f, 1 + (prompt_frames - 1) // f
     for name, needed in (("prompt_frames", prompt_steps), ("drift_segment", 1 + steps)):
         if max(lengths.values()) < needed:
             raise ValueError(
-                f"free_running: measures.{name} takes {needed} latent steps of one episode, but {store.folder}'s have "
-                f"{max(lengths.values())} at most; set it lower, or name recordings with measures.episodes."
+                f"free_running: measures.{name} needs {needed} latent steps of one episode, but the longest in "
+                f"{store.folder} has {max(lengths.values())}; lower it, or set measures.episodes to recordings."
             )
     long = [index for index, length in lengths.items() if length >= prompt_steps]
     chosen = [long[i] for i in torch.linspace(0, len(long) - 1, min(rollouts, len(long))).round().long().tolist()]
@@ -211,35 +215,35 @@ def play_from_store(
         return Sequences(tokens=values, video=decode_steps(adapter, values))
 
     def segments() -> Iterator[list[Sequences]]:
-        wanted, parts = num_frames // stretch_frames, []
+        missing, found = num_frames // segment_frames, []
         for index, length in lengths.items():
             if length <= steps:
                 continue
             for segment in decoded(index, length).segments(steps, first=1, temporal_factor=f):
-                parts.append(segment)
-                if len(parts) == len(chosen):
-                    yield parts
-                    parts, wanted = [], wanted - 1
-                    if not wanted:
+                found.append(segment)
+                if len(found) == len(chosen):
+                    yield found
+                    found, missing = [], missing - 1
+                    if not missing:
                         return
-        if wanted == num_frames // stretch_frames:  # a small store: one sample of all that it has
-            yield parts
+        if missing == num_frames // segment_frames:  # a small store: one sample of everything in it
+            yield found
 
     prompt = torch.cat([decoded(index, prompt_steps).video for index in chosen])
     actions = None
     if store.metadata.action_space:
         taken = [_actions_on(store, index, prompt_frames + num_frames) for index in chosen]
         actions = torch.stack(taken)
-    return Beginnings(prompt=prompt.clamp(-1, 1), actions=actions), segments()
+    return RolloutStarts(prompt=prompt.clamp(-1, 1), actions=actions), segments()
 
 
 def _actions_on(store: TokenStore, index: int, frames: int) -> Tensor:
-    """An action for each of `frames` frames from an episode's first on, those of the next episodes after its own."""
+    """Actions for `frames` frames from the start of an episode, continued with those of the next episodes."""
     found: list[Tensor] = []
     count = 0
     while count < frames:
         window = store.window(index % len(store), 0, store.episodes[index % len(store)].steps)
-        own = window["actions"][window["actions_known"]]  # of its frames after the first, in order
+        own = window["actions"][window["actions_known"]]  # one per frame after the first, in order
         if not found:
             own = torch.cat([own.new_zeros(1, *own.shape[1:]), own])  # frame 0, whose action is ignored
         found.append(own)

@@ -1,4 +1,4 @@
-"""Imagined futures against the real ones: PSNR, SSIM, LPIPS by horizon, FVD, and what the actions do.
+"""Imagined futures scored against the real ones: PSNR, SSIM and LPIPS by horizon, FVD, effect of the actions.
 
 Shapes: b prompts, t h w frames and pixels.
 """
@@ -25,21 +25,21 @@ from world_model.model import WorldModel
 from world_model.rollout.rollout import RolloutResult, rollout
 from world_model.rollout.tokens import reconstruct as reconstruct_prompts
 
-LPIPS_FRAMES = 8  # compared by LPIPS at once
+LPIPS_BATCH = 8  # frames
 UNITS = {"psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 4), "lpips": ("LPIPS", 4)}
 NO_ACTIONS = "the world model was trained without actions; record them with the videos."
-ONE_PROMPT = "it takes another prompt's actions, and there is one prompt; set measures.prompts higher or record more."
+ONE_PROMPT = "it needs a second prompt's actions; raise measures.prompts or record more."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Futures:
-    """Some prompts' futures, imagined and otherwise; all but the result's video are (b, 3, t, h, w)."""
+    """Futures (b, 3, t, h, w) of some prompts: imagined ones and those to compare with."""
 
     prompts: Prompts
     result: RolloutResult  # under the real actions
-    others: Tensor | None  # imagined under another prompt's actions
-    copied: Tensor  # the prompt's last frame as the tokenizer gives it back, again and again
-    reconstructed: Tensor | None  # the real future as the tokenizer gives it back: the best a world model can do
+    others: Tensor | None  # imagined under other actions
+    copied: Tensor  # the prompt's last frame, reconstructed by the tokenizer and repeated
+    reconstructed: Tensor | None  # the real future, reconstructed by the tokenizer: an upper bound for the world model
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def imagine(
     indices: range | None = None,
     reconstruct: bool = True,
 ) -> Futures:
-    """Rolls out every prompt under its real actions, and under `others` if there are any."""
+    """Roll out every prompt under its real actions and, if given, under `others`."""
     prompts = prompts.to(model.device)
     frames = prompts.future.shape[2]
 
@@ -84,48 +84,51 @@ def imagine(
 
 
 class FutureScores:
-    """Scores of futures, which come in parts and are not kept.
+    """Accumulates the scores of futures over batches, without keeping the videos.
 
-    Scores are per prompt and frame, so that they tell the horizon, and whether a difference is more than chance.
+    Scores are kept per prompt and frame, so they show the horizon and allow tests of significance.
     """
 
     def __init__(self, lpips: LPIPS | None = None, i3d: I3D | None = None) -> None:
         self.lpips, self.i3d = lpips, i3d
         self.fvd = FrechetVideoDistance()
-        self._parts: dict[str, list[Tensor]] = {}
+        self._batches: dict[str, list[Tensor]] = {}
 
     def add(self, futures: Futures) -> None:
-        """Score these futures too."""
+        """Score a batch of futures."""
         real, imagined = futures.prompts.future, futures.result.imagined
         for name, video in (("", imagined), ("copy_", futures.copied), ("tokenizer_", futures.reconstructed)):
             if video is None:
                 continue
             for metric, values in self._frame_scores(real, video).items():
-                self._parts.setdefault(f"{name}{metric}", []).append(values.cpu())
+                self._batches.setdefault(f"{name}{metric}", []).append(values.cpu())
         if futures.others is not None:
-            self._parts.setdefault("others_psnr", []).append(bounded_psnr(real, futures.others).cpu())
+            self._batches.setdefault("others_psnr", []).append(bounded_psnr(real, futures.others).cpu())
         if self.i3d is not None:
             self.fvd.update(torch.stack([self.i3d(real), self.i3d(imagined)]))
 
     def _frame_scores(self, real: Tensor, made: Tensor) -> dict[str, Tensor]:
-        """The metrics (b, t) of each frame."""
+        """The metrics by name, (b, t) each."""
         made = made.clamp(-1, 1)
         scores = {"psnr": bounded_psnr(real, made)}
         if min(real.shape[-2:]) >= SSIM_WINDOW:
             scores["ssim"] = frame_ssim(real, made)
         if self.lpips is not None:
-            frames = [rearrange(x, "b c t h w -> (b t) c h w").split(LPIPS_FRAMES) for x in (real, made)]
+            frames = [rearrange(x, "b c t h w -> (b t) c h w").split(LPIPS_BATCH) for x in (real, made)]
             distances = torch.cat([self.lpips(a, b) for a, b in zip(*frames, strict=True)])
             scores["lpips"] = rearrange(distances, "(b t) -> b t", b=len(real))
         return scores
 
     def all(self) -> dict[str, Tensor]:
-        """Scores (b, t) by name, over all prompts: `psnr` and so on of the world model, those that begin with `copy_`
-        or `tokenizer_` of the prompt's last frame and of the tokenizer alone."""
-        return {name: torch.cat(parts) for name, parts in self._parts.items()}
+        """The scores (b, t) of all prompts, by name.
+
+        `psnr`, `ssim` and `lpips` are the world model's. With the prefix `copy_` they are those of repeating the
+        prompt's last frame, with `tokenizer_` those of the tokenizer alone.
+        """
+        return {name: torch.cat(batches) for name, batches in self._batches.items()}
 
     def action_effect(self) -> ActionEffect | None:
-        """What the actions do to PSNR; None unless futures under others' actions were scored."""
+        """The effect of the actions on PSNR; None if no futures under other actions were scored."""
         scores = self.all()
         if "others_psnr" not in scores:
             return None
@@ -134,7 +137,7 @@ class FutureScores:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptThenFree:
-    """Scores (b, t) by name, and what concerns all prompts together."""
+    """Scores (b, t) by name, and the measures over all prompts together."""
 
     scores: Mapping[str, Tensor]
     effect: ActionEffect | None
@@ -142,7 +145,7 @@ class PromptThenFree:
     not_measured: Mapping[str, str] = field(default_factory=dict)
 
     def measured(self) -> Measured:
-        """By the names of the report."""
+        """The results under the names of the report."""
         rows: list[Row] = []
         values: dict[str, Any] = {"prompts": len(self.scores["psnr"])}
         not_measured = dict(self.not_measured)
@@ -165,7 +168,7 @@ class PromptThenFree:
             )
         if self.fvd is not None:
             values["fvd"] = round(self.fvd, 3)
-            compared = f"of {values['prompts']} clips; the fewer, the higher it is"
+            compared = f"over {values['prompts']} clips; fewer clips give higher values"
             rows.append(Row(name="FVD", value=f"{self.fvd:.1f}", compared=compared))
         if self.effect is not None:
             effect = self.effect
@@ -175,7 +178,7 @@ class PromptThenFree:
                 Row(
                     name="delta PSNR of the actions, dB",
                     value=f"{effect.delta_psnr:.2f}",
-                    compared=f"95% interval {effect.low:.2f} to {effect.high:.2f}; 0: actions are ignored",
+                    compared=f"95% interval {effect.low:.2f} to {effect.high:.2f}; 0 if actions are ignored",
                 )
             )
         return Measured(values=values, rows=rows, not_measured=not_measured)
@@ -190,10 +193,14 @@ def prompt_then_free(
     decoding: Decoding | None = None,
     lpips: LPIPS | None = None,
     i3d: I3D | None = None,
-    at_once: int = 32,
+    batch_size: int = 32,
     advance: Callable[[int], None] = lambda prompts: None,
 ) -> PromptThenFree:
-    """Rolls out and scores all prompts, `at_once` at a time; what cannot be measured is told with the reason."""
+    """Roll out and score all prompts, in batches.
+
+    What cannot be measured is listed in `not_measured` with the reason. `advance` is called with the number of prompts
+    of each finished batch.
+    """
     not_measured = {}
     others = None
     if prompts.actions is None:
@@ -204,18 +211,18 @@ def prompt_then_free(
         others = others_actions(prompts.actions, prompts.prompt_frames)
     size = min(prompts.video.shape[-2:])
     if size < SSIM_WINDOW:
-        not_measured["ssim"] = f"it takes frames of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels, got {size}."
+        not_measured["ssim"] = f"it needs frames of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels, got {size}."
     if lpips is not None and size < MIN_SIZE:
-        not_measured["lpips"] = f"it takes frames of at least {MIN_SIZE} x {MIN_SIZE} pixels, got {size}."
+        not_measured["lpips"] = f"it needs frames of at least {MIN_SIZE} x {MIN_SIZE} pixels, got {size}."
         lpips = None
     scores = FutureScores(lpips, i3d)
-    for rows, part in prompts.parts(at_once):
-        own = None if others is None else others[rows.start : rows.stop]
-        scores.add(imagine(model, adapter, part, others=own, sampler=sampler, decoding=decoding, indices=rows))
-        advance(len(part))
+    for rows, batch in prompts.batches(batch_size):
+        other = None if others is None else others[rows.start : rows.stop]
+        scores.add(imagine(model, adapter, batch, others=other, sampler=sampler, decoding=decoding, indices=rows))
+        advance(len(batch))
     distance = None
     if i3d is not None and len(prompts) < fvd.MIN_CLIPS:
-        not_measured["fvd"] = f"it takes at least {fvd.MIN_CLIPS} prompts; set measures.prompts higher or record more."
+        not_measured["fvd"] = f"it needs at least {fvd.MIN_CLIPS} prompts; raise measures.prompts or record more."
     elif i3d is not None:
         distance = scores.fvd.compute()
     return PromptThenFree(scores=scores.all(), effect=scores.action_effect(), fvd=distance, not_measured=not_measured)

@@ -1,4 +1,4 @@
-"""Prompts for rollouts: stretches of held-out recordings, with what really came after them.
+"""Prompts for rollouts: segments of held-out recordings together with the real future.
 
 Shapes: b prompts, t h w frames and pixels, a components of a continuous action.
 """
@@ -18,10 +18,10 @@ from vidtok_plugin.video.reading import count_frames, read_frames
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """Stretches of held-out episodes: a prompt, and what really came after it."""
+    """Segments of held-out episodes: prompts and their real futures."""
 
-    video: Tensor  # (b, 3, t, h, w) in [-1, 1], prompt and future
-    actions: Tensor | None  # (b, t) or (b, t, a); None for recordings without any
+    video: Tensor  # (b, 3, t, h, w) in [-1, 1]: prompt and future
+    actions: Tensor | None  # (b, t) or (b, t, a); None for recordings without actions
     prompt_frames: int
 
     def __len__(self) -> int:
@@ -36,43 +36,43 @@ class Prompts:
         return self.video[:, :, self.prompt_frames :]
 
     def to(self, device: torch.device) -> "Prompts":
-        """These prompts on a device."""
+        """A copy on a device."""
         actions = None if self.actions is None else self.actions.to(device)
         return replace(self, video=self.video.to(device), actions=actions)
 
-    def parts(self, size: int) -> Iterator[tuple[range, "Prompts"]]:
-        """Parts of at most `size` prompts, with the places of theirs."""
+    def batches(self, size: int) -> Iterator[tuple[range, "Prompts"]]:
+        """Batches of at most `size` prompts, each with the indices of its prompts."""
         for start in range(0, len(self), size):
             rows = slice(start, start + size)
             actions = None if self.actions is None else self.actions[rows]
-            part = replace(self, video=self.video[rows], actions=actions)
-            yield range(start, start + len(part)), part
+            batch = replace(self, video=self.video[rows], actions=actions)
+            yield range(start, start + len(batch)), batch
 
 
 def recordings(folder: str | Path, *, with_actions: bool) -> Sequence[Episode | Path]:
-    """The recorded episodes of a folder; its videos where actions are not asked for."""
+    """The recorded episodes of a folder, or just its videos if no actions are needed."""
     return find_episodes(folder) if with_actions else find_videos(folder)
 
 
 def room_for(episodes: Sequence[Episode | Path], frames: int) -> int:
-    """How many stretches of `frames` frames there are without overlap."""
+    """How many segments of `frames` frames fit into the episodes without overlap."""
     return len(_starts(episodes, frames))
 
 
 def held_out_prompts(
     episodes: Sequence[Episode | Path], *, count: int, prompt_frames: int, future_frames: int
 ) -> Prompts:
-    """`count` stretches, evenly spaced over the episodes, without overlap.
+    """`count` segments without overlap, evenly spaced over the episodes.
 
     Raises:
-        ValueError: the episodes have no room for as many.
+        ValueError: the episodes are too short for that many.
     """
     length = prompt_frames + future_frames
     starts = _starts(episodes, length)
     if len(starts) < count:
         raise ValueError(
-            f"held_out_prompts: the episodes have room for {len(starts)} stretches of {length} frames, asked for "
-            f"{count}; record more, or ask for fewer."
+            f"held_out_prompts: count must be at most {len(starts)}, the number of segments of {length} frames in the "
+            f"episodes, got {count}; record more, or ask for fewer."
         )
     chosen = [starts[i] for i in np.linspace(0, len(starts) - 1, count).round().astype(int)]
     videos = [torch.from_numpy(read_frames(_path(episode), range(s, s + length))) for episode, s in chosen]

@@ -1,9 +1,8 @@
-"""The result of a validation: every number under its regime, as JSON and as a table.
+"""The report of a validation: every number under its regime, as JSON and as a table.
 
-teacher_forced      each token is predicted from the real ones before it
-prompt_then_free    a real prompt goes on freely under the real actions, and is compared with what came, frame by
-                    frame
-free_running        rollouts far beyond their prompt, whose stretches are compared with real play by statistics
+teacher_forced      each token is predicted from the real tokens before it
+prompt_then_free    rollouts from real prompts under the real actions, compared with the real future frame by frame
+free_running        rollouts far beyond their prompt, compared with real play by the statistics of segments
 """
 
 import json
@@ -24,7 +23,7 @@ REGIMES: tuple[Regime, ...] = ("teacher_forced", "prompt_then_free", "free_runni
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A line of the table: the world model's number, from the first to the last of its horizon, and others'."""
+    """A row of the table: the world model's number, its course along the horizon, and numbers to compare with."""
 
     name: str
     value: str
@@ -34,23 +33,23 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What was measured in one regime."""
+    """The results of one regime."""
 
-    values: Mapping[str, Any]  # name -> number, or list by horizon or by place
+    values: Mapping[str, Any]  # name -> number, or list by horizon or by position
     rows: Sequence[Row] = ()
-    not_measured: Mapping[str, str] = field(default_factory=dict)  # name -> why, and the remedy
+    not_measured: Mapping[str, str] = field(default_factory=dict)  # name -> reason and remedy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All measures of a world model."""
+    """The results of all regimes."""
 
-    source: str  # what the model was read from
+    source: str  # where the model came from
     settings: Mapping[str, Any]
     regimes: Mapping[Regime, Measured]
 
     def to_json(self) -> dict[str, Any]:
-        """Regime -> measure -> number or list, beside the settings and what was not measured."""
+        """The source, the settings, regime -> measure -> number or list, and what was not measured."""
         return {
             "source": self.source,
             "settings": dict(self.settings),
@@ -59,18 +58,18 @@ class Report:
         }
 
     def write(self, folder: str | Path) -> Path:
-        """Writes `validation.json`; -> its path."""
+        """Write `validation.json`; -> its path."""
         path = Path(folder) / REPORT_FILE
         with atomic_write(path) as partial:
             partial.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         return path
 
     def table(self) -> Table:
-        """A section for each regime; what was not measured says why."""
+        """A table with a section for each regime; measures that were not taken show the reason."""
         table = Table("measure", title=escape(self.source))
         for name in ("world model", "along the horizon"):
             table.add_column(name, justify="right")
-        table.add_column("to compare with")
+        table.add_column("compare with")
         for regime, measured in self.regimes.items():
             table.add_section()
             table.add_row(f"[bold]{regime}[/bold]")
@@ -82,12 +81,12 @@ class Report:
 
 
 def numbers(values: Sequence[float], digits: int) -> list[float]:
-    """Values as JSON holds them."""
+    """Rounded floats, as JSON holds them."""
     return [round(float(value), digits) for value in values]
 
 
 def from_to(values: Sequence[float], digits: int) -> str:
-    """The first and the last of a series.
+    """The first and the last value of a series.
 
     Example:
         >>> from_to([28.04, 25.0, 22.06], 1)

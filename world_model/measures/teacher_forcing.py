@@ -1,4 +1,4 @@
-"""Teacher-forced measures: how well each held-out token is predicted from the real ones before it.
+"""Teacher-forced measures: how well each held-out token is predicted from the real tokens before it.
 
 Shapes: b windows, T latent steps, H W rows and columns, k factors of a token.
 """
@@ -16,14 +16,14 @@ from world_model.measures.baselines import Baselines
 from world_model.measures.report import Measured, Row, from_to, numbers
 from world_model.model import WorldModel
 
-NO_ACCURACY = "continuous tokens have none; look at flow_loss."
-NO_NATS = "continuous tokens have no frequencies to compare with; compare flow_loss between models of the same tokens."
+NO_ACCURACY = "continuous tokens have no accuracy; look at flow_loss."
+NO_NATS = "continuous tokens have no cross entropy; compare flow_loss between models of the same tokens."
 
 
 class StepSums:
-    """Sums of a number of each token's factors over many windows, by step of the window and place.
+    """Sums one number per factor of every token over many windows, by step of the window and position.
 
-    A token's number is the sum of its factors'. Windows may end early: what isn't valid doesn't count.
+    A token's number is the sum over its factors. Steps that are not valid don't count.
     """
 
     def __init__(self) -> None:
@@ -31,8 +31,7 @@ class StepSums:
         self._counts: Tensor | None = None  # (T - 1,) windows
 
     def add(self, values: Tensor, valid: Tensor, weights: Tensor | None = None) -> None:
-        """Add values (b, T - 1, H, W, k) where `valid` (b, T - 1), times `weights` (b, T - 1, H, W), which average
-        1."""
+        """Add values (b, T - 1, H, W, k) where `valid` (b, T - 1), times `weights` (b, T - 1, H, W) with mean 1."""
         if weights is not None:
             values = values * weights[..., None]
         weight = valid.to(values.device)[:, :, None, None, None]
@@ -48,42 +47,42 @@ class StepSums:
 
     @property
     def by_factor(self) -> list[float]:
-        """The mean of each factor."""
+        """The mean per factor."""
         sums, counts = self._totals()
         return (sums.mean((1, 2)).sum(0) / counts.sum()).tolist()
 
     @property
     def mean(self) -> float:
-        """The mean of a token."""
+        """The mean per token."""
         return sum(self.by_factor)
 
     @property
     def by_step(self) -> list[float]:
-        """The mean at each step after the window's first, as far as windows reach."""
+        """The mean at each step after a window's first, up to the longest window."""
         sums, counts = self._totals()
         reached = counts > 0
         return (sums.sum(-1).mean((1, 2))[reached] / counts[reached]).tolist()
 
     @property
-    def by_place(self) -> list[list[float]]:
-        """The mean at each place, rows of columns."""
+    def by_position(self) -> list[list[float]]:
+        """The mean at each position, as rows of columns."""
         sums, counts = self._totals()
         return (sums.sum((0, 3)) / counts.sum()).tolist()
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherForced:
-    """Losses and hits over the same tokens; None where tokens are continuous, or baselines were not given."""
+    """Losses and correct predictions over the same tokens; None for continuous tokens or without baselines."""
 
     losses: StepSums
     unigram: StepSums | None = None
     copy: StepSums | None = None
-    correct: StepSums | None = None  # all factors of a token right, each given the real ones before it
+    correct: StepSums | None = None  # tokens with all factors right, each given the real factors before it
     correct_factors: StepSums | None = None
-    unchanged: StepSums | None = None  # tokens that are as the step before: copying's accuracy
+    unchanged: StepSums | None = None  # tokens equal to the previous step's: the accuracy of copying
 
     def measured(self) -> Measured:
-        """By the names of the report."""
+        """The results under the names of the report."""
         if self.correct is None or self.correct_factors is None or self.unchanged is None:
             return self._continuous()
         values: dict[str, Any] = {}
@@ -97,7 +96,7 @@ class TeacherForced:
         known = {prefix[:-1]: losses for prefix, losses in others.items() if losses is not None}
         rows.append(
             Row(
-                name="cross entropy, nats a token",
+                name="cross entropy, nats per token",
                 value=f"{self.losses.mean:.3f}",
                 horizon=from_to(self.losses.by_step, 3),
                 compared=", ".join(f"{name} {losses.mean:.3f}" for name, losses in known.items()),
@@ -106,16 +105,16 @@ class TeacherForced:
         factors = self.losses.by_factor
         for index, loss in enumerate(factors if len(factors) > 1 else []):
             compared = ", ".join(f"{name} {losses.by_factor[index]:.3f}" for name, losses in known.items())
-            given = " given those before" if index else ""
+            given = " given the ones before" if index else ""
             rows.append(Row(name=f"  of factor {index}{given}", value=f"{loss:.3f}", compared=compared))
         values["accuracy"] = round(self.correct.mean, 5)
         values["accuracy_by_factor"] = numbers(self.correct_factors.by_factor, 5)
         values["accuracy_by_step"] = numbers(self.correct.by_step, 5)
-        values["accuracy_by_position"] = [numbers(row, 5) for row in self.correct.by_place]
+        values["accuracy_by_position"] = [numbers(row, 5) for row in self.correct.by_position]
         values["copy_accuracy"] = round(self.unchanged.mean, 5)
         values["copy_accuracy_by_step"] = numbers(self.unchanged.by_step, 5)
-        values["copy_accuracy_by_position"] = [numbers(row, 5) for row in self.unchanged.by_place]
-        values["cross_entropy_by_position"] = [numbers(row, 5) for row in self.losses.by_place]
+        values["copy_accuracy_by_position"] = [numbers(row, 5) for row in self.unchanged.by_position]
+        values["cross_entropy_by_position"] = [numbers(row, 5) for row in self.losses.by_position]
         rows.append(
             Row(
                 name="accuracy",
@@ -132,7 +131,7 @@ class TeacherForced:
         values = {
             "flow_loss": round(self.losses.mean, 6),
             "flow_loss_by_step": numbers(self.losses.by_step, 6),
-            "flow_loss_by_position": [numbers(row, 6) for row in self.losses.by_place],
+            "flow_loss_by_position": [numbers(row, 6) for row in self.losses.by_position],
         }
         row = Row(
             name="flow-matching loss, squared error",
@@ -150,18 +149,20 @@ def teacher_forced(
     *,
     advance: Callable[[int], None] = lambda windows: None,
 ) -> TeacherForced:
-    """Score all steps but the first of batches of windows; `advance` is told of each batch's windows.
+    """Score every step but the first of batches of windows.
+
+    `advance` is called with the number of windows of each finished batch.
 
     Raises:
-        ValueError: there are no such steps.
+        ValueError: there are no steps to score.
     """
     names = ("losses", "unigram", "copy", "correct", "correct_factors", "unchanged")
     sums = {name: StepSums() for name in names}
     discrete = False
     for batch in batches:
         tokens, valid = window_tokens(batch), batch["valid"][:, 1:]
-        own = batch.to(model.device)
-        scores = model.score(window_tokens(own), window_actions(own))
+        on_device = batch.to(model.device)
+        scores = model.score(window_tokens(on_device), window_actions(on_device))
         sums["losses"].add(scores.losses, valid, scores.weights)
         if scores.correct is not None:
             discrete = True

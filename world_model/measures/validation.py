@@ -1,8 +1,8 @@
-"""Validation: all measures of a world model, in three regimes, on its store's held-out split and on recordings."""
+"""Validation: measures a world model in three regimes, on the held-out split of its store and on recordings."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -12,6 +12,7 @@ from vidtok_plugin.common.config import to_dict
 from vidtok_plugin.metrics.fvd import I3D, I3D_URL
 from vidtok_plugin.metrics.lpips_weights import VGG_URL, load_lpips
 from vidtok_plugin.store.reader import TokenStore
+from vidtok_plugin.video.episodes import Episode
 from world_model.data import TokenDataConfig, TokenDataModule
 from world_model.measures.baselines import Baselines
 from world_model.measures.config import MeasuresConfig
@@ -22,21 +23,16 @@ from world_model.measures.report import Measured, Report
 from world_model.measures.teacher_forcing import teacher_forced
 from world_model.model import WorldModel
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vidtok_plugin.video.episodes import Episode
-
 NO_EPISODES = (
-    "a token store holds no video to compare with; name a folder of held-out recordings with measures.episodes=FOLDER."
+    "a token store holds no video to compare with; pass a folder of held-out recordings as measures.episodes=FOLDER."
 )
-NO_LPIPS = f"its network was not named; fetch {VGG_URL} and name the file with measures.lpips_vgg=FILE."
-NO_FVD = f"its network was not named; fetch {I3D_URL} and name the file with measures.i3d=FILE."
+NO_LPIPS = f"it needs a network; download {VGG_URL} and pass the file as measures.lpips_vgg=FILE."
+NO_FVD = f"it needs a network; download {I3D_URL} and pass the file as measures.i3d=FILE."
 FUTURE_MEASURES = ("psnr", "ssim", "lpips", "fvd", "action_delta_psnr")
 
 
 class Validation:
-    """Measures a world model; each regime is a method, and `report` runs them all.
+    """Measures a world model: one method per regime, and `report` for all of them.
 
     Example:
         cfg = load_config(WorldModelRunConfig, ["runs/demo/world_model/config.yaml"])
@@ -53,11 +49,11 @@ class Validation:
         *,
         progress: bool = False,
     ) -> None:
-        """Checks what it can before anything takes long.
+        """Check everything that can be checked before the slow part starts.
 
         Raises:
-            FileNotFoundError: a split, a folder or a network's file is missing.
-            ValueError: settings, recordings or the adapter don't fit the model.
+            FileNotFoundError: a split, a folder or the file of a network is missing.
+            ValueError: the settings, the recordings or the adapter don't fit the model.
         """
         cfg.check_fits(model.tokens.temporal_factor)
         self.model, self.adapter, self.cfg, self.data = model, adapter, cfg, data
@@ -71,7 +67,7 @@ class Validation:
             if not room_for(self.episodes, cfg.prompt_frames + longest):
                 raise ValueError(
                     f"validate: no recording in {cfg.episodes} has {cfg.prompt_frames + longest} frames (a prompt and "
-                    "what comes after it); set measures.drift_frames lower, or name longer recordings."
+                    "its future); lower measures.drift_frames, or use longer recordings."
                 )
         self.lpips = None if cfg.lpips_vgg is None else load_lpips(cfg.lpips_vgg).to(model.device)
         self.i3d = None if cfg.i3d is None else I3D(cfg.i3d, model.device)
@@ -79,7 +75,7 @@ class Validation:
         self._bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), disable=not progress)
 
     def report(self, source: str) -> Report:
-        """Measures in all regimes; `source` names what the model was read from."""
+        """Measure in all regimes; `source` says in the report where the model came from."""
         with self._bar:
             return Report(
                 source=source,
@@ -103,7 +99,7 @@ class Validation:
         return result.measured()
 
     def prompt_then_free(self) -> Measured:
-        """Rollouts of recordings' prompts against what came."""
+        """Rollouts from recorded prompts, compared with the real futures."""
         if self.episodes is None:
             return Measured(values={}, not_measured=dict.fromkeys(FUTURE_MEASURES, NO_EPISODES))
         cfg = self.cfg
@@ -117,56 +113,56 @@ class Validation:
             decoding=cfg.decoding,
             lpips=self.lpips,
             i3d=self.i3d,
-            at_once=cfg.rollouts_at_once,
+            batch_size=cfg.rollouts_at_once,
             advance=lambda count: self._bar.advance(task, count),
         )
-        missing = {name: why for name, why in (("lpips", NO_LPIPS), ("fvd", NO_FVD)) if not self._named(name)}
+        missing = {name: why for name, why in (("lpips", NO_LPIPS), ("fvd", NO_FVD)) if not self._has(name)}
         return replace(result, not_measured={**missing, **result.not_measured}).measured()
 
     def free_running(self) -> Measured:
-        """Long rollouts against real play, of recordings or else of the store's held-out tokens."""
+        """Long rollouts, compared with real play: recordings, or else the store's held-out tokens."""
         cfg, device = self.cfg, self.model.device
         if self.episodes is not None:
             prompts = self._prompts(self.episodes, cfg.drift_rollouts, cfg.drift_frames)
-            beginnings, real = play_from_episodes(
-                self.adapter, prompts, cfg.drift_segment, device, at_once=cfg.rollouts_at_once
+            starts, real = play_from_episodes(
+                self.adapter, prompts, cfg.drift_segment, device, batch_size=cfg.rollouts_at_once
             )
         else:
-            beginnings, real = play_from_store(
+            starts, real = play_from_store(
                 self.adapter,
                 self.held_out,
                 rollouts=cfg.drift_rollouts,
                 prompt_frames=cfg.prompt_frames,
                 num_frames=cfg.drift_frames,
-                stretch_frames=cfg.drift_segment,
+                segment_frames=cfg.drift_segment,
                 device=device,
             )
-        task = self._bar.add_task("free running: rollouts", total=len(beginnings.prompt))
+        task = self._bar.add_task("free running: rollouts", total=len(starts.prompt))
         result = free_running(
             self.model,
             self.adapter,
-            beginnings,
+            starts,
             real,
             self.train,
             num_frames=cfg.drift_frames,
-            stretch_frames=cfg.drift_segment,
+            segment_frames=cfg.drift_segment,
             real_source=str(cfg.episodes or f"{self.held_out.folder}, split {self.held_out.split}"),
             sampler=cfg.sampler,
             decoding=cfg.decoding,
-            at_once=cfg.rollouts_at_once,
+            batch_size=cfg.rollouts_at_once,
             advance=lambda count: self._bar.advance(task, count),
         )
         return result.measured()
 
-    def _prompts(self, episodes: "Sequence[Episode | Path]", most: int, future_frames: int) -> Prompts:
+    def _prompts(self, episodes: Sequence[Episode | Path], max_prompts: int, future_frames: int) -> Prompts:
         length = self.cfg.prompt_frames + future_frames
         prompts = held_out_prompts(
             episodes,
-            count=min(most, room_for(episodes, length)),
+            count=min(max_prompts, room_for(episodes, length)),
             prompt_frames=self.cfg.prompt_frames,
             future_frames=future_frames,
         )
         return prompts if self.model.tokens.actions.kind != "none" else replace(prompts, actions=None)
 
-    def _named(self, network: str) -> bool:
+    def _has(self, network: str) -> bool:
         return (self.lpips if network == "lpips" else self.i3d) is not None

@@ -1,4 +1,4 @@
-"""The baselines are what their definitions say, scored on the same tokens as the model, for any size of codebook."""
+"""The baselines follow their definitions, on the same tokens as the model and for any codebook size."""
 
 from pathlib import Path
 
@@ -14,24 +14,24 @@ from world_model.measures.store_tokens import episode_tokens
 
 
 def sticky_episode(steps: int, stay: float) -> Tensor:
-    """Each place keeps its code with probability `stay`, and else draws one of its own four evenly."""
+    """Each position keeps its code with probability `stay`, else it draws one of its own four codes uniformly."""
     codes = [torch.randint(4, (2, 2))]
     for _ in range(steps - 1):
         codes.append(torch.where(torch.rand(2, 2) < stay, codes[-1], torch.randint(4, (2, 2))))
     return torch.stack(codes) + torch.tensor([[0, 4], [8, 12]])
 
 
-def probabilities(baselines: Baselines, before: int, place: tuple[int, int], codes: range) -> Tensor:
-    """Unigram's and copy's probability of each code at a place, after the code `before`, (2, codes)."""
+def probabilities(baselines: Baselines, before: int, position: tuple[int, int], codes: range) -> Tensor:
+    """The unigram and copy probabilities (2, codes) of each code at a position, after the code `before`."""
     windows = torch.zeros(len(codes), 2, 2, 2, dtype=torch.int64)
     windows[:, 0] = before
-    windows[:, 1, place[0], place[1]] = torch.tensor(codes)
+    windows[:, 1, position[0], position[1]] = torch.tensor(codes)
     losses = torch.stack(baselines.token_losses(windows)).sum(-1)
-    return (-losses[:, :, 0, place[0], place[1]]).exp()
+    return (-losses[:, :, 0, position[0], position[1]]).exp()
 
 
 @pytest.mark.parametrize("sizes", [(16,), (4, 4), (2, 8)])
-def test_unigram_is_each_places_frequencies_however_codes_are_factored(sizes: tuple[int, ...]) -> None:
+def test_unigram_is_the_frequency_at_each_position_however_codes_are_factored(sizes: tuple[int, ...]) -> None:
     baselines = Baselines.fit([sticky_episode(4000, 0.0)], sizes)
     unigram = probabilities(baselines, 0, (0, 1), range(16))[0]
     torch.testing.assert_close(unigram[4:8], torch.full((4,), 0.25, dtype=torch.float64), atol=0.03, rtol=0)
@@ -41,8 +41,8 @@ def test_unigram_is_each_places_frequencies_however_codes_are_factored(sizes: tu
 @pytest.mark.parametrize("sizes", [(16,), (4, 4), (8, 2)])
 def test_both_are_distributions_over_all_codes(sizes: tuple[int, ...]) -> None:
     baselines = Baselines.fit([sticky_episode(60, 0.5)], sizes)
-    for place in ((0, 0), (1, 1)):
-        total = probabilities(baselines, 5, place, range(16)).sum(-1)
+    for position in ((0, 0), (1, 1)):
+        total = probabilities(baselines, 5, position, range(16)).sum(-1)
         torch.testing.assert_close(total, torch.ones(2, dtype=torch.float64))
 
 
@@ -62,15 +62,15 @@ def test_copy_mixes_the_last_token_with_unigram() -> None:
         torch.testing.assert_close(copy, expected)
 
 
-def test_a_change_stays_possible_where_training_had_none() -> None:
-    """Expectation maximisation reached a weight of 1, and the first change cost infinitely much."""
+def test_a_change_stays_possible_if_training_had_none() -> None:
+    """Expectation maximisation used to reach a weight of 1, and the first change then had infinite loss."""
     still = Baselines.fit([torch.full((400, 2, 2), code) for code in range(16)], (16,))
     copy = probabilities(still, 3, (0, 0), range(16))[1]
     assert still.copy_weight > 0.99 and copy.min() > 1e-6
 
 
-def test_smoothing_helps_where_data_are_few() -> None:
-    """Codes never seen at a place must not cost infinitely much."""
+def test_smoothing_helps_if_data_are_few() -> None:
+    """Codes never seen at a position must have finite loss."""
     few = Baselines.fit([torch.randint(16, (20, 2, 2))], (16,))
     held_out = torch.randint(16, (50, 5, 2, 2))
     assert few.token_losses(held_out)[0].mean() < 3.2  # log 16 = 2.8
@@ -78,7 +78,7 @@ def test_smoothing_helps_where_data_are_few() -> None:
     assert few.tables[0].levels[0].smoothing > many.tables[0].levels[0].smoothing
 
 
-def test_a_large_codebook_takes_memory_of_the_tokens_alone() -> None:
+def test_memory_depends_on_the_tokens_and_not_on_the_codebook() -> None:
     codes = torch.randint(512, (40, 4, 4)) * 513  # both factors equal: the second follows from the first
     baselines = Baselines.fit([codes.repeat(20, 1, 1)], (512, 512))
     unigram, _ = baselines.token_losses(codes[None, :10])
@@ -90,20 +90,20 @@ def test_a_large_codebook_takes_memory_of_the_tokens_alone() -> None:
     assert max(len(t) for t in tensors) <= codes.numel()
 
 
-def test_factors_are_the_vocabularys() -> None:
+def test_codes_split_into_the_factors_of_the_vocabulary() -> None:
     vocabulary = Vocabulary(levels=(8, 5, 5, 5), special_tokens=())
     codes = torch.randint(1000, (3, 7))
     assert torch.equal(split_codes(codes, vocabulary.factor_sizes), vocabulary.split(codes))
 
 
-def test_they_are_fitted_on_a_store(tmp_path: Path) -> None:
+def test_baselines_fit_a_store(tmp_path: Path) -> None:
     store = TokenStore(write_episodes(tmp_path, "train", [5, 7]))
     codes = [store.window(index, 0, int(steps))["codes"] for index, steps in enumerate(store.steps)]
     own, expected = Baselines.fit_store(store, (12,)), Baselines.fit(codes, (12,))
     assert torch.equal(own.token_losses(codes[1][None])[1], expected.token_losses(codes[1][None])[1])
 
 
-def test_a_large_store_is_read_in_evenly_spaced_episodes(tmp_path: Path) -> None:
+def test_statistics_of_a_large_store_use_evenly_spaced_episodes(tmp_path: Path) -> None:
     store = TokenStore(write_episodes(tmp_path, "train", [4] * 10))
     assert len(list(episode_tokens(store))) == 10
     some = list(episode_tokens(store, max_tokens=3 * 4 * 6))

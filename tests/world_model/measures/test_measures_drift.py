@@ -1,4 +1,4 @@
-"""Drift: frozen, boiling, blank and ordinary play have the statistics that they must have."""
+"""Drift: frozen, flickering, blank and ordinary play have the expected statistics."""
 
 import math
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from world_model import Sampler
 from world_model.measures import drift
 from world_model.measures.drift import Drift, free_running, play_from_episodes, play_from_store
 from world_model.measures.prompts import held_out_prompts
-from world_model.measures.segments import Sequences, StretchStatistics, TokenFrequencies, TokenVectors
+from world_model.measures.segments import SegmentStatistics, Sequences, TokenFrequencies, TokenVectors
 from world_model.rollout.tokens import decode_steps, encode_steps
 
 F = 4
@@ -34,7 +34,7 @@ def smooth(batch: int, frames: int) -> Tensor:
 def statistics(tokens: Tensor, video: Tensor, reference: Tensor) -> dict[str, float]:
     found, expected = TokenFrequencies((4, 3)), TokenFrequencies((4, 3))
     expected.add(reference)
-    result = StretchStatistics(found)
+    result = SegmentStatistics(found)
     result.add(Sequences(tokens=tokens, video=video), ADAPTER)
     return result.compute(expected)
 
@@ -50,15 +50,15 @@ def test_frozen_play_is_unchanged_and_without_motion() -> None:
     assert frozen["token_divergence"] == 0 and frozen["sharpness"] > 1
 
 
-def test_boiling_play_changes_nearly_every_token() -> None:
+def test_flickering_play_changes_every_token() -> None:
     tokens = (torch.arange(5) % 12).view(1, 5, 1, 1).expand(2, 5, 2, 2)
     noise = torch.rand(2, 3, 17, 16, 16) * 2 - 1
-    boiling, calm = statistics(tokens, noise, tokens), statistics(tokens, smooth(2, 17), tokens)
-    assert boiling["unchanged_share"] == 0
-    assert boiling["motion"] > 70 and boiling["sharpness"] > 3 * calm["sharpness"]  # a third of 255 is 85
+    flicker, calm = statistics(tokens, noise, tokens), statistics(tokens, smooth(2, 17), tokens)
+    assert flicker["unchanged_share"] == 0
+    assert flicker["motion"] > 70 and flicker["sharpness"] > 3 * calm["sharpness"]  # noise changes by 255 / 3 = 85
 
 
-def test_a_blank_picture_has_no_sharpness_and_tokens_that_play_lacks() -> None:
+def test_blank_frames_have_no_sharpness_and_tokens_that_real_play_lacks() -> None:
     blank = statistics(
         torch.full((2, 5, 2, 2), 11), torch.full((2, 3, 17, 16, 16), -0.3), torch.zeros(2, 5, 2, 2, dtype=torch.int64)
     )
@@ -66,12 +66,12 @@ def test_a_blank_picture_has_no_sharpness_and_tokens_that_play_lacks() -> None:
     assert blank["token_divergence"] == pytest.approx(math.log(2))  # nothing in common
 
 
-def test_motion_is_in_levels_a_frame() -> None:
+def test_motion_is_in_grey_levels_per_frame() -> None:
     brighter = torch.linspace(-1, 1, 17).view(1, 1, 17, 1, 1).expand(2, 3, 17, 16, 16)
     assert statistics(random_tokens(2, 5), brighter, random_tokens(2, 5))["motion"] == pytest.approx(255 / 16, rel=1e-3)
 
 
-def test_encoding_again_is_compared_with_the_video_itself() -> None:
+def test_retokenized_psnr_compares_the_video_with_its_reconstruction() -> None:
     video = smooth(3, 17)
     again = ADAPTER.decode(ADAPTER.encode(video))
     error = ((video - again.clamp(-1, 1)) / 2).square().mean((1, 3, 4))[:, 1:]
@@ -80,7 +80,7 @@ def test_encoding_again_is_compared_with_the_video_itself() -> None:
     assert found == pytest.approx(float(expected.mean()), abs=0.01)
 
 
-def test_only_what_comes_after_the_first_step_and_frame_counts() -> None:
+def test_the_first_step_and_frame_only_serve_as_predecessors() -> None:
     tokens, video = random_tokens(2, 5), smooth(2, 17)
     tokens[:, 1:] = 3
     reference = torch.full((1, 1, 2, 2), 3)
@@ -89,7 +89,7 @@ def test_only_what_comes_after_the_first_step_and_frame_counts() -> None:
     assert changed == pytest.approx(1 - float((tokens[:, 0] != 3).double().mean()) / 4)
 
 
-def test_continuous_tokens_are_compared_by_their_gaussians() -> None:
+def test_continuous_tokens_are_compared_by_frechet_distance() -> None:
     torch.manual_seed(0)
     real, same, other = (TokenVectors(3) for _ in range(3))
     real.add(torch.randn(4, 5, 4, 4, 3))
@@ -97,7 +97,7 @@ def test_continuous_tokens_are_compared_by_their_gaussians() -> None:
     other.add(torch.randn(4, 5, 4, 4, 3) + torch.tensor([2.0, 0, 0]))
     assert real.distance(same) < 0.2 < 3.5 < real.distance(other) < 4.6
     tokenizer = VidTok.from_preset("vidtok_kl_causal_488_4chn", ch=4, ch_mult=(1, 1, 1, 1), num_res_blocks=1)
-    adapter, result = TokenizerAdapter(tokenizer), StretchStatistics(TokenVectors(4))
+    adapter, result = TokenizerAdapter(tokenizer), SegmentStatistics(TokenVectors(4))
     video = smooth(2, 17)
     tokens = encode_steps(adapter, video)
     assert decode_steps(adapter, tokens).shape == video.shape
@@ -109,12 +109,12 @@ def test_continuous_tokens_are_compared_by_their_gaussians() -> None:
     assert values["token_frechet"] == pytest.approx(0, abs=1e-6)
 
 
-def test_stretches_follow_each_other_from_the_prompt_on() -> None:
+def test_segments_follow_each_other_from_the_prompt_on() -> None:
     tokens = torch.arange(8).view(1, 8, 1, 1)
     frames = torch.arange(29.0).view(1, 1, 29, 1, 1)
-    parts = list(Sequences(tokens=tokens, video=frames).segments(2, first=3, temporal_factor=F))
-    assert [part.tokens.flatten().tolist() for part in parts] == [[2, 3, 4], [4, 5, 6]]
-    assert [(int(part.video[0, 0, 0]), part.video.shape[2]) for part in parts] == [(8, 9), (16, 9)]
+    segments = list(Sequences(tokens=tokens, video=frames).segments(2, first=3, temporal_factor=F))
+    assert [segment.tokens.flatten().tolist() for segment in segments] == [[2, 3, 4], [4, 5, 6]]
+    assert [(int(segment.video[0, 0, 0]), segment.video.shape[2]) for segment in segments] == [(8, 9), (16, 9)]
 
 
 @pytest.fixture(scope="module")
@@ -129,41 +129,41 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def measure(root: Path, source: str, *, at_once: int = 32) -> Drift:
+def measure(root: Path, source: str, *, batch_size: int = 32) -> Drift:
     model = random_model()
     train, held_out = TokenStore(root / "store", "train"), TokenStore(root / "store", "validation")
     if source == "episodes":
         prompts = held_out_prompts(find_episodes(root / "episodes"), count=2, prompt_frames=5, future_frames=32)
-        beginnings, real = play_from_episodes(ADAPTER, prompts, 8, model.device)
+        starts, real = play_from_episodes(ADAPTER, prompts, 8, model.device)
     else:
-        beginnings, real = play_from_store(
-            ADAPTER, held_out, rollouts=3, prompt_frames=5, num_frames=32, stretch_frames=8, device=model.device
+        starts, real = play_from_store(
+            ADAPTER, held_out, rollouts=3, prompt_frames=5, num_frames=32, segment_frames=8, device=model.device
         )
     return free_running(
-        model, ADAPTER, beginnings, real, train, num_frames=32, stretch_frames=8, real_source=source,
-        sampler=Sampler(), at_once=at_once,
+        model, ADAPTER, starts, real, train, num_frames=32, segment_frames=8, real_source=source,
+        sampler=Sampler(), batch_size=batch_size,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("source", ["episodes", "store"])
-def test_rollouts_and_real_play_are_measured_stretch_by_stretch(root: Path, source: str) -> None:
+def test_rollouts_and_real_play_are_measured_segment_by_segment(root: Path, source: str) -> None:
     result = measure(root, source)
     values = result.measured().values
     names = {"token_divergence", "unchanged_share", "motion", "sharpness", "retokenized_psnr"}
     assert values["frames"] == [8, 16, 24, 32] and values["rollouts"] == (2 if source == "episodes" else 3)
     for name in names:
         assert len(values[name]) == 4 and 1 <= len(values[f"real_{name}"]) <= 4
-    # A random model's tokens are not those of the videos, and real play's are.
+    # A random model's tokens differ from the training tokens more than real play does.
     assert min(values["token_divergence"]) > max(values["real_token_divergence"])
 
 
-def test_drift_does_not_depend_on_how_many_rollouts_go_at_once(root: Path) -> None:
-    whole, parts = (measure(root, "episodes", at_once=size).measured().values for size in (2, 1))
+def test_drift_does_not_depend_on_how_many_rollouts_go_batch_size(root: Path) -> None:
+    two, one = (measure(root, "episodes", batch_size=size).measured().values for size in (2, 1))
     for name in ("token_divergence", "unchanged_share", "motion", "real_motion"):
-        assert whole[name] == pytest.approx(parts[name], abs=1e-3)
+        assert two[name] == pytest.approx(one[name], abs=1e-3)
 
 
-def test_a_rollout_that_replays_the_episode_is_as_real_play(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rollout_that_replays_the_episode_scores_like_real_play(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = held_out_prompts(find_episodes(root / "episodes"), count=2, prompt_frames=5, future_frames=32)
 
     class Replay:
@@ -177,22 +177,24 @@ def test_a_rollout_that_replays_the_episode_is_as_real_play(root: Path, monkeypa
         assert values[name] == pytest.approx(values[f"real_{name}"], rel=1e-3)
 
 
-def test_actions_go_on_from_clip_to_clip(root: Path) -> None:
+def test_actions_continue_from_clip_to_clip(root: Path) -> None:
     store = TokenStore(root / "store", "validation")
-    beginnings, _ = play_from_store(
-        ADAPTER, store, rollouts=1, prompt_frames=5, num_frames=64, stretch_frames=8, device=torch.device("cpu")
+    starts, _ = play_from_store(
+        ADAPTER, store, rollouts=1, prompt_frames=5, num_frames=64, segment_frames=8, device=torch.device("cpu")
     )
     recorded = torch.from_numpy(find_episodes(root / "episodes")[0].actions)
-    assert beginnings.actions is not None and beginnings.actions[0, 1:].tolist() == recorded[1:69].tolist()
+    assert starts.actions is not None and starts.actions[0, 1:].tolist() == recorded[1:69].tolist()
 
 
 def test_a_store_whose_episodes_are_too_short_is_one_clear_error(root: Path) -> None:
-    def begin(**sizes: int) -> Iterator[list[Sequences]]:
+    def play(**sizes: int) -> Iterator[list[Sequences]]:
         store = TokenStore(root / "store", "validation")
-        settings = {"prompt_frames": 5, "num_frames": 32, "stretch_frames": 8, **sizes}
+        settings = {"prompt_frames": 5, "num_frames": 32, "segment_frames": 8, **sizes}
         return play_from_store(ADAPTER, store, rollouts=1, device=torch.device("cpu"), **settings)[1]
 
-    with pytest.raises(ValueError, match="measures.drift_segment takes 9 latent steps of one episode, .* 8 at most"):
-        begin(stretch_frames=32)
-    with pytest.raises(ValueError, match="measures.prompt_frames takes 9 latent steps"):
-        begin(prompt_frames=33)
+    with pytest.raises(
+        ValueError, match="measures.drift_segment needs 9 latent steps of one episode, .* has 8; lower it"
+    ):
+        play(segment_frames=32)
+    with pytest.raises(ValueError, match="measures.prompt_frames needs 9 latent steps"):
+        play(prompt_frames=33)

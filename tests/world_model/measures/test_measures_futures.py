@@ -1,4 +1,4 @@
-"""Imagined futures against real ones: perfect, copied and noisy ones have the scores that they must have."""
+"""Imagined futures scored against real ones: perfect, copied and wrong ones have the expected scores."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def prompts() -> Prompts:
-    """Smooth videos that move, each with actions of its own."""
+    """Smooth moving videos, each with its own constant action."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(3, 3, PROMPT + FUTURE, 4, 4, generator=generator) * 2 - 1
     video = torch.nn.functional.interpolate(coarse, (PROMPT + FUTURE, 16, 16), mode="trilinear")
@@ -44,7 +44,7 @@ def prompts() -> Prompts:
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, prompts: Prompts, imagine: Any, **settings: Any) -> PromptThenFree:
-    """The scores of rollouts that `imagine(rows, actions)` makes the future of, (b, 3, t, h, w)."""
+    """The scores of a model whose rollouts are `imagine(rows, actions)`, (b, 3, t, h, w)."""
 
     def fake(
         model: Any, adapter: TokenizerAdapter, *, prompt: Tensor, actions: Tensor, num_frames: int, sampler: Any,
@@ -66,15 +66,15 @@ def measured(monkeypatch: pytest.MonkeyPatch, prompts: Prompts, imagine: Any, **
 
 
 def test_a_perfect_model_reaches_the_bound_at_every_frame(monkeypatch: pytest.MonkeyPatch, prompts: Prompts) -> None:
-    result = measured(monkeypatch, prompts, lambda rows, actions: prompts.future[rows], at_once=2)
+    result = measured(monkeypatch, prompts, lambda rows, actions: prompts.future[rows], batch_size=2)
     values = result.measured().values
     assert values["psnr_by_frame"] == pytest.approx([80] * FUTURE, abs=0.01)
     assert values["ssim_by_frame"] == pytest.approx([1] * FUTURE)
-    assert values["action_delta_psnr"] == 0  # it looks at no actions
+    assert values["action_delta_psnr"] == 0  # it ignores actions
     assert values["tokenizer_psnr"] < 30 and values["prompts"] == 3
 
 
-def test_a_model_that_repeats_the_last_frame_scores_as_copying(
+def test_a_model_that_repeats_the_last_frame_scores_like_copying(
     monkeypatch: pytest.MonkeyPatch, prompts: Prompts
 ) -> None:
     last = prompts.prompt[:, :, -1:].expand_as(prompts.future)
@@ -84,7 +84,7 @@ def test_a_model_that_repeats_the_last_frame_scores_as_copying(
     assert values["psnr_by_frame"][0] > values["psnr_by_frame"][-1]
 
 
-def test_the_horizon_tells_where_a_rollout_goes_wrong(monkeypatch: pytest.MonkeyPatch, prompts: Prompts) -> None:
+def test_the_horizon_shows_where_a_rollout_goes_wrong(monkeypatch: pytest.MonkeyPatch, prompts: Prompts) -> None:
     wrong = prompts.future.clone()
     wrong[:, :, 6:] = -wrong[:, :, 6:]
     values = measured(monkeypatch, prompts, lambda rows, actions: wrong[rows]).measured().values
@@ -92,23 +92,23 @@ def test_the_horizon_tells_where_a_rollout_goes_wrong(monkeypatch: pytest.Monkey
     assert values["psnr"] == pytest.approx(np.mean(values["psnr_by_frame"]), abs=1e-4)
 
 
-def test_a_model_that_heeds_its_actions_has_a_delta_above_chance(
+def test_a_model_that_follows_its_actions_has_a_positive_delta(
     monkeypatch: pytest.MonkeyPatch, prompts: Prompts
 ) -> None:
-    def led(rows: slice, actions: Tensor) -> Tensor:
+    def controlled(rows: slice, actions: Tensor) -> Tensor:
         return prompts.future[actions[:, -1]]  # the future that these actions belong to
 
-    values = measured(monkeypatch, prompts, led).measured().values
+    values = measured(monkeypatch, prompts, controlled).measured().values
     low, high = values["action_delta_psnr_interval"]
     assert 40 < low < values["action_delta_psnr"] < high
 
 
-def test_lpips_and_fvd_are_measured_where_there_are_networks(
+def test_lpips_and_fvd_are_measured_if_networks_are_given(
     monkeypatch: pytest.MonkeyPatch, prompts: Prompts, tmp_path: Path
 ) -> None:
     i3d = I3D(save_torchscript(ToyI3D(), tmp_path / "i3d.pt"))
     perfect = measured(
-        monkeypatch, prompts, lambda rows, actions: prompts.future[rows], lpips=golden_lpips(), i3d=i3d, at_once=2
+        monkeypatch, prompts, lambda rows, actions: prompts.future[rows], lpips=golden_lpips(), i3d=i3d, batch_size=2
     ).measured()
     assert perfect.values["lpips_by_frame"] == pytest.approx([0] * FUTURE, abs=1e-5)
     assert perfect.values["fvd"] == pytest.approx(0, abs=1e-3)
@@ -119,29 +119,29 @@ def test_lpips_and_fvd_are_measured_where_there_are_networks(
     assert wrong.values["fvd"] > 0.1 and "lpips" not in wrong.values
 
 
-def test_what_one_prompt_cannot_tell_is_named(
+def test_measures_that_need_more_prompts_or_actions_give_the_reason(
     monkeypatch: pytest.MonkeyPatch, prompts: Prompts, tmp_path: Path
 ) -> None:
     one = Prompts(video=prompts.video[:1], actions=prompts.actions[:1], prompt_frames=PROMPT)
     i3d = I3D(save_torchscript(ToyI3D(), tmp_path / "i3d.pt"))
     result = measured(monkeypatch, one, lambda rows, actions: prompts.future[rows], i3d=i3d).measured()
-    assert "set measures.prompts higher" in result.not_measured["action_delta_psnr"]
-    assert "it takes at least 2 prompts" in result.not_measured["fvd"]
+    assert "raise measures.prompts" in result.not_measured["action_delta_psnr"]
+    assert "it needs at least 2 prompts" in result.not_measured["fvd"]
     none = Prompts(video=prompts.video, actions=None, prompt_frames=PROMPT)
     result = measured(monkeypatch, none, lambda rows, actions: prompts.future[rows]).measured()
     assert "trained without actions" in result.not_measured["action_delta_psnr"]
 
 
-def test_scores_do_not_depend_on_how_many_prompts_go_at_once(prompts: Prompts) -> None:
-    parts = [
-        prompt_then_free(MODEL, ADAPTER, prompts, sampler=Sampler(seed=1), at_once=size).measured().values
+def test_scores_do_not_depend_on_how_many_prompts_go_batch_size(prompts: Prompts) -> None:
+    one, three = (
+        prompt_then_free(MODEL, ADAPTER, prompts, sampler=Sampler(seed=1), batch_size=size).measured().values
         for size in (1, 3)
-    ]
-    assert parts[0]["psnr_by_frame"] == pytest.approx(parts[1]["psnr_by_frame"], abs=1e-3)
-    assert parts[0]["action_delta_psnr"] == pytest.approx(parts[1]["action_delta_psnr"], abs=1e-3)
+    )
+    assert one["psnr_by_frame"] == pytest.approx(three["psnr_by_frame"], abs=1e-3)
+    assert one["action_delta_psnr"] == pytest.approx(three["action_delta_psnr"], abs=1e-3)
 
 
-def test_the_short_form_has_the_same_numbers(prompts: Prompts) -> None:
+def test_score_rollouts_gives_the_same_numbers(prompts: Prompts) -> None:
     values = prompt_then_free(MODEL, ADAPTER, prompts, sampler=Sampler(seed=1)).measured().values
     scores, result = score_rollouts(MODEL, ADAPTER, prompts, sampler=Sampler(seed=1))
     assert scores.rollout_psnr == pytest.approx(values["psnr"], abs=1e-3)
@@ -151,7 +151,7 @@ def test_the_short_form_has_the_same_numbers(prompts: Prompts) -> None:
     assert result.video.shape == prompts.video.shape
 
 
-def test_others_actions_are_another_rows_and_the_prompts_stay() -> None:
+def test_others_actions_swap_the_futures_and_keep_the_prompts() -> None:
     actions = torch.arange(5)[:, None, None].expand(5, 7, 2).float()
     swapped = others_actions(actions, prompt_frames=3)
     assert torch.equal(swapped[:, :3], actions[:, :3])
@@ -160,7 +160,7 @@ def test_others_actions_are_another_rows_and_the_prompts_stay() -> None:
         others_actions(actions[:1], prompt_frames=3)
 
 
-def test_random_actions_are_held_and_the_prompts_stay() -> None:
+def test_random_actions_are_held_and_keep_the_prompts() -> None:
     actions = torch.full((2, 60), 7)
     drawn = random_actions(actions, prompt_frames=10, size=5, hold=(3, 6))
     assert torch.equal(drawn[:, :10], actions[:, :10]) and set(drawn[:, 10:].flatten().tolist()) == set(range(5))
@@ -168,7 +168,7 @@ def test_random_actions_are_held_and_the_prompts_stay() -> None:
     assert (changes >= 50 // 6 - 1).all() and (changes <= 50 // 3).all()
 
 
-def test_an_effect_that_is_chance_has_an_interval_about_zero() -> None:
+def test_a_chance_effect_has_an_interval_around_zero() -> None:
     noise = torch.randn(200, generator=torch.Generator().manual_seed(0))
     chance = action_effect(20 + noise, torch.full((200,), 20.0))
     assert chance.low < 0 < chance.high
@@ -176,7 +176,7 @@ def test_an_effect_that_is_chance_has_an_interval_about_zero() -> None:
     assert 0.9 < sure.low < sure.delta_psnr < sure.high < 1.1
 
 
-def test_prompts_are_stretches_of_episodes_with_their_actions(folder: Path) -> None:
+def test_prompts_are_segments_of_episodes_with_their_actions(folder: Path) -> None:
     episodes = find_episodes(folder)
     assert room_for(episodes, 17) == 3
     prompts = held_out_prompts(episodes, count=3, prompt_frames=5, future_frames=12)
@@ -184,7 +184,9 @@ def test_prompts_are_stretches_of_episodes_with_their_actions(folder: Path) -> N
     frames = torch.from_numpy(read_frames(episodes[0].path, range(17, 34))).float() / 127.5 - 1
     assert torch.equal(prompts.video[1], frames.permute(3, 0, 1, 2))
     assert prompts.actions is not None and prompts.actions[1].tolist() == episodes[0].actions[17:34].tolist()
-    with pytest.raises(ValueError, match="have room for 3 stretches of 17 frames, asked for 4"):
+    with pytest.raises(
+        ValueError, match="count must be at most 3, the number of segments of 17 frames in the episodes, got 4"
+    ):
         held_out_prompts(episodes, count=4, prompt_frames=5, future_frames=12)
 
 
@@ -192,4 +194,4 @@ def test_videos_without_actions_give_prompts_without_actions(folder: Path) -> No
     videos = recordings(folder, with_actions=False)
     prompts = held_out_prompts(videos, count=2, prompt_frames=5, future_frames=12)
     assert prompts.actions is None and len(prompts) == 2
-    assert [len(part) for _, part in prompts.parts(1)] == [1, 1]
+    assert [len(batch) for _, batch in prompts.batches(1)] == [1, 1]

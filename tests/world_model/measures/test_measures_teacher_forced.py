@@ -37,12 +37,12 @@ def batches_of(store: Path, size: int = 2) -> list[TensorDict]:
 
 
 def even_scores(losses: Tensor, correct: Tensor | None) -> TokenScores:
-    """All tokens weigh alike."""
+    """Scores with equal weights."""
     return TokenScores(losses=losses, correct=correct, weights=torch.ones(losses.shape[:4]))
 
 
 def scored(monkeypatch: pytest.MonkeyPatch, score: Callable[[Tensor], TokenScores], store: Path) -> TeacherForced:
-    """The measures of a model that scores so."""
+    """The measures of a model with the given `score`."""
     model = tiny_model()
     monkeypatch.setattr(model, "score", lambda tokens, actions: score(tokens))
     return teacher_forced(model, batches_of(store), None)
@@ -74,7 +74,7 @@ def test_a_token_is_right_if_all_its_factors_are(store: Path, monkeypatch: pytes
     assert values["cross_entropy_by_factor"] == [0.5, 1.5] and values["cross_entropy"] == 2
 
 
-def test_continuous_tokens_have_a_flow_loss_and_say_what_they_lack(
+def test_continuous_tokens_have_a_flow_loss_and_name_what_is_not_measured(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flow(tokens: Tensor) -> TokenScores:
@@ -84,9 +84,9 @@ def test_continuous_tokens_have_a_flow_loss_and_say_what_they_lack(
     assert measured.values["flow_loss"] == 0.25 and set(measured.not_measured) == {"accuracy", "cross_entropy"}
 
 
-def test_tokens_count_by_their_weights(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_count_with_their_weights(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def masked(tokens: Tensor) -> TokenScores:
-        """One token of each step is scored, for all six."""
+        """One token of each step is scored and stands for all six."""
         losses = torch.full((*tokens[:, 1:].shape, 1), 100.0)
         losses[:, :, 0, 1] = 0.5
         weights = torch.zeros(losses.shape[:4])
@@ -97,7 +97,7 @@ def test_tokens_count_by_their_weights(store: Path, monkeypatch: pytest.MonkeyPa
     assert values["cross_entropy"] == 0.5 and values["accuracy"] == 1
 
 
-def test_only_valid_steps_count_and_each_at_its_step() -> None:
+def test_only_valid_steps_count_each_at_its_own_step() -> None:
     sums = StepSums()
     values = torch.arange(3.0).view(1, 3, 1, 1, 1).expand(2, 3, 2, 2, 1)
     sums.add(values, torch.tensor([[True, True, True], [True, False, False]]))
@@ -114,9 +114,9 @@ def test_no_step_to_score_is_an_error() -> None:
         _ = StepSums().mean
 
 
-def test_copying_is_measured_as_the_share_of_unchanged_tokens(tmp_path: Path) -> None:
+def test_copy_accuracy_is_the_fraction_of_unchanged_tokens(tmp_path: Path) -> None:
     window = torch.zeros(1, 3, 2, 3, dtype=torch.int64)
-    window[:, 2, 0] = 1  # half of the last step changes
+    window[:, 2, 0] = 1  # half of the last step's tokens change
     data = {"codes": window, "valid": torch.ones(1, 3, dtype=torch.bool)}
     data |= {"actions": torch.zeros(1, 3, 2, dtype=torch.int64), "actions_known": torch.ones(1, 3, 2, dtype=torch.bool)}
     values = teacher_forced(tiny_model(), [TensorDict(data, [1])], None).measured().values
@@ -124,7 +124,7 @@ def test_copying_is_measured_as_the_share_of_unchanged_tokens(tmp_path: Path) ->
     assert values["copy_accuracy_by_position"] == [[0.5] * 3, [1] * 3]
 
 
-def test_cross_entropies_are_of_the_same_tokens(store: Path) -> None:
+def test_cross_entropies_score_the_same_tokens(store: Path) -> None:
     model, train, held_out = tiny_model(), TokenStore(store, "train"), TokenStore(store, "validation")
     result = cross_entropies(model, train, held_out, window_steps=4, batch_size=2)
     losses, unigram = [], []

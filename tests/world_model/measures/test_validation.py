@@ -1,4 +1,4 @@
-"""`world-model validate` measures a run's last checkpoint in three regimes, and says what it cannot measure."""
+"""`world-model validate` measures a run's last checkpoint in three regimes and says what it cannot measure."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def config(root: Path, *overrides: str) -> WorldModelRunConfig:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Recordings, their tokens, and a run on them that keeps averages."""
+    """Recordings, their tokens, and a run on them that keeps averaged weights."""
     root = tmp_path_factory.mktemp("validated")
     for number, frames in enumerate((60, 45)):
         write_episode(root / "episodes" / f"{number}.mp4", frames)
@@ -64,7 +64,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def logging_as_before() -> Iterator[None]:
+def restored_logging() -> Iterator[None]:
     logger = logging.getLogger()
     handlers, level = logger.handlers, logger.level
     with warnings.catch_warnings():
@@ -75,7 +75,7 @@ def logging_as_before() -> Iterator[None]:
 
 
 def test_the_command_writes_every_regime_as_json_table_and_plots(
-    root: Path, logging_as_before: None, capsys: pytest.CaptureFixture[str]
+    root: Path, restored_logging: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root / "cfg.yaml").write_text(to_yaml(config(root, f"measures.episodes={root}/episodes")))
     assert main(["validate", "--config", str(root / "cfg.yaml")]) == 0
@@ -95,7 +95,7 @@ def test_the_command_writes_every_regime_as_json_table_and_plots(
         assert (root / "run" / "validation" / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_recordings_drift_is_measured_on_the_stores_own_tokens(root: Path) -> None:
+def test_without_recordings_drift_is_measured_on_the_stores_tokens(root: Path) -> None:
     report = validate_world_model(config(root))
     prompted, free = report.regimes["prompt_then_free"], report.regimes["free_running"]
     assert prompted.values == {} and set(prompted.not_measured) == {"psnr", "ssim", "lpips", "fvd", "action_delta_psnr"}
@@ -103,7 +103,7 @@ def test_without_recordings_drift_is_measured_on_the_stores_own_tokens(root: Pat
     assert len(free.values["token_divergence"]) == 2 and "split validation" in free.values["real_source"]
 
 
-def test_named_networks_are_used(root: Path, tmp_path: Path) -> None:
+def test_given_networks_are_used(root: Path, tmp_path: Path) -> None:
     i3d = save_torchscript(ToyI3D(), tmp_path / "i3d.pt")
     report = validate_world_model(config(root, f"measures.episodes={root}/episodes", f"measures.i3d={i3d}"))
     prompted = report.regimes["prompt_then_free"]
@@ -115,7 +115,7 @@ def test_named_networks_are_used(root: Path, tmp_path: Path) -> None:
 def test_it_measures_the_averaged_weights_of_the_last_checkpoint(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
 
-    class Noting:
+    class Recorder:
         def __init__(self, model: torch.nn.Module, *args: Any, **settings: Any) -> None:
             seen.append(model.state_dict())
 
@@ -123,7 +123,7 @@ def test_it_measures_the_averaged_weights_of_the_last_checkpoint(root: Path, mon
             empty = Measured(values={})
             return Report(source=source, settings={}, regimes=dict.fromkeys(REGIMES, empty))
 
-    monkeypatch.setattr("world_model.training.runs.Validation", Noting)
+    monkeypatch.setattr("world_model.training.runs.Validation", Recorder)
     report = validate_world_model(config(root, "ema_decay=0.9"))
     last = training.last_checkpoint(root / "run" / "checkpoints")
     assert report.source == str(last) and last is not None
@@ -134,14 +134,14 @@ def test_it_measures_the_averaged_weights_of_the_last_checkpoint(root: Path, mon
     assert any(not torch.equal(current[f"model.{name}"], tensor) for name, tensor in exported.items())
 
 
-def test_another_architecture_than_the_checkpoints_is_one_clear_error(root: Path) -> None:
+def test_an_architecture_other_than_the_checkpoints_is_refused(root: Path) -> None:
     with pytest.raises(
         ValueError, match=r"must have the architecture of the config, .* model.code_width \(64, not 32\)"
     ):
         validate_world_model(config(root, "model.code_width=32"))
 
 
-def test_a_run_without_checkpoint_is_one_clear_error(root: Path, tmp_path: Path) -> None:
+def test_a_run_without_checkpoint_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"validate: there is no checkpoint in .*; run fit first"):
         validate_world_model(config(root, f"output={tmp_path}"))
 
@@ -156,15 +156,15 @@ def test_several_processes_are_refused(root: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("prompt_frames=6", r"prompt_frames must be 1 \+ a multiple of 4 .*, got 6; the nearest that fit: 5 and 9"),
-        ("future_frames=10", "future_frames must be a multiple of 4 .*, got 10; the nearest that fit: 8 and 12"),
+        ("prompt_frames=6", r"prompt_frames must be 1 \+ a multiple of 4 .*, got 6; the nearest are 5 and 9"),
+        ("future_frames=10", "future_frames must be a multiple of 4 .*, got 10; the nearest are 8 and 12"),
         ("drift_frames=20", "drift_frames must be a multiple of drift_segment, 8, got 20; 24 is one"),
         ("prompts=0", "prompts must be at least 1, got 0"),
         ("episodes=nowhere", "nowhere doesn't exist"),
-        ("drift_frames=80", "no recording in .* has 85 frames .*; set measures.drift_frames lower"),
+        ("drift_frames=80", "no recording in .* has 85 frames .*; lower measures.drift_frames"),
     ],
 )
-def test_settings_that_do_not_fit_are_named_before_anything_runs(root: Path, setting: str, message: str) -> None:
+def test_settings_that_do_not_fit_are_refused_before_anything_runs(root: Path, setting: str, message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         validate_world_model(config(root, f"measures.episodes={root}/episodes", f"measures.{setting}"))
 
@@ -174,7 +174,7 @@ def test_fvd_needs_futures_long_enough() -> None:
         MeasuresConfig(future_frames=8, i3d=Path("i3d.pt"))
 
 
-def test_recordings_without_actions_serve_a_model_without_actions(root: Path, tmp_path: Path) -> None:
+def test_recordings_without_actions_work_for_a_model_without_actions(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "episodes"
     write_episode(folder / "0.mp4", 60)
     for path in (folder / "0.actions.npy", folder / "0.json"):
@@ -195,7 +195,7 @@ def report_of(**regimes: Measured) -> Report:
     return Report(source="a model", settings={}, regimes={name: regimes.get(name, empty) for name in REGIMES})
 
 
-def test_only_what_was_measured_is_drawn(tmp_path: Path) -> None:
+def test_only_what_was_measured_is_plotted(tmp_path: Path) -> None:
     forced = Measured(values={"flow_loss_by_step": [1.0, 0.5], "flow_loss_by_position": [[1.0, 2.0]]})
     paths = write_plots(report_of(teacher_forced=forced), tmp_path)
     assert [path.name for path in paths] == ["horizon.png", "positions.png"]
@@ -212,7 +212,7 @@ def test_the_table_has_a_section_for_each_regime_and_every_reason() -> None:
     assert "0.4 … 0.6" in text and "there are no [frames]." in text
 
 
-def test_a_number_that_is_none_is_never_written(tmp_path: Path) -> None:
+def test_nan_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         report_of(teacher_forced=Measured(values={"accuracy": float("nan")})).write(tmp_path)
     assert not (tmp_path / "validation.json").exists()
