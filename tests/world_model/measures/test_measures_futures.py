@@ -132,7 +132,7 @@ def test_measures_that_need_more_prompts_or_actions_give_the_reason(
     assert "trained without actions" in result.not_measured["action_delta_psnr"]
 
 
-def test_scores_do_not_depend_on_how_many_prompts_go_batch_size(prompts: Prompts) -> None:
+def test_scores_do_not_depend_on_the_batch_size(prompts: Prompts) -> None:
     one, three = (
         prompt_then_free(MODEL, ADAPTER, prompts, sampler=Sampler(seed=1), batch_size=size).measured().values
         for size in (1, 3)
@@ -184,9 +184,7 @@ def test_prompts_are_segments_of_episodes_with_their_actions(folder: Path) -> No
     frames = torch.from_numpy(read_frames(episodes[0].path, range(17, 34))).float() / 127.5 - 1
     assert torch.equal(prompts.video[1], frames.permute(3, 0, 1, 2))
     assert prompts.actions is not None and prompts.actions[1].tolist() == episodes[0].actions[17:34].tolist()
-    with pytest.raises(
-        ValueError, match="count must be at most 3, the number of segments of 17 frames in the episodes, got 4"
-    ):
+    with pytest.raises(ValueError, match="count must be at most 3, the number of segments of 17 frames .*, got 4"):
         held_out_prompts(episodes, count=4, prompt_frames=5, future_frames=12)
 
 
