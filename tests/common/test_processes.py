@@ -24,8 +24,8 @@ def test_each_process_knows_its_rank(tmp_path: Path) -> None:
     ("how", "reason"),
     [
         ("raise", "Process 2 of 2 failed: Video x.mp4 is damaged."),
-        ("kill", "Process 2 of 2 failed: it was ended by signal 9; start the same command again to go on."),
-        ("bug", "Process 2 of 2 failed: it ended with exit code 1; what it said is above."),
+        ("kill", "Process 2 of 2 failed: it was terminated by signal 9; run the same command again to continue."),
+        ("bug", "Process 2 of 2 failed: it exited with code 1; its own error is printed above."),
     ],
 )
 def test_one_that_fails_ends_the_others_and_is_named(tmp_path: Path, how: str, reason: str) -> None:

@@ -169,5 +169,5 @@ def test_other_or_damaged_files_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"all of VGG16's convolutions, but net\.slice1\.0\.bias is missing"):
         load_lpips(path)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"weights\.pth is no whole checkpoint.*; fetch it again"):
+    with pytest.raises(ValueError, match=r"weights\.pth is not a complete checkpoint.*; fetch it again"):
         load_lpips(path)

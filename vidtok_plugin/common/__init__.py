@@ -1,1 +1,1 @@
-"""What every room may use: config, commands, atomic files, processes, hashes, errors."""
+"""Shared helpers: config, commands, atomic files, checkpoint files, processes, hashes, errors."""

@@ -11,37 +11,42 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-ZIP = b"PK"  # what torch.save writes
-# What the unpickler may raise on the wrong bytes of a damaged checkpoint.
+ZIP = b"PK"  # the first bytes of a file by torch.save
+# Errors that the unpickler raises on damaged bytes.
 DAMAGE = (
     EOFError, RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error
 )  # fmt: skip
 
 
 def read_checkpoint(path: Path, *, strip_objects: bool = False) -> object:
-    """All that a checkpoint or safetensors file holds, on the CPU; arguments and errors as `read_weights`."""
+    """The contents of a checkpoint or safetensors file, on the CPU; the format is detected from the contents.
+
+    strip_objects: replace objects other than tensors and plain values by `Stripped`, instead of refusing the file.
+
+    Raises:
+        ValueError: the file is empty, damaged, of another format, or needs code to be run.
+    """
     with path.open("rb") as file:
         start = file.read(16)
     if not start:
-        raise ValueError(f"VidTok: {path} is empty; fetch it again.")
-    if start[8:9] == b"{":  # after the header's length
+        raise ValueError(f"{path} is empty; fetch it again.")
+    if start[8:9] == b"{":  # the header, after its length
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"VidTok: {path} is no whole safetensors file ({error}); fetch it again.") from error
+            raise ValueError(f"{path} is not a complete safetensors file ({error}); fetch it again.") from error
     if start.startswith(ZIP):
         return _unpickle(path, strip_objects)
-    if start.startswith(pickle.PROTO):  # torch's format before the zip file; its objects cannot be stripped
+    if start.startswith(pickle.PROTO):  # torch's old format, whose objects cannot be stripped
         return _unpickle(path, strip_objects=False)
     raise ValueError(
-        f"VidTok: {path} is neither a PyTorch checkpoint nor a safetensors file (it begins with {start!r}); "
-        "fetch it again."
+        f"{path} is neither a PyTorch checkpoint nor a safetensors file (it starts with {start!r}); fetch it again."
     )
 
 
 def _unpickle(path: Path, strip_objects: bool) -> object:
     try:
-        # As an open file, since torch goes by the name's ending otherwise.
+        # An open file, since torch would choose the format by the name's ending.
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             names = torch.serialization.get_unsafe_globals_in_checkpoint(file) if strip_objects else []
@@ -53,22 +58,22 @@ def _unpickle(path: Path, strip_objects: bool) -> object:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code is None:
             raise ValueError(
-                f"VidTok: {path} is no whole checkpoint, or none that can be read without running code; fetch it again."
+                f"{path} is not a complete checkpoint, or cannot be read without running code; fetch it again."
             ) from error
         raise ValueError(
-            f"VidTok: {path} names code to be run ({code[1]}), which is refused; `vidtok-plugin convert` copies the "
-            "weights of most such files without running any, and safetensors files name none."
+            f"{path} names code to be run ({code[1]}), which is refused; `vidtok-plugin convert` copies the weights of "
+            "most such files without running any, and safetensors files contain no code."
         ) from error
     except DAMAGE as error:
         reason = (str(error).splitlines() or [""])[0].rstrip(".") or type(error).__name__
-        raise ValueError(f"VidTok: {path} is no whole checkpoint ({reason}); fetch it again.") from error
+        raise ValueError(f"{path} is not a complete checkpoint ({reason}); fetch it again.") from error
 
 
 class Stripped:
-    """Stands in for whatever class or function a checkpoint names: it takes any arguments and does nothing.
+    """The replacement of every class and function that a checkpoint names: takes any arguments and does nothing.
 
-    Checkpoints of the original and of Lightning hold configs, paths and the like beside the weights. torch's own
-    weights-only unpickler reads the file as always; it is merely told that each such name means this class.
+    Published checkpoints and Lightning's contain configs, paths and other objects beside the weights. torch's
+    weights-only unpickler still reads the file; each such name resolves to this class.
     """
 
     def __new__(cls, *_: object) -> Self:

@@ -1,4 +1,4 @@
-"""What both command lines share: common arguments, logging, and errors as one sentence."""
+"""The basis of both command lines: common arguments, logging, and errors as one sentence."""
 
 import argparse
 import logging
@@ -14,36 +14,38 @@ from rich.logging import RichHandler
 from vidtok_plugin.common.config import load_config, to_yaml
 
 T = TypeVar("T")
-WORKERS_TRACEBACK = "Original Traceback (most recent call last):"
+WORKER_TRACEBACK = "Original Traceback (most recent call last):"
 Command = Callable[[argparse.Namespace], None]
 
 
 def add_command(
     subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, run: Command, help: str
 ) -> argparse.ArgumentParser:
-    """Add the subcommand `name`, which calls `run(args)`; every command gets --traceback."""
+    """Adds the subcommand `name`, which calls `run(args)`; every command accepts --traceback."""
     parser: argparse.ArgumentParser = subparsers.add_parser(name, help=help, description=help)
-    parser.add_argument("--traceback", action="store_true", help="show where an error arose")
+    parser.add_argument("--traceback", action="store_true", help="print the traceback of an error")
     parser.set_defaults(run=run)
     return parser
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add --config (repeatable), --print-config and `key=value` overrides; see `config_from`."""
+    """Adds --config (repeatable), --print-config and `key=value` overrides; see `config_from`."""
     parser.add_argument(
         "--config",
         action="append",
         default=[],
         required=required,
         metavar="FILE.yaml",
-        help="config file; repeat it to merge several from left to right",
+        help="config file; several are merged from left to right",
     )
-    parser.add_argument("--print-config", action="store_true", help="print the merged config and stop")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="override a key, such as seed=1")
+    parser.add_argument("--print-config", action="store_true", help="print the merged config and exit")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="override a key, for example seed=1"
+    )
 
 
 def config_from(args: argparse.Namespace, schema: type[T]) -> T:
-    """The config that the arguments name; with --print-config it is printed and the command ends there."""
+    """The config given by the arguments; --print-config prints it and exits."""
     cfg = load_config(schema, args.config, args.overrides)
     if args.print_config:
         print(to_yaml(cfg), end="")
@@ -52,7 +54,7 @@ def config_from(args: argparse.Namespace, schema: type[T]) -> T:
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
-    """Parse the arguments, run their command, and return the exit code, 2 for a user's mistake."""
+    """Parses the arguments and runs the command; returns the exit code, 2 for a user's mistake."""
     args = parse_arguments(parser, argv)
     if not hasattr(args, "run"):
         parser.print_help(sys.stderr)
@@ -72,7 +74,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
 
 
 def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse, letting `key=value` overrides stand anywhere among the options (argparse alone does not)."""
+    """Parses arguments; unlike in plain argparse, `key=value` overrides may stand anywhere among the options."""
     args, rest = parser.parse_known_args(argv)
     unknown = [argument for argument in rest if argument.startswith("-") or not hasattr(args, "overrides")]
     if unknown:
@@ -83,9 +85,9 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
-    """Log to stderr through rich, Lightning's messages among ours, without the noise named here."""
+    """Logs to stderr through rich, including Lightning's messages, without the noise listed here."""
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
-    handler.addFilter(_is_no_noise)
+    handler.addFilter(_is_relevant)
     handler.setFormatter(logging.Formatter("%(message)s"))
     root = logging.getLogger()
     root.handlers = [handler]
@@ -96,29 +98,29 @@ def set_up_logging(level: int = logging.INFO) -> None:
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True
     logging.captureWarnings(True)
-    # Lightning 2.6 under torch 2.13 calls a deprecated function of torch at each step.
+    # Lightning 2.6 under torch 2.13 calls a deprecated function of torch in each step.
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     # A frozen encoder is in eval mode on purpose.
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
 
 
-def _is_no_noise(record: logging.LogRecord) -> bool:
-    """False for Lightning's advertisement of a product, and its news of hardware that is not there."""
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """False for Lightning's advertisement and its messages about missing hardware."""
     noise = ("LitLogger", "TPU available: False", "HPU available: False")
     return not any(text in record.getMessage() for text in noise)
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
-    """ValueError, OSError and Lightning's error for wrong settings, if Lightning was imported at all."""
+    """ValueError, OSError, and Lightning's MisconfigurationException if Lightning was imported."""
     lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
     return (ValueError, OSError, *([lightning.MisconfigurationException] if lightning else []))
 
 
 def sentence(error: BaseException) -> str:
-    """What went wrong, in one line."""
+    """The message of an error as one line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
     text = str(error)
-    if WORKERS_TRACEBACK in text:  # an error in a loader's worker, which PyTorch raises again with all of its traceback
-        text = re.split(r"^[\w.]*Error: ", text.partition(WORKERS_TRACEBACK)[2], flags=re.MULTILINE)[-1]
+    if WORKER_TRACEBACK in text:  # PyTorch re-raises the error of a loader's worker with its traceback
+        text = re.split(r"^[\w.]*Error: ", text.partition(WORKER_TRACEBACK)[2], flags=re.MULTILINE)[-1]
     return " ".join(text.split()) or type(error).__name__

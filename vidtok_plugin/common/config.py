@@ -1,4 +1,4 @@
-"""Config files: YAML merged by OmegaConf, then checked once against typed dataclasses, at the entry point."""
+"""Config files: YAML merged by OmegaConf, then checked once against typed dataclasses."""
 
 import dataclasses
 import enum
@@ -19,19 +19,23 @@ T = TypeVar("T")
 
 
 def load_config(schema: type[T], paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> T:
-    """Merge YAML files from left to right, then `key=value` overrides, into an instance of `schema`.
+    """Merges YAML files from left to right, then `key=value` overrides, into an instance of `schema`.
 
     `schema` is a dataclass; `config_schema` lists the types that its fields may have. Interpolations such as
-    `${model.width}` see the merged result, the dataclasses' defaults included, and are resolved here.
-    Mappings merge key by key; lists are replaced whole (`sizes.0=3` overrides one element).
-    Raises ConfigError, a ValueError, for any mistake in a file or an override, and FileNotFoundError.
+    `${model.width}` are resolved after merging and may refer to defaults. Mappings merge key by key; lists are
+    replaced (`sizes.0=3` overrides one element).
 
-    >>> @dataclasses.dataclass(frozen=True, kw_only=True)
-    ... class RunConfig:
-    ...     width: int = 8
-    ...     depth: int = 2
-    >>> load_config(RunConfig, [], ["width=32", "depth=${width}"])
-    RunConfig(width=32, depth=32)
+    Raises:
+        ConfigError: a ValueError, for any mistake in a file or an override.
+        FileNotFoundError: a file does not exist.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+        ... class RunConfig:
+        ...     width: int = 8
+        ...     depth: int = 2
+        >>> load_config(RunConfig, [], ["width=32", "depth=${width}"])
+        RunConfig(width=32, depth=32)
     """
     sources: list[Source] = []
     try:
@@ -54,28 +58,30 @@ def load_config(schema: type[T], paths: Sequence[str | Path], overrides: Sequenc
 
 
 def to_dict(cfg: Any) -> dict[str, Any]:
-    """A config as plain dicts, lists, numbers and strings: what its YAML holds.
+    """A config as plain dicts, lists, numbers and strings, as in its YAML.
 
-    >>> @dataclasses.dataclass(frozen=True, kw_only=True)
-    ... class RunConfig:
-    ...     size: tuple[int, int] = (64, 64)
-    >>> to_dict(RunConfig())
-    {'size': [64, 64]}
+    Example:
+        >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+        ... class RunConfig:
+        ...     size: tuple[int, int] = (64, 64)
+        >>> to_dict(RunConfig())
+        {'size': [64, 64]}
     """
     return {field.name: _plain(getattr(cfg, field.name)) for field in dataclasses.fields(cfg) if field.init}
 
 
 def to_yaml(cfg: Any) -> str:
-    """A config as YAML that `load_config` reads back to an equal instance."""
+    """A config as YAML, which `load_config` reads back as an equal instance."""
     return OmegaConf.to_yaml(OmegaConf.create(_escape(to_dict(cfg))))
 
 
 def check_keywords(field: str, given: Mapping[str, Any], function: Callable[..., Any]) -> None:
-    """Check that a `dict[str, Any]` field holds only keywords of `function`, Lightning's Trainer for example.
+    """Checks that a `dict[str, Any]` field holds only keywords of `function`, for example of Lightning's Trainer.
 
-    >>> check_keywords("fit", {"step": 3}, lambda steps: None)
-    Traceback (most recent call last):
-    vidtok_plugin.common.config_schema.ConfigError: unknown key fit.step; the nearest known key is fit.steps.
+    Example:
+        >>> check_keywords("fit", {"step": 3}, lambda steps: None)
+        Traceback (most recent call last):
+        vidtok_plugin.common.config_schema.ConfigError: unknown key fit.step; the nearest known key is fit.steps.
     """
     known = [name for name in inspect.signature(function).parameters if name != "self"]
     for key in given:
@@ -91,7 +97,7 @@ def _read(path: Path) -> DictConfig:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is None:
-            raise ConfigError(f"config file {path} has no keys; write some into it or leave it out.")
+            raise ConfigError(f"config file {path} has no keys; add some or leave the file out.")
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"config file {path} must hold keys and values, such as `seed: 0`.")
         return typing.cast(DictConfig, OmegaConf.create(text))
@@ -126,7 +132,7 @@ def _split(key: str) -> list[str]:
 
 
 def _defaults(schema: Any) -> dict[str, Any]:
-    """The defaults as a tree, so that interpolations see them; required keys are left out."""
+    """The defaults as a tree, so that interpolations can refer to them, without required keys."""
     tree: dict[str, Any] = {}
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
@@ -152,7 +158,7 @@ def _plain(value: Any) -> Any:
 
 
 def _escape(value: Any) -> Any:
-    """Keep a literal `${` from being read as an interpolation."""
+    """Escapes a literal `${`, which would be read as an interpolation."""
     if isinstance(value, dict):
         return {key: _escape(item) for key, item in value.items()}
     if isinstance(value, list):

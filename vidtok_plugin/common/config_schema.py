@@ -1,8 +1,8 @@
-"""Checks a plain tree of config values against a dataclass schema, and builds the instances.
+"""Checks a tree of config values against a dataclass schema and builds the instances.
 
 Fields may be: bool, int, float, str, Path, an Enum (by name), Any, Literal, another dataclass, `tuple[X, Y]`,
-`tuple[X, ...]`, `list[X]`, `dict[str, X]`, and unions of those with None or of scalars. Values are taken as
-YAML gives them: an int does for a float, and nothing else is converted silently.
+`tuple[X, ...]`, `list[X]`, `dict[str, X]`, and unions of those with None or of scalars. A float field accepts an int;
+no other conversion is silent.
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ from typing import Any, Literal
 
 from vidtok_plugin.common.errors import nearest
 
-Source = tuple[str, Any]  # where keys were set (a file, an override), and the tree of what was set there
+Source = tuple[str, Any]  # a file or an override, and the tree of values that it sets
 
 
 class ConfigError(ValueError):
-    """A mistake in a config file or an override, as one sentence that names the key and the remedy."""
+    """A mistake in a config file or an override; the message is one sentence with the key and the remedy."""
 
 
 def key_name(path: tuple[str, ...], sources: Sequence[Source]) -> str:
-    """The dotted key, and the last file or override that set it or a part of it."""
+    """The dotted key, with the last file or override that set it."""
     for where, tree in reversed(sources):
         for part in path:
             if isinstance(tree, list) and part.isdecimal() and int(part) < len(tree):
@@ -47,9 +47,9 @@ def _known_keys(schema: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str
 
 
 class SchemaCheck:
-    """Turns a tree of values into dataclass instances; its errors name the key and who set it.
+    """Turns a tree of values into dataclass instances; errors name the key and the file or override that set it.
 
-    A dataclass may have a class variable `RENAMED`, from a key's former name to its present one, for the error.
+    A dataclass may have a class variable `RENAMED`, a mapping of former to current keys, which errors refer to.
     """
 
     def __init__(self, root: Any, sources: Sequence[Source]) -> None:
@@ -96,7 +96,7 @@ class SchemaCheck:
 
     def value(self, hint: Any, value: Any, path: tuple[str, ...]) -> Any:
         origin, options = typing.get_origin(hint), typing.get_args(hint)
-        if value == "???":  # OmegaConf's mark of a key that is still to be filled in
+        if value == "???":  # OmegaConf's marker for a missing value
             raise self.missing(path)
         if hint is Any:
             return value

@@ -1,11 +1,11 @@
-"""What error messages share: naming the known word nearest to a mistaken one."""
+"""Suggestions in error messages: the known name closest to a mistyped one."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word most like `word`.
+    """The known name most similar to `word`.
 
     Example:
         >>> nearest("learnig_rate", ["width", "learning_rate"])

@@ -1,4 +1,4 @@
-"""Hashes that tell whether weights, settings and files are still the same."""
+"""SHA-256 hashes of weights, settings and files, to detect changes."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def hash_weights(tensors: Mapping[str, Tensor], *settings: str) -> str:
-    """SHA-256 of settings and of tensors with their names, in whatever order these come."""
+    """SHA-256 of settings and named tensors; the order of the tensors does not matter."""
     digest = hashlib.sha256("".join(settings).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
@@ -18,7 +18,7 @@ def hash_weights(tensors: Mapping[str, Tensor], *settings: str) -> str:
 
 
 def hash_files(*paths: Path) -> str:
-    """SHA-256 of files' contents, one after another."""
+    """SHA-256 of the concatenated contents of files."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Several processes that share a command's work without torch.distributed: started here, or by a launcher."""
+"""Splitting a command's work over processes without torch.distributed, started here or by a launcher."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ class Process:
 
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0  # among those of its machine
+    local_rank: int = 0  # rank within its machine
 
     def __post_init__(self) -> None:
         if not (0 <= self.rank < self.world_size and self.local_rank >= 0):
@@ -37,10 +37,10 @@ THE_ONLY_PROCESS = Process()
 
 
 def launched_process(environment: Mapping[str, str] = os.environ) -> Process:
-    """What a launcher such as torchrun says of this process in RANK, WORLD_SIZE and LOCAL_RANK.
+    """This process as a launcher such as torchrun describes it in RANK, WORLD_SIZE and LOCAL_RANK.
 
     Raises:
-        ValueError: only one of RANK and WORLD_SIZE is set, or they are no numbers that fit each other.
+        ValueError: only one of RANK and WORLD_SIZE is set, or they are not valid numbers.
     """
     values = {name: environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in environment}
     if "RANK" not in values and "WORLD_SIZE" not in values:
@@ -57,15 +57,15 @@ def launched_process(environment: Mapping[str, str] = os.environ) -> Process:
 
 
 def run_processes(run: Callable[..., object], world_size: int, *args: Any, show_traceback: bool = False) -> None:
-    """Call `run(process, *args)` in `world_size` new processes and wait; when one fails, the others are ended.
+    """Calls `run(process, *args)` in `world_size` new processes and waits; if one fails, the others are terminated.
 
-    `run` must be a function that a new interpreter can import.
+    `run` must be importable in a new interpreter.
 
     Raises:
-        ChildProcessError: one failed; with what it said.
+        ChildProcessError: one failed; the message includes its error.
     """
     context = multiprocessing.get_context("spawn")
-    children: dict[int, tuple[BaseProcess, Process, Connection]] = {}  # by what tells that it has ended
+    children: dict[int, tuple[BaseProcess, Process, Connection]] = {}  # by sentinel
     try:
         for rank in range(world_size):
             process = Process(rank=rank, world_size=world_size, local_rank=rank)
@@ -73,7 +73,7 @@ def run_processes(run: Callable[..., object], world_size: int, *args: Any, show_
             arguments = (run, process, args, sender, show_traceback)
             child: BaseProcess = context.Process(target=_child, args=arguments, daemon=True)
             child.start()
-            sender.close()  # the child has its own, which closes when it ends
+            sender.close()  # the child's copy closes when it exits
             children[child.sentinel] = child, process, receiver
         while children:
             for sentinel in wait(list(children)):
@@ -106,7 +106,7 @@ def _child(
 
 
 def _end_with_parent() -> None:
-    """So that a parent that was killed leaves nothing running."""
+    """Exits when the parent does, so that a killed parent leaves no process behind."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -116,9 +116,9 @@ def _end_with_parent() -> None:
 def _reason(child: BaseProcess, errors: Connection) -> str:
     try:
         return str(errors.recv())
-    except EOFError:  # it had no time to say
+    except EOFError:  # it exited without sending an error
         code = child.exitcode
         assert code is not None
         if code < 0:
-            return f"it was ended by signal {-code}; start the same command again to go on."
-        return f"it ended with exit code {code}; what it said is above."
+            return f"it was terminated by signal {-code}; run the same command again to continue."
+        return f"it exited with code {code}; its own error is printed above."

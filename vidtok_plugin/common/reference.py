@@ -1,4 +1,4 @@
-"""The switch to the plain definition of the networks, in place of what only makes them fast on a CPU."""
+"""The switch to the networks' plain definition, without the optimizations for CPUs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +9,10 @@ _ON = ContextVar("reference_path", default=False)
 
 @contextmanager
 def reference_path() -> Iterator[None]:
-    """Inside, networks run their plain definition: each layer's `forward` and `step` as they are written.
+    """Networks inside this context run their plain definition: each layer's `forward` and `step` as written.
 
-    Results agree with the fast path's within rounding. The plain path takes more time and memory on a CPU, and is the
-    one to read, to debug, and to compare with. It holds for the current thread or task.
+    Results equal those of the fast path up to rounding. The plain path is slower and takes more memory on a CPU; it is
+    the one to read, to debug and to compare with. The switch applies to the current thread or task.
 
     Example:
         >>> import torch
@@ -31,5 +31,5 @@ def reference_path() -> Iterator[None]:
 
 
 def on_reference_path() -> bool:
-    """Whether `reference_path` is on here."""
+    """Whether `reference_path` is active."""
     return _ON.get()

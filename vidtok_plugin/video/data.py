@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -13,9 +13,6 @@ from vidtok_plugin.video.clips import ClipDataset, ClipSettings
 from vidtok_plugin.video.reading import ReaderName
 from vidtok_plugin.video.sources import find_sources
 from vidtok_plugin.video.unreadable import UnreadableVideos
-
-if TYPE_CHECKING:
-    from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +97,13 @@ class VideoDataConfig:
             )
 
 
+class HasVideoData(Protocol):
+    """A run config that says which videos the run trains on."""
+
+    @property
+    def data(self) -> VideoDataConfig: ...
+
+
 class ClipsWithOrigins(Dataset[Clip]):
     """The clips of a dataset, each with its origin."""
 
@@ -130,7 +134,7 @@ class VideoDataModule(ResumableDataModule):
         >>> trainer.fit(module, data)   # doctest: +SKIP
     """
 
-    def __init__(self, cfg: "VideoDataConfig | TokenizerRunConfig") -> None:
+    def __init__(self, cfg: VideoDataConfig | HasVideoData) -> None:
         super().__init__()
         self.cfg = cfg if isinstance(cfg, VideoDataConfig) else cfg.data
         self.unreadable = UnreadableVideos(self.cfg.max_unreadable_fraction)
