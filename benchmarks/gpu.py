@@ -20,7 +20,7 @@ from world_model import Decoding, Sampler, WorldModel
 from world_model.architecture import TokenSpec, WorldModelConfig
 from world_model.generation.generator import StepGenerator
 from world_model.transformer.attention import attention
-from world_model.transformer.transformer import TransformerConfig
+from world_model.transformer.block import TransformerConfig
 
 Work = Callable[[], Any]
 

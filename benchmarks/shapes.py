@@ -11,7 +11,7 @@ from vidtok_plugin.common.devices import default_device
 from world_model import WorldModel
 from world_model.actions import ActionSpec, GroupedActions, group_actions
 from world_model.architecture import Prediction, TokenSpec, WorldModelConfig
-from world_model.transformer.transformer import TransformerConfig
+from world_model.transformer.block import TransformerConfig
 
 ACTIONS = 18
 TOKENS = TokenSpec(  # of vidtok_tiny at 64x64

@@ -9,7 +9,7 @@ from torch import Tensor
 from world_model.actions import ActionSpec, GroupedActions, group_actions
 from world_model.architecture import FlowConfig, TokenSpec, WorldModelConfig
 from world_model.model import WorldModel
-from world_model.transformer.transformer import TransformerConfig
+from world_model.transformer.block import TransformerConfig
 
 TOKENS = TokenSpec(
     codebook_size=12,

@@ -10,7 +10,7 @@ from world_model.model import WorldModel
 from world_model.rollout.rollout import RolloutResult, rollout, rollout_many
 from world_model.rollout.streaming import stream_rollout
 from world_model.training.module import WorldModelModule, WorldModelRunConfig
-from world_model.transformer.transformer import TransformerConfig
+from world_model.transformer.block import TransformerConfig
 
 __all__ = [
     "ActionSpec",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from vidtok_plugin.adapter.vocabulary import factor_levels
 from world_model.actions import ActionSpec
-from world_model.transformer.transformer import TransformerConfig
+from world_model.transformer.block import TransformerConfig
 
 FACTORED_ABOVE = 8192  # codes, for vocabulary "auto"
 

@@ -9,7 +9,6 @@ Shapes: b clips, T latent steps, H W rows and columns, n = H * W slots of a step
 step, k factors. Tokens are codes (b, T, H, W), or patches (b, T, H, W, p).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,9 +32,8 @@ from world_model.inputs.masking import random_known, step_mask, training_layout
 from world_model.inputs.neighborhood import local_window
 from world_model.inputs.positions import CausalInputs, InputTables, MaskedInputs, StepInputs, at_positions
 from world_model.transformer.cache import Placement, TransformerCache
-from world_model.transformer.decode_block import DecodeBlock
 from world_model.transformer.rotary import grid_rotation
-from world_model.transformer.transformer import Transformer
+from world_model.transformer.transformer import DecodeBlocks, Transformer
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter
@@ -49,7 +47,7 @@ class StepContext:
     neighbor_codes: Tensor | None  # (b, n, c), the codes that may be pointed at
     inputs: InputTables
     head: Tables
-    layers: Sequence[DecodeBlock] | None  # of the cache; None: looked up at each call
+    blocks: DecodeBlocks | None  # of the cache; None: looked up at each call
 
 
 class WorldModel(nn.Module):
@@ -57,7 +55,7 @@ class WorldModel(nn.Module):
 
     Example:
         >>> from world_model.architecture import TokenSpec
-        >>> from world_model.transformer.transformer import TransformerConfig
+        >>> from world_model.transformer.block import TransformerConfig
         >>> tokens = TokenSpec(codebook_size=16, height=2, width=2, temporal_factor=4)
         >>> sizes = TransformerConfig(width=32, depth=1, heads=2)
         >>> model = WorldModel(WorldModelConfig(tokens=tokens, transformer=sizes))
@@ -269,7 +267,7 @@ class WorldModel(nn.Module):
         previous: Tensor | None,
         actions: GroupedActions | None,
         cache: TransformerCache,
-        layers: Sequence[DecodeBlock] | None = None,
+        blocks: DecodeBlocks | None = None,
     ) -> StepContext:
         """What is known of the next step: the whole step before it (b, H, W[, p]), None at the start of a window, and
         its actions (one step of them). It is for steps in this cache: `layers` are its own, looked up unless given."""
@@ -281,13 +279,13 @@ class WorldModel(nn.Module):
         neighbor_codes = None
         if self.config.copy_size and previous is not None:
             neighbor_codes = local_window(previous, self.config.copy_size).flatten(1, 2)
-        layers = self.transformer.decode_blocks(cache) if layers is None else layers
+        blocks = self.transformer.decode_blocks(cache) if blocks is None else blocks
         return StepContext(
             conditioning=conditioning[:, 0],
             neighbor_codes=neighbor_codes,
             inputs=tables,
             head=self.head.tables(),
-            layers=layers,
+            blocks=blocks,
         )
 
     def step(self, current: Tensor, group: DecodeGroup, context: StepContext, cache: TransformerCache) -> Tensor:
@@ -323,7 +321,7 @@ class WorldModel(nn.Module):
         ).squeeze(1)
         end = cache.length + self.tokens.tokens_per_step
         at = Placement(positions=slice(cache.length, end), end=end)
-        return self.transformer.step(x, cache, at, context.layers)[0]
+        return self.transformer.step(x, cache, at, context.blocks)[0]
 
     def draw(
         self,
@@ -379,7 +377,7 @@ class WorldModel(nn.Module):
     ) -> Tensor:
         assert isinstance(self.inputs, CausalInputs)
         x = self.inputs.at(current, positions, self.step_inputs.narrow, context.inputs)
-        return self.transformer.step(at_positions(context.conditioning, positions) + x, cache, at, context.layers)[0]
+        return self.transformer.step(at_positions(context.conditioning, positions) + x, cache, at, context.blocks)[0]
 
     def _input_tables(self) -> InputTables:
         return InputTables(wide=self.inputs.wide.tables(), narrow=self.step_inputs.narrow.tables())

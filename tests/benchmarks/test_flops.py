@@ -5,7 +5,7 @@ import torch
 from flops import flop_counter
 from torch.nn import functional as F
 
-from world_model.transformer.prepack import prepack_linear
+from world_model.transformer.fast.prepack import prepack_linear
 
 
 def test_attention_on_a_cpu_is_counted_forward_and_backward() -> None:

@@ -15,7 +15,7 @@ from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.video.episodes import find_episodes
 from world_model.generation.generator import StepGenerator
 from world_model.heads.sampler import Sampler
-from world_model.transformer.transformer import TransformerConfig
+from world_model.transformer.block import TransformerConfig
 
 pytest.importorskip("transformers")
 shapes = load_benchmark("shapes")

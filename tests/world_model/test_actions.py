@@ -7,7 +7,7 @@ from torch import Tensor
 from world_model.actions import ActionEmbedding, ActionSpec, GroupedActions, check_actions, group_actions
 from world_model.architecture import TokenSpec, WorldModelConfig
 from world_model.model import WorldModel
-from world_model.transformer.transformer import TransformerConfig
+from world_model.transformer.block import TransformerConfig
 
 F = 4  # frames of a latent step
 

@@ -244,7 +244,7 @@ def test_a_context_is_of_one_cache() -> None:
     context = model.step_context(tokens[:, -1], of_step(actions, 3), cache)
     group = raster_groups(2, 3, model.device)[0]
     blank = torch.zeros(2, 6, dtype=torch.int64)
-    with pytest.raises(ValueError, match="step_layers of the cache that is given"):
+    with pytest.raises(ValueError, match="blocks must be the decode_blocks of the cache that is given"):
         model.step(blank, group, context, cache.fork(1))
     with pytest.raises(ValueError, match="a row for each of the cache's 1, got 2"):
         model.prefill(tokens, actions[:3], model.init_cache(1))

@@ -31,7 +31,7 @@ class CompiledPosition:
         """Fill `current` (b, n[, p]) by uniform numbers (b, n, .); the cache's length stays."""
         base = torch.full((1,), cache.length, device=current.device)
         fixed = replace(cache, length=0)  # a number would be compiled in
-        context = replace(context, layers=None)  # the call itself looks them up, in buffers known to stay
+        context = replace(context, blocks=None)  # the call itself looks them up, in buffers known to stay
         if current.is_cuda:  # a graph that writes into buffers needs to know that they stay where they are
             for buffer in (cache.own.keys, cache.own.values):
                 torch._dynamo.mark_static_address(buffer, guard=False)

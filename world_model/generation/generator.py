@@ -16,7 +16,7 @@ from world_model.heads.sampler import RolloutNoise, Sampler
 from world_model.inputs.positions import at_positions
 from world_model.model import StepContext, WorldModel
 from world_model.transformer.cache import TransformerCache
-from world_model.transformer.decode_block import DecodeBlock
+from world_model.transformer.transformer import DecodeBlocks
 
 
 class StepGenerator:
@@ -81,7 +81,7 @@ class StepGenerator:
         self._actions = actions
         self._counts = torch.tensor(counts)  # on the host: no step waits for them
         self._lent = False  # whether forks read the cache's buffers
-        self._layers: list[DecodeBlock] | None = None  # of the cache, looked up at its first step
+        self._layers: DecodeBlocks | None = None  # of the cache, looked up at its first step
         self._cache: TransformerCache = self._read(None)
 
     def step(self, actions: GroupedActions | None) -> Tensor:

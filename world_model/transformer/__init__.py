@@ -1,1 +1,1 @@
-"""The transformer: attention, norm, rotary positions, cache, blocks."""
+"""The transformer: attention, rotary positions, blocks, and the cache of keys and values."""

@@ -1,8 +1,7 @@
-"""Attention by the backend that the config chooses: PyTorch's SDPA, or xformers on CUDA.
+"""Attention by PyTorch's SDPA, or by xformers on CUDA.
 
-Causal queries stand at the end of the keys: query i of m sees keys 0 .. n - m + i, so that one function serves a
-whole sequence (m = n) and a step after cached keys (m < n), where SDPA's `is_causal` would align the two at
-their beginning.
+Causal queries are aligned with the end of the keys: query i of m attends to keys 0 .. n - m + i. One function so serves
+a whole sequence (m = n) and a step after cached keys (m < n). SDPA's `is_causal` would align them at their beginning.
 
 Shapes: b sequences, k heads, m queries, n keys, e width of a head, g futures of one past.
 """
@@ -31,9 +30,12 @@ def attention(
     mask: Tensor | None = None,
     backend: AttentionBackend = "auto",
 ) -> Tensor:
-    """q (b, k, m, e), k and v (b, k, n, e) -> (b, k, m, e); each query sees all keys, or those that `mask`, bool and
-    expandable to (b, k, m, n), tells, or those not after it. `auto` takes xformers on CUDA where it has a kernel for
-    such tensors, outside compiled code."""
+    """q (b, k, m, e), k and v (b, k, n, e) -> (b, k, m, e).
+
+    Queries attend to all keys; with `causal`, to those not after them; with `mask`, bool and expandable to
+    (b, k, m, n), where it is True. `auto` takes xformers on CUDA where it has a kernel for such tensors, outside
+    compiled code.
+    """
     if backend == "xformers" and not q.is_cuda:
         raise ValueError(
             f"attention: xformers runs on CUDA alone, got tensors on {q.device}; set attention to auto or sdpa."
@@ -55,23 +57,23 @@ def attention_over(
     mask: Tensor | None = None,
     backend: AttentionBackend = "auto",
 ) -> Tensor:
-    """`attention` over the keys of several segments in a row, the first of which may be the past of several rows."""
+    """`attention` over consecutive segments, the first of which may be the past of several rows."""
     if len(segments) == 1 and segments[0].keys.shape[0] == q.shape[0]:
         return attention(q, segments[0].keys, segments[0].values, causal=causal, mask=mask, backend=backend)
     queries, keys = q.shape[2], sum(segment.length for segment in segments)
     if causal:
         mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(diagonal=keys - queries)
     q = q * q.shape[-1] ** -0.5
-    scores = torch.cat([_by_past(q, segment.keys.transpose(-1, -2)) for segment in segments], dim=-1)
+    scores = torch.cat([_grouped_product(q, segment.keys.transpose(-1, -2)) for segment in segments], dim=-1)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     weights = scores.softmax(-1).split([segment.length for segment in segments], dim=-1)
-    parts = [_by_past(w, segment.values) for w, segment in zip(weights, segments, strict=True)]
-    return torch.stack(parts).sum(0)
+    seen = [_grouped_product(w, segment.values) for w, segment in zip(weights, segments, strict=True)]
+    return torch.stack(seen).sum(0)
 
 
-def _by_past(x: Tensor, y: Tensor) -> Tensor:
-    """x (b g, k, m, i) @ y (b, k, i, j): the rows of one past multiply its matrix together."""
+def _grouped_product(x: Tensor, y: Tensor) -> Tensor:
+    """x (b g, k, m, i) @ y (b, k, i, j), where g rows of x share a row of y."""
     g = x.shape[0] // y.shape[0]
     product = rearrange(x, "(b g) k m i -> b k (g m) i", g=g) @ y
     return rearrange(product, "b k (g m) j -> (b g) k m j", g=g)
@@ -89,7 +91,7 @@ def _xformers_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Ten
 
 
 def _has_kernel(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) -> bool:
-    """Whether xformers can run: a build for another PyTorch imports, without its kernels."""
+    """Whether xformers can run. A build for another PyTorch imports, but lacks kernels."""
     if not q.is_cuda or torch.compiler.is_compiling():
         return False
     ops = _xformers()
@@ -106,22 +108,22 @@ def _has_kernel(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | No
 def _inputs(
     ops: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Any]:
-    """As xformers takes them: (b, m, k, e), and what the queries see as a bias."""
+    """The layout of xformers, (b, m, k, e), and the mask as a bias."""
     bias = None
     if mask is not None:
-        # Its rows must begin at multiples of 8 elements.
+        # xformers wants rows that begin at multiples of 8 elements.
         keys = k.shape[2]
         shape = (q.shape[0], q.shape[1], q.shape[2], keys)
-        open_ = torch.zeros(shape, dtype=q.dtype, device=q.device).masked_fill(~mask, float("-inf"))
-        bias = F.pad(open_, (0, -keys % 8))[..., :keys]
-    elif causal and q.shape[2] > 1:  # a single query sees all keys
+        unaligned = torch.zeros(shape, dtype=q.dtype, device=q.device).masked_fill(~mask, float("-inf"))
+        bias = F.pad(unaligned, (0, -keys % 8))[..., :keys]
+    elif causal and q.shape[2] > 1:  # a single query attends to all keys
         bias = ops.fmha.attn_bias.LowerTriangularFromBottomRightMask()
     return (*(rearrange(x, "b k n e -> b n k e") for x in (q, k, v)), bias)  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=1)
 def _xformers() -> Any:
-    """The module, or None where it is not installed; looked up at first use, for it is heavy to import."""
+    """The module, or None where it is not installed. Imported at first use, since that takes long."""
     try:
         import xformers.ops
     except ImportError:

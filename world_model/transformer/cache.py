@@ -1,4 +1,4 @@
-"""The keys and values of past tokens, preallocated, so that each new token attends to them without recomputing.
+"""A cache of the keys and values of past tokens, preallocated.
 
 Shapes: l layers, b rollouts, k heads, n tokens held at most, m new ones, e width of a head, p tokens of a shared past.
 """
@@ -12,34 +12,35 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where m tokens stand in a cache, and which of its first `end` slots each of them sees."""
+    """The positions of m tokens in a cache, and which of its first `end` positions each of them attends to."""
 
     positions: slice | Tensor  # of the m tokens, counted from the cache's first: a slice, or (m,) int64
     end: int
-    mask: Tensor | None = None  # bool, (m, end) or (b, 1, m, end); None: all `end` slots
-    causal: bool = False  # the tokens are the last of the `end` slots, and none sees those after it
+    mask: Tensor | None = None  # bool, (m, end) or (b, 1, m, end); None: all `end` positions
+    causal: bool = False  # the tokens are the last of the `end`, and none attends to those after it
 
-    def slot_numbers(self, device: torch.device) -> Tensor:
+    def position_tensor(self, device: torch.device) -> Tensor:
         """`positions` as a tensor (m,)."""
         if isinstance(self.positions, Tensor):
             return self.positions
         return torch.arange(self.positions.start, self.positions.stop, device=device)
 
     def since(self, begin: Tensor) -> "Placement":
-        """The same, but each row sees slots from its own `begin` (b,) on alone; and every token itself."""
-        queries = self.slot_numbers(begin.device)[:, None]
+        """The same, but each row attends to positions from its own `begin` (b,) on alone. Every token attends to
+        itself, so that the softmax of a padding token is finite."""
+        queries = self.position_tensor(begin.device)[:, None]
         keys = torch.arange(self.end, device=begin.device)
         visible = keys <= queries if self.causal else self.mask
-        counts = keys >= begin[:, None, None, None]
-        seen = counts if visible is None else counts & visible
+        after_begin = keys >= begin[:, None, None, None]
+        seen = after_begin if visible is None else after_begin & visible
         return replace(self, mask=seen | (keys == queries), causal=False)
 
 
 class Segment(NamedTuple):
-    """Keys and values of consecutive tokens, of one layer or (with a first axis more) of all.
+    """Keys and values of consecutive tokens, of one layer, or of all with a leading axis of layers.
 
-    Several futures may share one past: then its batch is a fraction of theirs, and each of its rows serves as many
-    consecutive ones of theirs.
+    Several futures may share one past. Its batch is then a fraction of theirs, and each of its rows serves several
+    consecutive rows of theirs.
     """
 
     keys: Tensor  # (b, k, n, e)
@@ -51,22 +52,22 @@ class Segment(NamedTuple):
 
     @property
     def storage(self) -> int:
-        """By which buffers are told apart."""
+        """Identity of the buffer, to detect another cache."""
         return self.keys.untyped_storage()._cdata
 
     def layers(self) -> "list[Segment]":
-        """Of a segment of all layers, each one's."""
+        """Splits a segment of all layers by layer."""
         return [Segment(self.keys.select(0, i), self.values.select(0, i)) for i in range(len(self.keys))]
 
 
 class LayerCache(NamedTuple):
-    """One layer's share of a cache."""
+    """One layer of a cache."""
 
     own: Segment
     shared: tuple[Segment, ...]
 
-    def write(self, keys: Tensor, values: Tensor, at: Placement) -> Segment:
-        """Write (b, k, m, e) at their slots; -> its own keys and values that they may see, up to `at.end`."""
+    def write(self, keys: Tensor, values: Tensor, at: Placement) -> tuple[Segment, ...]:
+        """Write keys and values (b, k, m, e) at their positions; -> the segments of all positions before `at.end`."""
         own, before = self.own, sum(segment.length for segment in self.shared)
         if isinstance(at.positions, slice):
             start, count = at.positions.start - before, at.positions.stop - at.positions.start
@@ -76,20 +77,20 @@ class LayerCache(NamedTuple):
             own.keys.index_copy_(2, at.positions - before, keys)
             own.values.index_copy_(2, at.positions - before, values)
         end = at.end - before
-        return Segment(keys=own.keys.narrow(2, 0, end), values=own.values.narrow(2, 0, end))
+        return *self.shared, Segment(keys=own.keys.narrow(2, 0, end), values=own.values.narrow(2, 0, end))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerCache:
     """All layers' keys and values of `length` tokens. The caller owns it.
 
-    A step writes behind the past and returns a cache that is longer, whose buffers are the same: go on from the newest
-    only. `fork` begins several futures that share the past without copying it; what it was called on may go on too.
+    A step writes after the past and returns a longer cache with the same buffers, so only the newest may go on. `fork`
+    starts several futures that share the past without copying it; the forked cache may go on too.
     """
 
-    own: Segment  # buffers (l, b, k, n, e), n what there is room for behind the shared past
+    own: Segment  # buffers (l, b, k, n, e), with room for n tokens after the shared past
     length: int = 0
-    begin: Tensor | None = None  # (b,) int64: rows whose first tokens are padding, and how many; None: no row
+    begin: Tensor | None = None  # (b,) int64: how many of each row's first tokens are padding; None: no padding
     shared: tuple[Segment, ...] = ()  # (l, b / futures, k, p, e) each, in order; never written again
 
     @classmethod
@@ -115,21 +116,21 @@ class TransformerCache:
 
     @property
     def capacity(self) -> int:
-        """Tokens that it has room for, the shared past included."""
+        """Tokens that fit, including the shared past."""
         return sum(segment.length for segment in (*self.shared, self.own))
 
     @property
     def num_bytes(self) -> int:
-        """Of its own buffers, without the past that it shares."""
+        """Size of its own buffers, without the shared past."""
         return 2 * self.own.keys.numel() * self.own.keys.element_size()
 
     def layers(self) -> list[LayerCache]:
-        """Its layers' shares."""
+        """Views of each layer."""
         own, shared = self.own.layers(), [segment.layers() for segment in self.shared]
-        return [LayerCache(own=part, shared=tuple(past[i] for past in shared)) for i, part in enumerate(own)]
+        return [LayerCache(own=segment, shared=tuple(past[i] for past in shared)) for i, segment in enumerate(own)]
 
     def advanced(self, count: int) -> "TransformerCache":
-        """The same buffers, `count` tokens on."""
+        """The same buffers, `count` tokens longer."""
         return replace(self, length=self.length + count)
 
     def check_room(self, count: int) -> None:
@@ -140,22 +141,19 @@ class TransformerCache:
             )
 
     def next(self, count: int) -> Placement:
-        """The next `count` tokens, each of which sees those before it."""
+        """The next `count` tokens, each of which attends to those before it."""
         return Placement(positions=slice(self.length, self.length + count), end=self.length + count, causal=count > 1)
 
     def fork(self, futures: int = 1) -> "TransformerCache":
-        """The cache of `futures` rows for each of this one's rows, side by side, which share its past as it is.
-
-        They have buffers of their own for what comes; of the past nothing is copied.
-        """
+        """A cache of `futures` consecutive rows for each of this one's rows. They share its past without a copy, and
+        have buffers of their own for what follows."""
         if futures < 1:
             raise ValueError(f"TransformerCache: futures must be at least 1, got {futures}.")
-        before = sum(segment.length for segment in self.shared)
-        past = self.length - before
+        past = self.length - sum(segment.length for segment in self.shared)
         shared = self.shared
         if past:
-            ends = (self.own.keys[:, :, :, :past], self.own.values[:, :, :, :past])
-            shared = (*shared, Segment(keys=ends[0], values=ends[1]))
+            own = self.own
+            shared = (*shared, Segment(keys=own.keys[:, :, :, :past], values=own.values[:, :, :, :past]))
         layers, batch, heads, capacity, head_width = self.own.keys.shape
         twin = TransformerCache.empty(
             layers=layers,

@@ -1,9 +1,9 @@
-"""Rotary positions over (latent step, row, column): each axis turns its own share of a head's channels.
+"""Rotary positions over latent step, row and column: each axis rotates some of a head's channels.
 
-RoPE as of Su et al. (arXiv 2104.09864), by axes. Attention then depends on differences of step, row and
-column alone.
+RoPE (Su et al., arXiv 2104.09864) along several axes. Attention then depends on differences of step, row and column
+alone.
 
-Shapes: n slots in raster order (step, row, column), e width of a head.
+Shapes: n positions in raster order (step, row, column), e width of a head.
 """
 
 from dataclasses import dataclass
@@ -14,29 +14,20 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """Angles' cosines and sines of n slots."""
+    """Cosines and sines of the angles at n positions. Channel i rotates with channel i + e / 2."""
 
-    cos: Tensor  # (n, e), the same for both channels of a pair
-    sin: Tensor  # (n, e), negative for the first
+    cos: Tensor  # (n, e), equal for both channels of a pair
+    sin: Tensor  # (n, e), negative for the first channel of a pair
 
     def at(self, positions: slice | Tensor) -> "Rotation":
-        """Of some of the slots."""
-        if isinstance(positions, slice):  # views, at a fraction of the time
+        """The rotation at some of the positions."""
+        if isinstance(positions, slice):  # views take a fraction of the time
             start, count = positions.start, positions.stop - positions.start
             return Rotation(self.cos.narrow(0, start, count), self.sin.narrow(0, start, count))
         return Rotation(self.cos[positions], self.sin[positions])
 
-    def over_slots(self) -> "Rotation":
-        """(n, e) -> (n, 1, 1, e), for what has axes between slots and channels."""
-        return Rotation(self.cos[:, None, None], self.sin[:, None, None])
-
-    def over_heads(self, heads: int) -> "Rotation":
-        """(n, 1, 1, e) -> (n, 1, k, e) in memory, over which products are faster than over channels alone."""
-        cos, sin = (table.expand(-1, -1, heads, -1).contiguous() for table in (self.cos, self.sin))
-        return Rotation(cos, sin)
-
     def __call__(self, x: Tensor) -> Tensor:
-        """Turn x (..., n, e), or (..., n, ., k, e) by angles (n, 1, 1, e) or (n, 1, k, e)."""
+        """Rotate x (..., n, e)."""
         cos, sin = self.cos, self.sin
         if cos.dtype != x.dtype:
             cos, sin = cos.to(x.dtype), sin.to(x.dtype)
@@ -44,10 +35,10 @@ class Rotation:
 
 
 def grid_rotation(steps: int, height: int, width: int, head_width: int, base: float = 100.0) -> Rotation:
-    """The rotation of every slot of a grid.
+    """The rotation at every position of a grid.
 
-    A third of the channel pairs (rounded down) belongs to the rows, as many to the columns, the rest to the
-    steps. On an axis the wavelengths grow geometrically from 2 pi to nearly 2 pi * base positions.
+    A third of the channel pairs (rounded down) encodes the row, as many the column, and the rest the step. Along an
+    axis the wavelengths grow geometrically from 2 pi to nearly 2 pi * base positions.
     """
     pairs = head_width // 2
     if head_width % 2 or pairs < 3:
@@ -56,11 +47,11 @@ def grid_rotation(steps: int, height: int, width: int, head_width: int, base: fl
             f"got {head_width}; change the model's width or number of heads."
         )
     spatial = pairs // 3
-    shares = (pairs - 2 * spatial, spatial, spatial)
+    axis_pairs = (pairs - 2 * spatial, spatial, spatial)
     positions = torch.cartesian_prod(torch.arange(steps), torch.arange(height), torch.arange(width)).view(-1, 3)
     angles = []
-    for axis, share in enumerate(shares):
-        frequencies = base ** (-torch.arange(share, dtype=torch.float64) / share)
+    for axis, count in enumerate(axis_pairs):
+        frequencies = base ** (-torch.arange(count, dtype=torch.float64) / count)
         angles.append(positions[:, axis, None] * frequencies)
     angle = torch.cat(angles, dim=-1)
     cos, sin = angle.cos().float(), angle.sin().float()

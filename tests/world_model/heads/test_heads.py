@@ -12,7 +12,7 @@ from world_model.heads.codes import CodeHead
 from world_model.heads.flow import FlowHead, normal_numbers
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
-from world_model.transformer.transformer import TransformerConfig
+from world_model.transformer.block import TransformerConfig
 
 FACTORS = ((4, (2, 2)), (3, (3,)))
 

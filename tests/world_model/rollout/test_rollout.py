@@ -19,7 +19,7 @@ from world_model.model import WorldModel
 from world_model.rollout.files import read_actions
 from world_model.rollout.rollout import rollout, rollout_many
 from world_model.rollout.streaming import stream_rollout
-from world_model.transformer.transformer import TransformerConfig
+from world_model.transformer.block import TransformerConfig
 
 F = 4  # frames of a latent step
 SIZE = 16  # pixels: a grid of 2 x 2

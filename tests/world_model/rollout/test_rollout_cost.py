@@ -14,7 +14,7 @@ from world_model.decoding import Decoding, diagonal_groups
 from world_model.generation.generator import StepGenerator
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
-from world_model.transformer.transformer import TransformerConfig
+from world_model.transformer.block import TransformerConfig
 
 GRID, FRAMES, CODES, WIDTH, DEPTH = 4, 2, 10, 24, 2
 SLOTS = GRID * GRID

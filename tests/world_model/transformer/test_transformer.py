@@ -1,13 +1,14 @@
-"""The transformer is causal, relative in its positions, and the same whole or step by step."""
+"""The transformer is causal, uses relative positions, and gives the same whole or step by step."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from world_model.transformer.attention import _has_kernel, attention, attention_over
+from world_model.transformer.block import TransformerConfig
 from world_model.transformer.cache import Placement, Segment, TransformerCache
 from world_model.transformer.rotary import grid_rotation
-from world_model.transformer.transformer import Transformer, TransformerConfig
+from world_model.transformer.transformer import Transformer
 
 CONFIG = TransformerConfig(width=24, depth=3, heads=2)
 GRID = (4, 2, 3)
@@ -55,12 +56,12 @@ def test_forks_share_the_past_and_go_on_independently(begin: list[int] | None) -
     assert fork.shared[0].keys.untyped_storage().data_ptr() == cache.own.keys.untyped_storage().data_ptr()
     futures = torch.randn(6, 5, 24)
     y, fork = transformer.step(futures[:, :3], fork)
-    again = fork.fork(2)  # of a fork: two shared pasts
+    again = fork.fork(2)  # a fork of a fork: two shared pasts
     z, again = transformer.step(futures[:, 3:].repeat_interleave(2, dim=0), again)
-    own, _ = transformer.step(x[:, 8:12], cache)  # what was forked goes on, too
+    own, _ = transformer.step(x[:, 8:12], cache)  # the forked cache goes on, too
     for row in range(6):
         past = x[row // 3, :8] if begin is None else x[row // 3, begin[row // 3] : 8]
-        whole = transformer(torch.cat([past, futures[row]])[None], slots_from(8 - len(past), len(past) + 5))[0]
+        whole = transformer(torch.cat([past, futures[row]])[None], positions_from(8 - len(past), len(past) + 5))[0]
         torch.testing.assert_close(y[row], whole[-5:-2], rtol=1e-4, atol=1e-5)
         for twin in (2 * row, 2 * row + 1):
             torch.testing.assert_close(z[twin], whole[-2:], rtol=1e-4, atol=1e-5)
@@ -70,8 +71,8 @@ def test_forks_share_the_past_and_go_on_independently(begin: list[int] | None) -
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_what_is_needed_is_what_the_whole_gives(masked: bool) -> None:
-    """And so are its gradients: the last layer leaves the others out."""
+def test_outputs_of_the_last_tokens_equal_those_of_all(masked: bool) -> None:
+    """So do gradients: the last layer skips the other tokens."""
     transformer, x = random_transformer(), torch.randn(2, 9, 24)
     mask = torch.rand(9, 9) < 0.7 if masked else None
     if mask is not None:
@@ -86,7 +87,7 @@ def test_what_is_needed_is_what_the_whole_gives(masked: bool) -> None:
 
 
 @torch.no_grad()
-def test_tokens_taken_in_leave_the_cache_that_steps_leave() -> None:
+def test_prefill_leaves_the_cache_that_steps_leave() -> None:
     transformer, x = random_transformer(), torch.randn(2, 9, 24)
     stepped = transformer.step(x, transformer.init_cache(2, N))[1]
     taken = transformer.prefill(x, transformer.init_cache(2, N))
@@ -96,25 +97,25 @@ def test_tokens_taken_in_leave_the_cache_that_steps_leave() -> None:
 
 @pytest.mark.parametrize("rows", [1, 4])
 @torch.no_grad()
-def test_layers_laid_out_for_a_number_of_rows_give_the_same(rows: int) -> None:
+def test_prepacked_blocks_give_the_same(rows: int) -> None:
     transformer, x = random_transformer(), torch.randn(rows, 9, 24)
     cache = transformer.prefill(x[:, :8], transformer.init_cache(rows, N))
     expected = transformer(x)[:, 8:]
     for given in (transformer.decode_blocks(cache), transformer.decode_blocks(cache, rows)):
-        y, _ = transformer.step(x[:, 8:], cache, layers=given)
+        y, _ = transformer.step(x[:, 8:], cache, blocks=given)
         torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
 
 
-def slots_from(start: int, count: int) -> Tensor:
+def positions_from(start: int, count: int) -> Tensor:
     return torch.arange(start, start + count)
 
 
 @torch.no_grad()
 def test_tokens_may_be_placed_in_any_order() -> None:
-    """Along diagonals some tokens are computed before others that stand before them."""
+    """In diagonal order some tokens are computed before others that precede them."""
     transformer, x = random_transformer(), torch.randn(2, 8, 24)
     visible = torch.ones(8, 8, dtype=torch.bool).tril()
-    visible[5:, 4] = False  # the slot that comes last is seen by none after it
+    visible[5:, 4] = False  # position 4 is computed last, and no later position sees it
     whole = transformer(x, torch.arange(8), visible)
     _, cache = transformer.step(x[:, :4], transformer.init_cache(2, N))
     for positions in ([5], [6, 7], [4]):
@@ -127,13 +128,13 @@ def test_tokens_may_be_placed_in_any_order() -> None:
 
 
 @torch.no_grad()
-def test_pasts_of_different_lengths_go_together_by_their_ends() -> None:
+def test_pasts_of_different_lengths_are_aligned_at_their_ends() -> None:
     transformer, x = random_transformer(), torch.randn(3, 12, 24)
     begin = torch.tensor([0, 5, 2])
     y, cache = transformer.step(x[:, :9], transformer.init_cache(3, N, begin=begin))
     z, _ = transformer.step(x[:, 9:], cache)
     for row, first in enumerate(begin.tolist()):
-        whole = transformer(x[row : row + 1, first:], slots_from(first, 12 - first))[0]
+        whole = transformer(x[row : row + 1, first:], positions_from(first, 12 - first))[0]
         torch.testing.assert_close(torch.cat([y[row, first:], z[row]]), whole, rtol=1e-4, atol=1e-5)
     assert y.isfinite().all()
 
@@ -152,27 +153,27 @@ def test_an_untrained_transformer_only_normalises() -> None:
     torch.testing.assert_close(y, torch.nn.functional.rms_norm(x, (24,), eps=1e-6))
 
 
-def test_rotary_scores_depend_on_differences_of_step_row_and_column_alone() -> None:
+def test_rotary_scores_depend_only_on_differences_of_step_row_and_column() -> None:
     rotation = grid_rotation(4, 3, 3, 12)
     q, k = torch.randn(2, 12, dtype=torch.float64)
-    turned_q, turned_k = (rotation(x.expand(36, 12)) for x in (q, k))
-    scores = (turned_q @ turned_k.t()).view(4, 3, 3, 4, 3, 3)
+    rotated_q, rotated_k = (rotation(x.expand(36, 12)) for x in (q, k))
+    scores = (rotated_q @ rotated_k.t()).view(4, 3, 3, 4, 3, 3)
     torch.testing.assert_close(scores[0, 0, 0, 1, 2, 1], scores[2, 0, 1, 3, 2, 2], rtol=1e-5, atol=1e-5)
-    for neighbour in (scores[1, 0, 0, 0, 0, 0], scores[0, 1, 0, 0, 0, 0], scores[0, 0, 1, 0, 0, 0]):
-        assert abs(neighbour - scores[0, 0, 0, 0, 0, 0]) > 1e-3
+    for neighbor in (scores[1, 0, 0, 0, 0, 0], scores[0, 1, 0, 0, 0, 0], scores[0, 0, 1, 0, 0, 0]):
+        assert abs(neighbor - scores[0, 0, 0, 0, 0, 0]) > 1e-3
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(5, 5), (1, 5), (3, 5)])
-def test_queries_stand_at_the_end_of_the_keys(queries: int, keys: int) -> None:
-    """SDPA's `is_causal` aligns queries and keys at their beginning, which is wrong after cached keys."""
+def test_causal_queries_are_aligned_with_the_end_of_the_keys(queries: int, keys: int) -> None:
+    """SDPA's `is_causal` aligns both at their beginning, which is wrong after cached keys."""
     q, k, v = torch.randn(1, 2, queries, 8), torch.randn(1, 2, keys, 8), torch.randn(1, 2, keys, 8)
     scores = q @ k.transpose(-1, -2) / 8**0.5
     for i in range(queries):
         scores[:, :, i, keys - queries + i + 1 :] = float("-inf")
     expected = scores.softmax(-1) @ v
     torch.testing.assert_close(attention(q, k, v, causal=True), expected, rtol=1e-4, atol=1e-5)
-    parts = [Segment(keys=k[:, :, :2], values=v[:, :, :2]), Segment(keys=k[:, :, 2:], values=v[:, :, 2:])]
-    torch.testing.assert_close(attention_over(q, parts, causal=True), expected, rtol=1e-4, atol=1e-5)
+    segments = [Segment(keys=k[:, :, :2], values=v[:, :, :2]), Segment(keys=k[:, :, 2:], values=v[:, :, 2:])]
+    torch.testing.assert_close(attention_over(q, segments, causal=True), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_xformers_is_refused_where_it_cannot_run() -> None:
@@ -191,7 +192,7 @@ def test_xformers_equals_sdpa(queries: int, keys: int) -> None:
     mask[..., 0] = True
     for seen in ({"causal": True}, {"causal": False}, {"mask": mask}):
         if not _has_kernel(q, k, v, seen.get("causal", False), seen.get("mask")):  # type: ignore[arg-type]
-            pytest.skip("this xformers has no kernel for this PyTorch")
+            pytest.skip("xformers has no kernel for this PyTorch")
         expected = attention(q, k, v, backend="sdpa", **seen)  # type: ignore[arg-type]
         ours = attention(q, k, v, backend="xformers", **seen)  # type: ignore[arg-type]
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
@@ -200,8 +201,8 @@ def test_xformers_equals_sdpa(queries: int, keys: int) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", [12, 64])
-def test_auto_takes_what_can_run(dtype: torch.dtype, width: int) -> None:
-    """An xformers built for another PyTorch imports, and has no kernels: auto chose it and failed."""
+def test_auto_chooses_a_backend_that_can_run(dtype: torch.dtype, width: int) -> None:
+    """An xformers built for another PyTorch imports but lacks kernels: auto chose it and failed."""
     q, k, v = torch.randn(3, 2, 4, 16, width, device="cuda", dtype=dtype, requires_grad=True).unbind()
     expected = attention(q, k, v, causal=True, backend="sdpa")
     torch.testing.assert_close(attention(q, k, v, causal=True), expected, rtol=2e-2, atol=2e-2)
@@ -229,7 +230,7 @@ def test_gradients_reach_every_parameter() -> None:
         assert parameter.grad is not None and parameter.grad.any(), name
 
 
-def test_a_cache_is_of_the_size_asked_for() -> None:
+def test_a_cache_has_the_requested_size() -> None:
     cache = TransformerCache.empty(layers=2, batch=3, heads=4, capacity=5, head_width=6, dtype=torch.float64)
     assert cache.own.keys.shape == (2, 3, 4, 5, 6) and cache.own.keys.dtype == torch.float64
     assert cache.num_bytes == 2 * 2 * 3 * 4 * 5 * 6 * 8

@@ -1,7 +1,7 @@
-"""Products of few rows with a weight that is used many times: on a CPU its layout is chosen once for their number.
+"""Linear layers for few rows whose weight is laid out once, on a CPU.
 
-A product lays the weight out for itself each time it is called. That takes little of a large product's time, and up to
-half of one with few rows.
+An ordinary product lays its weight out in each call. That is little of a large product's time, and up to half of one
+with few rows.
 """
 
 from collections.abc import Callable
@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Product = Callable[[Tensor], Tensor]  # x (r, i) -> x @ weight.T (r, o)
+Product = Callable[[Tensor], Tensor]  # x (..., i) -> x @ weight.T (..., o)
 
-MOST_ROWS = 32  # beyond, laying out takes a small part of a product's time
+MAX_ROWS = 32  # beyond it, laying out takes a small part of a product's time
 
 
 def prepack_linear(weight: Tensor, rows: int | None = None) -> Product:
-    """The product with a weight (o, i). With `rows`, for so many rows: then the weight is copied, if another layout is
-    faster, and later changes of it are not seen."""
+    """The product with a weight (o, i), for inputs of `rows` rows in all. A prepacked weight is a copy and does not
+    follow later changes of the weight; without `rows` there is no copy."""
     if rows is None or not weight.is_cpu or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return partial(F.linear, weight=weight)
     if rows == 1:
-        return partial(torch.mm, mat2=weight.detach().t().contiguous())
-    if 2 < rows <= MOST_ROWS and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available():
+        return partial(torch.matmul, other=weight.detach().t().contiguous())
+    if 2 < rows <= MAX_ROWS and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available():
         packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.detach(), rows)
         return partial(_packed_product, packed=packed, weight=weight.detach(), rows=rows)
     return partial(F.linear, weight=weight)

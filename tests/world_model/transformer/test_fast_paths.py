@@ -1,0 +1,205 @@
+"""The fast paths compute what the definition does, with the same gradients, and `reference_path` switches them off."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vidtok_plugin import reference_path
+from world_model.transformer import functional
+from world_model.transformer.block import DecodeBlock, TransformerConfig
+from world_model.transformer.fast import functional as fast
+from world_model.transformer.fast.choice import functions
+from world_model.transformer.fast.decode_block import FlatDecodeBlock
+from world_model.transformer.fast.prepack import MAX_ROWS, prepack_linear
+from world_model.transformer.rotary import Rotation, grid_rotation
+from world_model.transformer.transformer import Transformer
+
+B, N, HEADS, E = 2, 6, 3, 6
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def angles() -> Rotation:
+    return grid_rotation(N, 1, 1, E)
+
+
+def defined_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6) * weight
+
+
+def defined_queries_keys_values(qkv: Tensor, scale: Tensor, rotation: Rotation) -> tuple[Tensor, ...]:
+    """Pair by pair, as rotations of the plane."""
+    cos, sin = (table[:, None, E // 2 :].double() for table in (rotation.cos, rotation.sin))  # (n, 1, e / 2)
+    rotated = []
+    for i in range(2):
+        x, y = defined_norm(qkv[:, :, i], scale[i]).chunk(2, dim=-1)
+        rotated.append(torch.cat([x * cos - y * sin, x * sin + y * cos], dim=-1))
+    return tuple(part.transpose(1, 2) for part in (*rotated, qkv[:, :, 2]))
+
+
+def defined_swiglu(x: Tensor) -> Tensor:
+    gate, value = x.chunk(2, dim=-1)
+    return gate * torch.sigmoid(gate) * value
+
+
+# name: function, its definition in other words, inputs that have gradients
+CASES: dict[str, tuple[str, Callable[..., Any], tuple[Tensor, ...]]] = {
+    "norm": ("rms_norm", defined_norm, (random(4, 5), random(5, seed=1))),
+    "norm of three axes": ("rms_norm", defined_norm, (random(2, 3, 5), random(5, seed=1))),
+    "queries, keys, values": (
+        "queries_keys_values",
+        defined_queries_keys_values,
+        (random(B, N, 3, HEADS, E), random(2, E, seed=1)),
+    ),
+    "swiglu": ("swiglu", defined_swiglu, (random(4, 6),)),
+}
+
+
+def bound(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The function of the inputs that have gradients."""
+    if CASES[name][0] != "queries_keys_values":
+        return function
+    return lambda qkv, scale: function(qkv, scale, angles())
+
+
+def fast_function(name: str) -> Callable[..., Any]:
+    return bound(getattr(fast, CASES[name][0]), name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_are_those_of_the_definition(name: str) -> None:
+    function, definition, inputs = fast_function(name), bound(CASES[name][1], name), CASES[name][2]
+    expected = definition(*inputs)
+    torch.testing.assert_close(function(*inputs), expected)
+    torch.testing.assert_close(bound(getattr(functional, CASES[name][0]), name)(*inputs), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(function(*inputs), expected)
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_as_precise_under_autocast(name: str) -> None:
+    """Lightning also runs the backward pass under autocast, where matrix products have half precision."""
+    function, inputs = fast_function(name), CASES[name][2]
+    leaves = [one.detach().float().requires_grad_() for one in inputs]
+
+    def gradients() -> list[Tensor]:
+        out = function(*leaves)
+        outs = out if isinstance(out, tuple) else (out,)
+        return list(torch.autograd.grad(sum(one.square().sum() for one in outs), leaves))
+
+    plain = gradients()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = gradients()
+    for a, b in zip(plain, cast, strict=True):
+        assert b.dtype == torch.float32 and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_gradients_gradient_is_refused(name: str) -> None:
+    function, inputs = fast_function(name), CASES[name][2]
+    out = function(*inputs)
+    loss = (out[0] if isinstance(out, tuple) else out).square().sum()
+    (gradient,) = torch.autograd.grad(loss, inputs[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.sum().backward()
+
+
+def test_a_scale_of_zero_has_a_gradient() -> None:
+    """It would be lost if the backward pass recovered the normalised values from the scaled ones."""
+    qkv, scale = random(B, N, 3, HEADS, E), torch.zeros(2, E, dtype=torch.float64, requires_grad=True)
+    q, k, _ = fast.queries_keys_values(qkv, scale, angles())
+    (q.sum() + k.sum()).backward()  # type: ignore[no-untyped-call]
+    assert scale.grad is not None and scale.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_half_precision_stays_near(name: str) -> None:
+    _, _, inputs = CASES[name]
+    halves = [x.detach().bfloat16() for x in inputs]
+    assert functions(halves[0]) is functional
+    half = bound(getattr(functional, CASES[name][0]), name)(*halves)
+    exact = fast_function(name)(*(x.detach() for x in inputs))
+    for one, other in zip(*((x,) if isinstance(x, Tensor) else x for x in (half, exact)), strict=True):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one.double(), other, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("rows", [None, 1, 2, 3, 8, MAX_ROWS, MAX_ROWS + 1])
+def test_prepacked_products_equal_plain_ones(rows: int | None) -> None:
+    weight = torch.randn(12, 20)
+    product = prepack_linear(weight, rows)
+    for given in (rows or 5, 7):  # other numbers of rows, too
+        for shape in ((given, 20), (given, 1, 20)):
+            x = torch.randn(shape)
+            torch.testing.assert_close(product(x), x @ weight.t(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_only_single_precision_is_prepacked(rows: int) -> None:
+    weight, x = torch.randn(12, 20, dtype=torch.float64), torch.randn(rows, 20, dtype=torch.float64)
+    assert torch.equal(prepack_linear(weight, rows)(x), F.linear(x, weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert prepack_linear(weight.float(), rows)(x.float()).dtype == torch.bfloat16
+
+
+def random_transformer() -> Transformer:
+    torch.manual_seed(0)
+    transformer = Transformer(TransformerConfig(width=24, depth=3, heads=2), grid_rotation(4, 2, 3, 12))
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return transformer
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_training_on_the_fast_path_equals_the_reference_path(masked: bool) -> None:
+    x = torch.randn(2, 9, 24)
+    mask = torch.rand(9, 9) < 0.7 if masked else None
+    if mask is not None:
+        mask |= torch.eye(9, dtype=torch.bool)
+    results = []
+    for path in (nullcontext(), reference_path()):
+        transformer = random_transformer()
+        with path:
+            y = transformer(x, mask=mask, needed=5)
+            y.square().sum().backward()
+        results.append((y.detach(), [parameter.grad for parameter in transformer.parameters()]))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [None, 2])
+@torch.no_grad()
+def test_decoding_on_the_fast_path_equals_the_reference_path(rows: int | None) -> None:
+    transformer, x = random_transformer(), torch.randn(2, 9, 24)
+    results = []
+    for path in (nullcontext(), reference_path()):
+        with path:
+            cache = transformer.prefill(x[:, :6], transformer.init_cache(2, 9))
+            blocks = transformer.decode_blocks(cache, rows)
+            y, cache = transformer.step(x[:, 6:7], cache, blocks=blocks)
+            z, _ = transformer.step(x.repeat_interleave(2, dim=0)[:, 7:], cache.fork(2))
+        results.append((y, z, cache.own.keys, cache.own.values))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_blocks_made_on_the_fast_path_are_not_used_on_the_reference_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rollout makes them once for many steps, before `reference_path` may begin."""
+    transformer, x = random_transformer(), torch.randn(1, 1, 24)
+    cache = transformer.init_cache(1, 9)
+    blocks = transformer.decode_blocks(cache, rows=1)
+    assert isinstance(blocks[0], FlatDecodeBlock)
+    expected, _ = transformer.step(x, cache, blocks=blocks)
+    with reference_path():
+        assert isinstance(transformer.decode_blocks(cache)[0], DecodeBlock)
+        monkeypatch.delattr(FlatDecodeBlock, "__call__")
+        y, _ = transformer.step(x, cache, blocks=blocks)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,154 @@
+"""A pre-norm block: RMSNorm, attention with QK-norm and rotary positions, and SwiGLU.
+
+`forward` takes a whole sequence. `step` takes some tokens after those in a cache, with the same result.
+
+Shapes: b sequences, n tokens, m new ones, d width, k heads, e width of a head.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from world_model.transformer.attention import AttentionBackend, attention, attention_over
+from world_model.transformer.cache import LayerCache, Placement, Segment
+from world_model.transformer.fast.choice import functions
+from world_model.transformer.rotary import Rotation
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Sizes of the transformer. `attention`: `auto` is xformers on CUDA where it has a kernel, else PyTorch's SDPA."""
+
+    width: int = 256
+    depth: int = 4
+    heads: int = 4
+    mlp_ratio: float = 2.67
+    dropout: float = 0.0
+    attention: AttentionBackend = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"TransformerConfig: {name} must be at least 1, got {getattr(self, name)}.")
+        if self.width % self.heads or self.head_width % 2 or self.head_width < 6:
+            raise ValueError(
+                "TransformerConfig: width must be heads times an even number of at least 6, got width "
+                f"{self.width} for {self.heads} heads."
+            )
+        if self.mlp_ratio <= 0:
+            raise ValueError(f"TransformerConfig: mlp_ratio must be positive, got {self.mlp_ratio}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"TransformerConfig: dropout must be in [0, 1), got {self.dropout}.")
+        if self.attention not in ("auto", "sdpa", "xformers"):
+            raise ValueError(f"TransformerConfig: attention must be auto, sdpa or xformers, got {self.attention!r}.")
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of the SwiGLU, a multiple of 8."""
+        return max(8, round(self.mlp_ratio * self.width / 8) * 8)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised: Tensor = functions(x).rms_norm(x, self.weight)
+        return normalised
+
+
+class SwiGLU(nn.Module):
+    """`out(silu(gate(x)) * value(x))` (Shazeer, arXiv 2002.05202)."""
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__()
+        self.gate_value = nn.Linear(cfg.width, 2 * cfg.mlp_width, bias=False)
+        self.out = nn.Linear(cfg.mlp_width, cfg.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate_value = self.gate_value(x)
+        return self.out(functions(gate_value).swiglu(gate_value))
+
+
+class Attention(nn.Module):
+    """Self-attention. Queries and keys are normalised, then rotated by their positions."""
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__()
+        self.heads = cfg.heads
+        self.backend: AttentionBackend = cfg.attention
+        self.qkv = nn.Linear(cfg.width, 3 * cfg.width, bias=False)
+        self.qk_scale = nn.Parameter(torch.ones(2 * cfg.head_width))  # of queries, then of keys
+        self.out = nn.Linear(cfg.width, cfg.width, bias=False)
+
+    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, needed: int) -> Tensor:
+        """x (b, n, d) -> (b, needed, d), of the last tokens; causal without a mask (n, n)."""
+        q, k, v = self._queries_keys_values(x, rotation)
+        if mask is not None:  # without one, SDPA is faster for all queries than for some by a mask
+            q, mask = q[:, :, q.shape[2] - needed :], mask[len(mask) - needed :]
+        seen = attention(q, k, v, causal=mask is None, mask=mask, backend=self.backend)
+        return self.out(rearrange(seen[:, :, seen.shape[2] - needed :], "b k n e -> b n (k e)"))
+
+    def step(self, x: Tensor, rotation: Rotation, cache: LayerCache, at: Placement) -> Tensor:
+        """x (b, m, d) -> (b, m, d), of tokens placed in a cache, whose keys and values are written into it."""
+        q, segments = self.prefill(x, rotation, cache, at)
+        seen = attention_over(q, segments, causal=at.causal, mask=at.mask, backend=self.backend)
+        return self.out(rearrange(seen, "b k m e -> b m (k e)"))
+
+    def prefill(
+        self, x: Tensor, rotation: Rotation, cache: LayerCache, at: Placement
+    ) -> tuple[Tensor, tuple[Segment, ...]]:
+        """Write keys and values of x (b, m, d); -> queries (b, k, m, e), and what they may see."""
+        q, k, v = (part.to(cache.own.keys.dtype) for part in self._queries_keys_values(x, rotation))
+        return q, cache.write(k, v, at)
+
+    def _queries_keys_values(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = rearrange(self.qkv(x), "b n (three k e) -> b n three k e", three=3, k=self.heads)
+        q, k, v = functions(qkv).queries_keys_values(qkv, self.qk_scale.view(2, -1), rotation)
+        return q, k, v
+
+
+class Block(nn.Module):
+    """Attention and SwiGLU, each on the normalised residual stream."""
+
+    def __init__(self, cfg: TransformerConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(cfg.width)
+        self.attention = Attention(cfg)
+        self.mlp_norm = RMSNorm(cfg.width)
+        self.mlp = SwiGLU(cfg)
+        self.dropout = nn.Dropout(cfg.dropout)
+
+    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, needed: int) -> Tensor:
+        """x (b, n, d) -> (b, needed, d), of the last tokens; causal without a mask (n, n)."""
+        attended = self.attention(self.attention_norm(x), rotation, mask, needed)
+        x = x[:, x.shape[1] - needed :] + self.dropout(attended)
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+    def step(self, x: Tensor, rotation: Rotation, cache: LayerCache, at: Placement) -> Tensor:
+        """x (b, m, d) -> (b, m, d), of tokens placed in a cache, whose keys and values are written into it."""
+        x = x + self.attention.step(self.attention_norm(x), rotation, cache, at)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class DecodeBlock(NamedTuple):
+    """A block, and one layer of a cache, for steps that follow each other in the same buffers."""
+
+    block: Block
+    cache: LayerCache
+
+    def __call__(self, x: Tensor, rotation: Rotation, at: Placement) -> Tensor:
+        """x (b, m, d) -> (b, m, d)."""
+        return self.block.step(x, rotation, self.cache, at)
+
+    def prefill(self, x: Tensor, rotation: Rotation, at: Placement) -> None:
+        """Write keys and values of x (b, m, d), and nothing else."""
+        self.block.attention.prefill(self.block.attention_norm(x), rotation, self.cache, at)

@@ -1,0 +1,1 @@
+"""What makes the transformer fast on a CPU; `reference_path()` runs its definition instead."""

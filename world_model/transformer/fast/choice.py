@@ -1,0 +1,22 @@
+"""Where the transformer chooses between its definition and its fast version."""
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from vidtok_plugin.common.reference import on_reference_path
+from world_model.transformer import functional
+from world_model.transformer.fast import functional as fast_functional
+
+CPU_DTYPES = (torch.float32, torch.float64)  # half precision gains nothing
+
+
+def functions(x: Tensor) -> ModuleType:
+    """The module with the functions for a tensor like x: `fast.functional` on a CPU, else `functional`."""
+    return fast_functional if x.is_cpu and x.dtype in CPU_DTYPES and is_fast() else functional
+
+
+def is_fast() -> bool:
+    """False inside `reference_path()`, and in compiled code, where the compiler fuses the definition itself."""
+    return not torch.compiler.is_compiling() and not on_reference_path()

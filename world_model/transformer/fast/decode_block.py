@@ -1,0 +1,66 @@
+"""`DecodeBlock` in as few calls as possible.
+
+The arithmetic of a few tokens takes less time than the calls that start it, on any device. So weights are looked up
+once for many steps, and nothing goes through a module or through einops.
+
+Shapes: b sequences, m tokens of each, d width, k heads, e width of a head.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from world_model.transformer.attention import AttentionBackend, attention_over
+from world_model.transformer.block import Block
+from world_model.transformer.cache import LayerCache, Placement, Segment
+from world_model.transformer.fast.choice import functions
+from world_model.transformer.fast.prepack import Product, prepack_linear
+from world_model.transformer.rotary import Rotation
+
+
+class FlatDecodeBlock(NamedTuple):
+    """A block's weights, and one layer of a cache. Its calls are those of `DecodeBlock`."""
+
+    attention_norm: Tensor
+    qkv: Product
+    qk_scale: Tensor  # (2, e)
+    out: Product
+    mlp_norm: Tensor
+    gate_value: Product
+    mlp_out: Product
+    cache: LayerCache
+    backend: AttentionBackend
+
+    @classmethod
+    def of(cls, block: Block, cache: LayerCache, rows: int | None) -> "FlatDecodeBlock":
+        """With `rows`, weights are prepacked for steps of so many tokens in all."""
+        return cls(
+            attention_norm=block.attention_norm.weight,
+            qkv=prepack_linear(block.attention.qkv.weight, rows),
+            qk_scale=block.attention.qk_scale.view(2, -1),
+            out=prepack_linear(block.attention.out.weight, rows),
+            mlp_norm=block.mlp_norm.weight,
+            gate_value=prepack_linear(block.mlp.gate_value.weight, rows),
+            mlp_out=prepack_linear(block.mlp.out.weight, rows),
+            cache=cache,
+            backend=block.attention.backend,
+        )
+
+    def __call__(self, x: Tensor, rotation: Rotation, at: Placement) -> Tensor:
+        queries, segments = self._write(x, rotation, at)
+        seen = attention_over(queries, segments, causal=at.causal, mask=at.mask, backend=self.backend)
+        x = x + self.out(seen.transpose(1, 2).reshape(x.shape))
+        gate_value = self.gate_value(functions(x).rms_norm(x, self.mlp_norm))
+        return x + self.mlp_out(functions(gate_value).swiglu(gate_value))
+
+    def prefill(self, x: Tensor, rotation: Rotation, at: Placement) -> None:
+        self._write(x, rotation, at)
+
+    def _write(self, x: Tensor, rotation: Rotation, at: Placement) -> tuple[Tensor, tuple[Segment, ...]]:
+        """Write keys and values of x (b, m, d); -> queries (b, k, m, e), and what they may see."""
+        b, heads, _, head_width = self.cache.own.keys.shape
+        qkv = self.qkv(functions(x).rms_norm(x, self.attention_norm)).view(b, -1, 3, heads, head_width)
+        queries, keys, values = functions(qkv).queries_keys_values(qkv, self.qk_scale, rotation)
+        if queries.dtype != self.cache.own.keys.dtype:  # autocast makes them half precision
+            queries, keys, values = (part.to(self.cache.own.keys.dtype) for part in (queries, keys, values))
+        return queries, self.cache.write(keys, values, at)
