@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidtok_plugin.common.distributed import mean_over_processes
+from vidtok_plugin.common.state_dict import load_state_dict_strictly
 from world_model import weights as weights_io
 from world_model.actions import GroupedActions
 from world_model.architecture import FlowConfig, WorldModelConfig
@@ -367,7 +368,9 @@ class WorldModel(nn.Module):
         """
         contents, weights = weights_io.load(Path(folder))
         model = cls(contents.world_model, contents.token_hash)
-        weights_io.load_strictly(model, weights, folder)
+        load_state_dict_strictly(
+            model, weights, who="WorldModel", source=folder, hint=lambda: "; use the config that they were trained with"
+        )
         return model.eval()
 
     # Parts

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vidtok_plugin.common.config import load_config, to_yaml
+from vidtok_plugin.common.state_dict import load_state_dict_strictly
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.network.encoder_decoder import Decoder, Encoder
 from vidtok_plugin.tokenizer.presets import get_preset, presets
@@ -84,22 +85,8 @@ def _find(source: str | Path, averaging: Averaging | None, revision: str | None,
 
 
 def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path) -> None:
-    """Fills `model`; missing, unexpected and misshapen weights are a ValueError that names the first few."""
-    own = model.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in state_dict]
-    problems += [f"{name} is unexpected" for name in state_dict if name not in own]
-    problems += [
-        f"{name} has the shape {tuple(tensor.shape)} for {tuple(own[name].shape)}"
-        for name, tensor in state_dict.items()
-        if name in own and own[name].shape != tensor.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(
-            f"VidTok: the weights in {source} are those of another architecture: "
-            f"{'; '.join(problems[:3])}{more}{_guess(state_dict)}."
-        )
-    model.load_state_dict(state_dict)
+    """Loads weights into `model`; a ValueError for those of another architecture guesses their preset."""
+    load_state_dict_strictly(model, state_dict, who="VidTok", source=source, hint=lambda: _guess(state_dict))
 
 
 def _load_folder(folder: Path, averaging: Averaging | None) -> Weights:
