@@ -1,4 +1,4 @@
-"""Training: what tokenizer and world model share of runs, optimisation and loading."""
+"""Training runs: what the tokenizer and the world model share of config, optimization, checkpoints and loading."""
 
 from vidtok_plugin.training.checkpoints import last_checkpoint
 from vidtok_plugin.training.config import RESERVED, RunConfig

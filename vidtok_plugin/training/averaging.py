@@ -1,4 +1,4 @@
-"""Averaged weights: Lightning's weight averaging, for weights of which some are frozen."""
+"""EMA: an exponential moving average of the weights, which leaves frozen weights unchanged."""
 
 import lightning.pytorch as pl
 import torch
@@ -7,11 +7,10 @@ from torch import Tensor
 
 
 class EMA(WeightAveraging):
-    """The exponential moving average of all parameters over the batches; validation and export use it.
+    """Averages all parameters over the batches; validation and export use the average.
 
-    The average is taken by interpolation, which leaves a frozen weight as it is to the last bit; PyTorch's own
-    formula, `decay * average + (1 - decay) * weight`, rounds. Buffers are copied, since some are counts, and some
-    averages themselves.
+    The update is a linear interpolation, which keeps a frozen weight bit for bit. PyTorch's own formula,
+    `decay * average + (1 - decay) * weight`, rounds. Buffers are copied: some are counts, others already averages.
     """
 
     def __init__(self, decay: float) -> None:
@@ -21,10 +20,13 @@ class EMA(WeightAveraging):
         super().__init__(use_buffers=False, multi_avg_fn=average)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._device = trainer.strategy.root_device  # the module is not there yet, and averages would stay on the CPU
+        # Lightning moves the module to the device later; the averages would stay on the CPU.
+        self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
 
     def export(self, module: pl.LightningModule) -> None:
-        """Puts the averages in the weights' place, as the end of training does; but a finished run that is started
-        again has no such end."""
+        """Replaces the module's weights by their averages.
+
+        Lightning does so at the end of training, but not when a finished run is started again.
+        """
         self._copy_average_to_current(module)

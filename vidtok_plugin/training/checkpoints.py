@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, and the newest whole one found again."""
+"""Checkpoints of a run: written atomically, checked for damage, and the newest intact one found again."""
 
 import logging
 import pickle
@@ -25,25 +25,26 @@ PATTERN = re.compile(r"step-(\d{8,})\.ckpt")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the file, flushes to the disk, and renames: whenever the machine stops, a name has a whole file.
+    """Writes checkpoints atomically: after a crash, a checkpoint's name refers to a complete file or to none.
 
-    Lightning's own goes through the system's folder for temporary files, and copies from there where that is another
-    disk; and through a copy of the whole checkpoint in memory.
+    Lightning's own version holds a second copy of the checkpoint in memory, and writes through the system's temporary
+    folder, which may be on another disk.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         if storage_options is not None:
-            raise ValueError("AtomicCheckpointIO: storage_options are for remote file systems; leave them out.")
-        with atomic_write(Path(path)) as partial, open(partial, "wb") as file:
+            raise ValueError("AtomicCheckpointIO: storage_options is for remote file systems; leave it out.")
+        # An open file: given a path, torch would store the temporary name in the checkpoint.
+        with atomic_write(Path(path)) as partial, partial.open("wb") as file:
             torch.save(checkpoint, file)
 
 
 class Checkpoints(Checkpoint):
-    """Saves every `checkpoint_every` batches and after the last, from inside the loop; keeps the newest few.
+    """Saves every `checkpoint_every` batches and after the last batch, and keeps the newest `keep_checkpoints`.
 
-    Not Lightning's ModelCheckpoint: under manual optimization it warns that the weights are those after the step,
-    which are the right ones; and it doesn't save after the last batch. A checkpoint that `Trainer.fit` has returned
-    from counts its epoch as complete, so that a run that was prolonged from it would skip the rest.
+    Lightning's ModelCheckpoint does not fit: it warns under manual optimization, and does not save after the last
+    batch. Saving after `Trainer.fit` does not fit either: such a checkpoint marks its epoch as complete, so a run that
+    is extended from it would skip the rest of the epoch.
     """
 
     def __init__(self, cfg: RunConfig) -> None:
@@ -52,12 +53,12 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         step = trainer.global_step
-        last = step == trainer.estimated_stepping_batches or trainer.should_stop  # as a limit of time has it
+        last = step == trainer.estimated_stepping_batches or trainer.should_stop  # set by a time limit
         if last or step % self.cfg.checkpoint_every == 0:
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Saves the state after this batch, unless it is saved already."""
+        """Saves the state after this batch, unless it has been saved already."""
         if self.saved_step == trainer.global_step:
             return
         self.saved_step = trainer.global_step
@@ -68,49 +69,47 @@ class Checkpoints(Checkpoint):
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, the newest first."""
+    """The checkpoints in a folder, newest first."""
     steps = {path: int(match[1]) for path in folder.glob("*.ckpt") if (match := PATTERN.fullmatch(path.name))}
     return sorted(steps, key=lambda path: steps[path], reverse=True)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint in a folder; None if there is none at all.
+    """The newest intact checkpoint in a folder; None if the folder has no checkpoint.
 
     Raises:
-        ValueError: all that are there are damaged.
+        ValueError: all checkpoints in the folder are damaged.
     """
     found = find_checkpoints(folder)
     for path in found:
         damage = find_damage(path)
         if damage is None:
             return path
-        logger.warning("%s is damaged (%s) and left aside; the checkpoint before it is taken.", path, damage)
+        logger.warning("%s is damaged (%s); trying the checkpoint before it.", path, damage)
     if found:
         raise ValueError(
-            f"training: all checkpoints in {folder} are damaged; remove that folder to train anew, or restore one."
+            f"training: all checkpoints in {folder} are damaged; restore one, or remove the folder to start over."
         )
     return None
 
 
-def put_aside_after(folder: Path, chosen: Path | None) -> None:
-    """Renames checkpoints newer than the chosen one, which are damaged, so that new ones can take their names; removes
-    what a run that was killed left half written."""
-    for partial in folder.glob(".step-*.part"):
+def set_aside_damaged(folder: Path, resumed: Path | None) -> None:
+    """Renames the damaged checkpoints, those newer than `resumed`, and removes files that a killed run left partial."""
+    for partial in folder.glob(".step-*.part*"):
         partial.unlink()
     for path in find_checkpoints(folder):
-        if path == chosen:
+        if path == resumed:
             return
         path.rename(path.with_name(f"{path.name}.damaged"))
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, by the checksums in it and by reading all but its tensors; None if it is
-    whole."""
+    """Describes the damage to a checkpoint file, found by its checksums and by reading it; None if it is intact."""
     try:
         with zipfile.ZipFile(path) as file:
             broken = file.testzip()
         if broken is not None:
-            return f"the checksum of {broken} is wrong"
+            return f"wrong checksum of {broken}"
         torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, NotImplementedError, *DAMAGE) as error:
         return (str(error).splitlines() or [""])[0] or type(error).__name__

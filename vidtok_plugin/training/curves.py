@@ -1,4 +1,4 @@
-"""Curves of a run, as one picture: every scalar of its log over the batches."""
+"""Curves: one picture of every logged scalar of a run, over the batches."""
 
 import time
 from collections.abc import Mapping
@@ -15,24 +15,23 @@ from vidtok_plugin.training.scalars import Scalars, Series
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SECONDS_BETWEEN = 120.0  # a drawing takes one or two
-FIRST = (
+SECONDS_BETWEEN = 120.0  # drawing takes one or two seconds
+ORDER = (  # panels in this order, the rest after them by name
     *("loss", "psnr", "lpips", "l1", "cross_entropy", "accuracy", "codebook_usage", "codebook_perplexity"),
     *("logits", "hinge", "grad_norm", "lr", "clips_per_second", "windows_per_second", "data_wait", "collapsed"),
 )
-FAMILIES = ("logits", "grad_norm", "lr")  # scalars whose names begin so share a panel
+FAMILIES = ("logits", "grad_norm", "lr")  # scalars with these prefixes share a panel
 LOGARITHMIC = ("grad_norm",)
 COLUMNS = 4
-SMOOTHED = 40  # points from which on a mean is drawn over them
-COLOURS = {"train": ("tab:blue", "tab:red", "tab:green", "tab:purple"), "val": ("tab:orange", "tab:olive", "tab:brown")}
+MIN_SMOOTHED = 40  # points from which on a moving average is drawn as well
+COLORS = {"train": ("tab:blue", "tab:red", "tab:green", "tab:purple"), "val": ("tab:orange", "tab:olive", "tab:brown")}
 
 
 class Curves(pl.Callback):
-    """Draws the curves to `path`: after validations and in between, at most every two minutes, and at the end.
+    """Plots the logged scalars to `path`, at most every two minutes and at the end of training.
 
-    The scalars are those that go to the log, whatever the loggers. A file of the same name, but in `.jsonl`, keeps them
-    all, so that a resumed run's curves begin at its first batch; what was logged after the checkpoint that it goes on
-    from is taken out.
+    It needs no logger. A `.jsonl` file of the same name keeps all points, so that the curves of a resumed run start at
+    its first batch. Points logged after the checkpoint that it resumes from are dropped.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,9 +41,9 @@ class Curves(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self.drawn = time.monotonic()
         if trainer.is_global_zero:
-            self.scalars.go_on(trainer.global_step)
+            self.scalars.resume(trainer.global_step)
 
-    # Lightning asks callbacks in their order: this one comes after all that log.
+    # Lightning calls callbacks in order: this one must come after all that log.
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if at_log_step(trainer):
@@ -73,14 +72,14 @@ class Curves(pl.Callback):
 
 
 def draw_curves(path: Path, series: Mapping[str, Series]) -> None:
-    """Writes a PNG with a panel for each scalar, of training and validation together; relatives share one."""
-    # Here, since it takes half a second that other uses of the package need not spend.
+    """Writes a PNG with one panel per scalar; training and validation, and scalars of one family, share a panel."""
+    # Imported here: it takes half a second, which only this function needs.
     from matplotlib.figure import Figure
 
     panels: dict[str, list[str]] = {}
     for name in sorted(series):
         panels.setdefault(panel_of(name), []).append(name)
-    order = sorted(panels, key=lambda panel: (FIRST.index(panel) if panel in FIRST else len(FIRST), panel))
+    order = sorted(panels, key=lambda panel: (ORDER.index(panel) if panel in ORDER else len(ORDER), panel))
     rows = -(-len(order) // COLUMNS)
     height = 2.1 * rows
     figure = Figure(figsize=(3.6 * COLUMNS, height), dpi=100)
@@ -104,7 +103,7 @@ def draw_curves(path: Path, series: Mapping[str, Series]) -> None:
 
 
 def panel_of(name: str) -> str:
-    """The title of the panel that a scalar is in.
+    """The name of the panel that a scalar is drawn in.
 
     Example:
         >>> [panel_of(name) for name in ("val/psnr", "train/logits_real", "train/lr", "train/codebook_collapsed")]
@@ -121,27 +120,24 @@ def _draw_panel(axes: "Axes", panel: str, lines: Mapping[str, Series]) -> None:
     validated = any(name.startswith("val/") for name in lines)
     for name, line in lines.items():
         kind, _, base = name.partition("/")
-        colour = COLOURS[kind][used[kind] % len(COLOURS[kind])]
+        color = COLORS[kind][used[kind] % len(COLORS[kind])]
         used[kind] += 1
-        own = base.removeprefix(panel).removesuffix(panel).strip("_") or "model"
-        label = kind if validated else own
-        few = len(line.steps) < SMOOTHED
-        style = "-" if kind == "train" and len(line.steps) > 1 else "o-"
-        if few:
-            axes.plot(line.steps, line.values, style, color=colour, ms=3, lw=1, label=label)
+        label = kind if validated else base.removeprefix(panel).removesuffix(panel).strip("_") or "model"
+        if len(line.steps) < MIN_SMOOTHED:
+            style = "-" if kind == "train" and len(line.steps) > 1 else "o-"
+            axes.plot(line.steps, line.values, style, color=color, ms=3, lw=1, label=label)
         else:
-            axes.plot(line.steps, line.values, color=colour, lw=1, alpha=0.3)
-            axes.plot(line.steps, smoothed(line.values), color=colour, lw=1.5, label=label)
+            axes.plot(line.steps, line.values, color=color, lw=1, alpha=0.3)
+            axes.plot(line.steps, smoothed(line.values), color=color, lw=1.5, label=label)
     if len(lines) > 1:
         axes.legend(fontsize=7, loc="best", framealpha=0.6)
 
 
 def smoothed(values: list[float]) -> np.ndarray:
-    """The mean of each value and its neighbours, a twentieth of all together; those that are no numbers don't count."""
-    reach = max(1, len(values) // 40)
+    """The moving average over a twentieth of the values, centered; NaN and infinite values are left out."""
     numbers = np.asarray(values)
-    known = np.isfinite(numbers)
-    window = np.ones(2 * reach + 1)
-    count = np.convolve(known, window, "same")
-    total = np.convolve(np.where(known, numbers, 0.0), window, "same")
+    finite = np.isfinite(numbers)
+    window = np.ones(2 * max(1, len(values) // 40) + 1)
+    count = np.convolve(finite, window, "same")
+    total = np.convolve(np.where(finite, numbers, 0.0), window, "same")
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -1,4 +1,4 @@
-"""The learning rates that a batch is trained with, in the log."""
+"""LearningRates: logs the learning rates that each batch is trained with."""
 
 from typing import Any
 
@@ -9,10 +9,9 @@ from vidtok_plugin.training.module import TrainingModule
 
 
 class LearningRates(pl.Callback):
-    """Logs `train/lr`, and `train/lr_muon` or `train/lr_NAME` where there are Muon or further optimizers.
+    """Logs `train/lr`, `train/lr_muon` with Muon, and `train/lr_NAME` for each further optimizer.
 
-    Not Lightning's LearningRateMonitor: it names rates by the optimizer's class and the group's number, and refuses to
-    run without a logger.
+    Lightning's LearningRateMonitor names rates by optimizer class and group number, and needs a logger.
     """
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Resumable loading: an order of samples that follows from seed and epoch, and goes on exactly where it stopped."""
+"""Resumable loading: the sample order depends on seed and epoch alone, and resumes exactly where it stopped."""
 
 import multiprocessing
 import multiprocessing.forkserver
@@ -17,15 +17,15 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from vidtok_plugin.common.devices import default_device
 
-POSITION = "epoch_and_samples"  # how the position is found inside the loader's own state
+POSITION = "epoch_and_samples"  # key of the position in the state of torchdata's loader
 
 
 class EpochSampler(DistributedSampler[tuple[int, int]]):
-    """Gives this rank's keys `(epoch, index)`, shuffled anew each epoch, without a last partial batch.
+    """Yields this rank's keys `(epoch, index)`, reshuffled each epoch, without a last partial batch.
 
-    `start_at(epoch, samples)` lets the next iteration begin in the middle: after `samples` samples, counted
-    over all ranks, so that the position means the same for any number of ranks. It is a DistributedSampler so
-    that Lightning tells it the epoch and puts none of its own in its place.
+    `start_at(epoch, samples)` makes the next iteration start mid-epoch, after `samples` samples over all ranks. The
+    position is therefore valid for any number of ranks. It is a DistributedSampler so that Lightning calls `set_epoch`
+    and does not replace it by a sampler of its own.
     """
 
     def __init__(
@@ -42,20 +42,20 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         if num_samples < batch_size * world_size:
             raise ValueError(
                 f"EpochSampler: an epoch must have at least one batch of {batch_size} on each of"
-                f" {world_size} ranks, got {num_samples} samples; lower batch_size or raise the clips."
+                f" {world_size} ranks, got {num_samples} samples; lower batch_size or add samples."
             )
         self.num_keys = num_samples
-        self.batch_of_all = batch_size * world_size  # samples of all ranks
-        self.size = num_samples - num_samples % self.batch_of_all
-        self.epoch_end = self.size  # samples after which the trainer turns to the next epoch
+        self.global_batch_size = batch_size * world_size
+        self.size = num_samples - num_samples % self.global_batch_size
+        self.epoch_end = self.size  # samples after which the trainer starts the next epoch
         self.samples = 0  # where the next iteration starts
 
     def start_at(self, epoch: int, samples: int) -> None:
-        """Sets where the next iteration starts; the end of an epoch is the start of the next."""
+        """Sets where the next iteration starts; the end of an epoch counts as the start of the next."""
         self.epoch, self.samples = (epoch, samples) if samples < self.epoch_end else (epoch + 1, 0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called at the start of each epoch; the epoch that is being resumed keeps its position."""
+        """Called at the start of each epoch. A resumed epoch keeps its position."""
         if epoch != self.epoch:
             self.epoch, self.samples = epoch, 0
 
@@ -66,7 +66,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         return _EpochIterator(self)
 
     def order(self, epoch: int) -> list[int]:
-        """The order of an epoch over all ranks."""
+        """The sample indices of an epoch, over all ranks."""
         if not self.shuffle:
             return list(range(self.size))
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
@@ -74,8 +74,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
 
 
 class _EpochIterator(Iterator[tuple[int, int]]):
-    """Takes its start from the sampler with its first key, since loaders make iterators that they don't
-    use."""
+    """Reads the sampler's position at its first key, not earlier: loaders create iterators that they never use."""
 
     def __init__(self, sampler: EpochSampler) -> None:
         self.sampler = sampler
@@ -90,14 +89,14 @@ class _EpochIterator(Iterator[tuple[int, int]]):
             self.epoch, self.samples = self.sampler.epoch, self.sampler.samples
             self.sampler.samples = 0
             self.order = self.sampler.order(self.epoch)
-        place = self.samples + self.sampler.rank
-        if place >= len(self.order):
+        position = self.samples + self.sampler.rank
+        if position >= len(self.order):
             raise StopIteration
         self.samples += self.sampler.num_replicas
-        return self.epoch, self.order[place]
+        return self.epoch, self.order[position]
 
     def state_dict(self) -> dict[str, Any]:
-        """Called by the loader, which keeps it with the batch, so that prefetched batches don't count."""
+        """Called by the loader, which stores the state with the batch, so that prefetched batches don't count."""
         return {POSITION: (self.epoch, self.samples)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -105,11 +104,10 @@ class _EpochIterator(Iterator[tuple[int, int]]):
 
 
 class ResumableLoader(StatefulDataLoader):
-    """A StatefulDataLoader whose state is no more than the epoch and the number of samples consumed in it.
+    """A StatefulDataLoader whose state is only the epoch and the number of samples consumed in it.
 
-    Its own state has the workers' number and layout in it, resumes at the end of an epoch with nothing left,
-    and is ignored by Lightning where an epoch just ended; this one may be loaded into a loader with other
-    workers.
+    Such a state loads into a loader with any number of workers. torchdata's own state depends on the workers, resumes
+    an epoch that has ended with nothing left to load, and is ignored by Lightning right after an epoch.
     """
 
     sampler: EpochSampler
@@ -117,7 +115,7 @@ class ResumableLoader(StatefulDataLoader):
     def state_dict(self) -> dict[str, Any]:
         position = _find(super().state_dict(), POSITION)
         if position is None:
-            raise RuntimeError("ResumableLoader: torchdata's state doesn't hold the sampler's position any more.")
+            raise RuntimeError("ResumableLoader: torchdata's state no longer holds the sampler's position.")
         return {"epoch": position[0], "samples": position[1]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -126,7 +124,7 @@ class ResumableLoader(StatefulDataLoader):
 
 
 class LoaderConfig(Protocol):
-    """What a data module's config says of its training loader."""
+    """The settings of a training loader in a data module's config."""
 
     @property
     def batch_size(self) -> int: ...
@@ -137,9 +135,9 @@ class LoaderConfig(Protocol):
 
 
 class ResumableDataModule(pl.LightningDataModule):
-    """A data module whose checkpoint holds how far into which epoch training has come.
+    """A data module whose checkpoints hold the epoch and the position in it.
 
-    Batches for a GPU come in page-locked memory, out of which it copies them while this process goes on.
+    Batches for a GPU are in pinned memory, so that copies to it are asynchronous.
     """
 
     def __init__(self) -> None:
@@ -150,7 +148,7 @@ class ResumableDataModule(pl.LightningDataModule):
     def resumable_loader(
         self, dataset: Dataset[Any], cfg: LoaderConfig, collate_fn: Callable[[Any], Any] | None = None
     ) -> ResumableLoader:
-        """The training loader, which goes on from a checkpoint's position if one was loaded."""
+        """The training loader; it resumes at the position of the checkpoint that was loaded, if any."""
         trainer = self.trainer
         sampler = EpochSampler(
             len(dataset),  # type: ignore[arg-type]
@@ -173,32 +171,32 @@ class ResumableDataModule(pl.LightningDataModule):
         if trainer:
             limit = trainer.limit_train_batches
             batches = min(len(loader), limit) if isinstance(limit, int) else int(len(loader) * limit)
-            sampler.epoch_end = batches * sampler.batch_of_all
+            sampler.epoch_end = batches * sampler.global_batch_size
         if self._position is not None:
             loader.load_state_dict(self._position)
             self._position = None
             if trainer and sampler.samples:
-                _tell_batches(trainer, batches, (sampler.epoch_end - sampler.samples) // sampler.batch_of_all)
+                _set_batches_left(trainer, batches, (sampler.epoch_end - sampler.samples) // sampler.global_batch_size)
         self._train_loader = loader
         return loader
 
     def loader_settings(self, num_workers: int) -> dict[str, Any]:
-        """Keywords of a DataLoader that suit the machine, for training and validation alike."""
+        """DataLoader keywords that suit the machine, for training and validation."""
         return {
             "num_workers": num_workers,
             "multiprocessing_context": worker_context(num_workers),
-            "worker_init_fn": end_with_trainer,
+            "worker_init_fn": exit_with_trainer,
             "pin_memory": self.pin_memory,
         }
 
     @property
     def pin_memory(self) -> bool:
-        """Whether batches go to a GPU: to the trainer's, or without a trainer to the machine's."""
+        """Whether batches go to a GPU: the trainer's, or the machine's default device without a trainer."""
         device = self.trainer.strategy.root_device if self.trainer else default_device()
         return device.type == "cuda"
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Lightning waits for the copy of what is no plain tensor."""
+        """Copies asynchronously; Lightning would wait for any batch that is not a plain tensor."""
         if device.type == "cuda" and hasattr(batch, "to"):
             return batch.to(device, non_blocking=True)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
@@ -210,9 +208,11 @@ class ResumableDataModule(pl.LightningDataModule):
         self._position = state_dict.get("train")
 
 
-def _tell_batches(trainer: pl.Trainer, total: int, left: int) -> None:
-    """Tells the Trainer how many batches of the epoch are left: it counts those before the resumption by the batches of
-    then, and would end the epoch early where these were smaller."""
+def _set_batches_left(trainer: pl.Trainer, total: int, left: int) -> None:
+    """Corrects the Trainer's batch count of a resumed epoch.
+
+    The Trainer restores the count of the checkpoint. If the batches were smaller then, it would end the epoch early.
+    """
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     missing = total - left - progress.ready
     for name in ("ready", "started", "processed", "completed"):
@@ -220,10 +220,10 @@ def _tell_batches(trainer: pl.Trainer, total: int, left: int) -> None:
 
 
 def worker_context(num_workers: int) -> BaseContext | None:
-    """How a loader starts its workers: from a clean process.
+    """The multiprocessing context of loader workers: they start from a clean process.
 
-    A fork of this one would copy the locks that threads of decord and PyTorch hold at that moment, and nobody would
-    ever release them: a worker hung so once in ten runs or so.
+    Forking this process would copy locks that threads of decord and PyTorch hold at that moment, and nothing would
+    release them in the worker. About one run in ten hung for that reason.
     """
     if num_workers == 0:
         return None
@@ -232,8 +232,8 @@ def worker_context(num_workers: int) -> BaseContext | None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["vidtok_plugin.video.clips"])
     if threading.current_thread() is threading.main_thread():
-        # The server and its workers ignore SIGTERM, as they inherit it: sent to all of a job's processes, it would take
-        # the loader from the run before the run has saved itself. They end with it.
+        # The fork server and its workers inherit that they ignore SIGTERM. Schedulers send it to all processes of a
+        # job; workers that die would stop the run before it has saved a checkpoint. They exit with the run.
         handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
             multiprocessing.forkserver.ensure_running()
@@ -242,13 +242,13 @@ def worker_context(num_workers: int) -> BaseContext | None:
     return context
 
 
-def end_with_trainer(worker: int) -> None:
-    """To be run in each worker at its start: it ends when the process that it loads for does, however that ends.
+def exit_with_trainer(worker: int) -> None:
+    """A `worker_init_fn`: the worker exits when the training process does, however that ends.
 
-    A worker watches its parent, but under a fork server that is the server, which waits for the worker in its turn:
-    after a kill -9 of the training both would stay forever, with all their memory.
+    PyTorch's workers watch their parent process. Under a fork server that is the server, which in turn waits for its
+    workers: after a `kill -9` of the training process both would stay forever, with all their memory.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # see `worker_context`; here for workers without a fork server
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in `worker_context`, for workers without a fork server
     trainer = multiprocessing.parent_process()
     assert trainer is not None
 
@@ -260,7 +260,7 @@ def end_with_trainer(worker: int) -> None:
 
 
 def _find(state: Any, key: str) -> Any:
-    """The value of a key anywhere in nested dicts."""
+    """The value of a key anywhere in nested dicts; None if it is not there."""
     if not isinstance(state, dict):
         return None
     if key in state:

@@ -1,4 +1,4 @@
-"""TrainingModule: one batch of training, for tokenizer and world model alike."""
+"""TrainingModule: one training step with manual optimization, for the tokenizer and the world model."""
 
 import logging
 from abc import abstractmethod
@@ -24,24 +24,24 @@ from vidtok_plugin.training.non_finite import NonFiniteError, describe, save_dum
 from vidtok_plugin.training.optimization import OptimizerConfig
 
 logger = logging.getLogger(__name__)
-Statistics = dict[str, Tensor]  # scalars by name, without gradients
+Scalars = dict[str, Tensor]  # by name, without gradients
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What one optimizer minimises."""
+    """The loss that one optimizer minimizes."""
 
-    name: str  # of the optimizer, in the log
-    value: Tensor | None  # None: there is nothing to learn in this batch
-    statistics: Statistics = field(default_factory=dict)  # to be logged
+    name: str  # of the optimizer, for the log
+    value: Tensor | None  # None: the optimizer does not step on this batch
+    statistics: Scalars = field(default_factory=dict)  # logged
 
 
 class TrainingModule(pl.LightningModule):
-    """Takes the optimizers' steps itself, so that a step is a batch for any number of them.
+    """Steps the optimizers manually, so that `global_step` counts batches for any number of optimizers.
 
-    A subclass gives the losses of a batch, one for each optimizer; the gradients of the first are taken before the
-    second is computed. A batch may be split into parts, one after another. All randomness of a step follows from the
-    run's seed, the step and the process, so that a resumed run has that of an unbroken one.
+    A subclass yields the losses of a batch, one per optimizer. Each loss is backpropagated before the next is computed.
+    A batch may be split into micro-batches, whose gradients accumulate. The random numbers of a step depend on the
+    run's seed, the step and the process alone, so a resumed run draws the same ones as an uninterrupted run.
     """
 
     def __init__(self, cfg: RunConfig) -> None:
@@ -50,49 +50,53 @@ class TrainingModule(pl.LightningModule):
         self.run_cfg = cfg
         self.skipped_steps = 0
 
-    # What a subclass tells
+    # Defined by a subclass
 
     @abstractmethod
     def losses(self, batch: Any, step: int) -> Iterator[Loss]:
-        """The losses of (a part of) a batch, in the order of the optimizers; step: batches before this one."""
+        """Yields the losses of a batch or micro-batch, one per optimizer. step: batches before this one."""
 
     @abstractmethod
     def tensors_of(self, batch: Any) -> dict[str, Tensor]:
-        """What `losses` needs of a batch, with the samples along the first axis."""
+        """The tensors of a batch that `losses` needs, with samples along the first axis."""
 
     @abstractmethod
     def batch_of(self, tensors: Mapping[str, Tensor]) -> Any:
-        """A batch, or a part of one, of what `tensors_of` gave."""
+        """The batch or micro-batch that consists of these tensors, as given by `tensors_of`."""
 
     @abstractmethod
     def origins(self, batch: Any) -> list[str]:
-        """Where each sample of a batch came from."""
+        """The file, or position in a file, of each sample of a batch; for messages."""
 
     def sizes(self, batch: Any) -> dict[str, int]:
-        """How much is in a batch, by what is counted; for the throughput."""
+        """The number of samples, frames, tokens or the like in a batch, by name; for the throughput."""
         return {"samples": self._count(batch)}
 
     def _count(self, batch: Any) -> int:
-        """Samples in a batch."""
+        """The number of samples in a batch."""
         return len(next(iter(self.tensors_of(batch).values())))
 
     @abstractmethod
     def optimizer_configs(self) -> list[OptimizerConfig]:
-        """Of each optimizer."""
+        """The config of each optimizer."""
 
-    def moving_buffers(self) -> list[Tensor]:
-        """The buffers that `losses` changes, such as moving averages."""
+    def optimizer_names(self) -> list[str]:
+        """The names of the optimizers, which are those of their losses."""
+        return ["model"]
+
+    def updated_buffers(self) -> list[Tensor]:
+        """The buffers that `losses` updates, such as moving averages."""
         return []
 
     def fixed_settings(self) -> dict[str, Any]:
-        """What a run that goes on must have as it began, by its config's key: what a checkpoint holds depends on it."""
+        """The settings that a resumed run may not change, by config key: the content of checkpoints depends on them."""
         settings = {"ema_decay": self.run_cfg.ema_decay is not None}
         for index, (name, cfg) in enumerate(zip(self.optimizer_names(), self.optimizer_configs(), strict=True)):
             key = f"{name}_optimizer" if index else "optimizer"
             settings[f"{key}.muon_lr"] = cfg.muon_lr is not None
         return settings
 
-    # A run
+    # Resumption
 
     def on_fit_start(self) -> None:
         self._settings = [
@@ -101,7 +105,7 @@ class TrainingModule(pl.LightningModule):
         ]
 
     def on_train_start(self) -> None:
-        """A resumed run trains by its config; a checkpoint's rates and decays would silently take its place."""
+        """Applies the config's learning rates and weight decays; PyTorch has restored those of the checkpoint."""
         schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         for optimizer, scheduler, settings in zip(self.trainer.optimizers, schedulers, self._settings, strict=True):
             assert isinstance(scheduler, LambdaLR)
@@ -109,37 +113,37 @@ class TrainingModule(pl.LightningModule):
             for group, own, rate in zip(optimizer.param_groups, settings, scheduler.lr_lambdas, strict=True):
                 group.update(own, lr=own["initial_lr"] * rate(scheduler.last_epoch))
 
-    # A batch
+    # One step
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         step, optimizers = self.global_step, self._optimizers()
         self._seed(self.run_cfg.seed, step, self.global_rank)
         for optimizer in optimizers:
             optimizer.zero_grad()
-        before = [buffer.clone() for buffer in self.moving_buffers()]
-        parts = self._parts(batch)
-        losses: Statistics = {}
-        statistics: Statistics = {}
-        for index, part in enumerate(parts):
-            last = index + 1 == len(parts)
-            with nullcontext() if last else self._apart():
-                part_losses, part_statistics = self._backward(part, step, optimizers, share=1 / len(parts))
-            losses = {name: losses.get(name, 0) + value for name, value in part_losses.items()}
-            statistics = {name: statistics.get(name, 0) + value for name, value in part_statistics.items()}
+        before = [buffer.clone() for buffer in self.updated_buffers()]
+        micro_batches = self._micro_batches(batch)
+        losses: Scalars = {}
+        statistics: Scalars = {}
+        for index, micro_batch in enumerate(micro_batches):
+            last = index + 1 == len(micro_batches)
+            with nullcontext() if last else self._no_sync():
+                more, more_statistics = self._backward(micro_batch, step, optimizers, weight=1 / len(micro_batches))
+            losses = {name: losses.get(name, 0) + value for name, value in more.items()}
+            statistics = {name: statistics.get(name, 0) + value for name, value in more_statistics.items()}
         norms = self._clip(optimizers, list(losses))
-        if self._failed({**losses, **norms}):
-            for buffer, value in zip(self.moving_buffers(), before, strict=True):
-                buffer.copy_(value)  # else one such batch would spoil all after it
-            self._report(batch, step, losses, norms)
+        if not self._all_finite({**losses, **norms}):
+            for buffer, value in zip(self.updated_buffers(), before, strict=True):
+                buffer.copy_(value)  # else this batch would spoil all later ones
+            self._stop_or_skip(batch, step, losses, norms)
             for optimizer in optimizers:
-                optimizer.zero_grad()  # the step below then counts, and changes nothing
+                optimizer.zero_grad()  # the step below then counts the batch and changes no weight
         self._step(optimizers)
         first = next(iter(losses))
         named = {"loss" if name == first else f"loss_{name}": value for name, value in losses.items()}
         self._log({**named, **statistics, **norms}, self._count(batch))
         return losses[first]
 
-    def _parts(self, batch: Any) -> Sequence[Any]:
+    def _micro_batches(self, batch: Any) -> Sequence[Any]:
         count = self.run_cfg.accumulate
         if count == 1:
             return [batch]
@@ -148,31 +152,31 @@ class TrainingModule(pl.LightningModule):
         return [self.batch_of({name: chunk[i] for name, chunk in chunks.items()}) for i in range(count)]
 
     def _backward(
-        self, part: Any, step: int, optimizers: list[LightningOptimizer], share: float
-    ) -> tuple[Statistics, Statistics]:
-        """Adds a part's gradients to the rest; the losses by name, and the statistics."""
-        losses: Statistics = {}
-        statistics: Statistics = {}
-        results = self.losses(part, step)
+        self, micro_batch: Any, step: int, optimizers: list[LightningOptimizer], weight: float
+    ) -> tuple[Scalars, Scalars]:
+        """Accumulates the gradients of a micro-batch; returns its weighted losses by name, and its statistics."""
+        losses: Scalars = {}
+        statistics: Scalars = {}
+        results = self.losses(micro_batch, step)
         for optimizer in optimizers:
-            self.toggle_optimizer(optimizer)  # no gradients for the others' weights
+            self.toggle_optimizer(optimizer)  # no gradients for the weights of the others
             result = next(results)
             if result.value is not None:
-                loss = result.value * share
+                loss = result.value * weight
                 self.manual_backward(loss)
                 losses[result.name] = loss.detach()
-            statistics |= {name: value.detach() * share for name, value in result.statistics.items()}
+            statistics |= {name: value.detach() * weight for name, value in result.statistics.items()}
             self.untoggle_optimizer(optimizer)
         return losses, statistics
 
-    def _apart(self) -> AbstractContextManager[None]:
-        """Leaves the processes' gradients apart until the last part's are there."""
+    def _no_sync(self) -> AbstractContextManager[None]:
+        """Defers the reduction of gradients over the processes to the last micro-batch."""
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
-    def _clip(self, optimizers: list[LightningOptimizer], names: Sequence[str]) -> Statistics:
-        """The norms of the optimizers' gradients, as they were before they were clipped."""
-        norms: Statistics = {}
+    def _clip(self, optimizers: list[LightningOptimizer], names: Sequence[str]) -> Scalars:
+        """Clips each optimizer's gradients; returns their norms before clipping."""
+        norms: Scalars = {}
         for optimizer, cfg, name in zip(optimizers, self.optimizer_configs(), self.optimizer_names(), strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             if name not in names or not parameters:
@@ -180,15 +184,11 @@ class TrainingModule(pl.LightningModule):
             norm = get_total_norm([p.grad for p in parameters])
             if cfg.gradient_clip is not None:
                 clip_grads_with_norm_(parameters, cfg.gradient_clip, norm)
-            norms["grad_norm" if not norms else f"grad_norm_{name}"] = _whole(norm)
+            norms["grad_norm" if not norms else f"grad_norm_{name}"] = _full_tensor(norm)
         return norms
 
-    def optimizer_names(self) -> list[str]:
-        """Their losses' names."""
-        return ["model"]
-
     def _step(self, optimizers: list[LightningOptimizer]) -> None:
-        optimizers[0].step()  # this one counts the batch
+        optimizers[0].step()  # increments global_step; the others must not
         for optimizer in optimizers[1:]:
             self.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
         schedulers = self.lr_schedulers()
@@ -199,7 +199,7 @@ class TrainingModule(pl.LightningModule):
         optimizers: Any = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]
 
-    def _log(self, statistics: Statistics, batch_size: int) -> None:
+    def _log(self, statistics: Scalars, batch_size: int) -> None:
         values = torch.stack([value.detach().float() for value in statistics.values()])
         with torch.no_grad():
             values = mean_over_processes(values)
@@ -212,24 +212,24 @@ class TrainingModule(pl.LightningModule):
     def _seed(seed: int, step: int, rank: int) -> None:
         torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
 
-    # A batch that fails
+    # NaN and infinite values
 
-    def _failed(self, values: Statistics) -> bool:
-        """Whether anything is infinite or not a number, in any process."""
+    def _all_finite(self, values: Scalars) -> bool:
+        """Whether all values are finite in all processes."""
         finite = torch.stack([value.detach().isfinite().all() for value in values.values()]).all()
-        return self.trainer.strategy.reduce_boolean_decision(not bool(finite), all=False)
+        return self.trainer.strategy.reduce_boolean_decision(bool(finite), all=True)
 
-    def _report(self, batch: Any, step: int, losses: Statistics, norms: Statistics) -> None:
-        """Stops the run, or counts the step to be skipped, as the config says."""
+    def _stop_or_skip(self, batch: Any, step: int, losses: Scalars, norms: Scalars) -> None:
+        """Stops the run with a dump of the batch, or counts a skipped step, as `non_finite` says."""
         failed = [f"loss_{name}" for name, value in losses.items() if not value.isfinite()]
         if not self.trainer.strategy.reduce_boolean_decision(bool(failed), all=False):
             failed = [name for name, value in norms.items() if not value.isfinite()]
         if self.run_cfg.non_finite == "skip":
             self.skipped_steps += 1
             if failed:
-                logger.warning("skipped: %s.", describe(step, failed, self.origins(batch), None))
+                logger.warning("Skipped a step: %s.", describe(step, failed, self.origins(batch), None))
             return
-        weights = {name: _whole(tensor).cpu() for name, tensor in self.state_dict().items()}  # by all processes
+        weights = {name: _full_tensor(tensor).cpu() for name, tensor in self.state_dict().items()}  # in all processes
         if not failed:
             raise NonFiniteError(f"{type(self).__name__}: batch {step} failed in another process; see its message.")
         path = self.run_cfg.output / "non_finite" / f"step-{step:08d}-process-{self.global_rank}.pt"
@@ -245,24 +245,24 @@ class TrainingModule(pl.LightningModule):
         }
         save_dump(path, content)
         raise NonFiniteError(
-            f"{type(self).__name__}: {describe(step, failed, self.origins(batch), path)}; lower optimizer.lr, mend the "
+            f"{type(self).__name__}: {describe(step, failed, self.origins(batch), path)}; lower optimizer.lr, fix the "
             "data, or set non_finite=skip."
         )
 
     def reproduce(self, dump: str | Path) -> dict[str, float]:
-        """Computes the losses and statistics of the batch in a dump again, with its weights."""
+        """Recomputes the losses and statistics of a dumped batch, with the dumped weights and random numbers."""
         content = torch.load(dump, map_location=self.device, weights_only=True)
         self.load_state_dict(content["state_dict"])
         self.train()
         self._seed(content["seed"], content["step"], content["process"])
         values: dict[str, float] = {}
-        parts = self._parts(self.batch_of(content["batch"]))
+        micro_batches = self._micro_batches(self.batch_of(content["batch"]))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=content["mixed"]):
-            for part in parts:
-                for loss in self.losses(part, content["step"]):
+            for micro_batch in micro_batches:
+                for loss in self.losses(micro_batch, content["step"]):
                     own = {} if loss.value is None else {f"loss_{loss.name}": loss.value}
                     for name, value in {**own, **loss.statistics}.items():
-                        values[name] = values.get(name, 0.0) + float(value.detach()) / len(parts)
+                        values[name] = values.get(name, 0.0) + float(value.detach()) / len(micro_batches)
         return values
 
     # Checkpoints
@@ -278,17 +278,17 @@ class TrainingModule(pl.LightningModule):
         saved, ours = checkpoint.get("fixed_settings", {}), self.fixed_settings()
         for name, value in ours.items():
             if saved.get(name, value) != value:
-                was, now = (_as_set(setting) for setting in (saved[name], value))
+                was, now = (_describe(setting) for setting in (saved[name], value))
                 raise ValueError(
-                    f"{type(self).__name__}: {name} must be as in the run so far, {was}, got {now}; set it as it was, "
-                    "or start anew in another output folder (pretrained=FOLDER goes on from its weights)."
+                    f"{type(self).__name__}: {name} must be as in the run so far, {was}, got {now}; restore it, or "
+                    "start a new run in another output folder (pretrained=FOLDER continues from these weights)."
                 )
 
 
-def _as_set(setting: Any) -> str:
+def _describe(setting: Any) -> str:
     return {True: "set", False: "not set"}.get(setting, str(setting))
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be in shares; all processes call it alike."""
+def _full_tensor(tensor: Tensor) -> Tensor:
+    """Gathers a tensor that may be sharded; a collective call in all processes."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

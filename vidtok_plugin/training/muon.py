@@ -1,7 +1,7 @@
-"""Muon: momentum whose steps are orthogonalised, for matrices and kernels, with AdamW for all else.
+"""Muon: momentum with orthogonalized updates for matrices and kernels, and AdamW for all other parameters.
 
-Keller Jordan's method (https://kellerjordan.github.io/posts/muon/); `torch.optim.Muon` takes matrices alone, and a
-tokenizer's weights are convolution kernels, here flattened to (outputs, inputs times kernel).
+Keller Jordan's method (https://kellerjordan.github.io/posts/muon/). `torch.optim.Muon` takes matrices only; the
+convolution kernels of a tokenizer are flattened here to (outputs, inputs times kernel).
 """
 
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """One optimizer of two kinds of groups: `muon=True` for weights of two or more dimensions, AdamW otherwise."""
+    """Updates parameter groups with `muon=True` (weights of two or more dimensions) by Muon, the others by AdamW."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Muon(torch.optim.Optimizer):
         state["momentum"].lerp_(grad, 1 - group["momentum"])
         direction = grad.lerp(state["momentum"], group["momentum"]).flatten(1)
         scale = max(1.0, direction.shape[0] / direction.shape[1]) ** 0.5
-        parameter.sub_(orthogonalise(direction).view_as(parameter), alpha=group["lr"] * scale)
+        parameter.sub_(orthogonalize(direction).view_as(parameter), alpha=group["lr"] * scale)
 
     def _adam(self, parameter: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         if not state:
@@ -64,11 +64,11 @@ class Muon(torch.optim.Optimizer):
         parameter.addcdiv_(state["mean"], root, value=-group["lr"] / (1 - beta1**step))
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
-    """Brings the singular values of a matrix near 1, by a quintic Newton-Schulz iteration.
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """Moves the singular values of a matrix close to 1, by a quintic Newton-Schulz iteration.
 
     Example:
-        >>> singular = torch.linalg.svdvals(orthogonalise(torch.randn(8, 32)))
+        >>> singular = torch.linalg.svdvals(orthogonalize(torch.randn(8, 32)))
         >>> bool(((singular > 0.6) & (singular < 1.3)).all())
         True
     """

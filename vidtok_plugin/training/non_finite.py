@@ -1,4 +1,4 @@
-"""A loss that is no number: what is kept to find out why."""
+"""NaN or infinite losses and gradients: the error that they raise, and the dump that reproduces them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,24 +6,21 @@ from typing import Any
 
 import torch
 
-SHOWN = 4  # origins named in a message
+MAX_ORIGINS = 4  # named in a message
 
 
 class NonFiniteError(ValueError):
-    """A loss or a gradient is infinite or not a number."""
+    """A loss or a gradient is NaN or infinite."""
 
 
 def describe(step: int, failed: Sequence[str], origins: Sequence[str], dump: Path | None) -> str:
-    """One sentence on what failed, on which samples, and where it can be reproduced from."""
-    more = f" and {len(origins) - SHOWN} more" if len(origins) > SHOWN else ""
-    kept = "" if dump is None else f"; weights and batch are in {dump} (TrainingModule.reproduce computes it again)"
-    return (
-        f"batch {step} gave {', '.join(failed)} that is infinite or not a number, on "
-        f"{'; '.join(origins[:SHOWN])}{more}{kept}"
-    )
+    """One sentence: which values failed, on which samples, and which file reproduces it."""
+    more = f" and {len(origins) - MAX_ORIGINS} more" if len(origins) > MAX_ORIGINS else ""
+    saved = "" if dump is None else f"; weights and batch are in {dump} (TrainingModule.reproduce computes it again)"
+    return f"NaN or infinite {', '.join(failed)} in batch {step}, on {'; '.join(origins[:MAX_ORIGINS])}{more}{saved}"
 
 
 def save_dump(path: Path, content: dict[str, Any]) -> None:
-    """Writes plain values and tensors, on the CPU, for `torch.load(path, weights_only=True)`."""
+    """Writes plain values and CPU tensors, to be read by `torch.load(path, weights_only=True)`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(content, path)

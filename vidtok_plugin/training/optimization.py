@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate's schedule, for tokenizer and world model alike."""
+"""The optimizer and the learning rate schedule of a run."""
 
 import math
 from collections.abc import Iterable
@@ -15,20 +15,20 @@ from vidtok_plugin.training.muon import Muon
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW (or Adam, with `weight_decay` 0), warmed up, held, and brought down over the last `decay_steps`.
+    """AdamW (Adam with `weight_decay` 0), with a learning rate that warms up, stays constant, and decays at the end.
 
-    Since the rate is held in between, a run can be prolonged from a checkpoint taken before the decay.
+    Because the rate is constant in between, a run can be extended from a checkpoint taken before the decay.
     """
 
     lr: float = 1e-3
-    muon_lr: float | None = None  # if given, matrices and kernels are trained by Muon at this rate, the rest by AdamW
+    muon_lr: float | None = None  # if set, Muon trains matrices and kernels at this rate, and AdamW the rest
     betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.0  # of matrices and kernels only
+    weight_decay: float = 0.0  # for matrices and kernels only
     warmup_steps: int = 0
-    decay_steps: int = 0
-    decay_shape: Literal["linear", "cosine"] = "linear"  # cosine: slow at both ends, half way at the middle
-    final_rate: float = 0.0  # share of the rate that is left at the end of the decay
-    gradient_clip: float | None = None  # largest norm of all gradients together
+    decay_steps: int = 0  # the last batches of the run
+    decay_shape: Literal["linear", "cosine"] = "linear"  # cosine: flat at both ends
+    final_rate: float = 0.0  # fraction of lr at the end of the decay
+    gradient_clip: float | None = None  # maximum global norm of the gradients
 
     def __post_init__(self) -> None:
         if self.muon_lr is not None and self.muon_lr <= 0:
@@ -42,7 +42,7 @@ class OptimizerConfig:
         if self.decay_shape not in ("linear", "cosine"):
             raise ValueError(f"OptimizerConfig: decay_shape must be linear or cosine, got {self.decay_shape!r}.")
         if not 0 <= self.final_rate <= 1:
-            raise ValueError(f"OptimizerConfig: final_rate must be a share in 0..1 of lr, got {self.final_rate}.")
+            raise ValueError(f"OptimizerConfig: final_rate must be a fraction of lr in 0..1, got {self.final_rate}.")
         if self.decay_steps == 0 and (self.decay_shape != "linear" or self.final_rate > 0):
             raise ValueError(
                 f"OptimizerConfig: decay_shape={self.decay_shape} and final_rate={self.final_rate} need a decay; set "
@@ -52,7 +52,7 @@ class OptimizerConfig:
             raise ValueError(f"OptimizerConfig: gradient_clip must be above 0 or null, got {self.gradient_clip}.")
 
     def rate(self, step: int, max_steps: int) -> float:
-        """Share of `lr` at a step (from 0) of a run of `max_steps`; -1 for a run without an end.
+        """Fraction of `lr` at a step (from 0) of a run of `max_steps` batches; -1 for a run without a limit.
 
         Example:
             >>> [OptimizerConfig(warmup_steps=2, decay_steps=4).rate(step, 8) for step in (0, 1, 4, 6, 8)]
@@ -70,28 +70,28 @@ def configure_optimizers(
     parameters: Iterable[nn.Parameter],
     cfg: OptimizerConfig,
     max_steps: float,
-    tables: Iterable[nn.Parameter] = (),
+    embeddings: Iterable[nn.Parameter] = (),
 ) -> OptimizerLRSchedulerConfig:
-    """What a Lightning module's `configure_optimizers` returns: the optimizer, and its schedule by batches.
+    """The optimizer and its schedule per batch, as a Lightning module's `configure_optimizers` returns them.
 
-    `max_steps` is the Trainer's `estimated_stepping_batches`, infinite for a run that only time ends. `tables` are
-    matrices that hold a vector for each of many things, as embeddings do, and map nothing: Muon is not for them.
+    max_steps: the Trainer's `estimated_stepping_batches`; infinite for a run with only a time limit.
+    embeddings: parameters among `parameters` that are lookup tables, not linear maps. Muon does not fit them.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    vectors = {id(parameter) for parameter in tables}
-    kernels = [p for p in trained if p.ndim > 1 and id(p) not in vectors]
-    rest = [p for p in trained if p.ndim <= 1]
+    tables = {id(parameter) for parameter in embeddings}
+    muon = {} if cfg.muon_lr is None else {"muon": True, "lr": cfg.muon_lr}
+    kernels = [p for p in trained if p.ndim > 1 and id(p) not in tables]
+    lookups = [p for p in trained if p.ndim > 1 and id(p) in tables]
     groups = [
-        {"params": kernels, "weight_decay": cfg.weight_decay},
-        {"params": [p for p in trained if p.ndim > 1 and id(p) in vectors], "weight_decay": cfg.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+        {"params": kernels, "weight_decay": cfg.weight_decay, **muon},
+        {"params": lookups, "weight_decay": cfg.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]
     optimizer: torch.optim.Optimizer
     if cfg.muon_lr is not None:
-        groups[0] |= {"muon": True, "lr": cfg.muon_lr}
-        optimizer = Muon([group for group in groups if group["params"]], lr=cfg.lr, betas=cfg.betas)
+        optimizer = Muon(groups, lr=cfg.lr, betas=cfg.betas)
     else:
-        groups = [group for group in groups if group["params"]]
         optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
     end = -1 if math.isinf(max_steps) else int(max_steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cfg.rate(step, end))

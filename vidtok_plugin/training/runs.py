@@ -1,4 +1,4 @@
-"""A training run: Lightning's Trainer with checkpoints, logs, seeds and resumption, for tokenizer and world model."""
+"""Training runs: Lightning's Trainer with checkpoints, logs and resumption."""
 
 import logging
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.training.averaging import EMA
-from vidtok_plugin.training.checkpoints import AtomicCheckpointIO, Checkpoints, last_checkpoint, put_aside_after
+from vidtok_plugin.training.checkpoints import AtomicCheckpointIO, Checkpoints, last_checkpoint, set_aside_damaged
 from vidtok_plugin.training.config import RunConfig
 from vidtok_plugin.training.curves import Curves
 from vidtok_plugin.training.freed_memory import KeepFreedMemory
@@ -21,18 +21,18 @@ logger = logging.getLogger(__name__)
 
 
 def default_callbacks(cfg: RunConfig) -> list[pl.Callback]:
-    """What every run tells of itself: learning rates, throughput, and the curves of all that is logged.
+    """The callbacks of every run: learning rates, throughput, and curves of all logged scalars.
 
-    They come after callbacks that log, since the curves are drawn of what is logged until then.
+    Put them after all callbacks that log: the curves hold what has been logged before them.
     """
     curves = [Curves(cfg.pictures_folder / "curves.png")] if cfg.curves else []
     return [LearningRates(), Throughput(), *curves]
 
 
 def build_trainer(cfg: RunConfig, callbacks: Sequence[pl.Callback] = (), **settings: Any) -> pl.Trainer:
-    """The Trainer of a run, on whatever device the machine has unless `cfg.trainer` says otherwise.
+    """The Trainer of a run. It chooses the device unless `cfg.trainer` does.
 
-    `settings` are keywords of the Trainer that override the config's, such as a strategy that is no string.
+    settings: Trainer keywords that override those of the config, such as a strategy object.
     """
     loggers: list[Logger] = []
     if "csv" in cfg.loggers:
@@ -41,7 +41,7 @@ def build_trainer(cfg: RunConfig, callbacks: Sequence[pl.Callback] = (), **setti
         loggers.append(TensorBoardLogger(cfg.output, name="tensorboard"))
     checkpoints = Checkpoints(cfg)
     averaging = [] if cfg.ema_decay is None else [EMA(cfg.ema_decay)]
-    # Averages are taken before they are saved: Lightning runs checkpoint callbacks last.
+    # Averages are updated before they are saved: Lightning runs checkpoint callbacks last.
     return pl.Trainer(
         **{"enable_model_summary": False, **cfg.trainer, **settings},
         logger=loggers,
@@ -58,18 +58,18 @@ def fit(
     callbacks: Sequence[pl.Callback] = (),
     **settings: Any,
 ) -> pl.Trainer:
-    """Trains, going on from the run's last checkpoint if there is one; writes the resolved config beside it.
+    """Trains, resuming from the run's last checkpoint if it has one, and writes the resolved config to `cfg.output`.
 
-    The module's weights are the averaged ones at the end, if there are any.
+    At the end, the module holds the averaged weights if `cfg.ema_decay` is set.
     """
     trainer = build_trainer(cfg, callbacks, **settings)
     last = last_checkpoint(cfg.checkpoints)
     if trainer.is_global_zero:
-        put_aside_after(cfg.checkpoints, last)
+        set_aside_damaged(cfg.checkpoints, last)
         cfg.output.mkdir(parents=True, exist_ok=True)
         (cfg.output / "config.yaml").write_text(to_yaml(cfg))
     if last is not None:
-        logger.info("Going on from %s.", last)
+        logger.info("Resuming from %s.", last)
     trainer.fit(module, data, ckpt_path=last, weights_only=True)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EMA):
@@ -78,7 +78,7 @@ def fit(
 
 
 def validate(cfg: RunConfig, module: pl.LightningModule, data: pl.LightningDataModule, **settings: Any) -> None:
-    """Scores the run's last checkpoint on its validation data, and prints the measures."""
+    """Evaluates the run's last checkpoint on its validation data and prints the metrics."""
     last = last_checkpoint(cfg.checkpoints)
     if last is None:
         raise FileNotFoundError(f"validate: there is no checkpoint in {cfg.checkpoints}; run fit first.")

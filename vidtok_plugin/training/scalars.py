@@ -1,4 +1,4 @@
-"""All scalars of a run by batch, over all of its resumptions."""
+"""Scalars: all logged values of a run by batch, across its resumptions."""
 
 import json
 import logging
@@ -10,12 +10,12 @@ from vidtok_plugin.common.atomic_files import atomic_write
 
 logger = logging.getLogger(__name__)
 
-MOST_POINTS = 2000  # of a scalar in memory: more than a picture can show
+MAX_POINTS = 2000  # of a scalar in memory; more than a plot can show
 
 
 @dataclass(kw_only=True)
 class Series:
-    """One scalar: every `stride`th of the points that came."""
+    """One scalar: every `stride`th of its points."""
 
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
@@ -23,27 +23,28 @@ class Series:
     seen: int = 0
 
     def add(self, step: int, value: float) -> None:
-        """Takes in a point; of too many, every other goes."""
+        """Adds a point. Beyond `MAX_POINTS`, every other point is dropped."""
         if self.seen % self.stride == 0:
             self.steps.append(step)
             self.values.append(value)
         self.seen += 1
-        if len(self.steps) > MOST_POINTS:
+        if len(self.steps) > MAX_POINTS:
             del self.steps[1::2], self.values[1::2]
             self.stride *= 2
 
 
 class Scalars:
-    """Series by name, `train/loss` and the like, and all their points in a file: a line of JSON for each time."""
+    """Series by name, such as `train/loss`. The file at `path` holds all points, one line of JSON per step."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.series: dict[str, Series] = {}
 
-    def go_on(self, step: int) -> None:
-        """Takes up what the file has up to a batch; what it has of later ones is struck out, since they come again.
+    def resume(self, step: int) -> None:
+        """Reads the file up to `step`, and drops later lines, whose batches are trained again.
 
-        A checkpoint could not hold them: the validation after its batch is not in it, nor run again.
+        The points are not kept in checkpoints: a checkpoint is saved before the validation after its batch, which is
+        not run again.
         """
         self.series = {}
         lines = self.path.read_text(errors="replace").splitlines(keepends=True) if self.path.exists() else []
@@ -51,22 +52,22 @@ class Scalars:
         for line in lines:
             try:
                 values = json.loads(line)
-            except json.JSONDecodeError:  # the machine stopped while it was written
-                logger.warning("%s: left out a line that is damaged: %.40r", self.path, line)
+            except json.JSONDecodeError:  # the process was killed while it wrote this line
+                logger.warning("%s: skipped a damaged line: %.40r", self.path, line)
                 continue
             if values["step"] <= step:
                 kept.append(line.rstrip("\n") + "\n")
-                self._take(values)
+                self._add_to_series(values)
         with atomic_write(self.path) as partial:
             partial.write_text("".join(kept))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes in the values after so many batches."""
-        self._take({"step": step, **values})
+        """Adds the values after `step` batches."""
+        self._add_to_series({"step": step, **values})
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
-    def _take(self, values: Mapping[str, float]) -> None:
+    def _add_to_series(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             if name != "step":
                 self.series.setdefault(name, Series()).add(int(values["step"]), value)

@@ -1,4 +1,4 @@
-"""SIGTERM, by which schedulers announce the end: the run saves its state and ends."""
+"""SIGTERM handling: when a scheduler announces the end of a job, the run saves a checkpoint and exits."""
 
 import logging
 import signal
@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 class StopAtSigterm(pl.Callback):
-    """Saves a checkpoint after the batch in which SIGTERM came, whichever process it came to, and ends all of them.
+    """Saves a checkpoint after the batch in which any process received SIGTERM, and ends the run in all processes.
 
-    It takes the place of Lightning's handler, which talks to the other processes from inside the handler, in the middle
-    of whatever they are doing with each other. The process exits with code 0, as under Lightning.
+    Replaces Lightning's handler, which communicates with the other processes from inside the signal handler, possibly
+    in the middle of another collective. The process exits with code 0, as under Lightning.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
@@ -30,9 +30,9 @@ class StopAtSigterm(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._note)  # Lightning puts the one from before back at the end
+            signal.signal(signal.SIGTERM, self._set_received)  # Lightning restores the previous handler
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def _set_received(self, signum: int, frame: FrameType | None) -> None:
         self.received = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -41,11 +41,9 @@ class StopAtSigterm(pl.Callback):
             self.checkpoints.save(trainer)
             self.saved = True
             if trainer.is_global_zero:
-                logger.warning(
-                    "SIGTERM: saved after %d batches; the same command goes on from there.", trainer.global_step
-                )
+                logger.warning("SIGTERM: saved after %d batches; the same command resumes there.", trainer.global_step)
 
-    # It ends here and not there, so that the last batch gets its line in the logs.
+    # The run stops at the next hook, so that the last batch is logged first.
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._stop()

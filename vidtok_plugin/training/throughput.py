@@ -1,4 +1,4 @@
-"""How fast a run trains, and how much of its time it waits for data."""
+"""Throughput: samples per second, and the fraction of time spent waiting for data."""
 
 import time
 from collections import Counter, deque
@@ -13,16 +13,16 @@ from vidtok_plugin.common.distributed import mean_over_processes, num_processes
 from vidtok_plugin.training.log_steps import at_log_step
 from vidtok_plugin.training.module import TrainingModule
 
-NEXT_BATCH = "[_TrainingEpochLoop].train_dataloader_next"  # what the Trainer calls the wait for its loader
+NEXT_BATCH = "[_TrainingEpochLoop].train_dataloader_next"  # the Trainer's name for the wait for its loader
 
 
 class Throughput(pl.Callback):
-    """Logs what is trained on a second, over all processes, and the share of the time that is spent waiting for data.
+    """Logs the throughput of all processes and the fraction of time spent waiting for data, over `window` batches.
 
-    `train/clips_per_second` and the like, by what the module's `sizes` counts, and `train/data_wait`, over the last
-    `window` batches. A batch's time runs from the moment the loader is asked for it until its step is done: validation,
-    checkpoints and the log are in no batch's time. The first batch of a run or a resumption, which starts workers and
-    compiles, is left out. The device is not waited for; TrainingModule does so once a batch, when it looks at the loss.
+    The metrics are `train/NAME_per_second` for each name in the module's `sizes`, and `train/data_wait`. The time of a
+    batch starts when the loader is asked for it and ends with its step; validation, checkpoints and logging are not
+    counted. The first batch of a run or a resumption is left out: it starts workers and compiles. This callback does
+    not synchronize with the device; TrainingModule does so once per batch, when it checks the loss.
     """
 
     def __init__(self, window: int = 100) -> None:
@@ -39,7 +39,7 @@ class Throughput(pl.Callback):
 
     def on_train_batch_start(self, *_: Any) -> None:
         assert self.clock is not None
-        self.clock.batch_is_there()
+        self.clock.batch_received()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_index: int
@@ -75,7 +75,7 @@ class Throughput(pl.Callback):
 
 @dataclass(frozen=True, kw_only=True)
 class _Batch:
-    """One process's part of a batch."""
+    """One process's timing of a batch."""
 
     seconds: float
     waited: float
@@ -83,14 +83,14 @@ class _Batch:
 
 
 class _LoaderClock(Profiler):
-    """Stands before the Trainer's profiler, which hears of every wait for the loader: no other public hook does."""
+    """Wraps the Trainer's profiler, the only public hook that is called around every wait for the loader."""
 
     def __init__(self, profiler: Profiler) -> None:
         super().__init__()
         self.profiler = profiler
         self.waits = 0
-        self.begin: float | None = None  # of the batch
-        self.waited = 0.0  # for the batch
+        self.begin: float | None = None  # of the current batch
+        self.waited = 0.0  # seconds, for the current batch
         self.asked = 0.0
 
     def start(self, action_name: str) -> None:
@@ -105,14 +105,14 @@ class _LoaderClock(Profiler):
             self.waited += time.perf_counter() - self.asked
             self.waits += 1
 
-    def batch_is_there(self) -> None:
-        """A batch that was prefetched, as the last of a loader without length is, begins here."""
+    def batch_received(self) -> None:
+        """Starts the time of a batch that was prefetched, such as the last of a loader without a length."""
         if not self.waits:
-            raise RuntimeError("Throughput: Lightning's Trainer doesn't tell its profiler of the loader any more.")
+            raise RuntimeError("Throughput: Lightning's Trainer no longer profiles the wait for its loader.")
         self.begin = time.perf_counter() if self.begin is None else self.begin
 
     def take(self) -> tuple[float, float]:
-        """Seconds of the batch that ends, and those that it was waited for."""
+        """Seconds that the batch took, and seconds that it was waited for; resets both."""
         assert self.begin is not None
         taken = time.perf_counter() - self.begin, self.waited
         self.begin, self.waited = None, 0.0

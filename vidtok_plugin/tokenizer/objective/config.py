@@ -1,4 +1,4 @@
-"""What the objective is made of: its terms, their weights and their schedules."""
+"""ObjectiveConfig: the terms of the training objective, their weights and their schedules."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,27 +10,27 @@ from vidtok_plugin.tokenizer.objective import discriminators
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """Weights of the objective's terms and when they start; the defaults are the published.
+    """Weights and schedules of the objective's terms; the defaults are the published ones.
 
-    The reconstruction error (L1, L2, and each frame's LPIPS at all of its elements) is summed over the elements and
-    divided by the number of frames. Schedules count batches: the published `disc_start` of 20,001 counted each batch
-    twice, once for each of two optimizers, and so fell at batch 10,001.
+    The reconstruction error (L1, L2, and each frame's LPIPS added at each of its elements) is summed over all elements
+    and divided by the number of frames. Schedules count batches. The published `disc_start` of 20,001 counted each
+    batch twice, once per optimizer, and took effect at batch 10,001.
     """
 
     l1_weight: float = 1.0
     l2_weight: float = 0.0  # the published objective has no such term
     perceptual: Literal["lpips", "none"] = "lpips"
     perceptual_weight: float = 1.0
-    lpips_vgg: Path | None = None  # file of VGG16's weights, or a published VidTok checkpoint; by default downloaded
-    learn_logvar: bool = True  # the log of the reconstruction error's scale, from 0
-    discriminator: Literal["3d", "2d", "none"] = "3d"  # judges clips, frames or nothing
-    disc_weight: float = 0.2  # times the adaptive weight, which makes the gradients at the last layer equally long
-    disc_start: int = 20_001  # batches without it
+    lpips_vgg: Path | None = None  # VGG16 weights, or a published VidTok checkpoint; downloaded by default
+    learn_logvar: bool = True  # learned log scale of the reconstruction error, starting at 0
+    discriminator: Literal["3d", "2d", "none"] = "3d"  # judges clips, frames, or nothing
+    disc_weight: float = 0.2  # times the adaptive weight
+    disc_start: int = 20_001  # batches before the discriminator starts
     lecam_weight: float = 0.005
     lecam_decay: float = 0.999
     entropy_weight: float = 0.1
-    entropy_annealing_factor: float = 3.0  # the entropy's weight falls from so many times its own ...
-    entropy_annealing_steps: int = 2000  # ... over the first so many batches
+    entropy_annealing_factor: float = 3.0  # the entropy weight starts at this multiple of itself ...
+    entropy_annealing_steps: int = 2000  # ... and falls linearly to itself over these batches
     commitment_weight: float = 0.25
     kl_weight: float = 1e-6
 
@@ -54,18 +54,18 @@ class ObjectiveConfig:
             raise ValueError(f"ObjectiveConfig: lecam_decay must be in [0, 1), got {self.lecam_decay}.")
 
     def regularizer_weight(self, name: str, step: int) -> float:
-        """Weight of a regularizer's term at a step (from 0)."""
+        """The weight of a regularizer's term at a step (from 0)."""
         if name != "entropy":
             return {"commitment": self.commitment_weight, "kl": self.kl_weight}[name]
-        share = 1 - min(1.0, step / self.entropy_annealing_steps) if self.entropy_annealing_steps else 0.0
-        return self.entropy_weight * (1 + (self.entropy_annealing_factor - 1) * share)
+        remaining = 1 - min(1.0, step / self.entropy_annealing_steps) if self.entropy_annealing_steps else 0.0
+        return self.entropy_weight * (1 + (self.entropy_annealing_factor - 1) * remaining)
 
     @property
     def min_size(self) -> int:
-        """Pixels a side that frames must have for LPIPS and the discriminator."""
-        judged = 1 if self.discriminator == "none" else discriminators.MIN_SIZE[self.discriminator]
-        return max(judged, lpips.MIN_SIZE if self.perceptual == "lpips" else 1)
+        """The minimum height and width of frames, in pixels, for LPIPS and the discriminator."""
+        min_judged = 1 if self.discriminator == "none" else discriminators.MIN_SIZE[self.discriminator]
+        return max(min_judged, lpips.MIN_SIZE if self.perceptual == "lpips" else 1)
 
     def discriminating(self, step: int) -> bool:
-        """Whether the discriminator takes part at a step (from 0)."""
+        """Whether the discriminator is active at a step (from 0)."""
         return self.discriminator != "none" and step >= self.disc_start

@@ -1,4 +1,4 @@
-"""PatchGAN discriminators (arXiv 1611.07004) of frames and of clips: is each patch real or reconstructed?"""
+"""PatchGAN discriminators (arXiv 1611.07004) of frames (2D) and clips (3D)."""
 
 from typing import Any, Literal
 
@@ -6,15 +6,15 @@ from einops import rearrange
 from torch import Tensor, nn
 
 WIDTHS = (3, 64, 128, 256, 512, 1)
-MIN_SIZE = {"2d": 24, "3d": 1}  # pixels a side that leave something for the last convolution
+MIN_SIZE = {"2d": 24, "3d": 1}  # height and width in pixels; smaller frames leave nothing for the last convolution
 
 
 class Discriminator(nn.Module):
-    """Video `(b, 3, t, h, w)` -> logits of its patches `(n, 1, ...)`, high for real ones; n frames (2D) or clips (3D).
+    """Video `(b, 3, t, h, w)` -> logits `(n, 1, ...)` of its patches, high for real; n frames (2D) or clips (3D).
 
     Names are those of published checkpoints behind `loss.discriminator.`: convolutions `main.0`, `.2`, `.5`, `.8` and
-    `.11`, BatchNorms `main.3`, `.6` and `.9`. Real and reconstructed video go through it separately, and it stays in
-    training mode while it trains a tokenizer: each batch is normalised by its own statistics.
+    `.11`, BatchNorms `main.3`, `.6` and `.9`. Real and reconstructed video are passed separately, in training mode, so
+    each is normalized by its own batch statistics.
 
     Example:
         >>> import torch
@@ -47,6 +47,6 @@ class Discriminator(nn.Module):
         if min(video.shape[-2:]) < MIN_SIZE[self.kind]:
             raise ValueError(
                 f"Discriminator: height and width must be at least {MIN_SIZE[self.kind]} in {self.kind}, got "
-                f"{tuple(video.shape[-2:])}; take larger frames, discriminator=3d or discriminator=none."
+                f"{tuple(video.shape[-2:])}; use larger frames, discriminator=3d or discriminator=none."
             )
         return self.main(rearrange(video, "b c t h w -> (b t) c h w") if self.kind == "2d" else video)

@@ -1,4 +1,4 @@
-"""What a tokenizer is trained for: faithful, real-looking reconstruction, and latents as its regularizer wants them."""
+"""Objective: the losses of the tokenizer (generator) and of the discriminator on a batch."""
 
 import torch
 from einops import rearrange
@@ -12,19 +12,19 @@ from vidtok_plugin.tokenizer.objective.config import ObjectiveConfig
 from vidtok_plugin.tokenizer.objective.discriminators import Discriminator
 from vidtok_plugin.tokenizer.objective.perceptual import PerceptualLoss
 
-Parts = dict[str, Tensor]  # terms by name for the log: detached scalars, unweighted
+Terms = dict[str, Tensor]  # by name, for the log: detached and unweighted scalars
 
 
 class Objective(nn.Module):
-    """The published objective of VidTok (arXiv 2412.13061): two losses of a batch, one after the other.
+    """The published objective of VidTok (arXiv 2412.13061): two losses per batch, one after the other.
 
-    The generator's optimizer trains the tokenizer and `logvar`, by `generator_loss`; the discriminator's trains
-    `discriminator`, by `discriminator_loss`. Neither leaves gradients on the other's parameters. Steps count batches,
-    from 0. Every process of a distributed run takes its own part of the batch, all of one size.
+    `generator_loss` trains the tokenizer and `logvar`, `discriminator_loss` trains `discriminator`. Neither leaves
+    gradients on the parameters of the other. Steps count batches from 0. In a distributed run all processes must have
+    batches of the same size.
     """
 
     def __init__(self, cfg: ObjectiveConfig, *, lpips: LPIPS | None = None) -> None:
-        """lpips: by default that of the config, loaded by `load` or at its first use."""
+        """lpips: by default that of the config, loaded by `load` or at first use."""
         super().__init__()
         self.cfg = cfg
         self.perceptual = PerceptualLoss(cfg.lpips_vgg, lpips) if cfg.perceptual == "lpips" else None
@@ -33,65 +33,68 @@ class Objective(nn.Module):
         self.lecam = LeCAM(cfg.lecam_decay) if cfg.discriminator != "none" else None
 
     def load(self) -> None:
-        """Loads LPIPS' weights, if the config has it, so that missing ones are an error before training starts.
+        """Loads the weights of LPIPS if the config uses it, so that missing weights fail before training starts.
 
         Raises:
-            FileNotFoundError: they can't be had; the message says from where to get them, and how to do without.
+            FileNotFoundError: the weights are missing; the message says where to get them and how to train without.
         """
         if self.perceptual is not None:
             self.perceptual.load()
 
     def generator_loss(
         self, video: Tensor, out: Reconstruction, step: int, last_weight: Tensor
-    ) -> tuple[Tensor, Parts]:
-        """The tokenizer's loss of a batch, and its parts.
+    ) -> tuple[Tensor, Terms]:
+        """The tokenizer's loss on a batch, and its terms.
 
-        video: the target (b, 3, t, h, w) in [-1, 1]; last_weight: of the decoder's last layer, where the adaptive
-            weight compares gradients. The parts are l1, l2, lpips, nll, logvar and the regularizer's terms, and from
-            `disc_start` on g_loss and disc_weight (what g_loss is multiplied by), as far as the config has them.
+        video: the target (b, 3, t, h, w) in [-1, 1].
+        last_weight: the weight of the decoder's last layer, at which the adaptive weight compares gradients.
+
+        The terms, as far as the config has them: l1, l2, lpips, nll, logvar, those of the regularizer, and from
+        `disc_start` on g_loss and disc_weight, the factor of g_loss.
         """
-        nll, parts = self.reconstruction_nll(video, out.reconstruction)
+        nll, terms = self.reconstruction_nll(video, out.reconstruction)
         loss = nll
         if self.discriminator is not None and self.cfg.discriminating(step):
             adversarial = self.generator_adversarial(out.reconstruction)
             weight = self.cfg.disc_weight * adaptive_weight(nll, adversarial, last_weight)
             loss = loss + weight * adversarial
-            parts |= {"g_loss": adversarial.detach(), "disc_weight": weight}
+            terms |= {"g_loss": adversarial.detach(), "disc_weight": weight}
         for name, term in (out.regularizer_terms or {}).items():
             loss = loss + self.cfg.regularizer_weight(name, step) * term
-            parts[name] = term.detach()
-        return loss, parts
+            terms[name] = term.detach()
+        return loss, terms
 
-    def reconstruction_nll(self, video: Tensor, reconstruction: Tensor) -> tuple[Tensor, Parts]:
-        """The reconstruction error as a negative log likelihood of scale `exp(logvar)`, summed over a frame."""
+    def reconstruction_nll(self, video: Tensor, reconstruction: Tensor) -> tuple[Tensor, Terms]:
+        """The reconstruction error as a negative log likelihood with scale `exp(logvar)`, summed over a frame."""
         difference = (video - reconstruction).float()
         l1, l2 = difference.abs().mean(), difference.square().mean()
         error = self.cfg.l1_weight * l1 + self.cfg.l2_weight * l2
-        parts = {"l1": l1.detach(), "l2": l2.detach()}
+        terms = {"l1": l1.detach(), "l2": l2.detach()}
         if self.perceptual is not None:
             frames, made = (rearrange(x, "b c t h w -> (b t) c h w") for x in (video, reconstruction))
             lpips = self.perceptual(frames, made).mean()
             error = error + self.cfg.perceptual_weight * lpips
-            parts["lpips"] = lpips.detach()
-        # A frame's LPIPS counts at each of its elements, so that the mean over all elements holds the frames' mean.
+            terms["lpips"] = lpips.detach()
+        # LPIPS is added at each element of its frame; its mean over all elements is its mean over frames.
         if self.logvar is not None:
             error = error / self.logvar.exp() + self.logvar
-            parts["logvar"] = self.logvar.detach().clone()
+            terms["logvar"] = self.logvar.detach().clone()
         nll = video[0, :, 0].numel() * error
-        return nll, parts | {"nll": nll.detach()}
+        return nll, terms | {"nll": nll.detach()}
 
     def generator_adversarial(self, reconstruction: Tensor) -> Tensor:
-        """How far the discriminator is from taking the reconstruction for real; no gradients for its own weights."""
+        """The adversarial loss of a reconstruction, without gradients for the discriminator's weights."""
         assert self.discriminator is not None
         fixed = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         return generator_adversarial(functional_call(self.discriminator, fixed, (reconstruction,)))
 
-    def discriminator_loss(self, video: Tensor, reconstruction: Tensor, step: int) -> tuple[Tensor | None, Parts]:
-        """The discriminator's loss of a batch, and its parts: hinge, lecam, and the mean logits of both sides.
+    def discriminator_loss(self, video: Tensor, reconstruction: Tensor, step: int) -> tuple[Tensor | None, Terms]:
+        """The discriminator's loss on a batch, and its terms: hinge, lecam, and the mean logits of real and fake.
 
-        The loss is None before `disc_start`: the discriminator's optimizer must not step then. (The original multiplies
-        the loss by 0 and steps: its weights stay as they are, but Adam counts the steps and so begins with its bias
-        correction gone, and a weight decay would shrink them.) LeCAM's averages do move then, as published.
+        The loss is None before `disc_start`; the discriminator's optimizer must not step then. (The original multiplies
+        the loss by 0 and steps. That leaves the weights unchanged, but Adam counts the steps, which uses up its bias
+        correction, and weight decay would shrink the weights.) LeCAM's averages are updated before `disc_start` as
+        well, as published.
         """
         if self.discriminator is None or self.lecam is None:
             return None, {}
@@ -99,7 +102,7 @@ class Objective(nn.Module):
         with torch.set_grad_enabled(active and torch.is_grad_enabled()):
             real, fake = self.discriminator(video), self.discriminator(reconstruction.detach())
             self.lecam.update(real.detach(), fake.detach())
-            of_hinge, of_lecam = hinge(real, fake), self.lecam.penalty(real, fake)
-            loss = of_hinge + self.cfg.lecam_weight * of_lecam
-        parts = {"hinge": of_hinge, "lecam": of_lecam, "logits_real": real.mean(), "logits_fake": fake.mean()}
-        return loss if active else None, {name: part.detach().float() for name, part in parts.items()}
+            hinge_loss, lecam = hinge(real, fake), self.lecam.penalty(real, fake)
+            loss = hinge_loss + self.cfg.lecam_weight * lecam
+        terms = {"hinge": hinge_loss, "lecam": lecam, "logits_real": real.mean(), "logits_fake": fake.mean()}
+        return loss if active else None, {name: term.detach().float() for name, term in terms.items()}

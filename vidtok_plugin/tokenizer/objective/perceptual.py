@@ -1,4 +1,4 @@
-"""LPIPS as a term of the objective: of every frame, in little memory, and no part of what is trained or saved."""
+"""PerceptualLoss: LPIPS of every frame, computed in chunks, with weights that are neither trained nor saved."""
 
 from pathlib import Path
 from typing import Any, Self
@@ -10,53 +10,53 @@ from torch.autograd.function import once_differentiable
 from vidtok_plugin.metrics.lpips import LPIPS
 from vidtok_plugin.metrics.lpips_weights import load_lpips
 
-CHUNK_PIXELS = 2**16  # of the frames that go through VGG16 at once
+CHUNK_PIXELS = 2**16  # pixels of the frames that pass through VGG16 together
 
 
 class PerceptualLoss:
     """`loss(frames, reconstruction)`: (n, 3, h, w) twice -> the LPIPS of each frame (n,).
 
-    Not a module: VGG16's weights are fixed, and neither in the state_dict nor among the parameters of what holds this;
-    copies share them. They are loaded by `load`, or at the first use, and follow the frames to their device.
+    Not a module: VGG16's weights are fixed, so they must not be parameters or in the state_dict of the objective.
+    Copies share them. They are loaded by `load` or at first use, and moved to the device of the frames.
     """
 
     def __init__(self, vgg: Path | None = None, lpips: LPIPS | None = None) -> None:
-        """vgg: as `load_lpips` takes it; lpips: one that is there already."""
+        """vgg: as for `load_lpips`. lpips: an instance that is already loaded."""
         self._vgg, self._lpips = vgg, lpips
 
     def load(self) -> LPIPS:
-        """LPIPS with its weights, loaded if it is not yet.
+        """LPIPS with its weights, which are loaded at the first call.
 
         Raises:
-            FileNotFoundError: the weights can't be had; the message says from where to get them, and how to do without.
+            FileNotFoundError: the weights are missing; the message says where to get them and how to train without.
         """
         if self._lpips is None:
             try:
                 self._lpips = load_lpips(self._vgg)
             except FileNotFoundError as error:
                 raise FileNotFoundError(
-                    f"{error} Name a file that lies elsewhere with objective.lpips_vgg=FILE, or train without LPIPS by "
-                    "choice: objective.perceptual=none."
+                    f"{error} Use objective.lpips_vgg=FILE for a file elsewhere, or objective.perceptual=none to train "
+                    "without LPIPS."
                 ) from error
         return self._lpips
 
     def __call__(self, frames: Tensor, reconstruction: Tensor, chunk_pixels: int = CHUNK_PIXELS) -> Tensor:
         lpips = self.load().to(reconstruction.device)
         chunk = max(1, chunk_pixels // (frames.shape[-2] * frames.shape[-1]))
-        # Asked here: inside the function, gradients always are off.
+        # Checked here: gradients are always off inside the function.
         with_gradient = torch.is_grad_enabled() and reconstruction.requires_grad
         return _Distances.apply(frames.detach().float(), reconstruction.float(), lpips, chunk, with_gradient)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self  # fixed, so that an averaged copy of a model needs no second VGG16
+        return self  # the weights are fixed: an averaged copy of a model shares them
 
 
 class _Distances(torch.autograd.Function):
-    """The distances, and in the same pass their gradients, chunk after chunk.
+    """The distances and their gradients, both computed in the forward pass, chunk by chunk.
 
-    A frame's distance depends on that frame alone, so that its gradient is the incoming number times a picture that is
-    known at once. No activation outlives its chunk, and none is computed again: neither for the backward pass nor for
-    the adaptive weight, which asks for gradients of its own.
+    A frame's distance depends on that frame alone, so its gradient is the incoming scalar times an image that the
+    forward pass already knows. No activation outlives its chunk, and none is recomputed, neither for the backward pass
+    nor for the adaptive weight, which takes a gradient of its own.
     """
 
     @staticmethod
@@ -70,7 +70,7 @@ class _Distances(torch.autograd.Function):
                 distance = lpips(real, made)
             distances.append(distance.detach())
             if with_gradient:
-                # Scaled up meanwhile: spread over all pixels, gradients would vanish in float16.
+                # Scaled up for the backward pass: gradients spread over all pixels would underflow in float16.
                 scale = float(made.shape[-2] * made.shape[-1])
                 (gradient,) = torch.autograd.grad(distance, made, torch.full_like(distance, scale))
                 gradients.append(gradient / scale)

@@ -1,1 +1,1 @@
-"""Training of tokenizers: module, runs, and what shows them."""
+"""Training of tokenizers: the Lightning module, the runs, and the callbacks that monitor them."""

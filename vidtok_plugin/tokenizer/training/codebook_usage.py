@@ -1,4 +1,4 @@
-"""How much of its codebook a tokenizer uses while it trains."""
+"""Codebook usage during training: how many codes a tokenizer uses, and their perplexity."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -17,55 +17,61 @@ from vidtok_plugin.training.log_steps import at_log_step
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookUsage:
-    """Of the codebook over a window of batches, by all processes."""
+    """Codebook usage over a window of batches, in all processes."""
 
-    usage: float  # share of the codes that occur
+    usage: float  # fraction of the codes that occur
     perplexity: float
     codes: int
     tokens: int
     batches: int
 
 
-class CodebookUsageLog(pl.Callback):
-    """Logs `train/codebook_usage` and `train/codebook_perplexity` of the last `window` batches, of all processes.
+class CodebookUsageMonitor(pl.Callback):
+    """Logs `train/codebook_usage` and `train/codebook_perplexity` over the last `window` batches of all processes.
 
-    One batch has too few tokens to tell: at 262,144 codes each could have its own. The window is empty after a start or
-    a resumption. The codes are those of the very forward passes that are trained; a tokenizer without codes has none.
+    One batch has too few tokens to judge by: with 262,144 codes, each token could have its own. The window is empty
+    after a start or a resumption. Codes are taken from the forward passes of training; a tokenizer without codes logs
+    nothing.
     """
 
     def __init__(self, window: int = 100) -> None:
-        self.batches: deque[Tensor] = deque(maxlen=window)  # each one's codes
-        self.parts: list[Tensor] = []  # of this batch, which may be split
+        self.batches: deque[Tensor] = deque(maxlen=window)  # the codes of each batch
+        self.micro_batches: list[Tensor] = []  # the codes of the current batch
         self.hook: RemovableHandle | None = None
         self.last: CodebookUsage | None = None  # as last logged
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        tokenizer = getattr(module, "tokenizer", None)
+        if not isinstance(tokenizer, VidTok):
+            raise TypeError(
+                f"CodebookUsageMonitor: the module must have a VidTok as `tokenizer`, got {type(module).__name__}."
+            )
         self.batches.clear()
         self.last = None
-        self.hook = tokenizer_of(module, "CodebookUsageLog").register_forward_hook(self._note)
+        self.codes = tokenizer.codebook_size
+        self.hook = tokenizer.register_forward_hook(self._record)
 
-    def _note(self, tokenizer: VidTok, inputs: Any, out: Reconstruction) -> None:
+    def _record(self, tokenizer: VidTok, inputs: Any, out: Reconstruction) -> None:
         if tokenizer.training and out.indices is not None:
-            self.parts.append(out.indices.flatten().int())
+            self.micro_batches.append(out.indices.flatten().int())
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
-        if self.parts:
-            self.batches.append(torch.cat(self.parts))
-            self.parts = []
+        if self.micro_batches:
+            self.batches.append(torch.cat(self.micro_batches))
+            self.micro_batches = []
         if self.batches and at_log_step(trainer):
             self._log(module)
 
     def _log(self, module: pl.LightningModule) -> None:
-        codes = tokenizer_of(module, "CodebookUsageLog").codebook_size
-        assert codes is not None
-        counts = count_codes(torch.cat(list(self.batches)), codes)
+        assert self.codes is not None
+        counts = count_codes(torch.cat(list(self.batches)), self.codes)
         counts = mean_over_processes(counts) * num_processes()
         statistics = {name: value.item() for name, value in code_statistics(counts).items()}
         module.log_dict({f"train/{name}": value for name, value in statistics.items()})
         self.last = CodebookUsage(
             usage=statistics["codebook_usage"],
             perplexity=statistics["codebook_perplexity"],
-            codes=codes,
+            codes=self.codes,
             tokens=int(counts.sum()),
             batches=len(self.batches),
         )
@@ -77,11 +83,3 @@ class CodebookUsageLog(pl.Callback):
 
     def on_exception(self, *_: Any) -> None:
         self.on_train_end()
-
-
-def tokenizer_of(module: pl.LightningModule, who: str) -> VidTok:
-    """What a module trains, as `module.tokenizer`."""
-    tokenizer = getattr(module, "tokenizer", None)
-    if not isinstance(tokenizer, VidTok):
-        raise TypeError(f"{who}: the module must have a VidTok as `tokenizer`, got {type(module).__name__}.")
-    return tokenizer

@@ -1,4 +1,4 @@
-"""TokenizerModule: the optimisation and the logging of a VidTok, for Lightning's Trainer."""
+"""TokenizerModule: optimization and logging of a VidTok, for Lightning's Trainer; and its config."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -33,19 +33,19 @@ DEFAULT_PRESET = "vidtok_tiny"
 class TokenizerRunConfig(RunConfig):
     """A run that trains or fine-tunes a tokenizer."""
 
-    preset: str | None = None  # by default vidtok_tiny, or what `pretrained` tells; a bare weights file needs it
-    from_scratch: bool = False  # random weights; else those of `pretrained`
-    pretrained: str | None = None  # what VidTok.from_pretrained takes; by default the preset's own
-    architecture: dict[str, Any] = field(default_factory=dict)  # overrides of the preset's, from scratch only
-    trained: Literal["all", "decoder"] = "all"  # decoder: the encoder is frozen, so that ids and latents stay the same
+    preset: str | None = None  # by default vidtok_tiny or that of `pretrained`; a bare weights file needs it
+    from_scratch: bool = False  # random weights in place of those of `pretrained`
+    pretrained: str | None = None  # a source for VidTok.from_pretrained; by default the preset's own weights
+    architecture: dict[str, Any] = field(default_factory=dict)  # overrides of the preset; from scratch only
+    trained: Literal["all", "decoder"] = "all"  # decoder: freezes the encoder, which keeps ids and latents unchanged
     data: VideoDataConfig
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    discriminator_optimizer: OptimizerConfig | None = None  # by default as `optimizer`, without Muon
-    activation_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
-    compile: bool = False  # encoder and decoder by torch.compile
-    pictures: int = 4  # validation clips that are shown beside their reconstructions after each validation
-    collapse: CollapseConfig = CollapseConfig()  # of codebook and discriminator: when to warn
+    discriminator_optimizer: OptimizerConfig | None = None  # by default `optimizer`, without Muon
+    activation_checkpointing: bool = False  # recomputes activations in the backward pass: less memory, more time
+    compile: bool = False  # torch.compile for encoder and decoder
+    pictures: int = 4  # validation clips that are shown with their reconstructions after each validation
+    collapse: CollapseConfig = CollapseConfig()  # when to warn of a collapsed codebook or discriminator
     output: Path = Path("runs/tokenizer")
 
     def __post_init__(self) -> None:
@@ -53,33 +53,29 @@ class TokenizerRunConfig(RunConfig):
         if self.pictures < 0:
             raise ValueError(f"TokenizerRunConfig: pictures must not be negative, got {self.pictures}; 0 shows none.")
         self.check_micro_batches(self.data.batch_size)
-        least = self.objective.min_size
-        if min(self.data.height, self.data.width) < least:
+        min_size = self.objective.min_size
+        if min(self.data.height, self.data.width) < min_size:
             raise ValueError(
-                f"TokenizerRunConfig: data.height and data.width must be at least {least} for this objective (LPIPS, "
-                f"discriminator), got {self.data.height} and {self.data.width}; train on larger frames, or set "
+                f"TokenizerRunConfig: data.height and data.width must be at least {min_size} for this objective "
+                f"(LPIPS, discriminator), got {self.data.height} and {self.data.width}; train on larger frames, or set "
                 "objective.perceptual=none or objective.discriminator=none."
             )
         preset = get_preset(self.preset or DEFAULT_PRESET).architecture
         if self.architecture and not self.from_scratch:
             raise ValueError(
-                "TokenizerRunConfig: architecture overrides make weights that no checkpoint has; "
-                "add from_scratch=true or leave them out."
+                "TokenizerRunConfig: no checkpoint has weights for architecture overrides; add from_scratch=true or "
+                "leave them out."
             )
         if self.from_scratch and self.pretrained is not None:
             raise ValueError("TokenizerRunConfig: from_scratch=true and pretrained exclude each other.")
-        if self.pretrained is None:  # else it tells its own architecture when it is loaded
+        if self.pretrained is None:  # else the architecture is known once it is loaded
             self._check_sizes(override_architecture(preset, self.architecture))
-
-    @property
-    def for_discriminator(self) -> OptimizerConfig:
-        return self.discriminator_optimizer or replace(self.optimizer, muon_lr=None)
 
     def build(self) -> VidTok:
         """The tokenizer to train.
 
         Raises:
-            FileNotFoundError, ValueError: as `VidTok.from_pretrained` does, or if the data's sizes do not fit it.
+            FileNotFoundError, ValueError: as `VidTok.from_pretrained`, or the data's size does not fit the model.
         """
         if self.from_scratch:
             return VidTok.from_preset(self.preset or DEFAULT_PRESET, **self.architecture)
@@ -99,9 +95,9 @@ class TokenizerRunConfig(RunConfig):
 
 
 class TokenizerModule(TrainingModule):
-    """Trains `self.tokenizer` on batches of video (b, 3, t, h, w); `trainer.fit(TokenizerModule(cfg), data)`.
+    """Trains `self.tokenizer` on batches of video (b, 3, t, h, w): `trainer.fit(TokenizerModule(cfg), data)`.
 
-    Batches are `VideoBatch`es, or plain tensors of a loader of your own.
+    A batch is a `VideoBatch`, or a plain tensor from any other loader.
     """
 
     def __init__(self, cfg: TokenizerRunConfig) -> None:
@@ -115,10 +111,10 @@ class TokenizerModule(TrainingModule):
             self.tokenizer.checkpoint_activations()
         if cfg.compile:
             self.tokenizer.compile_networks()
-        self.train()  # pretrained models come in eval mode
+        self.train()  # pretrained models are in eval mode
 
     def train(self, mode: bool = True) -> Self:
-        """A frozen encoder stays in eval mode."""
+        """Sets the mode; a frozen encoder stays in eval mode."""
         super().train(mode)
         if self.cfg.trained == "decoder":
             self.tokenizer.encoder.eval()
@@ -128,7 +124,7 @@ class TokenizerModule(TrainingModule):
         self.objective.load()
         strategy = self.trainer.strategy
         if isinstance(strategy, DDPStrategy) and self.objective.discriminator is not None:
-            # Each of the two losses leaves the other's parameters unused.
+            # Each of the two losses leaves the parameters of the other unused.
             strategy._ddp_kwargs["find_unused_parameters"] = True
 
     # Training
@@ -137,9 +133,10 @@ class TokenizerModule(TrainingModule):
         return ["generator"] if self.objective.discriminator is None else ["generator", "discriminator"]
 
     def optimizer_configs(self) -> list[OptimizerConfig]:
-        return [self.cfg.optimizer, self.cfg.for_discriminator][: len(self.optimizer_names())]
+        discriminator = self.cfg.discriminator_optimizer or replace(self.cfg.optimizer, muon_lr=None)
+        return [self.cfg.optimizer, discriminator][: len(self.optimizer_names())]
 
-    def moving_buffers(self) -> list[Tensor]:
+    def updated_buffers(self) -> list[Tensor]:
         return list(self.objective.buffers())
 
     def fixed_settings(self) -> dict[str, Any]:
@@ -166,12 +163,12 @@ class TokenizerModule(TrainingModule):
         statistics["psnr"] = frame_psnr(video, out.reconstruction.detach()).mean()
         yield Loss(name="generator", value=loss, statistics=statistics)
         if self.objective.discriminator is not None:
-            judged, statistics = self.objective.discriminator_loss(video, out.reconstruction.detach(), step)
-            yield Loss(name="discriminator", value=judged, statistics=statistics)
+            loss_or_none, statistics = self.objective.discriminator_loss(video, out.reconstruction.detach(), step)
+            yield Loss(name="discriminator", value=loss_or_none, statistics=statistics)
 
     def on_train_batch_end(self, *_: Any) -> None:
         if isinstance(data := getattr(self.trainer, "datamodule", None), VideoDataModule):
-            # As far as the first process knows: each process reads videos of its own.
+            # The count of the first process; each process reads different videos.
             self.log("train/unreadable_videos", float(data.unreadable.count), rank_zero_only=True)
 
     def tensors_of(self, batch: VideoBatch | Tensor) -> dict[str, Tensor]:
@@ -186,7 +183,7 @@ class TokenizerModule(TrainingModule):
 
     def origins(self, batch: VideoBatch | Tensor) -> list[str]:
         if isinstance(batch, Tensor):
-            return [f"clip {index} of a loader that does not tell its files" for index in range(len(batch))]
+            return [f"clip {index} of a loader that does not name its files" for index in range(len(batch))]
         return list(batch.origins)
 
     # Validation
@@ -195,7 +192,7 @@ class TokenizerModule(TrainingModule):
         self._code_counts = torch.zeros(self.tokenizer.codebook_size or 0, device=self.device)
 
     def validation_step(self, batch: VideoBatch | Tensor, batch_index: int) -> Tensor:
-        """Logs the scores; returns the reconstruction, for those who show it."""
+        """Logs the metrics; returns the reconstruction, for callbacks."""
         video = as_video(batch)
         out = self.tokenizer(video)
         scores = {
@@ -221,13 +218,12 @@ class TokenizerModule(TrainingModule):
         super().on_load_checkpoint(checkpoint)
         saved, ours = checkpoint.get("architecture"), architecture_settings(self.tokenizer.architecture)
         if saved is None:
-            raise ValueError("TokenizerModule: the checkpoint must be a tokenizer's, got one of another kind.")
+            raise ValueError("TokenizerModule: the checkpoint must be of a tokenizer, got one of another kind.")
         if saved != ours:
             differences = [f"{key} ({saved.get(key)}, not {ours[key]})" for key in ours if saved.get(key) != ours[key]]
             raise ValueError(
-                "TokenizerModule: the checkpoint must be of this very architecture, but it differs in "
-                f"{', '.join(differences)}; resume with the config that it was trained with, or start anew in another "
-                "output folder."
+                f"TokenizerModule: the checkpoint has another architecture, it differs in {', '.join(differences)}; "
+                "resume with the config that it was trained with, or start a new run in another output folder."
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of how a tokenizer reconstructs the same clips as its training goes on."""
+"""ReconstructionPictures: the same validation clips and their reconstructions throughout training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,30 +15,30 @@ from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.video.batch import as_video
 from vidtok_plugin.video.pixels import to_uint8
 
-FRAMES = 6  # of a clip, evenly spaced from its first to its last
-MIN_HEIGHT = 96  # pixels, of a frame in the picture; smaller ones are enlarged by a whole number
-GAP = 4
+FRAMES = 6  # shown per clip, evenly spaced from first to last
+MIN_HEIGHT = 96  # pixels of a frame in the picture; smaller frames are enlarged by an integer factor
+GAP = 4  # pixels
 LINE = 18  # pixels of a line of text
 BACKGROUND, TEXT = (24, 24, 24), (235, 235, 235)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Frames of a clip and of its reconstruction, uint8 (n, h, w, 3), their places in it, and its PSNR in dB."""
+    """Some frames of a clip and of its reconstruction."""
 
-    real: np.ndarray
-    made: np.ndarray
-    places: list[int]
-    psnr: float
+    real: np.ndarray  # uint8 (n, h, w, 3)
+    made: np.ndarray  # uint8 (n, h, w, 3)
+    frames: list[int]  # their indices in the clip
+    psnr: float  # dB, of the whole clip
 
 
 class ReconstructionPictures(pl.Callback):
-    """After each validation, a picture of `clips` of its clips, each over its reconstruction.
+    """Saves a picture of `clips` validation clips, each above its reconstruction, after each validation.
 
-    They are evenly spaced over the validation clips (of the first process), and so the same each time. They are taken
-    of what was validated, so with averaged weights where there are some. Files are `FOLDER/reconstruction-BATCHES.png`;
-    TensorBoard, where it is a logger, has them as `reconstruction`. It needs a module whose `validation_step` returns
-    the reconstruction, as TokenizerModule's does.
+    The clips are evenly spaced over the validation clips of the first process, so they are the same each time. The
+    reconstructions are those of the validation itself, with averaged weights if the run has them. Files are named
+    `reconstruction-BATCHES.png`; a TensorBoard logger gets the same image as `reconstruction`. The module's
+    `validation_step` must return the reconstruction, as TokenizerModule's does.
     """
 
     def __init__(self, folder: Path, clips: int = 4) -> None:
@@ -64,18 +64,18 @@ class ReconstructionPictures(pl.Callback):
             raise TypeError("ReconstructionPictures: validation_step must return the reconstruction (b, 3, t, h, w).")
         if batch_index == 0:
             batches = trainer.num_val_batches[0]
-            # Of a loader without length, the first ones.
-            self.places = (
+            # The first ones, for a loader without a length.
+            self.chosen = (
                 evenly_spaced(int(batches) * len(video), self.clips)
                 if batches != float("inf")
                 else list(range(self.clips))
             )
             self.seen = 0
         last = self.seen + len(video) - 1
-        # The last batch may be smaller than the others, and its last clip then stands for those it lacks.
-        end = last if batch_index + 1 < trainer.num_val_batches[0] else max(last, *self.places)
-        for place in sorted({min(place, last) for place in self.places if self.seen <= place <= end}):
-            self.pairs.append(pair_of(video[place - self.seen], outputs[place - self.seen]))
+        # If the last batch is smaller than the others, its last clip stands for those that it lacks.
+        end = last if batch_index + 1 < trainer.num_val_batches[0] else max(last, *self.chosen)
+        for clip in sorted({min(clip, last) for clip in self.chosen if self.seen <= clip <= end}):
+            self.pairs.append(pair_of(video[clip - self.seen], outputs[clip - self.seen]))
         self.seen = last + 1
 
     def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -92,7 +92,7 @@ class ReconstructionPictures(pl.Callback):
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
-    """At most `count` different places among `total`, each in the middle of its share.
+    """At most `count` distinct indices below `total`, each in the middle of its interval.
 
     Example:
         >>> evenly_spaced(100, 4), evenly_spaced(2, 4)
@@ -103,16 +103,15 @@ def evenly_spaced(total: int, count: int) -> list[int]:
 
 
 def pair_of(real: Tensor, made: Tensor) -> Pair:
-    """Of a clip and its reconstruction, (3, t, h, w) in [-1, 1]."""
-    places = sorted(set(np.linspace(0, real.shape[1] - 1, FRAMES).round().astype(int).tolist()))
-
+    """The frames to show of a clip and its reconstruction, (3, t, h, w) in [-1, 1]."""
+    indices = sorted(set(np.linspace(0, real.shape[1] - 1, FRAMES).round().astype(int).tolist()))
     real, made = real.float(), made.float()
     psnr = frame_psnr(real[None], made[None]).mean().item()
-    return Pair(real=to_uint8(real[:, places]), made=to_uint8(made[:, places]), places=places, psnr=psnr)
+    return Pair(real=to_uint8(real[:, indices]), made=to_uint8(made[:, indices]), frames=indices, psnr=psnr)
 
 
 def contact_sheet(pairs: Sequence[Pair], title: str) -> Image.Image:
-    """The pairs one under another: a row of frames, and under it that of their reconstructions."""
+    """One image of all pairs: for each, a row of frames above the row of their reconstructions."""
     count, height, width, _ = pairs[0].real.shape
     scale = max(1, round(MIN_HEIGHT / height))
     cell_height, cell_width = scale * height, scale * width
@@ -122,8 +121,8 @@ def contact_sheet(pairs: Sequence[Pair], title: str) -> Image.Image:
     sheet = Image.new("RGB", (side + count * (cell_width + GAP), 2 * LINE + GAP + block * len(pairs) - GAP), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, 2), title, TEXT, font)
-    for column, place in enumerate(pairs[0].places):
-        draw.text((side + column * (cell_width + GAP), LINE), f"frame {place + 1}", TEXT, font)
+    for column, index in enumerate(pairs[0].frames):
+        draw.text((side + column * (cell_width + GAP), LINE), f"frame {index + 1}", TEXT, font)
     for row, pair in enumerate(pairs):
         top = 2 * LINE + GAP + row * block
         for line, (name, frames) in enumerate((("original", pair.real), ("reconstruction", pair.made))):

@@ -3,15 +3,15 @@
 import lightning.pytorch as pl
 
 from vidtok_plugin import training
-from vidtok_plugin.tokenizer.training.codebook_usage import CodebookUsageLog
-from vidtok_plugin.tokenizer.training.collapse import CollapseWatch
+from vidtok_plugin.tokenizer.training.codebook_usage import CodebookUsageMonitor
+from vidtok_plugin.tokenizer.training.collapse import CollapseMonitor
 from vidtok_plugin.tokenizer.training.module import TokenizerModule, TokenizerRunConfig
 from vidtok_plugin.tokenizer.training.pictures import ReconstructionPictures
 from vidtok_plugin.video.data import VideoDataModule
 
 
 def fit_tokenizer(cfg: TokenizerRunConfig) -> None:
-    """Trains, or goes on from the run's last checkpoint; leaves the model in `cfg.output / "model"`."""
+    """Trains, or resumes from the run's last checkpoint, and saves the model to `cfg.output / "model"`."""
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module = TokenizerModule(cfg)
     trainer = training.fit(cfg, module, VideoDataModule(cfg), default_callbacks(cfg))
@@ -20,13 +20,13 @@ def fit_tokenizer(cfg: TokenizerRunConfig) -> None:
 
 
 def default_callbacks(cfg: TokenizerRunConfig) -> list[pl.Callback]:
-    """What a tokenizer's run tells and shows of itself."""
-    codebook = CodebookUsageLog(cfg.collapse.window)
-    collapse = CollapseWatch(cfg.collapse, codebook, disc_start=cfg.objective.disc_start)
+    """The callbacks of a tokenizer run: codebook usage, collapse, pictures, and those of every run."""
+    codebook = CodebookUsageMonitor(cfg.collapse.window)
+    collapse = CollapseMonitor(cfg.collapse, codebook, disc_start=cfg.objective.disc_start)
     pictures = [ReconstructionPictures(cfg.pictures_folder, cfg.pictures)] if cfg.pictures else []
     return [codebook, collapse, *pictures, *training.default_callbacks(cfg)]
 
 
 def validate_tokenizer(cfg: TokenizerRunConfig) -> None:
-    """Scores the run's last checkpoint on its validation videos."""
+    """Evaluates the run's last checkpoint on its validation videos."""
     training.validate(cfg, TokenizerModule(cfg), VideoDataModule(cfg))

@@ -1,1 +1,1 @@
-"""Weights: published, downloaded, converted, and checkpoints of our own training."""
+"""Weights: published checkpoints, checkpoints of training, saved models, and conversion between their layouts."""

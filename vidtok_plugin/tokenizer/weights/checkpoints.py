@@ -1,4 +1,4 @@
-"""A tokenizer's weights in a `.ckpt` or `.safetensors` file, published or of our own training."""
+"""A tokenizer's weights in a `.ckpt` or `.safetensors` file, published or of our training."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -10,38 +10,38 @@ from torch import Tensor
 from vidtok_plugin.common.checkpoint_files import read_checkpoint
 from vidtok_plugin.tokenizer.architecture import Architecture
 
-OBJECTIVE_PREFIX = "loss."  # of a published checkpoint's weights that are not the tokenizer's
-TRAINING_PREFIX = "tokenizer."  # of the tokenizer's weights in a checkpoint of our own training
-RAW_WEIGHTS = "current_model_state"  # where Lightning's WeightAveraging puts them; `state_dict` then has the average
+OBJECTIVE_PREFIX = "loss."  # of the objective's weights in a published checkpoint
+TRAINING_PREFIX = "tokenizer."  # of the tokenizer's weights in a checkpoint of our training
+RAW_WEIGHTS = "current_model_state"  # as Lightning's WeightAveraging names them; its `state_dict` has the average
 
 Averaging = Literal["ema", "raw"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A tokenizer's weights by their published names, and its architecture where the source tells it."""
+    """A tokenizer's weights by their published names, and its architecture if the file stores it."""
 
     state_dict: dict[str, Tensor]
     architecture: Architecture | None
 
 
 def read_weights(path: Path, averaging: Averaging | None = None, *, strip_objects: bool = False) -> Weights:
-    """The weights in a checkpoint or safetensors file, whichever its content is.
+    """Reads the weights in a checkpoint or safetensors file; the content decides which it is.
 
-    averaging: which weights of a checkpoint of our own training; by default the averaged ones if it has any.
-    strip_objects: leave out objects that are no tensors and plain values, instead of refusing a file that has any.
+    averaging: which weights to take from a checkpoint of our training; by default the averaged ones if it has them.
+    strip_objects: drop objects other than tensors and plain values, instead of refusing a file that has any.
 
     Raises:
-        ValueError: for a file that is damaged, of another kind, needs code to be run, or lacks the weights asked for.
+        ValueError: the file is damaged, of another kind, requires code to be run, or lacks the weights asked for.
     """
     content = read_checkpoint(path, strip_objects=strip_objects)
     if not isinstance(content, dict) or not isinstance(content.get("state_dict", content), dict):
-        raise ValueError(f"VidTok: {path} is no checkpoint of a VidTok: it holds no state_dict.")
+        raise ValueError(f"VidTok: {path} is not a checkpoint of a VidTok: it has no state_dict.")
     state_dict = content.get("state_dict", content)
     architecture = None
     if any(name.startswith(TRAINING_PREFIX) for name in _names(state_dict)):
         if averaging == "ema" and RAW_WEIGHTS not in content:
-            raise ValueError(f"VidTok: {path} has no averaged weights (weights='ema'); take its raw ones.")
+            raise ValueError(f"VidTok: {path} has no averaged weights (weights='ema'); use weights='raw'.")
         if averaging == "raw":
             state_dict = content.get(RAW_WEIGHTS, state_dict)
         architecture = _architecture_in(content, path)
@@ -52,19 +52,19 @@ def read_weights(path: Path, averaging: Averaging | None = None, *, strip_object
         }
     elif averaging is not None:
         raise ValueError(
-            f"VidTok: weights={averaging!r} is for checkpoints of our own training, and {path} is none; leave it out."
+            f"VidTok: weights={averaging!r} is for checkpoints of our training, and {path} is none; leave it out."
         )
     else:
         tensors = {name: state_dict[name] for name in _names(state_dict) if not name.startswith(OBJECTIVE_PREFIX)}
     if not any(name.startswith(("encoder.", "decoder.")) for name in tensors) or not all(
         isinstance(tensor, Tensor) for tensor in tensors.values()
     ):
-        raise ValueError(f"VidTok: {path} holds no weights of a VidTok (tensors named encoder.* and decoder.*).")
+        raise ValueError(f"VidTok: {path} has no weights of a VidTok (tensors named encoder.* and decoder.*).")
     return Weights(state_dict=tensors, architecture=architecture)
 
 
 def architecture_settings(architecture: Architecture) -> dict[str, object]:
-    """The architecture as plain values, to be put into a checkpoint."""
+    """The architecture as plain values, for a checkpoint."""
     return asdict(architecture)
 
 
@@ -79,4 +79,4 @@ def _architecture_in(checkpoint: dict[str, object], path: Path) -> Architecture 
     try:
         return Architecture(**settings)
     except TypeError as error:
-        raise ValueError(f"VidTok: {path} has settings that this version does not know ({error}).") from error
+        raise ValueError(f"VidTok: {path} has architecture settings unknown to this version ({error}).") from error

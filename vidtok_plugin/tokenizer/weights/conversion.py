@@ -1,4 +1,4 @@
-"""Conversion between the layouts of weights: ours, the published one, and that of diffusers' AutoencoderVidTok."""
+"""Conversion of weights between three layouts: ours, the published one, and diffusers' AutoencoderVidTok."""
 
 import json
 from dataclasses import replace
@@ -20,7 +20,7 @@ DIFFUSERS_CLASS = "AutoencoderVidTok"
 DIFFUSERS_VERSION = "0.38.0"  # the first with that class
 DIFFUSERS_CONFIG = "config.json"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
-LEVELS = {  # an architecture's setting, what follows from it, and diffusers' setting
+LEVELS = {  # our setting: (the resolved levels, diffusers' setting)
     "encoder_spatial_levels": ("spatial_down", "spatial_ds"),
     "decoder_spatial_levels": ("spatial_up", "spatial_us"),
     "encoder_temporal_levels": ("temporal_down", "tempo_ds"),
@@ -29,18 +29,18 @@ LEVELS = {  # an architecture's setting, what follows from it, and diffusers' se
 
 
 def convert(source: str | Path, folder: str | Path, *, to: Layout = "ours", preset: str | None = None) -> Path:
-    """Writes the weights of `source` into `folder` in another layout, and returns what to load: the folder or a file.
+    """Writes the weights of `source` to `folder` in another layout, and returns the path to load: the folder or a file.
 
-    Configs and other objects beside the weights are left out, without running the code that they name.
+    Configs and other objects beside the weights are dropped, and code that they name is not run.
 
-    source: what `VidTok.from_pretrained` takes, or a folder of diffusers' `AutoencoderVidTok`.
-    to: "ours" for `VidTok.from_pretrained(folder)`; "published" for a file `NAME.ckpt` as the published ones, which
+    source: a source for `VidTok.from_pretrained`, or a folder of diffusers' `AutoencoderVidTok`.
+    to: "ours" for `VidTok.from_pretrained(folder)`; "published" for a file `NAME.ckpt` in the published layout, which
         needs `preset` to be loaded; "diffusers" for `diffusers.AutoencoderVidTok.from_pretrained(folder)`.
-    preset: of a bare weights file.
+    preset: the architecture of a bare weights file.
 
     Raises:
-        FileNotFoundError: if there is no such source.
-        ValueError: if its weights cannot be read, or `to` cannot express its architecture.
+        FileNotFoundError: the source does not exist.
+        ValueError: the weights cannot be read, or the layout cannot express the architecture.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -71,10 +71,10 @@ def convert(source: str | Path, folder: str | Path, *, to: Layout = "ours", pres
 
 
 def diffusers_config(architecture: Architecture) -> dict[str, Any]:
-    """The architecture as the config of an `AutoencoderVidTok`, which is causal as v1.1 is, or not causal.
+    """The config of diffusers' `AutoencoderVidTok` for an architecture: v1.1 if causal, or non-causal.
 
     Raises:
-        ValueError: for an architecture that it cannot express.
+        ValueError: diffusers cannot express the architecture.
     """
     arch, problem = architecture, None
     if arch.causal and arch.version != "1.1":
@@ -82,7 +82,7 @@ def diffusers_config(architecture: Architecture) -> dict[str, Any]:
     elif arch.fsq_levels is not None and set(arch.fsq_levels) != {8}:
         problem = f"all of fsq_levels must be 8, got {arch.fsq_levels}"
     elif not set(arch.temporal_down) <= set(arch.spatial_down) or not set(arch.temporal_up) <= set(arch.spatial_up):
-        problem = "temporal levels must be spatial levels too"
+        problem = "temporal levels must be spatial levels as well"
     if problem is not None:
         raise ValueError(f"convert: for diffusers' {DIFFUSERS_CLASS}, {problem}; convert it to 'ours' or 'published'.")
     levels = {theirs: getattr(arch, ours) for ours, (_, theirs) in LEVELS.items()}
@@ -99,23 +99,23 @@ def diffusers_config(architecture: Architecture) -> dict[str, Any]:
         **{theirs: None if given is None else list(given) for theirs, given in levels.items()},
         "dropout": arch.dropout,
         "regularizer": arch.regularizer,
-        "codebook_size": arch.codebook_size or 8**6,  # their default, at which a KL model does not look
+        "codebook_size": arch.codebook_size or 8**6,  # their default; a KL model ignores it
         "is_causal": arch.causal,
     }
 
 
 def architecture_from_diffusers(config: dict[str, Any]) -> Architecture:
-    """The architecture that such a config tells; what it leaves out is as diffusers' defaults say.
+    """The architecture of such a config; missing settings have diffusers' defaults.
 
     Raises:
-        ValueError: for a config of something else, or of a network that is not of this family.
+        ValueError: the config is of another class, or of a network outside this family.
     """
     if config.get("_class_name") != DIFFUSERS_CLASS:
         raise ValueError(f"convert: _class_name must be {DIFFUSERS_CLASS}, got {config.get('_class_name')}.")
     defaults = diffusers_config(Architecture(regularizer="kl", kl_channels=4, version="1.1"))
     unknown = [key for key in config if key not in defaults and not key.startswith("_")]
     if unknown:
-        raise ValueError(f"convert: this version does not know the settings {', '.join(unknown)} of diffusers.")
+        raise ValueError(f"convert: unknown diffusers settings: {', '.join(unknown)}.")
     settings = {**defaults, **config}
     fsq = settings["regularizer"] == "fsq"
     try:
@@ -133,8 +133,8 @@ def architecture_from_diffusers(config: dict[str, Any]) -> Architecture:
             **{ours: None if given is None else tuple(sorted(given)) for ours, given in levels.items()},
         )
     except TypeError as error:
-        raise ValueError(f"convert: the diffusers config has a setting of another type ({error}).") from error
-    if architecture.depth >= 3:  # the default levels need as many; where they are given, they go without saying
+        raise ValueError(f"convert: a setting in the diffusers config has the wrong type ({error}).") from error
+    if architecture.depth >= 3:  # default levels need a depth of 3; equal ones are left implicit
         default = Architecture(regularizer="kl", kl_channels=1, ch_mult=architecture.ch_mult)
         given: dict[str, Any] = {
             ours: None
@@ -143,7 +143,7 @@ def architecture_from_diffusers(config: dict[str, Any]) -> Architecture:
         }
         architecture = replace(architecture, **given)
     for key, value in diffusers_config(architecture).items():
-        # What an Architecture has no choice of.
+        # Settings that an Architecture cannot vary.
         fixed = key in ("in_channels", "out_channels", "double_z") or (key == "codebook_size" and fsq)
         if fixed and settings[key] != value:
             raise ValueError(f"convert: {key} must be {value} in this family, got {settings[key]}.")
@@ -160,7 +160,7 @@ def _read_diffusers(folder: Path) -> Weights:
     try:
         config = json.loads((folder / DIFFUSERS_CONFIG).read_text())
     except ValueError as error:
-        raise ValueError(f"convert: {folder / DIFFUSERS_CONFIG} is no JSON file ({error}).") from error
+        raise ValueError(f"convert: {folder / DIFFUSERS_CONFIG} is not a JSON file ({error}).") from error
     if not isinstance(config, dict):
         raise ValueError(f"convert: {folder / DIFFUSERS_CONFIG} must hold a model's settings, got {config!r}.")
     return replace(read_weights(folder / DIFFUSERS_WEIGHTS), architecture=architecture_from_diffusers(config))

@@ -1,4 +1,4 @@
-"""Reading and writing VidTok weights: which source they come from, and that they fit the model to the last one."""
+"""Loading and saving VidTok weights: finding a source, its architecture, and loading strictly."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -42,24 +42,24 @@ def load(
     if averaging not in (None, "ema", "raw"):
         raise ValueError(f"VidTok: weights must be 'ema' or 'raw', got {averaging!r}.")
     if preset is not None:
-        get_preset(preset)  # a mistaken name is told before anything is downloaded or read
+        get_preset(preset)  # fail on a misspelled name before anything is downloaded or read
     found = _find(source, averaging, revision, strip_objects)
     return choose_architecture(found, preset, source), found.state_dict
 
 
 def choose_architecture(found: Weights, preset: str | None, source: str | Path) -> Architecture:
-    """The architecture that `source` tells, else that of `preset`; a ValueError if they differ or neither is there."""
+    """The architecture stored in `source`, else that of `preset`; a ValueError if they differ or neither is given."""
     named = None if preset is None else get_preset(preset).architecture
     if found.architecture is None:
         if named is None:
             raise ValueError(
-                f"VidTok: {source} holds weights alone; name its architecture with preset=NAME "
+                f"VidTok: {source} holds only weights; give its architecture by preset=NAME "
                 f"(`vidtok-plugin presets` lists them){_guess(found.state_dict)}."
             )
         return named
     if named not in (None, found.architecture):
         raise ValueError(
-            f"VidTok: {source} tells its own architecture, which is not that of preset={preset!r}; leave preset out "
+            f"VidTok: {source} stores its architecture, and it is not that of preset={preset!r}; leave preset out "
             "(preset=null in a config)."
         )
     return found.architecture
@@ -69,7 +69,9 @@ def _find(source: str | Path, averaging: Averaging | None, revision: str | None,
     path, name = Path(source), str(source)
     published = not path.exists() and name in presets() and presets()[name].checkpoint is not None
     if revision is not None and not published:
-        raise ValueError(f"VidTok: revision={revision!r} is for published names, which {name} is not; leave it out.")
+        raise ValueError(
+            f"VidTok: revision={revision!r} is for published names only, and {name} is none; leave it out."
+        )
     if path.is_dir():
         return _load_folder(path, averaging)
     if path.is_file():
@@ -80,7 +82,7 @@ def _find(source: str | Path, averaging: Averaging | None, revision: str | None,
         return replace(found, architecture=choose_architecture(found, name, checkpoint))
     if path.suffix or len(path.parts) > 1:
         raise FileNotFoundError(f"VidTok: there is no file or folder {name!r}.")
-    # An unknown name raises here, naming the nearest.
+    # get_preset raises on an unknown name, with the nearest known one.
     return _load_folder(Path(str(files("vidtok_plugin") / "pretrained" / get_preset(name).name)), averaging)
 
 
@@ -93,17 +95,17 @@ def _load_folder(folder: Path, averaging: Averaging | None) -> Weights:
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"VidTok: {folder} has no {name}; it is no folder written by save_pretrained (`vidtok-plugin convert` "
-                "makes one of a diffusers folder)."
+                f"VidTok: {folder} has no {name}; it was not written by save_pretrained (`vidtok-plugin convert` "
+                "converts a diffusers folder)."
             )
     architecture = load_config(Architecture, [folder / CONFIG_FILE])
     return replace(read_weights(folder / WEIGHTS_FILE, averaging), architecture=architecture)
 
 
 def _guess(state_dict: Mapping[str, Tensor]) -> str:
-    """A hint at the presets whose weights have these names and shapes, or all but a few of them."""
+    """A hint at the presets with these names and shapes of weights, or nearly these."""
     found = _shapes(state_dict.items())
-    # v1.1 pads in another way, with the same weights.
+    # v1.1 has the same weights as v1.0 and differs in padding.
     own = {name: _shapes_of(replace(preset.architecture, version="1.0")) for name, preset in presets().items()}
     differing = {name: len(found ^ shapes) for name, shapes in own.items()}
     fewest = min(differing.values())
@@ -111,13 +113,13 @@ def _guess(state_dict: Mapping[str, Tensor]) -> str:
         return ""
     names = [name for name, count in differing.items() if count == fewest]
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return f"; their shapes {'are nearest to' if fewest else 'fit'} {', '.join(names[:4])}{more}"
+    return f"; their shapes {'are closest to' if fewest else 'match'} {', '.join(names[:4])}{more}"
 
 
 @cache
 def _shapes_of(architecture: Architecture) -> frozenset[tuple[str, tuple[int, ...]]]:
     with torch.device("meta"):
-        # All that has weights: the regularizers have none.
+        # Only these have weights; the regularizers have none.
         network = nn.ModuleDict({"encoder": Encoder(architecture), "decoder": Decoder(architecture)})
     return _shapes(network.state_dict().items())
 
