@@ -1,5 +1,6 @@
-"""Time and memory of FSQ's training loss: the factorised form against the published one, which is a matrix of tokens x
-codebook. Forward and backward, on the CPU; the forms take turns. Linux only.
+"""Time and memory of FSQ's training loss: the factorised form against the published one, a tokens x codebook matrix.
+
+Forward and backward pass on the CPU; the two forms are timed alternately. Linux only.
 
     python benchmarks/fsq_loss.py --rounds 10
 """
@@ -19,16 +20,16 @@ from vidtok_plugin.tokenizer.objective import ObjectiveConfig
 from vidtok_plugin.tokenizer.regularizers import FSQ
 
 STEP = 500
-PASSES = 5  # of a turn: the first finds caches that are full of the other form's
-CASES = {  # levels, and the latents' shape (b, c, T, H, W)
+PASSES = 5  # per turn; the first one runs with caches that hold the other form's data
+CASES = {  # levels, and the shape of the latents (b, c, T, H, W)
     "192 tokens, 32,768 codes": ((8,) * 5, (1, 5, 3, 8, 8)),
     "17x256x256 (5,120 tokens), 262,144 codes": ((8,) * 6, (1, 6, 5, 32, 32)),
 }
-LARGEST_PLAIN = 2**24  # elements of its matrix: it is not asked for 5 GB a copy
+MAX_PLAIN = 2**24  # elements of the published form's matrix; larger ones would take 5 GB a copy
 
 
 def factorised(z: Tensor, levels: tuple[int, ...]) -> Tensor:
-    """The loss as the tokenizer's training takes it."""
+    """The loss as training computes it."""
     terms = FSQ(levels)(z, sample=False, with_terms=True).terms
     assert terms is not None
     cfg = ObjectiveConfig()
@@ -41,11 +42,12 @@ def plain(z: Tensor, levels: tuple[int, ...]) -> Tensor:
     latents = FSQ(levels)(z, sample=False, with_terms=False).latents
     p = (200 * z.movedim(1, -1).flatten(0, -2) @ codebook(levels)).softmax(-1)
     mean = p.mean(0)
-    of_tokens = -(p * p.clamp(min=1e-5).log()).sum(-1).mean()
-    of_batch = -(mean * mean.clamp(min=1e-5).log()).sum()
+    token_entropy = -(p * p.clamp(min=1e-5).log()).sum(-1).mean()
+    batch_entropy = -(mean * mean.clamp(min=1e-5).log()).sum()
     commitment = (z - latents.detach()).square().mean()
-    entropy, pull = cfg.regularizer_weight("entropy", STEP), cfg.regularizer_weight("commitment", STEP)
-    return entropy * (of_tokens - of_batch) + pull * commitment
+    entropy_weight = cfg.regularizer_weight("entropy", STEP)
+    commitment_weight = cfg.regularizer_weight("commitment", STEP)
+    return entropy_weight * (token_entropy - batch_entropy) + commitment_weight * commitment
 
 
 @functools.cache
@@ -58,22 +60,22 @@ def codebook(levels: tuple[int, ...]) -> Tensor:
 FORMS: dict[str, Callable[[Tensor, tuple[int, ...]], Tensor]] = {"factorised": factorised, "plain": plain}
 
 
-def passes(form: str, levels: tuple[int, ...], shape: tuple[int, ...], count: int = PASSES) -> None:
-    """Forward and backward, `count` times."""
+def run_passes(form: str, levels: tuple[int, ...], shape: tuple[int, ...], count: int = PASSES) -> None:
+    """Forward and backward pass, `count` times."""
     for _ in range(count):
         z = (1.5 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).requires_grad_()
         FORMS[form](z, levels).backward()
 
 
 def added_memory(form: str, levels: tuple[int, ...], shape: tuple[int, ...]) -> int:
-    """By how many bytes one pass raises the peak of this process's resident memory, libraries being warm."""
-    passes(form, (2,) * len(levels), (1, len(levels), 1, 1, 1), 1)
-    return peak_bytes(lambda: passes(form, levels, shape, 1))
+    """Bytes by which one pass raises the peak resident memory of this process, with libraries already loaded."""
+    run_passes(form, (2,) * len(levels), (1, len(levels), 1, 1, 1), 1)
+    return peak_bytes(lambda: run_passes(form, levels, shape, 1))
 
 
-def in_a_process_of_its_own(form: str, case: str, threads: int) -> int:
+def added_memory_in_subprocess(form: str, case: str, threads: int) -> int:
     command = [sys.executable, __file__, "--threads", str(threads), "--memory-of", form, case]
-    env = sharp_memory() | {"CUDA_VISIBLE_DEVICES": ""}  # where there is a GPU, it is the CPU's memory that counts
+    env = sharp_memory() | {"CUDA_VISIBLE_DEVICES": ""}  # measure the CPU even on a machine with a GPU
     return int(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout)
 
 
@@ -81,8 +83,8 @@ def measure(rounds: int, threads: int) -> list[Row]:
     rows = []
     for case, (levels, shape) in CASES.items():
         tokens = math.prod(shape) // len(levels)
-        forms = [form for form in FORMS if form != "plain" or tokens * math.prod(levels) <= LARGEST_PLAIN]
-        works = {form: functools.partial(passes, form, levels, shape) for form in forms}
+        forms = [form for form in FORMS if form != "plain" or tokens * math.prod(levels) <= MAX_PLAIN]
+        works = {form: functools.partial(run_passes, form, levels, shape) for form in forms}
         seconds = in_turns(works, rounds=rounds)
         for form in forms:
             rows.append(
@@ -90,7 +92,7 @@ def measure(rounds: int, threads: int) -> list[Row]:
                     "case": case,
                     "form": form,
                     "ms a pass": 1000 * statistics.median(seconds[form]) / PASSES,
-                    "MB": in_a_process_of_its_own(form, case, threads) / 1e6,
+                    "MB": added_memory_in_subprocess(form, case, threads) / 1e6,
                     "x the factorised time": ratio(seconds[form], seconds["factorised"]),
                 }
             )
@@ -99,7 +101,7 @@ def measure(rounds: int, threads: int) -> list[Row]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, rounds=10)
-    parser.add_argument("--memory-of", nargs=2, metavar=("FORM", "CASE"), help="print the bytes of one pass alone")
+    parser.add_argument("--memory-of", nargs=2, metavar=("FORM", "CASE"), help="only print the bytes of one pass")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.memory_of:

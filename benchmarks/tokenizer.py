@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.common.devices import default_device
+from vidtok_plugin.common.freed_memory import keeping_freed_memory
 from vidtok_plugin.tokenizer.reconstruction.memory import LiveBytes
 from vidtok_plugin.tokenizer.weights.conversion import convert
-from vidtok_plugin.training.freed_memory import keeping_freed_memory
 
 PRESET = "vidtok_fsq_causal_488_32768_v1_1"
 WORKS = ("encode", "decode", "stream", "train")

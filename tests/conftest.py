@@ -20,3 +20,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def narrow_discriminators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Discriminators of few channels: at full width they take most of the time of a toy run."""
+    from vidtok_plugin.tokenizer.objective import discriminators
+
+    monkeypatch.setattr(discriminators, "WIDTHS", (3, 8, 8, 8, 8, 1))

@@ -1,4 +1,4 @@
-"""A training run by several processes that watch each other: python distributed_run.py KIND REPORT.json OVERRIDE ..."""
+"""Trains in several processes that compare their states: python distributed_run.py KIND REPORT.json OVERRIDE ..."""
 
 import json
 import sys
@@ -21,9 +21,11 @@ from vidtok_plugin.video.batch import VideoBatch
 from world_model import TokenDataModule, WorldModelModule
 
 
-class Watch(pl.Callback):
-    """Notes for each batch where the processes' samples came from, and whether the replicas are equal to the last bit:
-    parameters, optimizers' states, and the buffers that are averages."""
+class ReplicaCheck(pl.Callback):
+    """Records, for each batch, the origins of the samples of all processes and whether the replicas are bit-equal.
+
+    Compared are parameters, optimizer states, and LeCAM's averages.
+    """
 
     def __init__(self) -> None:
         self.batches: list[dict[str, Any]] = []
@@ -50,7 +52,7 @@ class Watch(pl.Callback):
 
 
 class OneFails(TokenizerModule):
-    """The second process's third batch has a loss that is not a number."""
+    """The third batch of the second process has a NaN loss."""
 
     def losses(self, batch: VideoBatch | Tensor, step: int) -> Iterator[Loss]:
         for loss in super().losses(batch, step):
@@ -61,14 +63,14 @@ class OneFails(TokenizerModule):
 def main(kind: str, report: str, *overrides: str) -> None:
     cfg = configure(kind, [*overrides, "seed=3"])  # type: ignore[arg-type]
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    watch = Watch()
+    check = ReplicaCheck()
     if isinstance(cfg, TokenizerRunConfig):
         module = OneFails(cfg) if cfg.non_finite == "skip" else TokenizerModule(cfg)
-        trainer = training.fit(cfg, module, VideoDataModule(cfg), [watch])
+        trainer = training.fit(cfg, module, VideoDataModule(cfg), [check])
     else:
-        trainer = training.fit(cfg, WorldModelModule(cfg), TokenDataModule(cfg), [watch])
+        trainer = training.fit(cfg, WorldModelModule(cfg), TokenDataModule(cfg), [check])
     if trainer.is_global_zero:
-        Path(report).write_text(json.dumps(watch.batches))
+        Path(report).write_text(json.dumps(check.batches))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Counting floating-point operations, those of attention on a CPU among them.
+"""A counter of floating-point operations that includes attention and packed products on a CPU.
 
-PyTorch's counter knows formulas for the operators that CUDA runs. What it doesn't know counts as nothing, so that on a
-CPU attention, vector products and products with packed weights would be free; here they have formulas too. A
-multiplication and an addition are two operations; masks save none, as in PyTorch's own formulas.
+PyTorch's counter has formulas for the operators that CUDA runs, and counts all others as zero. On a CPU that leaves out
+attention, matrix-vector products and products with packed weights, for which this file has formulas. A multiplication
+and an addition are two operations; masks save none, as in PyTorch's own formulas.
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ aten = torch.ops.aten
 
 
 def product_flops(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    """Of x (..., i) with a weight (o, i)."""
+    """The product of x (..., i) with a weight (o, i)."""
     return 2 * prod(x) * weight[0]
 
 
 def packed_product_flops(x: Shape, packed: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    """The same, where the weight is also given packed."""
+    """The same product, given the packed weight as well."""
     return product_flops(x, weight)
 
 
 def vector_flops(matrix: Shape, *_: Any, **__: Any) -> int:
-    """Of a matrix with a vector."""
+    """The product of a matrix with a vector."""
     return 2 * prod(matrix)
 
 
@@ -50,8 +50,8 @@ if torch.backends.mkl.is_available():
 
 
 def flop_counter() -> FlopCounterMode:
-    """A context, whose `get_total_flops()` and `get_flop_counts()` tell what ran in it.
+    """A context manager; `get_total_flops()` and `get_flop_counts()` return the operations that ran in it.
 
-    In inference mode it fails on modules that return a parameter that requires a gradient.
+    In inference mode it fails on modules that return a parameter which requires a gradient.
     """
     return FlopCounterMode(display=False, custom_mapping=FORMULAS)

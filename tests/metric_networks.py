@@ -1,4 +1,4 @@
-"""LPIPS with the golden weights, and a small stand-in for I3D that is called as the real file is."""
+"""LPIPS with the golden weights, and a small stand-in for I3D with the same interface as the real file."""
 
 import functools
 import warnings
@@ -21,13 +21,13 @@ def golden_lpips() -> LPIPS:
 
 
 class ToyI3D(nn.Module):
-    """Six features: each channel's mean, and how much it changes from frame to frame."""
+    """Six features: the mean of each channel, and its mean change from frame to frame."""
 
     def forward(
         self, video: Tensor, rescale: bool = True, resize: bool = False, return_features: bool = False
     ) -> Tensor:
         if rescale or not resize or not return_features:
-            raise RuntimeError("not called as for FVD")
+            raise RuntimeError("not called as FVD calls it")
         change = (video[:, :, 1:] - video[:, :, :-1]).abs().mean([2, 3, 4])
         return torch.cat([video.mean([2, 3, 4]), change], dim=1)
 

@@ -1,4 +1,4 @@
-"""Toy training runs by the command line: their settings, their processes, and the losses in their logs."""
+"""Toy training runs: their settings, in this process or another, and the values in their logs."""
 
 import csv
 import os
@@ -9,17 +9,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import lightning.pytorch as pl
 import numpy as np
 
+from vidtok_plugin import training
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.config import load_config
 from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.tokenizer.model import VidTok
-from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
+from vidtok_plugin.tokenizer.training.module import TokenizerModule, TokenizerRunConfig
 from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 from vidtok_plugin.training.checkpoints import find_checkpoints
-from vidtok_plugin.video import find_videos, write_video
-from world_model.training.module import WorldModelRunConfig
+from vidtok_plugin.video import VideoDataModule, find_videos, write_video
+from world_model.data import TokenDataModule
+from world_model.training.module import WorldModelModule, WorldModelRunConfig
 from world_model.training.runs import fit_world_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +59,7 @@ WORLD_MODEL = [
 
 
 def make_videos(folder: Path, count: int = 3) -> Path:
-    """Bright squares that move over a gradient."""
+    """Videos of bright squares that move over a gradient."""
     for number in range(count):
         frames = np.full((24, 16, 16, 3), (200, 40, 90), np.uint8)
         frames[..., 0] = np.arange(0, 256, 16, dtype=np.uint8)
@@ -76,7 +79,7 @@ def make_store(folder: Path) -> Path:
 
 
 def settings(kind: Kind, data: Path, output: Path, *overrides: str) -> list[str]:
-    """The overrides that make a toy run's whole config."""
+    """The overrides that make up the whole config of a toy run."""
     if kind == "tokenizer":
         own = [f"data.train=[{data}]", f"data.validation=[{data}]", *TOKENIZER]
     else:
@@ -89,7 +92,7 @@ def configure(kind: Kind, overrides: Sequence[str]) -> TokenizerRunConfig | Worl
 
 
 def run_here(kind: Kind, overrides: Sequence[str]) -> None:
-    """The same run in this process, without its start."""
+    """Runs the `fit` command in this process."""
     cfg = configure(kind, [*overrides, "seed=3"])
     if isinstance(cfg, TokenizerRunConfig):
         fit_tokenizer(cfg)
@@ -97,8 +100,17 @@ def run_here(kind: Kind, overrides: Sequence[str]) -> None:
         fit_world_model(cfg)
 
 
+def fit_here(kind: Kind, overrides: Sequence[str], *callbacks: pl.Callback) -> pl.Trainer:
+    """The same training in this process, with these callbacks only."""
+    cfg = configure(kind, [*overrides, "seed=3"])
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    if isinstance(cfg, TokenizerRunConfig):
+        return training.fit(cfg, TokenizerModule(cfg), VideoDataModule(cfg), callbacks)
+    return training.fit(cfg, WorldModelModule(cfg), TokenDataModule(cfg), callbacks)
+
+
 def start(kind: Kind, arguments: Sequence[str], folder: Path) -> subprocess.Popen[str]:
-    """Starts `vidtok-plugin fit` or `world-model fit`."""
+    """Starts `vidtok-plugin fit` or `world-model fit` as a process."""
     command = Path(sys.executable).with_name({"tokenizer": "vidtok-plugin", "world_model": "world-model"}[kind])
     (folder / "empty.yaml").write_text("seed: 3\n")
     return subprocess.Popen(
@@ -108,12 +120,12 @@ def start(kind: Kind, arguments: Sequence[str], folder: Path) -> subprocess.Pope
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # a process group of its own, to be sent signals
+        start_new_session=True,  # its own process group, for signals
     )
 
 
 def wait_for_checkpoint(output: Path, step: int, process: subprocess.Popen[str]) -> None:
-    """Until the run has saved a checkpoint of that step or a later one."""
+    """Returns once the run has saved a checkpoint of that step or a later one."""
     while True:
         steps = [int(path.stem.removeprefix("step-")) for path in find_checkpoints(output / "checkpoints")]
         if max(steps, default=0) >= step:
@@ -124,11 +136,11 @@ def wait_for_checkpoint(output: Path, step: int, process: subprocess.Popen[str])
 
 
 def logged(output: Path, names: Iterable[str] = ("train/loss",)) -> dict[int, tuple[float, ...]]:
-    """Step -> values in the logs, those of a later part of the run in place of an earlier one's."""
+    """Step -> values in the logs; a resumed run's values replace those before it."""
     found = {}
     files = output.glob("logs/version_*/metrics.csv")
-    for part in sorted(files, key=lambda path: int(path.parent.name.split("_")[1])):
-        with open(part, newline="") as file:
+    for path in sorted(files, key=lambda path: int(path.parent.name.split("_")[1])):
+        with open(path, newline="") as file:
             for row in csv.DictReader(file):
                 values = [row.get(name) for name in names]
                 if all(values):

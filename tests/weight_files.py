@@ -1,4 +1,4 @@
-"""Files of a tokenizer's weights as others write them, with good and bad intent, and whether a model came back."""
+"""Weights files in the layouts of others, malicious ones included, and the comparison of loaded models."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from vidtok_plugin.tokenizer.weights.checkpoints import architecture_settings
 
 
 def published_layout(model: VidTok) -> dict[str, Any]:
-    """A checkpoint as Lightning wrote the published ones: the objective's weights beside the model's."""
+    """A checkpoint as Lightning wrote the published ones, with the objective's weights beside the model's."""
     objective = {
         "loss.logvar": torch.zeros(()),
         "loss.discriminator.main.0.weight": torch.zeros(4, 3, 4, 4),
@@ -22,7 +22,7 @@ def published_layout(model: VidTok) -> dict[str, Any]:
 
 
 def training_layout(model: VidTok) -> dict[str, Any]:
-    """What matters of a checkpoint of our own training."""
+    """The relevant content of a checkpoint of our training."""
     weights = {f"tokenizer.{name}": value for name, value in model.state_dict().items()}
     return {"state_dict": weights, "architecture": architecture_settings(model.architecture)}
 
@@ -38,7 +38,7 @@ class Malicious:
 
 
 def make_malicious(path: Path, model: VidTok, kind: str, ran: Path) -> None:
-    """A checkpoint that makes the file `ran` when pickle reads it."""
+    """Writes a checkpoint that creates the file `ran` when pickle reads it."""
     make = Malicious(os.system, f"touch {ran}")
     if kind == "exec":
         make = Malicious(exec, f"open({str(ran)!r}, 'w').close()")

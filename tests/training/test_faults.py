@@ -1,18 +1,17 @@
-"""Whatever happens to the machine, the same command goes on as if nothing had happened."""
+"""A run that is interrupted, killed, or sent SIGTERM resumes exactly: the same command continues bit for bit."""
 
-import logging
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import lightning.pytorch as pl
 import pytest
 import torch
 from training_runs import (
     Kind,
-    configure,
+    fit_here,
     logged,
     make_store,
     make_videos,
@@ -22,14 +21,15 @@ from training_runs import (
     wait_for_checkpoint,
 )
 
-from vidtok_plugin import training
-from vidtok_plugin.training.checkpoints import AtomicCheckpointIO, find_checkpoints, find_damage
+from vidtok_plugin.training.checkpoints import find_checkpoints
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The .*_dataloader.* does not have many workers"),
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended"),
 ]
 BEFORE, AFTER = "objective.disc_start=1000", "objective.disc_start=6"
+LOSSES = ("train/loss", "train/grad_norm")
+DISCRIMINATOR_LOSSES = ("train/loss_discriminator", "train/g_loss")
 
 
 @pytest.fixture(scope="module")
@@ -41,153 +41,127 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Path]:
     }
 
 
-def combination(kind: Kind, *overrides: str, slow: bool = True) -> Any:
-    name = "-".join([kind, *(override.split(".")[-1] for override in overrides)])
-    return pytest.param(kind, overrides, id=name, marks=[pytest.mark.slow] if slow else [])
+def assert_same_losses(resumed: Path, uninterrupted: Path, steps: range, *, discriminator: bool) -> None:
+    """Bit for bit; at least one loss differs from step to step, so that equality means something."""
+    for names in (LOSSES, DISCRIMINATOR_LOSSES) if discriminator else (LOSSES,):
+        ours, theirs = logged(resumed, names), logged(uninterrupted, names)
+        assert [ours[step] for step in steps] == [theirs[step] for step in steps]
+        assert len({theirs[step] for step in steps}) == len(steps)
+
+
+# Interruption
+
+
+class Interrupt(pl.Callback):
+    """Raises an error, or sends SIGTERM, before the batch of this step."""
+
+    def __init__(self, step: int, *, sigterm: bool = False) -> None:
+        self.step, self.sigterm = step, sigterm
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            if not self.sigterm:
+                raise RuntimeError("interrupted")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def short_run(kind: Kind, data: dict[Kind, Path], output: Path) -> list[str]:
+    epochs = ["data.clips_per_epoch=12", AFTER] if kind == "tokenizer" else []
+    limits = ["trainer.max_steps=12", "checkpoint_every=4", "trainer.check_val_every_n_epoch=2", "ema_decay=0.9"]
+    return settings(kind, data[kind], output, *epochs, *limits)
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "world_model"])
+@pytest.mark.usefixtures("narrow_discriminators")
+def test_an_interrupted_run_resumes_with_the_losses_of_an_uninterrupted_one(
+    data: dict[Kind, Path], tmp_path: Path, kind: Kind
+) -> None:
+    """From the middle of an epoch, with averaged weights, a discriminator, dropout, flips and corruption."""
+    fit_here(kind, short_run(kind, data, tmp_path / "uninterrupted"))
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fit_here(kind, short_run(kind, data, tmp_path / "resumed"), Interrupt(6))
+    assert find_checkpoints(tmp_path / "resumed" / "checkpoints")[0].name == "step-00000004.ckpt"
+    fit_here(kind, short_run(kind, data, tmp_path / "resumed"))
+    steps = range(6, 12) if kind == "tokenizer" else range(4, 12)
+    assert_same_losses(tmp_path / "resumed", tmp_path / "uninterrupted", steps, discriminator=kind == "tokenizer")
+
+
+def test_sigterm_saves_a_checkpoint_after_the_batch_and_exits(data: dict[Kind, Path], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as end:
+        fit_here("world_model", short_run("world_model", data, tmp_path), Interrupt(6, sigterm=True))
+    assert not end.value.code
+    assert find_checkpoints(tmp_path / "checkpoints")[0].name == "step-00000007.ckpt"
+    assert max(logged(tmp_path)) == 6
+
+
+# Killed processes
+
+
+def combination(kind: Kind, *overrides: str) -> Any:
+    return pytest.param(kind, overrides, id="-".join([kind, *(override.split(".")[-1] for override in overrides)]))
 
 
 def combinations() -> Iterator[Any]:
-    """Every pair of kind, workers and averaging is among the quick ones, and both sides of `disc_start`."""
     for workers in (0, 2):
         for averaged in ("null", "0.9"):
             overrides = (f"data.num_workers={workers}", f"ema_decay={averaged}")
-            for start_of_discriminator in (BEFORE, AFTER):
-                quick = {(0, "null"): BEFORE, (2, "0.9"): AFTER}.get((workers, averaged)) == start_of_discriminator
-                yield combination("tokenizer", *overrides, start_of_discriminator, slow=not quick)
-            yield combination("world_model", *overrides, slow=(workers, averaged) not in ((0, "0.9"), (2, "null")))
+            for disc_start in (BEFORE, AFTER):
+                yield combination("tokenizer", *overrides, disc_start)
+            yield combination("world_model", *overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "overrides"), list(combinations()))
-def test_a_killed_run_goes_on_with_the_losses_of_an_unbroken_one(
+def test_a_killed_run_resumes_with_the_losses_of_an_uninterrupted_one(
     data: dict[Kind, Path], tmp_path: Path, kind: Kind, overrides: tuple[str, ...]
 ) -> None:
-    """Bit for bit for 20 steps, from the middle of an epoch: dropout, flips and corruption included."""
+    """Bit for bit for 20 steps from the middle of an epoch, with dropout, flips and corruption."""
     epochs = ["data.clips_per_epoch=12"] if kind == "tokenizer" else []
 
     def run(output: Path, steps: int) -> list[str]:
         limits = [f"trainer.max_steps={steps}", "checkpoint_every=4", "trainer.check_val_every_n_epoch=2"]
         return settings(kind, data[kind], output, *epochs, *limits, *overrides)
 
-    process = start(kind, run(tmp_path / "parts", 10_000), tmp_path)
-    wait_for_checkpoint(tmp_path / "parts", 8, process)
+    resumed, uninterrupted = tmp_path / "resumed", tmp_path / "uninterrupted"
+    process = start(kind, run(resumed, 10_000), tmp_path)
+    wait_for_checkpoint(resumed, 8, process)
     process.kill()
-    process.communicate(timeout=60)  # the loader's workers end too: under a fork server they stayed forever
-    first = int(find_checkpoints(tmp_path / "parts" / "checkpoints")[0].stem.removeprefix("step-"))
-    for name in ("parts", "whole"):
-        run_here(kind, run(tmp_path / name, first + 20))
-
-    names = ("train/loss", "train/grad_norm")
-    whole, parts = (logged(tmp_path / name, names) for name in ("whole", "parts"))
-    compared = range(first, first + 20)
-    assert [parts[step] for step in compared] == [whole[step] for step in compared]
-    assert len({whole[step] for step in compared}) == 20
-    if AFTER in overrides:
-        names = ("train/loss_discriminator", "train/g_loss")
-        whole, parts = (logged(tmp_path / name, names) for name in ("whole", "parts"))
-        assert [parts[step] for step in compared] == [whole[step] for step in compared]
+    process.communicate(timeout=60)  # hangs if loader workers outlive the run, as they did under a fork server
+    first = int(find_checkpoints(resumed / "checkpoints")[0].stem.removeprefix("step-"))
+    for output in (resumed, uninterrupted):
+        run_here(kind, run(output, first + 20))
+    assert_same_losses(resumed, uninterrupted, range(first, first + 20), discriminator=AFTER in overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "workers"),
     [
         ("tokenizer", ["data.num_workers=1", "data.read_timeout=60"]),
-        pytest.param("tokenizer", [], marks=pytest.mark.slow),
-        pytest.param("world_model", ["data.num_workers=1"], marks=pytest.mark.slow),
+        ("tokenizer", []),
+        ("world_model", ["data.num_workers=1"]),
     ],
 )
-def test_sigterm_saves_and_ends_cleanly(data: dict[Kind, Path], tmp_path: Path, kind: Kind, workers: list[str]) -> None:
-    """As schedulers send it, to all processes of the job: loader workers and their readers died of it, and the run of
-    their death, before it had saved."""
+def test_sigterm_to_all_processes_saves_a_checkpoint_and_exits_cleanly(
+    data: dict[Kind, Path], tmp_path: Path, kind: Kind, workers: list[str]
+) -> None:
+    """As schedulers send it: loader workers and readers died of it, which stopped the run before it had saved."""
     plain = ["objective.discriminator=none"] if kind == "tokenizer" else []
 
     def run(output: Path, steps: int) -> list[str]:
         limits = [f"trainer.max_steps={steps}", "checkpoint_every=1000", "trainer.check_val_every_n_epoch=100000"]
         return settings(kind, data[kind], output, *limits, *plain)
 
-    process = start(kind, [*run(tmp_path / "parts", 10_000), *workers], tmp_path)
-    while not logged(tmp_path / "parts"):
+    resumed, uninterrupted = tmp_path / "resumed", tmp_path / "uninterrupted"
+    process = start(kind, [*run(resumed, 10_000), *workers], tmp_path)
+    while not logged(resumed):
         assert process.poll() is None, process.communicate()[0]
     os.killpg(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and "Traceback" not in output and "SIGTERM: saved after" in output
-    (saved,) = find_checkpoints(tmp_path / "parts" / "checkpoints")
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in printed and "SIGTERM: saved after" in printed
+    (saved,) = find_checkpoints(resumed / "checkpoints")
     step = int(saved.stem.removeprefix("step-"))
-    before = logged(tmp_path / "parts")
-    assert max(before) == step - 1
-    for name in ("parts", "whole"):
-        run_here(kind, run(tmp_path / name, step + 3))
-    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
-
-
-# Checkpoint files
-
-
-def toy_run(data: dict[Kind, Path], output: Path, steps: int, *overrides: str) -> None:
-    limits = [f"trainer.max_steps={steps}", "checkpoint_every=2"]
-    run_here("world_model", settings("world_model", data["world_model"], output, *limits, *overrides))
-
-
-def test_a_truncated_last_checkpoint_falls_back_to_the_one_before_and_says_so(
-    data: dict[Kind, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    toy_run(data, tmp_path / "whole", 8)
-    toy_run(data, tmp_path / "parts", 6)
-    newest, before = find_checkpoints(tmp_path / "parts" / "checkpoints")
-    newest.write_bytes(newest.read_bytes()[:-1000])
-    with caplog.at_level(logging.INFO, logger="vidtok_plugin"):
-        toy_run(data, tmp_path / "parts", 8)
-    assert f"{newest} is damaged (File is not a zip file) and left aside" in caplog.text
-    assert f"Going on from {before}." in caplog.text
-    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
-    assert newest.with_name(f"{newest.name}.damaged").exists()
-
-
-def test_a_flipped_bit_in_a_checkpoint_is_found(data: dict[Kind, Path], tmp_path: Path) -> None:
-    toy_run(data, tmp_path, 4)
-    newest, before = find_checkpoints(tmp_path / "checkpoints")
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    assert training.last_checkpoint(tmp_path / "checkpoints") == before
-
-
-def test_no_damage_to_the_directory_of_a_checkpoint_goes_unnoticed(data: dict[Kind, Path], tmp_path: Path) -> None:
-    """Some flipped bits there were errors of the zip module's, and with some the file counted as whole."""
-    toy_run(data, tmp_path, 2)
-    (path,) = find_checkpoints(tmp_path / "checkpoints")
-    whole = path.read_bytes()
-    rng = np.random.default_rng(0)
-    for place in rng.integers(len(whole) - 1500, len(whole), 60):
-        content = bytearray(whole)
-        content[place] ^= 1 << int(rng.integers(8))
-        path.write_bytes(content)
-        if find_damage(path) is None:  # some bits mean nothing, such as those of a date
-            torch.load(path, weights_only=True)
-
-
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(data: dict[Kind, Path], tmp_path: Path) -> None:
-    toy_run(data, tmp_path, 4)
-    for path in find_checkpoints(tmp_path / "checkpoints"):
-        path.write_bytes(b"")
-    with pytest.raises(ValueError, match="all checkpoints in .* are damaged; remove that folder to train anew"):
-        toy_run(data, tmp_path, 6)
-
-
-def test_a_checkpoint_that_is_not_finished_leaves_the_one_before(tmp_path: Path) -> None:
-    class Breaks:
-        def __reduce__(self) -> Any:
-            raise OSError("no space left")
-
-    path = tmp_path / "step-00000001.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"whole": torch.zeros(3)}, path)
-    with pytest.raises(OSError, match="no space left"):
-        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(10_000), "more": Breaks()}, path)
-    assert torch.load(path, weights_only=True).keys() == {"whole"}
-
-
-def test_the_newest_checkpoints_are_kept(data: dict[Kind, Path], tmp_path: Path) -> None:
-    toy_run(data, tmp_path, 9, "keep_checkpoints=3")
-    names = [path.name for path in find_checkpoints(tmp_path / "checkpoints")]
-    assert names == ["step-00000009.ckpt", "step-00000008.ckpt", "step-00000006.ckpt"]
-    cfg = configure("world_model", settings("world_model", data["world_model"], tmp_path))
-    assert training.last_checkpoint(cfg.checkpoints) == tmp_path / "checkpoints" / names[0]
+    assert max(logged(resumed)) == step - 1
+    for output in (resumed, uninterrupted):
+        run_here(kind, run(output, step + 3))
+    assert logged(resumed) == logged(uninterrupted)

@@ -1,4 +1,4 @@
-"""What a training step on a CPU frees is there for the next step, and goes back to the system after the run."""
+"""On a CPU, memory that a training step frees is reused by the next, and returned to the system after the run."""
 
 import os
 import platform
@@ -15,50 +15,56 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from training_runs import configure, settings
 
 from vidtok_plugin import training
+from vidtok_plugin.common.freed_memory import MALLOC_VARIABLES
+from vidtok_plugin.common.freed_memory import __file__ as SOURCE
 from vidtok_plugin.training import freed_memory
-from vidtok_plugin.training.freed_memory import SETTINGS, KeepFreedMemory
+from vidtok_plugin.training.freed_memory import KeepFreedMemory
 
 SIZE = 2**26
+# The file is run by its path: importing the package takes seconds.
 CODE = f"""
 import resource
-from vidtok_plugin.training.freed_memory import keeping_freed_memory
+import runpy
+
+keeping_freed_memory = runpy.run_path({SOURCE!r})["keeping_freed_memory"]
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 
-def used():
+def allocate():
     b"x" * {SIZE}
 
-used()
+allocate()
 before = resident()
 with keeping_freed_memory():
-    used()
+    allocate()
     kept = resident() - before
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    used()
+    allocate()
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
 print(kept, faults, resident() - before)
 """
 
 
 def measured(**settings: str) -> list[int]:
-    env = {name: value for name, value in os.environ.items() if name not in (*SETTINGS, "GLIBC_TUNABLES")}
+    """Bytes kept after an allocation, page faults of the next one, and bytes kept at the end."""
+    env = {name: value for name, value in os.environ.items() if name not in (*MALLOC_VARIABLES, "GLIBC_TUNABLES")}
     done = subprocess.run([sys.executable, "-c", CODE], env=env | settings, check=True, capture_output=True, text=True)
     return [int(number) for number in done.stdout.split()]
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
-def test_memory_is_kept_and_given_back() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_memory_is_reused_and_returned_at_the_end() -> None:
     kept, faults, after = measured()
     assert kept > 0.9 * SIZE and faults < 100
     assert after < 0.1 * SIZE
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 @pytest.mark.parametrize(
     "settings", [{"MALLOC_MMAP_THRESHOLD_": "65536"}, {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"}]
 )
-def test_a_users_own_settings_stay(settings: dict[str, str]) -> None:
+def test_a_users_malloc_settings_take_precedence(settings: dict[str, str]) -> None:
     kept, faults, after = measured(**settings)
     assert kept < 0.1 * SIZE and faults > 1000
     assert after < 0.1 * SIZE
@@ -71,21 +77,21 @@ class Failing(BoringModel):
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    noted = []
+    recorded = []
 
     @contextmanager
-    def noting() -> Iterator[None]:
-        noted.append("begin")
+    def recording() -> Iterator[None]:
+        recorded.append("begin")
         yield
-        noted.append("end")
+        recorded.append("end")
 
-    monkeypatch.setattr(freed_memory, "keeping_freed_memory", noting)
-    return noted
+    monkeypatch.setattr(freed_memory, "keeping_freed_memory", recording)
+    return recorded
 
 
 @pytest.mark.parametrize("model", [BoringModel, Failing])
 @pytest.mark.filterwarnings("ignore:The .*_dataloader.* does not have many workers")
-def test_it_is_kept_while_a_run_trains(model: type[BoringModel], events: list[str]) -> None:
+def test_it_applies_while_a_run_trains(model: type[BoringModel], events: list[str]) -> None:
     quiet = {
         "logger": False,
         "enable_checkpointing": False,
@@ -98,11 +104,11 @@ def test_it_is_kept_while_a_run_trains(model: type[BoringModel], events: list[st
     assert events == ["begin", "end"]
 
 
-def test_another_devices_allocator_is_left_alone(events: list[str]) -> None:
+def test_other_devices_are_not_affected(events: list[str]) -> None:
     KeepFreedMemory().on_train_start(pl.Trainer(logger=False), BoringModel().to(torch.device("meta")))
     assert events == []
 
 
-def test_every_run_has_it(tmp_path: Path) -> None:
+def test_every_run_has_the_callback(tmp_path: Path) -> None:
     trainer = training.build_trainer(configure("tokenizer", settings("tokenizer", tmp_path, tmp_path)))
     assert any(isinstance(callback, KeepFreedMemory) for callback in trainer.callbacks)

@@ -1,4 +1,4 @@
-"""Tiny tokenizer runs for tests of what a run tells and shows of itself."""
+"""Toy tokenizer runs whose logged scalars tests can inspect."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,6 @@ import torch
 
 from vidtok_plugin import training
 from vidtok_plugin.common.config import load_config
-from vidtok_plugin.tokenizer.objective import discriminators
 from vidtok_plugin.tokenizer.training.module import TokenizerModule, TokenizerRunConfig
 from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 from vidtok_plugin.video import VideoDataModule
@@ -45,12 +44,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Discriminators of few channels, which take most of a tiny run's time at their usual width."""
-    monkeypatch.setattr(discriminators, "WIDTHS", (3, 8, 8, 8, 8, 1))
-
-
 def config(folder: Path, output: Path, *overrides: str) -> TokenizerRunConfig:
     return load_config(
         TokenizerRunConfig,
@@ -60,7 +53,7 @@ def config(folder: Path, output: Path, *overrides: str) -> TokenizerRunConfig:
 
 
 class Metrics(pl.Callback):
-    """Notes what is logged at each line of the log, by batches so far."""
+    """Records the logged scalars of each log step, by batches so far."""
 
     def __init__(self) -> None:
         self.lines: dict[int, dict[str, float]] = {}
@@ -74,7 +67,7 @@ class Metrics(pl.Callback):
 
 
 def run(cfg: TokenizerRunConfig, module: TokenizerModule, *callbacks: pl.Callback) -> Metrics:
-    """Trains under these callbacks; what was logged."""
+    """Trains with these callbacks; returns the logged scalars."""
     torch.manual_seed(0)
     metrics = Metrics()
     training.fit(cfg, module, VideoDataModule(cfg.data), [*callbacks, metrics])
@@ -86,5 +79,5 @@ def module_of(cfg: TokenizerRunConfig) -> TokenizerModule:
     return TokenizerModule(cfg)
 
 
-if __name__ == "__main__":  # a run as a program of its own, which can start further processes
+if __name__ == "__main__":  # a run as a script, which Lightning can start in further processes
     fit_tokenizer(config(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]))
