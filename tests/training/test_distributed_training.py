@@ -1,4 +1,4 @@
-"""Several processes train as one does, and none of them twice on the same sample."""
+"""Several processes train as one does, on disjoint samples."""
 
 import json
 import os
@@ -20,14 +20,14 @@ pytestmark = [
 ]
 SAME = [
     "architecture.dropout=0.0",
-    "optimizer.lr=1e-3",  # with larger steps, rounding soon grows
+    "optimizer.lr=1e-3",  # larger steps amplify rounding differences
     "data.clips_per_epoch=16",
     "trainer.check_val_every_n_epoch=2",
     "checkpoint_every=3",
 ]
-START = 5  # of the discriminator
+DISC_START = 5
 NAMES = ("train/loss", "train/psnr", "train/l1", "train/entropy")
-JUDGED = ("train/loss_discriminator", "train/g_loss", "train/logits_real")
+DISCRIMINATOR_NAMES = ("train/loss_discriminator", "train/g_loss", "train/logits_real")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_two(kind: Kind, report: Path, arguments: list[str]) -> list[dict[str, Any]]:
-    """A run by two processes, started as Lightning starts them: each runs the script."""
+    """Trains in two processes, started as Lightning starts them: each runs the script."""
     script = ROOT / "tests" / "distributed_run.py"
     two = ["trainer.devices=2", "trainer.strategy=ddp"]
     process = subprocess.run(
@@ -52,13 +52,13 @@ def run_two(kind: Kind, report: Path, arguments: list[str]) -> list[dict[str, An
 
 
 def tokenizer_run(videos: Path, output: Path, steps: int, batch_size: int, *overrides: str) -> list[str]:
-    own = [f"trainer.max_steps={steps}", f"data.batch_size={batch_size}", f"objective.disc_start={START}"]
+    own = [f"trainer.max_steps={steps}", f"data.batch_size={batch_size}", f"objective.disc_start={DISC_START}"]
     return settings("tokenizer", videos, output, *SAME, *own, *overrides)
 
 
 @pytest.fixture(scope="module")
 def pair(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """A run of two processes, each with half of a batch of 4."""
+    """A run of two processes, each with half of every batch of 4."""
     folder = tmp_path_factory.mktemp("pair")
     batches = run_two("tokenizer", folder / "report.json", tokenizer_run(videos, folder, 9, 2, "keep_checkpoints=9"))
     return folder, batches
@@ -67,36 +67,36 @@ def pair(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 def test_two_processes_have_the_loss_curve_of_one_with_the_same_batches(
     videos: Path, tmp_path: Path, pair: tuple[Path, list[dict[str, Any]]]
 ) -> None:
-    """Until the discriminator begins, whose batch norm and adaptive weight are each process's own, as published."""
-    run_here("tokenizer", tokenizer_run(videos, tmp_path, START, 4))
+    """Until the discriminator starts; its batch norm and adaptive weight are per process, as published."""
+    run_here("tokenizer", tokenizer_run(videos, tmp_path, DISC_START, 4))
     one, two = logged(tmp_path, NAMES), logged(pair[0], NAMES)
-    assert len(one) == START
+    assert len(one) == DISC_START
     for step, values in one.items():
         assert two[step] == pytest.approx(values, rel=2e-4), step
-    assert all(one[step] != one[step + 1] for step in range(START - 1))
+    assert all(one[step] != one[step + 1] for step in range(DISC_START - 1))
     one, two = logged(tmp_path, ["train/grad_norm"]), logged(pair[0], ["train/grad_norm"])
-    # The absolute error has a gradient that jumps where the error changes its sign.
+    # The gradient of the absolute error jumps where the error changes sign.
     assert all(two[step] == pytest.approx(one[step], rel=5e-3) for step in one)
 
 
-def test_replicas_stay_equal_to_the_last_bit(pair: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_replicas_stay_bit_equal(pair: tuple[Path, list[dict[str, Any]]]) -> None:
     folder, batches = pair
     assert [batch["step"] for batch in batches] == list(range(9)) and all(batch["equal"] for batch in batches)
-    assert sorted(logged(folder, JUDGED)) == list(range(START, 9))
+    assert sorted(logged(folder, DISCRIMINATOR_NAMES)) == list(range(DISC_START, 9))
 
 
-def test_the_processes_share_an_epoch_out_without_overlap_or_loss(pair: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_the_processes_split_an_epoch_without_overlap_or_loss(pair: tuple[Path, list[dict[str, Any]]]) -> None:
     _, batches = pair
     epoch = [origin for batch in batches[:4] for origins in batch["origins"] for origin in origins]
     assert len(epoch) == 16 and all(len(origins) == 2 for batch in batches for origins in batch["origins"])
     again = [origin for batch in batches[4:8] for origins in batch["origins"] for origin in origins]
-    # Random clips may meet by chance, but not the same ones in both processes throughout.
+    # Random clips may coincide by chance, but not in most cases.
     assert len(set(epoch)) > 10 and epoch != again
     for batch in batches:
         assert batch["origins"][0] != batch["origins"][1]
 
 
-def test_one_process_writes_logs_and_checkpoints(pair: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_only_one_process_writes_logs_and_checkpoints(pair: tuple[Path, list[dict[str, Any]]]) -> None:
     folder, _ = pair
     assert [path.name for path in (folder / "logs").iterdir()] == ["version_0"]
     assert len(find_checkpoints(folder / "checkpoints")) == 3
@@ -104,34 +104,35 @@ def test_one_process_writes_logs_and_checkpoints(pair: tuple[Path, list[dict[str
     assert len([row for row in rows if row]) >= 10
 
 
-def test_a_run_goes_on_with_the_same_number_of_processes_bit_for_bit(
+@pytest.mark.slow
+def test_a_run_resumes_with_the_same_number_of_processes_bit_for_bit(
     videos: Path, tmp_path: Path, pair: tuple[Path, list[dict[str, Any]]]
 ) -> None:
-    """Beyond the start of the discriminator, from the middle of an epoch."""
+    """After the start of the discriminator, from the middle of an epoch."""
     folder, batches = pair
     keep_only(folder, tmp_path, 6)
     resumed = run_two("tokenizer", tmp_path / "report.json", tokenizer_run(videos, tmp_path, 9, 2))
     assert [batch["origins"] for batch in resumed] == [batch["origins"] for batch in batches[6:]]
-    for names in (NAMES, JUDGED):
-        unbroken = logged(folder, names)
-        assert logged(tmp_path, names) == {step: unbroken[step] for step in (6, 7, 8)}
+    for names in (NAMES, DISCRIMINATOR_NAMES):
+        reference = logged(folder, names)
+        assert logged(tmp_path, names) == {step: reference[step] for step in (6, 7, 8)}
 
 
-def test_a_run_goes_on_with_another_number_of_processes(
+def test_a_run_resumes_with_another_number_of_processes(
     videos: Path, tmp_path: Path, pair: tuple[Path, list[dict[str, Any]]]
 ) -> None:
-    """One process with all the batch takes the very samples that two would have taken."""
+    """One process with the whole batch takes the samples that two would have taken."""
     folder, _ = pair
     keep_only(folder, tmp_path, 3)
-    run_here("tokenizer", tokenizer_run(videos, tmp_path, START, 4))
-    unbroken, resumed = logged(folder, NAMES), logged(tmp_path, NAMES)
+    run_here("tokenizer", tokenizer_run(videos, tmp_path, DISC_START, 4))
+    reference, resumed = logged(folder, NAMES), logged(tmp_path, NAMES)
     assert sorted(resumed) == [3, 4]
     for step, values in resumed.items():
-        assert values == pytest.approx(unbroken[step], rel=2e-4)
+        assert values == pytest.approx(reference[step], rel=2e-4)
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_in_one_process_is_skipped_in_all(videos: Path, tmp_path: Path) -> None:
+def test_a_nan_loss_in_one_process_is_skipped_in_all(videos: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     batches = run_two("tokenizer", report, tokenizer_run(videos, tmp_path, 4, 2, "non_finite=skip"))
     assert len(batches) == 4 and all(batch["equal"] for batch in batches)
@@ -139,7 +140,7 @@ def test_a_loss_that_is_no_number_in_one_process_is_skipped_in_all(videos: Path,
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_process_saves_and_ends_all(videos: Path, tmp_path: Path) -> None:
+def test_sigterm_to_one_process_saves_a_checkpoint_and_ends_all(videos: Path, tmp_path: Path) -> None:
     two = ["trainer.devices=2", "trainer.strategy=ddp", "checkpoint_every=1000"]
     process = start("tokenizer", tokenizer_run(videos, tmp_path, 10_000, 2, *two), tmp_path)
     while not logged(tmp_path):
@@ -152,7 +153,7 @@ def test_sigterm_to_one_process_saves_and_ends_all(videos: Path, tmp_path: Path)
 
 
 def keep_only(source: Path, output: Path, step: int) -> None:
-    """A run's folder as it was when that checkpoint was its last."""
+    """Makes a run folder whose last checkpoint is that of `step`."""
     name = f"step-{step:08d}.ckpt"
     (output / "checkpoints").mkdir(parents=True)
     (output / "checkpoints" / name).write_bytes((source / "checkpoints" / name).read_bytes())
@@ -188,33 +189,35 @@ def sharded(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_sharded_world_model_learns_as_a_whole_one(store: Path, tmp_path: Path, sharded: Path) -> None:
+@pytest.mark.slow
+def test_a_sharded_world_model_learns_as_an_unsharded_one(store: Path, tmp_path: Path, sharded: Path) -> None:
     run_here("world_model", world_model_run(store, tmp_path, 6, 2))
     names = ("train/loss", "train/grad_norm")
-    whole, in_shares = logged(tmp_path, names), logged(sharded, names)
-    assert len(whole) == 6
-    for step, values in whole.items():
-        assert in_shares[step] == pytest.approx(values, rel=1e-4), step
+    unsharded, in_shards = logged(tmp_path, names), logged(sharded, names)
+    assert len(unsharded) == 6
+    for step, values in unsharded.items():
+        assert in_shards[step] == pytest.approx(values, rel=1e-4), step
     ours, theirs = (WorldModel.from_pretrained(folder / "model") for folder in (tmp_path, sharded))
     for name, weight in theirs.named_parameters():
         torch.testing.assert_close(weight, ours.get_parameter(name), rtol=1e-3, atol=5e-5)  # Adam on rounding noise
 
 
-def test_a_sharded_run_goes_on_unsharded(store: Path, tmp_path: Path, sharded: Path) -> None:
-    """Its checkpoints are single files of whole weights."""
+@pytest.mark.slow
+def test_a_sharded_run_resumes_unsharded(store: Path, tmp_path: Path, sharded: Path) -> None:
+    """Its checkpoints are single files of full weights."""
     keep_only(sharded, tmp_path, 3)
     run_here("world_model", world_model_run(store, tmp_path, 6, 2))
-    unbroken, resumed = logged(sharded), logged(tmp_path)
+    reference, resumed = logged(sharded), logged(tmp_path)
     assert sorted(resumed) == [3, 4, 5]
-    assert all(values == pytest.approx(unbroken[step], rel=1e-4) for step, values in resumed.items())
+    assert all(values == pytest.approx(reference[step], rel=1e-4) for step, values in resumed.items())
 
 
 @pytest.mark.slow
-def test_a_sharded_run_goes_on_sharded(store: Path, tmp_path: Path, sharded: Path) -> None:
+def test_a_sharded_run_resumes_sharded(store: Path, tmp_path: Path, sharded: Path) -> None:
     keep_only(sharded, tmp_path, 3)
     run_sharded(store, tmp_path, 6)
-    unbroken = logged(sharded)
-    assert logged(tmp_path) == {step: unbroken[step] for step in (3, 4, 5)}
+    reference = logged(sharded)
+    assert logged(tmp_path) == {step: reference[step] for step in (3, 4, 5)}
 
 
 @pytest.mark.slow
@@ -236,7 +239,7 @@ def test_two_processes_train_a_world_model_as_one_does(store: Path, tmp_path: Pa
         (["trainer.devices=2", "trainer.strategy=ddp"], "trainer.strategy must be left out with sharded=true"),
     ],
 )
-def test_what_does_not_go_with_shares_is_refused(
+def test_settings_incompatible_with_sharding_are_refused(
     store: Path, tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""A batch is a step, for any number of optimizers and parts; averages, frozen encoders, and losses not a number."""
+"""A step is a batch for any number of optimizers and micro-batches; averages, frozen encoders, NaN losses."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ from world_model import TokenDataModule, WorldModelModule, WorldModelRunConfig
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The .*_dataloader.* does not have many workers"),
-    pytest.mark.filterwarnings(r"ignore:Found \d+ module\(s\) in eval mode"),  # a frozen encoder is, on purpose
+    pytest.mark.filterwarnings(r"ignore:Found \d+ module\(s\) in eval mode"),  # a frozen encoder
 ]
 PLAIN = ("objective.discriminator=none", "trainer.check_val_every_n_epoch=1000")
 NO_DROPOUT = "architecture.dropout=0.0"
@@ -55,7 +55,7 @@ def fit(cfg: TokenizerRunConfig, callbacks: Sequence[pl.Callback] = ()) -> Token
 
 
 class Weights(pl.Callback):
-    """Notes all weights after each batch."""
+    """Records all weights after each batch."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -66,7 +66,7 @@ class Weights(pl.Callback):
         self.weights.append({name: weight.detach().clone() for name, weight in module.named_parameters()})
 
     def changed(self, prefix: str) -> list[bool]:
-        """Whether weights with that prefix changed from each batch to the next."""
+        """Whether any weight with this prefix changed, for each pair of successive batches."""
         names = [name for name in self.weights[0] if name.startswith(prefix)]
         pairs = zip(self.weights, self.weights[1:], strict=False)
         return [any(not torch.equal(before[name], after[name]) for name in names) for before, after in pairs]
@@ -81,7 +81,7 @@ def test_two_optimizers_count_each_batch_once(videos: Path, tmp_path: Path) -> N
     fit(cfg, [weights])
     assert weights.steps == [1, 2, 3, 4, 5, 6]
     assert weights.changed("tokenizer.") == [True] * 5
-    assert weights.changed("objective.discriminator.") == [False, False, True, True, True]  # from batch 3 on
+    assert weights.changed("objective.discriminator.") == [False, False, True, True, True]  # from batch 3
     assert sorted(logged(tmp_path)) == list(range(6))
     assert sorted(logged(tmp_path, ["train/loss_discriminator"])) == [3, 4, 5]
     names = [path.name for path in training.checkpoints.find_checkpoints(cfg.checkpoints)]
@@ -91,60 +91,60 @@ def test_two_optimizers_count_each_batch_once(videos: Path, tmp_path: Path) -> N
 def test_each_optimizer_clips_its_own_gradients(videos: Path, tmp_path: Path) -> None:
     clips = ["optimizer={lr: 1.0e-3, gradient_clip: 0.5}", "discriminator_optimizer={lr: 1.0e-3, gradient_clip: 0.25}"]
     module = fit(config(videos, tmp_path, "trainer.max_steps=1", "objective.disc_start=0", *clips))
-    for part, clip in ((module.tokenizer, 0.5), (module.objective.discriminator, 0.25)):
-        assert isinstance(part, torch.nn.Module)
-        norm = torch.stack([p.grad.norm() for p in part.parameters() if p.grad is not None]).norm()
+    for trained, clip in ((module.tokenizer, 0.5), (module.objective.discriminator, 0.25)):
+        assert isinstance(trained, torch.nn.Module)
+        norm = torch.stack([p.grad.norm() for p in trained.parameters() if p.grad is not None]).norm()
         assert norm <= clip + 1e-5
-    ((norm, judged),) = logged(tmp_path, ["train/grad_norm", "train/grad_norm_discriminator"]).values()
-    assert norm > 0.5 and judged > 0  # as they were before
+    ((norm, other),) = logged(tmp_path, ["train/grad_norm", "train/grad_norm_discriminator"]).values()
+    assert norm > 0.5 and other > 0  # before clipping
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-def test_a_batch_in_parts_gives_the_losses_of_a_whole_one(videos: Path, tmp_path: Path, parts: int) -> None:
-    same = [NO_DROPOUT, "data.batch_size=4", "objective.entropy_weight=0", "trainer.max_steps=5", *PLAIN]
+@pytest.mark.parametrize("count", [2, 4])
+def test_micro_batches_give_the_losses_of_a_whole_batch(videos: Path, tmp_path: Path, count: int) -> None:
+    same = [NO_DROPOUT, "data.batch_size=4", "objective.entropy_weight=0", "trainer.max_steps=4", *PLAIN]
     fit(config(videos, tmp_path / "whole", *same))
-    fit(config(videos, tmp_path / "parts", *same, f"accumulate={parts}"))
+    fit(config(videos, tmp_path / "split", *same, f"accumulate={count}"))
     names = ["train/loss", "train/grad_norm", "train/psnr"]
-    whole, in_parts = logged(tmp_path / "whole", names), logged(tmp_path / "parts", names)
-    assert len(whole) == 5
+    whole, split = logged(tmp_path / "whole", names), logged(tmp_path / "split", names)
+    assert len(whole) == 4
     for step, values in whole.items():
-        assert in_parts[step] == pytest.approx(values, rel=1e-4), step
+        assert split[step] == pytest.approx(values, rel=1e-4), step
 
 
-def test_the_world_model_takes_batches_in_parts_too(store: Path, tmp_path: Path) -> None:
+def test_micro_batches_of_a_world_model_give_the_losses_of_a_whole_batch(store: Path, tmp_path: Path) -> None:
     plain = ["model.corruption=0.0", "model.transformer.dropout=0.0", "trainer.max_steps=4"]
-    for name, parts in (("whole", 1), ("parts", 2)):
-        run_here("world_model", settings("world_model", store, tmp_path / name, *plain, f"accumulate={parts}"))
-    whole, in_parts = logged(tmp_path / "whole"), logged(tmp_path / "parts")
-    assert len(whole) == 4 and all(in_parts[step] == pytest.approx(whole[step], rel=1e-4) for step in whole)
+    for name, count in (("whole", 1), ("split", 2)):
+        run_here("world_model", settings("world_model", store, tmp_path / name, *plain, f"accumulate={count}"))
+    whole, split = logged(tmp_path / "whole"), logged(tmp_path / "split")
+    assert len(whole) == 4 and all(split[step] == pytest.approx(whole[step], rel=1e-4) for step in whole)
 
 
 class Rates(pl.Callback):
-    """Notes the learning rate and the weight decay of each batch."""
+    """Records the learning rate and the weight decay of each batch."""
 
     def __init__(self) -> None:
-        self.noted: list[tuple[float, float]] = []
+        self.recorded: list[tuple[float, float]] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         group = trainer.optimizers[0].param_groups[0]
-        self.noted.append((group["lr"], group["weight_decay"]))
+        self.recorded.append((group["lr"], group["weight_decay"]))
 
 
-def test_a_resumed_run_trains_at_the_rates_of_its_own_config(videos: Path, tmp_path: Path) -> None:
-    """PyTorch restores the old ones, and what the config says now was ignored."""
+def test_a_resumed_run_uses_the_learning_rate_of_its_config(videos: Path, tmp_path: Path) -> None:
+    """PyTorch restored the old one, and the config was ignored."""
     rates = Rates()
     warm = "optimizer.warmup_steps=4"
     fit(config(videos, tmp_path, "trainer.max_steps=2", "optimizer.lr=1e-3", warm, *PLAIN), [rates])
     changed = ["optimizer.lr=4e-3", "optimizer.weight_decay=0.1"]
     fit(config(videos, tmp_path, "trainer.max_steps=5", warm, *changed, *PLAIN), [rates])
     expected = [(0.00025, 0.0), (0.0005, 0.0), (0.003, 0.1), (0.004, 0.1), (0.004, 0.1)]
-    assert [pytest.approx(values) for values in expected] == rates.noted
+    assert [pytest.approx(values) for values in expected] == rates.recorded
 
 
-def test_a_limit_of_time_ends_a_run_with_a_checkpoint(videos: Path, tmp_path: Path) -> None:
-    """A run without a last batch had an infinite number of them, which was no whole number."""
+def test_a_run_with_a_time_limit_ends_with_a_checkpoint(videos: Path, tmp_path: Path) -> None:
+    """The number of batches of such a run is infinite, which failed the conversion to an integer."""
     weights = Weights()
-    cfg = config(videos, tmp_path, "trainer.max_time={seconds: 2}", "checkpoint_every=100000", *PLAIN)
+    cfg = config(videos, tmp_path, "trainer.max_time={seconds: 1}", "checkpoint_every=100000", *PLAIN)
     fit(cfg, [weights])
     last = training.last_checkpoint(cfg.checkpoints)
     assert last is not None and last.name == f"step-{weights.steps[-1]:08d}.ckpt"
@@ -160,7 +160,7 @@ def test_averaged_weights_are_validated_saved_and_exported(videos: Path, tmp_pat
     module = TokenizerModule(cfg)
     trainer = training.fit(cfg, module, VideoDataModule(cfg), [weights])
     names = [name for name, _ in module.named_parameters()]
-    average = weights.weights[0]  # the first batch's are copied
+    average = weights.weights[0]  # the average starts as a copy
     for later in weights.weights[1:]:
         average = {name: 0.75 * average[name] + 0.25 * later[name] for name in names}
     checkpoint = training.last_checkpoint(cfg.checkpoints)
@@ -173,14 +173,14 @@ def test_averaged_weights_are_validated_saved_and_exported(videos: Path, tmp_pat
     ):
         for name, weight in source.named_parameters():
             torch.testing.assert_close(weight, expected[f"tokenizer.{name}"], rtol=1e-5, atol=1e-6)
-    # What fit measured last is what the averaged weights measure now.
+    # The last validation used the averaged weights.
     measured = trainer.validate(module, VideoDataModule(cfg), verbose=False)[0]
     fitted = max(logged(tmp_path, ["val/psnr"]).items())[1]
     assert measured["val/psnr"] == pytest.approx(fitted[0], abs=1e-4)
 
 
-def test_a_finished_run_that_is_started_again_leaves_the_same_model(videos: Path, tmp_path: Path) -> None:
-    """Lightning skips the loop, and with it the end that puts the averages in place: the raw weights were exported."""
+def test_restarting_a_finished_run_leaves_the_same_model(videos: Path, tmp_path: Path) -> None:
+    """Lightning skips the loop and with it the copy of the averages: the raw weights were exported."""
     run = settings("tokenizer", videos, tmp_path, "trainer.max_steps=4", "ema_decay=0.9", *PLAIN)
     run_here("tokenizer", run)
     first = (tmp_path / "model" / "model.safetensors").read_bytes()
@@ -188,8 +188,8 @@ def test_a_finished_run_that_is_started_again_leaves_the_same_model(videos: Path
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == first
 
 
-def test_averages_are_made_where_the_model_will_be(videos: Path, tmp_path: Path) -> None:
-    """The callback is set up before the model is moved there: on a GPU they stayed on the CPU."""
+def test_averages_are_created_on_the_device_of_the_model(videos: Path, tmp_path: Path) -> None:
+    """The callback is set up before the model is moved: with a GPU, averages stayed on the CPU."""
     cfg = config(videos, tmp_path)
     trainer = training.build_trainer(cfg)
     average, module = EMA(0.9), TokenizerModule(cfg)
@@ -219,10 +219,10 @@ def test_averages_are_made_where_the_model_will_be(videos: Path, tmp_path: Path)
         ),
     ],
 )
-def test_a_run_goes_on_only_with_the_parts_that_it_began_with(
+def test_a_run_resumes_only_with_the_settings_that_its_checkpoints_depend_on(
     videos: Path, tmp_path: Path, first: str, then: str, message: str
 ) -> None:
-    """Training went on from the averages as if they were the weights; the others were errors of PyTorch's."""
+    """Without averaging, training resumed from the averages as if they were the weights; others failed in PyTorch."""
     fit(config(videos, tmp_path, "trainer.max_steps=1", *PLAIN, first))
     with pytest.raises(ValueError, match=message):
         fit(config(videos, tmp_path, "trainer.max_steps=2", *PLAIN, then))
@@ -232,10 +232,8 @@ def test_a_run_goes_on_only_with_the_parts_that_it_began_with(
 
 
 @pytest.mark.parametrize("regularizer", ["fsq", "kl"])
-def test_a_frozen_encoder_keeps_every_id_and_latent_to_the_last_bit(
-    videos: Path, tmp_path: Path, regularizer: str
-) -> None:
-    """With averages too, whose usual formula rounds; with weight decay, dropout and a discriminator."""
+def test_a_frozen_encoder_keeps_ids_and_latents_bit_for_bit(videos: Path, tmp_path: Path, regularizer: str) -> None:
+    """With averaged weights, whose usual formula rounds, weight decay, dropout and a discriminator."""
     cfg = config(
         videos,
         tmp_path,
@@ -252,7 +250,7 @@ def test_a_frozen_encoder_keeps_every_id_and_latent_to_the_last_bit(
     before = module.tokenizer.eval().encode(probe)
     decoded = module.tokenizer.decode(before.latents)
     module.train()
-    assert not any(part.training for part in module.tokenizer.encoder.modules()) and module.tokenizer.decoder.training
+    assert not any(layer.training for layer in module.tokenizer.encoder.modules()) and module.tokenizer.decoder.training
     training.fit(cfg, module, VideoDataModule(cfg))
     checkpoint = training.last_checkpoint(cfg.checkpoints)
     assert checkpoint is not None
@@ -268,34 +266,36 @@ def test_a_frozen_encoder_keeps_every_id_and_latent_to_the_last_bit(
         assert not torch.allclose(tokenizer.decode(before.latents), decoded, atol=1e-3)
 
 
-# Losses that are no number
+# NaN and infinite losses
 
 
 class Spoiled(TokenizerModule):
-    """Its third batch has a loss that is not a number."""
+    """The third batch has a NaN loss."""
 
     def losses(self, batch: VideoBatch | Tensor, step: int) -> Iterator[Loss]:
         for loss in super().losses(batch, step):
             yield loss if step != 2 or loss.value is None else replace(loss, value=loss.value * float("nan"))
 
 
-def test_a_loss_that_is_no_number_stops_with_the_clips_and_a_dump(videos: Path, tmp_path: Path) -> None:
+def test_a_nan_loss_stops_the_run_with_the_clips_and_a_dump(videos: Path, tmp_path: Path) -> None:
     cfg = config(videos, tmp_path, "trainer.max_steps=6", "checkpoint_every=1", *PLAIN)
-    with pytest.raises(NonFiniteError, match=r"batch 2 gave loss_generator .* on .*\.mp4.*step-00000002-process-0\.pt"):
+    with pytest.raises(
+        NonFiniteError, match=r"NaN or infinite loss_generator in batch 2, on .*\.mp4.*step-00000002-process-0\.pt"
+    ):
         training.fit(cfg, Spoiled(cfg), VideoDataModule(cfg))
     (dump,) = (tmp_path / "non_finite").iterdir()
     content = torch.load(dump, weights_only=True)
     assert content["step"] == 2 and len(content["origins"]) == 2 and content["batch"]["video"].shape[0] == 2
     values = Spoiled(cfg).reproduce(dump)
     assert values["loss_generator"] != values["loss_generator"]
-    # Nothing of it is in the last checkpoint.
+    # The last checkpoint is from before that batch.
     last = training.last_checkpoint(cfg.checkpoints)
     assert last is not None and last.name == "step-00000002.ckpt"
     assert all(weight.isfinite().all() for weight in VidTok.from_pretrained(last).parameters())
 
 
-def test_a_dump_reproduces_the_very_loss(store: Path, tmp_path: Path) -> None:
-    """From the weights and the random numbers of that step: with dropout, corruption, and a batch in parts."""
+def test_a_dump_reproduces_the_exact_loss(store: Path, tmp_path: Path) -> None:
+    """From the weights and random numbers of that step, with dropout, corruption and micro-batches."""
     seen: list[float] = []
 
     class Failing(WorldModelModule):
@@ -315,7 +315,7 @@ def test_a_dump_reproduces_the_very_loss(store: Path, tmp_path: Path) -> None:
 
 
 class Overflowing(TokenizerModule):
-    """Its third batch is reconstructed as nothing that is a number."""
+    """The third batch has an infinite reconstruction."""
 
     def losses(self, batch: VideoBatch | Tensor, step: int) -> Iterator[Loss]:
         with pytest.MonkeyPatch.context() as patch:
@@ -326,8 +326,8 @@ class Overflowing(TokenizerModule):
 
 
 @pytest.mark.parametrize("start", [0, 4])
-def test_one_bad_batch_spoils_none_after_it(videos: Path, tmp_path: Path, start: int) -> None:
-    """LeCAM's averages and batch norm's statistics had taken it in, and every batch after it was skipped."""
+def test_a_skipped_batch_does_not_spoil_later_ones(videos: Path, tmp_path: Path, start: int) -> None:
+    """It had entered LeCAM's averages and the batch norm statistics, so that all later batches were skipped."""
     cfg = config(videos, tmp_path, "trainer.max_steps=7", "non_finite=skip", f"objective.disc_start={start}")
     module = Overflowing(cfg)
     training.fit(cfg, module, VideoDataModule(cfg))
@@ -345,13 +345,14 @@ def test_a_skipped_batch_is_counted_and_changes_nothing(
         training.fit(cfg, Spoiled(cfg), VideoDataModule(cfg), [weights])
     assert weights.changed("tokenizer.") == [True, False, True]
     assert weights.changed("objective.discriminator.") == [True, False, True]
-    assert "skipped: batch 2 gave loss_generator" in caplog.text and ".mp4" in caplog.text
+    assert "Skipped a step: NaN or infinite loss_generator, loss_discriminator in batch 2, on " in caplog.text
+    assert ".mp4" in caplog.text
     assert logged(tmp_path, ["train/skipped_steps"]) == {2: (1.0,), 3: (1.0,)}
     fit(config(videos, tmp_path, "trainer.max_steps=5", *skip))
     assert logged(tmp_path, ["train/skipped_steps"])[4] == (1.0,)
 
 
-def test_videos_that_cannot_be_read_are_counted_in_the_metrics(videos: Path, tmp_path: Path) -> None:
+def test_unreadable_videos_are_counted_in_the_metrics(videos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()
     for path in videos.glob("*.mp4"):
@@ -366,7 +367,7 @@ def test_videos_that_cannot_be_read_are_counted_in_the_metrics(videos: Path, tmp
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", ["false", "true"])
-def test_it_trains_and_resumes_on_a_gpu_in_bfloat16(videos: Path, tmp_path: Path, compiled: str) -> None:
+def test_training_and_resumption_on_a_gpu_in_bfloat16(videos: Path, tmp_path: Path, compiled: str) -> None:
     overrides = [
         "trainer.accelerator=gpu",
         "trainer.devices=1",
@@ -399,8 +400,6 @@ def test_it_trains_and_resumes_on_a_gpu_in_bfloat16(videos: Path, tmp_path: Path
         (["trained=encoder"], r"trained .*must be one of all, decoder"),
     ],
 )
-def test_settings_that_make_no_run_are_refused(
-    videos: Path, tmp_path: Path, overrides: list[str], message: str
-) -> None:
+def test_invalid_settings_are_refused(videos: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(videos, tmp_path, *overrides)

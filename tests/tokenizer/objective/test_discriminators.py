@@ -1,4 +1,4 @@
-"""The discriminators and their losses: the published logits, and each formula by hand."""
+"""The discriminators and their losses: the published logits, and each formula computed by hand."""
 
 import math
 from typing import Literal
@@ -21,7 +21,7 @@ INPUTS: dict[Kind, tuple[int, tuple[int, ...]]] = {"2d": (3, (4, 3, 1, 32, 32)),
 
 
 @pytest.mark.parametrize("kind", ["2d", "3d"])
-def test_logits_are_the_published_ones(kind: Kind) -> None:
+def test_logits_equal_the_published_ones(kind: Kind) -> None:
     discriminator, (seed, shape) = Discriminator(kind), INPUTS[kind]
     for name, parameter in discriminator.named_parameters():
         parameter.data = golden_parameter(name, tuple(parameter.shape))
@@ -31,7 +31,7 @@ def test_logits_are_the_published_ones(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["2d", "3d"])
-def test_weights_start_as_published(kind: Kind) -> None:
+def test_weights_are_initialized_as_published(kind: Kind) -> None:
     for layer in Discriminator(kind).main:
         if isinstance(layer, nn.Conv2d | nn.Conv3d):
             count = layer.weight.numel()
@@ -42,7 +42,7 @@ def test_weights_start_as_published(kind: Kind) -> None:
             assert abs(layer.weight.mean().item() - 1) < 0.01 and not layer.bias.any()
 
 
-def test_frames_are_judged_one_by_one_and_clips_as_a_whole() -> None:
+def test_2d_judges_single_frames_and_3d_whole_clips() -> None:
     video = torch.randn(2, 3, 5, 32, 32)
     assert Discriminator("2d")(video).shape == (10, 1, 2, 2)
     assert Discriminator("3d")(video).shape == (2, 1, 2, 4, 4)
@@ -56,22 +56,22 @@ def test_frames_are_judged_one_by_one_and_clips_as_a_whole() -> None:
 
 def test_frames_too_small_for_the_2d_discriminator_are_an_error() -> None:
     assert Discriminator("2d")(torch.zeros(2, 3, 1, 24, 24)).shape == (2, 1, 1, 1)
-    with pytest.raises(ValueError, match=r"at least 24 in 2d, got \(23, 24\); take larger frames, discriminator=3d"):
+    with pytest.raises(ValueError, match=r"at least 24 in 2d, got \(23, 24\); use larger frames, discriminator=3d"):
         Discriminator("2d")(torch.zeros(2, 3, 1, 23, 24))
 
 
-def test_hinge_asks_for_logits_beyond_one_on_either_side() -> None:
+def test_the_hinge_loss_has_a_margin_of_one_on_both_sides() -> None:
     real, fake = torch.tensor([[0.5, 3.0]]), torch.tensor([[-2.0, 0.25]])
     assert hinge(real, fake).item() == pytest.approx(0.5 * ((0.5 + 0) / 2 + (0 + 1.25) / 2))
 
 
-def test_the_generator_s_loss_averages_the_logits_of_an_item_first() -> None:
+def test_the_generator_loss_averages_the_logits_of_an_item_first() -> None:
     logits = torch.tensor([[[[4.0, -2.0]]], [[[0.0, -6.0]]]])  # means 1 and -3
     expected = (F.softplus(torch.tensor(-1.0)) + F.softplus(torch.tensor(3.0))) / 2
     torch.testing.assert_close(generator_adversarial(logits), expected)
 
 
-def test_lecam_pulls_logits_to_the_other_side_s_moving_average() -> None:
+def test_lecam_pulls_logits_to_the_moving_average_of_the_other_side() -> None:
     lecam = LeCAM(0.9)
     real, fake = torch.tensor([1.0, 3.0]), torch.tensor([-4.0, 2.0])
     lecam.update(real, fake)
@@ -81,12 +81,12 @@ def test_lecam_pulls_logits_to_the_other_side_s_moving_average() -> None:
     assert lecam.penalty(real, fake).item() == pytest.approx(expected)
 
 
-def test_lecam_s_averages_are_saved_and_take_no_gradient() -> None:
+def test_lecam_averages_are_saved_and_have_no_gradient() -> None:
     lecam, again = LeCAM(0.5), LeCAM(0.5)
     real: Tensor = torch.randn(3, requires_grad=True)
     lecam.update(real, -real)
     penalty = lecam.penalty(real, -real)
-    lecam.update(real, -real)  # of the next micro-batch, before the backward pass of this one
+    lecam.update(real, -real)  # as by the next micro-batch, before this backward pass
     penalty.backward()
     assert real.grad is not None and real.grad.isfinite().all()
     again.load_state_dict(lecam.state_dict())

@@ -1,4 +1,4 @@
-"""The objective is the published one, number by number, and neither side's loss touches the other's parameters."""
+"""The objective equals the published one value by value, and each loss trains only its own side."""
 
 import math
 from typing import Any, Literal
@@ -30,7 +30,7 @@ def noise(seed: int, *shape: int) -> Tensor:
 
 
 def golden_discriminator(objective: Objective) -> Objective:
-    """Its weights filled; the running statistics are no weights."""
+    """Fills the discriminator's parameters; running statistics are not parameters."""
     assert objective.discriminator is not None
     for name, parameter in objective.discriminator.named_parameters():
         parameter.data = golden_parameter(name, tuple(parameter.shape))
@@ -38,7 +38,7 @@ def golden_discriminator(objective: Objective) -> Objective:
 
 
 class Toy:
-    """The golden objective's video, and a convolution that makes its reconstruction."""
+    """The video of the golden objective, and a convolution that produces its reconstruction."""
 
     def __init__(self, frames: int = 8, size: int = 32) -> None:
         self.video = noise(7, 2, 3, frames, size, size).clamp(-1, 1)
@@ -54,12 +54,12 @@ def output(reconstruction: Tensor, **terms: float) -> Reconstruction:
     return Reconstruction(reconstruction=reconstruction, latents=reconstruction, indices=None, regularizer_terms=values)
 
 
-# The published numbers
+# The published values
 
 
 @pytest.mark.parametrize("kind", ["2d", "3d"])
-def test_both_losses_and_all_their_parts_are_the_published_ones(kind: Literal["2d", "3d"]) -> None:
-    """Before `disc_start` and after it, one step after the other, since LeCAM's averages go on."""
+def test_both_losses_and_their_terms_equal_the_published_ones(kind: Literal["2d", "3d"]) -> None:
+    """A step before `disc_start` and one after it, in sequence because LeCAM's averages carry over."""
 
     def check(ours: Tensor, key: str) -> None:
         golden = GOLDEN[f"objective.{kind}.step{step}.{key}"][0]
@@ -69,21 +69,21 @@ def test_both_losses_and_all_their_parts_are_the_published_ones(kind: Literal["2
     objective, toy = golden_discriminator(Objective(cfg, lpips=golden_lpips())), Toy()
     for step in (0, 20):
         out = toy.out(**REGULARIZERS[kind])
-        loss, parts = objective.generator_loss(toy.video, out, step, toy.last.weight)
+        loss, terms = objective.generator_loss(toy.video, out, step, toy.last.weight)
         check(loss, "generator.loss")
-        check(parts["nll"], "generator.nll_loss")
-        check(parts["lpips"], "generator.p_loss")
-        check(parts["l1"] + parts["lpips"], "generator.rec_loss")
-        if step < DISC_START:  # the original takes these then too, and multiplies them by 0
-            assert not {"g_loss", "disc_weight"} & set(parts)
+        check(terms["nll"], "generator.nll_loss")
+        check(terms["lpips"], "generator.p_loss")
+        check(terms["l1"] + terms["lpips"], "generator.rec_loss")
+        if step < DISC_START:  # the original computes them too, and multiplies them by 0
+            assert not {"g_loss", "disc_weight"} & set(terms)
             adversarial = objective.generator_adversarial(out.reconstruction)
             weight = cfg.disc_weight * adaptive_weight(loss, adversarial, toy.last.weight)
-            parts |= {"g_loss": adversarial, "disc_weight": weight}
-        check(parts["g_loss"], "generator.g_loss")
-        check(parts["disc_weight"], "generator.d_weight")
-        loss_or_none, parts = objective.discriminator_loss(toy.video, out.reconstruction, step)
-        check(parts["hinge"], "discriminator.hinge_loss")
-        check(parts["lecam"], "discriminator.lecam_loss")
+            terms |= {"g_loss": adversarial, "disc_weight": weight}
+        check(terms["g_loss"], "generator.g_loss")
+        check(terms["disc_weight"], "generator.d_weight")
+        loss_or_none, terms = objective.discriminator_loss(toy.video, out.reconstruction, step)
+        check(terms["hinge"], "discriminator.hinge_loss")
+        check(terms["lecam"], "discriminator.lecam_loss")
         check(torch.zeros(()) if loss_or_none is None else loss_or_none, "discriminator.loss")
 
 
@@ -91,16 +91,16 @@ def test_both_losses_and_all_their_parts_are_the_published_ones(kind: Literal["2
 
 
 def test_the_reconstruction_error_is_summed_over_a_frame() -> None:
-    """With everything else left out, the objective is L1, L2 and the regularizer's terms."""
+    """With everything else turned off, the objective is L1, L2 and the regularizer's terms."""
     video, guess = random_video(3, b=2), random_video(3, b=2, seed=1)
     cfg = ObjectiveConfig(l1_weight=1.0, l2_weight=0.5, perceptual="none", learn_logvar=False, discriminator="none")
     objective = Objective(cfg)
-    loss, parts = objective.generator_loss(video, output(guess, entropy=2.0, commitment=0.5), 1000, guess)
+    loss, terms = objective.generator_loss(video, output(guess, entropy=2.0, commitment=0.5), 1000, guess)
     error = (video - guess).float()
     frames = 2 * 3
     nll = (error.abs().sum() + 0.5 * error.square().sum()) / frames
     torch.testing.assert_close(loss, nll + 0.1 * 2 * 2.0 + 0.25 * 0.5)
-    assert parts == {
+    assert terms == {
         "l1": pytest.approx(error.abs().mean().item()),
         "l2": pytest.approx(error.square().mean().item()),
         "nll": pytest.approx(nll.item()),
@@ -110,7 +110,7 @@ def test_the_reconstruction_error_is_summed_over_a_frame() -> None:
     assert not objective.state_dict() and objective.discriminator_loss(video, guess, 10**9) == (None, {})
 
 
-def test_lpips_counts_at_every_element_of_its_own_frame() -> None:
+def test_lpips_is_added_at_every_element_of_its_frame() -> None:
     cfg = ObjectiveConfig(perceptual_weight=3.0, learn_logvar=False, discriminator="none")
     toy = Toy(frames=2, size=16)
     with torch.no_grad():
@@ -124,9 +124,8 @@ def test_lpips_counts_at_every_element_of_its_own_frame() -> None:
     torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-5, atol=0)
 
 
-def test_logvar_is_the_error_s_learned_scale() -> None:
-    """The gradient of `sum(error / exp(v) + v)` is the count less `sum(error) / exp(v)`: at the minimum, v is the log
-    of the mean error."""
+def test_logvar_learns_the_log_of_the_mean_error() -> None:
+    """The gradient of `sum(error / exp(v) + v)` is the count minus `sum(error) / exp(v)`: 0 at the log of the mean."""
     video, guess = random_video(2).float(), random_video(2, seed=1).float()
     objective = Objective(ObjectiveConfig(perceptual="none", discriminator="none"))
     assert objective.logvar.item() == 0
@@ -134,15 +133,15 @@ def test_logvar_is_the_error_s_learned_scale() -> None:
     for value in (0.0, 0.7, math.log(error)):
         objective.logvar.data.fill_(value)
         objective.logvar.grad = None
-        loss, parts = objective.generator_loss(video, output(guess), 0, guess)
+        loss, terms = objective.generator_loss(video, output(guess), 0, guess)
         loss.backward()
         assert loss.item() == pytest.approx(elements * (error / math.exp(value) + value), rel=1e-5)
         gradient = elements * (1 - error / math.exp(value))
         assert objective.logvar.grad.item() == pytest.approx(gradient, rel=1e-5, abs=1e-3)
-        assert parts["logvar"].item() == pytest.approx(value)
+        assert terms["logvar"].item() == pytest.approx(value)
 
 
-def test_the_entropy_weight_falls_linearly_to_its_own() -> None:
+def test_the_entropy_weight_falls_linearly_to_its_final_value() -> None:
     cfg = ObjectiveConfig()
     weights = [cfg.regularizer_weight("entropy", step) for step in (0, 500, 1000, 2000, 9000)]
     assert weights == pytest.approx([0.3, 0.25, 0.2, 0.1, 0.1])
@@ -161,10 +160,10 @@ def test_kl_is_the_divergence_from_a_standard_gaussian_for_each_clip() -> None:
     torch.testing.assert_close(loss, 1e-6 * divergence)
 
 
-# The discriminator's part
+# The discriminator
 
 
-def test_the_adaptive_weight_is_the_ratio_of_gradient_lengths_up_to_its_clamp() -> None:
+def test_the_adaptive_weight_is_the_clamped_ratio_of_gradient_norms() -> None:
     last = torch.tensor([1.0, -2.0], requires_grad=True)
     nll, adversarial = (last * torch.tensor([3.0, 4.0])).sum(), (last * torch.tensor([0.0, 0.5])).sum()
     weight = adaptive_weight(nll, adversarial, last)
@@ -173,75 +172,75 @@ def test_the_adaptive_weight_is_the_ratio_of_gradient_lengths_up_to_its_clamp() 
     assert adaptive_weight(0 * nll, adversarial, last).item() == 0
 
 
-def test_the_adversarial_gradient_at_the_last_layer_is_a_fifth_as_long_as_the_reconstruction_s() -> None:
+def test_the_adversarial_gradient_at_the_last_layer_has_a_fifth_of_the_reconstruction_gradients_norm() -> None:
     objective, toy = golden_discriminator(Objective(ADVERSARIAL)), Toy(frames=4, size=16)
-    objective.discriminator.main[11].bias.data -= 100.0  # sure that it is not real
-    objective.discriminator.main[11].weight.data *= 1e4  # and steep: else the weight is at its clamp
-    loss, parts = objective.generator_loss(toy.video, toy.out(), DISC_START, toy.last.weight)
+    objective.discriminator.main[11].bias.data -= 100.0  # certain that it is not real
+    objective.discriminator.main[11].weight.data *= 1e4  # and steep, or the weight would be clamped
+    loss, terms = objective.generator_loss(toy.video, toy.out(), DISC_START, toy.last.weight)
     (both,) = torch.autograd.grad(loss, toy.last.weight)
     nll, _ = objective.generator_loss(toy.video, toy.out(), DISC_START - 1, toy.last.weight)
-    (of_nll,) = torch.autograd.grad(nll, toy.last.weight)
-    assert 0 < parts["disc_weight"] < 1000
-    assert ((both - of_nll).norm() / of_nll.norm()).item() == pytest.approx(0.2, rel=1e-3)
-    torch.testing.assert_close(loss - nll, parts["disc_weight"] * parts["g_loss"], rtol=1e-4, atol=0)
+    (nll_gradient,) = torch.autograd.grad(nll, toy.last.weight)
+    assert 0 < terms["disc_weight"] < 1000
+    assert ((both - nll_gradient).norm() / nll_gradient.norm()).item() == pytest.approx(0.2, rel=1e-3)
+    torch.testing.assert_close(loss - nll, terms["disc_weight"] * terms["g_loss"], rtol=1e-4, atol=0)
 
 
-def test_before_its_start_the_discriminator_only_moves_lecam_s_averages() -> None:
+def test_before_disc_start_only_lecam_averages_change() -> None:
     objective, toy = Objective(ADVERSARIAL), Toy(frames=4, size=16)
-    loss, parts = objective.discriminator_loss(toy.video, toy.out().reconstruction, DISC_START - 1)
-    assert loss is None and not any(part.requires_grad for part in parts.values())
-    assert objective.lecam.real.item() == pytest.approx(0.001 * parts["logits_real"].item(), rel=1e-4) != 0
-    assert objective.lecam.fake.item() == pytest.approx(0.001 * parts["logits_fake"].item(), rel=1e-4) != 0
-    loss, parts = objective.discriminator_loss(toy.video, toy.out().reconstruction, DISC_START)
-    torch.testing.assert_close(loss.detach(), parts["hinge"] + 0.005 * parts["lecam"])
+    loss, terms = objective.discriminator_loss(toy.video, toy.out().reconstruction, DISC_START - 1)
+    assert loss is None and not any(part.requires_grad for part in terms.values())
+    assert objective.lecam.real.item() == pytest.approx(0.001 * terms["logits_real"].item(), rel=1e-4) != 0
+    assert objective.lecam.fake.item() == pytest.approx(0.001 * terms["logits_fake"].item(), rel=1e-4) != 0
+    loss, terms = objective.discriminator_loss(toy.video, toy.out().reconstruction, DISC_START)
+    torch.testing.assert_close(loss.detach(), terms["hinge"] + 0.005 * terms["lecam"])
     assert loss.requires_grad
 
 
-def test_each_loss_trains_its_own_side_alone_and_all_of_it() -> None:
-    """The adversarial loss passes through the discriminator, whose own optimizer must not see those gradients."""
+def test_each_loss_trains_all_of_its_own_side_and_nothing_else() -> None:
+    """The adversarial loss passes through the discriminator, which must not receive its gradients."""
     tokenizer, objective = toy_tokenizer("vidtok_kl_causal_488_4chn_v1_1").float().train(), Objective(ADVERSARIAL)
     video = random_video(5, h=16).float()
     out = tokenizer(video)
     loss, _ = objective.generator_loss(video, out, DISC_START, tokenizer.decoder.last_weight)
     loss.backward()
     generator = {**dict(tokenizer.named_parameters()), "logvar": objective.logvar}
-    judges = dict(objective.discriminator.named_parameters())
+    discriminator = dict(objective.discriminator.named_parameters())
     assert [name for name, p in generator.items() if p.grad is None or not p.grad.any()] == []
-    assert [name for name, p in judges.items() if p.grad is not None] == []
+    assert [name for name, p in discriminator.items() if p.grad is not None] == []
     before = {name: p.grad.clone() for name, p in generator.items()}
     loss, _ = objective.discriminator_loss(video, out.reconstruction, DISC_START)
     loss.backward()
     assert all(torch.equal(p.grad, before[name]) for name, p in generator.items())
-    assert [name for name, p in judges.items() if p.grad is None or not p.grad.any()] == []
-    assert len(generator) + len(judges) == len([*tokenizer.parameters(), *objective.parameters()])
+    assert [name for name, p in discriminator.items() if p.grad is None or not p.grad.any()] == []
+    assert len(generator) + len(discriminator) == len([*tokenizer.parameters(), *objective.parameters()])
 
 
 @pytest.mark.parametrize("preset", ["vidtok_kl_causal_488_4chn", "vidtok_kl_noncausal_488_4chn"])
-def test_the_last_weight_is_that_of_the_decoder_s_last_convolution(preset: str) -> None:
+def test_the_last_weight_belongs_to_the_decoders_last_convolution(preset: str) -> None:
     decoder = toy_tokenizer(preset).decoder
     names = [name for name, parameter in decoder.named_parameters() if parameter is decoder.last_weight]
     assert names == (["conv_out.conv.weight"] if "_causal" in preset else ["conv_out.weight"])
 
 
-def test_names_are_those_of_published_checkpoints() -> None:
-    """Behind `loss.`; LeCAM's averages, which the original forgets when it resumes, are our own."""
+def test_state_dict_names_are_those_of_published_checkpoints() -> None:
+    """Behind `loss.`. LeCAM's averages, which the original loses on resumption, are additional."""
     objective = Objective(ObjectiveConfig(), lpips=golden_lpips())
-    convs = [f"main.{place}.weight" for place in (0, 2, 5, 8, 11)] + ["main.0.bias", "main.11.bias"]
+    convs = [f"main.{index}.weight" for index in (0, 2, 5, 8, 11)] + ["main.0.bias", "main.11.bias"]
     values = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    norms = [f"main.{place}.{value}" for place in (3, 6, 9) for value in values]
+    norms = [f"main.{index}.{value}" for index in (3, 6, 9) for value in values]
     discriminator = {f"discriminator.{name}" for name in (*convs, *norms)}
     assert set(objective.state_dict()) == {"logvar", "lecam.real", "lecam.fake", *discriminator}
     assert objective.logvar.shape == ()
 
 
-def test_losses_are_taken_in_float32_under_autocast() -> None:
+def test_losses_are_computed_in_float32_under_autocast() -> None:
     objective, toy = golden_discriminator(Objective(ADVERSARIAL, lpips=golden_lpips())), Toy(frames=4, size=16)
 
     def losses() -> tuple[Tensor, Tensor]:
         out = toy.out()
-        generator, parts = objective.generator_loss(toy.video, out, DISC_START, toy.last.weight)
+        generator, terms = objective.generator_loss(toy.video, out, DISC_START, toy.last.weight)
         discriminator, more = objective.discriminator_loss(toy.video, out.reconstruction, DISC_START)
-        assert all(part.dtype == torch.float32 and part.isfinite() for part in (parts | more).values())
+        assert all(term.dtype == torch.float32 and term.isfinite() for term in (terms | more).values())
         return generator.detach(), discriminator.detach()
 
     exact = losses()
@@ -251,27 +250,27 @@ def test_losses_are_taken_in_float32_under_autocast() -> None:
     torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0)
 
 
-def test_a_discriminator_learns_to_tell_and_a_generator_to_pass() -> None:
-    """Both losses have the right sign: a step on either makes that side better."""
+def test_each_side_improves_by_training_on_its_loss() -> None:
+    """Both losses have the right sign."""
     objective, toy = Objective(ADVERSARIAL), Toy(frames=4, size=16)
-    judge = torch.optim.Adam(objective.discriminator.parameters(), lr=1e-3)
+    discriminator_optimizer = torch.optim.Adam(objective.discriminator.parameters(), lr=1e-3)
     margins = []
     for _ in range(4):
-        loss, parts = objective.discriminator_loss(toy.video, toy.out().reconstruction, DISC_START)
-        judge.zero_grad()
+        loss, terms = objective.discriminator_loss(toy.video, toy.out().reconstruction, DISC_START)
+        discriminator_optimizer.zero_grad()
         loss.backward()
-        judge.step()
-        margins.append((parts["logits_real"] - parts["logits_fake"]).item())
+        discriminator_optimizer.step()
+        margins.append((terms["logits_real"] - terms["logits_fake"]).item())
     assert margins[-1] > margins[0] + 0.5
-    forger = torch.optim.SGD(toy.last.parameters(), lr=1e-2)
-    passes = []
+    generator_optimizer = torch.optim.SGD(toy.last.parameters(), lr=1e-2)
+    losses = []
     for _ in range(4):
         adversarial = objective.generator_adversarial(toy.out().reconstruction)
-        forger.zero_grad()
+        generator_optimizer.zero_grad()
         adversarial.backward()
-        forger.step()
-        passes.append(adversarial.item())
-    assert passes[-1] < passes[0]
+        generator_optimizer.step()
+        losses.append(adversarial.item())
+    assert losses[-1] < losses[0]
 
 
 # Mistakes
@@ -288,6 +287,6 @@ def test_a_discriminator_learns_to_tell_and_a_generator_to_pass() -> None:
         ({"kl_weight": -1e-6}, "kl_weight must not be negative, got -1e-06"),
     ],
 )
-def test_settings_that_make_no_objective_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ObjectiveConfig(**settings)

@@ -1,4 +1,4 @@
-"""LPIPS inside the objective: the plain values and gradients, in little memory, and out of sight of what is trained."""
+"""PerceptualLoss: values and gradients of plain LPIPS, in less memory, with weights neither trained nor saved."""
 
 import copy
 from pathlib import Path
@@ -21,20 +21,20 @@ def frames(count: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 99])
-def test_values_and_gradients_are_the_plain_ones(chunk: int) -> None:
+def test_values_and_gradients_equal_plain_lpips(chunk: int) -> None:
     a, b = frames(3, 16)
     weights = torch.tensor([1.0, -2.0, 3.0])
     plain = golden_lpips()(a, b)
     (expected,) = torch.autograd.grad((plain * weights).sum(), b)
     ours = PerceptualLoss(lpips=golden_lpips())(a, b, chunk_pixels=chunk * 16 * 16)
-    (first,) = torch.autograd.grad((ours * weights).sum(), b, retain_graph=True)  # as the adaptive weight does
+    (first,) = torch.autograd.grad((ours * weights).sum(), b, retain_graph=True)  # as for the adaptive weight
     (again,) = torch.autograd.grad((ours * weights).sum(), b)
     torch.testing.assert_close(ours, plain)
     torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-7)
     assert torch.equal(first, again) and expected.abs().max() > 1e-5
 
 
-def test_memory_is_that_of_one_chunk_and_none_is_kept_for_the_backward_pass() -> None:
+def test_memory_is_that_of_one_chunk_and_no_activation_is_kept() -> None:
     a, b = frames(8, 32)
     loss, known = PerceptualLoss(lpips=golden_lpips()), [a, b, *golden_lpips().parameters()]
 
@@ -49,13 +49,13 @@ def test_memory_is_that_of_one_chunk_and_none_is_kept_for_the_backward_pass() ->
         distances = loss(a, b, chunk_pixels=32 * 32)
         kept = live.live
     assert distances.requires_grad
-    assert kept == 4 * (b.numel() + len(b))  # the gradients and the distances: neither frames nor activations
+    assert kept == 4 * (b.numel() + len(b))  # gradients and distances, no frames or activations
     with LiveBytes(known) as live:
         distances = golden_lpips()(a, b)
         assert live.live > 100 * kept
 
 
-def test_nothing_is_differentiated_without_need() -> None:
+def test_no_gradient_is_computed_unless_needed() -> None:
     a, b = frames(2, 16)
     loss = PerceptualLoss(lpips=golden_lpips())
     with torch.no_grad():
@@ -64,12 +64,12 @@ def test_nothing_is_differentiated_without_need() -> None:
     torch.testing.assert_close(loss(a, b.detach()), loss(a, b).detach())
 
 
-def test_float16_s_gradients_are_the_exact_ones_within_rounding() -> None:
-    """They would vanish, spread over the many pixels of large frames, if they were not scaled."""
+def test_float16_gradients_equal_exact_ones_within_rounding() -> None:
+    """Without scaling, gradients spread over the pixels of large frames would underflow."""
     a, b = frames(1, 32)
     lpips = copy.deepcopy(golden_lpips())
     for index in range(5):
-        lpips.get_parameter(f"lin{index}.model.1.weight").div_(64)  # as if spread over 64 times as many
+        lpips.get_parameter(f"lin{index}.model.1.weight").div_(64)  # as for 64 times as many pixels
     loss = PerceptualLoss(lpips=lpips)
     (exact,) = torch.autograd.grad(loss(a, b).sum(), b)
     with torch.autocast("cpu", torch.float16):
@@ -80,20 +80,20 @@ def test_float16_s_gradients_are_the_exact_ones_within_rounding() -> None:
     assert cosine > 0.98 and (ours.norm() / exact.norm()).item() == pytest.approx(1, abs=0.05)
 
 
-def test_its_network_is_neither_trained_nor_saved_nor_copied() -> None:
+def test_its_weights_are_neither_trained_nor_saved_nor_copied() -> None:
     objective = Objective(ObjectiveConfig(discriminator="none"), lpips=golden_lpips())
     assert [name for name, _ in objective.named_parameters()] == list(objective.state_dict()) == ["logvar"]
     assert objective.perceptual is not None
     assert copy.deepcopy(objective).perceptual.load() is objective.perceptual.load() is golden_lpips()
 
 
-def test_an_objective_can_be_made_anywhere_without_the_weights(no_vgg: Path) -> None:
+def test_an_objective_can_be_built_without_the_weights(no_vgg: Path) -> None:
     with torch.device("meta"):
         objective = Objective(ObjectiveConfig())
     assert objective.logvar is not None and objective.logvar.is_meta
 
 
-def test_missing_weights_are_an_error_with_the_ways_to_go_on(no_vgg: Path) -> None:
+def test_missing_weights_are_an_error_with_the_remedies(no_vgg: Path) -> None:
     objective = Objective(ObjectiveConfig())
     with pytest.raises(FileNotFoundError, match=r"fetch https://download\.pytorch.*save it as .*hub") as error:
         objective.load()
@@ -103,7 +103,7 @@ def test_missing_weights_are_an_error_with_the_ways_to_go_on(no_vgg: Path) -> No
         Objective(ObjectiveConfig(lpips_vgg=Path("nowhere.pth"))).load()
 
 
-def test_weights_come_from_the_file_named(tmp_path: Path) -> None:
+def test_weights_load_from_the_given_file(tmp_path: Path) -> None:
     inside = {f"loss.perceptual_loss.{name}": value for name, value in golden_lpips().state_dict().items()}
     torch.save({"state_dict": inside}, tmp_path / "vidtok.ckpt")
     objective = Objective(ObjectiveConfig(discriminator="none", lpips_vgg=tmp_path / "vidtok.ckpt"))
@@ -115,7 +115,7 @@ def test_weights_come_from_the_file_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def no_vgg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty torch hub, without a network."""
+    """An empty torch hub and no network."""
 
     def download(*_: object, **__: object) -> None:
         raise URLError("no network")

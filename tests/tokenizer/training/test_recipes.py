@@ -1,4 +1,4 @@
-"""The recipes in configs/tokenizer, alone and joined as they are meant to be, make runs that train."""
+"""The recipes in configs/tokenizer, alone and in their documented combinations, train."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def recipe(name: str, *overrides: str) -> TokenizerRunConfig:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two videos of two seconds: the recipes for pre-training take 3 frames of each."""
+    """Two videos of two seconds: enough for the 3 frames a second of the pre-training recipes."""
     folder = tmp_path_factory.mktemp("videos")
     for seed in range(2):
         write_file(folder / f"{seed}.mp4", moving_noise(60, height=16, width=24, seed=seed))
@@ -66,14 +66,14 @@ def test_a_recipe_builds_the_model_of_a_preset(name: str, preset: str) -> None:
     assert cfg.trainer["precision"] == "bf16-mixed" and preset in str(cfg.output)
 
 
-def test_every_recipe_is_tried() -> None:
-    own = {"demo", "generators", "vidtok_tiny", "example_pretrain", "example_finetune"}  # tried where they belong
+def test_every_recipe_is_covered() -> None:
+    own = {"demo", "generators", "vidtok_tiny", "example_pretrain", "example_finetune"}  # covered by other tests
     assert {path.stem for path in CONFIGS.glob("*.yaml")} - own == {
         file for files in RECIPES.values() for file in files
     }
 
 
-def test_stage_two_starts_from_what_stage_one_leaves() -> None:
+def test_stage_two_starts_from_the_model_of_stage_one() -> None:
     first, second = recipe("pretrain_128"), recipe("pretrain_decoder_256")
     assert second.pretrained == str(first.output / "model") and not second.from_scratch
     assert (first.data.height, second.data.height) == (128, 256)

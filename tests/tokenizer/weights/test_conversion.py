@@ -1,4 +1,4 @@
-"""Weights go between our layout, the published one and that of diffusers, every way, and stay the same bit by bit."""
+"""Weights convert between our layout, the published one and that of diffusers, bit for bit in every direction."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ FOR_DIFFUSERS = [name for name in presets() if name.endswith("_v1_1") or "noncau
 
 @pytest.fixture(autouse=True)
 def toy_presets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The presets used here at toy width, so that files of their weights are small."""
+    """The presets used here at toy width, so that their weights files are small."""
     for name in (FSQ, KL, V1_0, NONCAUSAL):
         toy = VidTok.from_preset(name, **TOY).architecture
         preset = Preset(name=name, architecture=toy, metrics=None, checkpoint=presets()[name].checkpoint)
@@ -38,7 +38,7 @@ def toy_presets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def source(kind: str, model: VidTok, folder: Path) -> Path:
-    """The model in one of the layouts that `convert` reads."""
+    """Writes the model in one of the layouts that `convert` reads."""
     if kind == "ours":
         model.save_pretrained(folder)
         return folder
@@ -53,7 +53,7 @@ def source(kind: str, model: VidTok, folder: Path) -> Path:
 
 
 def load(layout: str, written: Path, preset: str, folder: Path) -> VidTok:
-    """The model that was written in `layout`."""
+    """Loads the model that was written in `layout`."""
     if layout == "diffusers":
         return VidTok.from_pretrained(convert(written, folder))
     return VidTok.from_pretrained(written, preset=preset if layout == "published" else None)
@@ -64,14 +64,14 @@ def load(layout: str, written: Path, preset: str, folder: Path) -> VidTok:
     [(FSQ, kind, to) for kind in ("ours", "published", "training", "diffusers") for to in get_args(Layout)]
     + [(KL, "published", "diffusers"), (KL, "diffusers", "published")],
 )
-def test_every_layout_becomes_every_other_with_equal_outputs(name: str, kind: str, to: Any, tmp_path: Path) -> None:
+def test_every_layout_converts_to_every_other_with_equal_outputs(name: str, kind: str, to: Any, tmp_path: Path) -> None:
     model = toy_tokenizer(name).float()
     written = convert(source(kind, model, tmp_path / "in"), tmp_path / "out", to=to, preset=name)
     assert_same(model, load(to, written, name, tmp_path / "again"))
 
 
 @pytest.mark.parametrize("name", [V1_0, NONCAUSAL])
-def test_v1_0_and_non_causal_models_become_published_ones_and_ours(name: str, tmp_path: Path) -> None:
+def test_v1_0_and_non_causal_models_convert_to_the_published_layout_and_ours(name: str, tmp_path: Path) -> None:
     model = toy_tokenizer(name).float()
     published = convert(source("ours", model, tmp_path / "in"), tmp_path / "published", to="published")
     assert published == tmp_path / "published" / f"{name}.ckpt"
@@ -85,14 +85,14 @@ def test_a_published_name_is_converted(tmp_path: Path, monkeypatch: pytest.Monke
     assert_same(model, VidTok.from_pretrained(convert(KL, tmp_path / "out")))
 
 
-def test_the_published_layout_is_read_as_the_original_reads_it(tmp_path: Path) -> None:
+def test_the_published_layout_is_what_the_original_reads(tmp_path: Path) -> None:
     model = toy_tokenizer(FSQ).float()
     written = convert(source("ours", model, tmp_path / "in"), tmp_path / "out", to="published")
     content = torch.load(written, weights_only=True)
     assert list(content) == ["state_dict"] and list(content["state_dict"]) == list(model.state_dict())
 
 
-def test_an_architecture_that_is_no_preset_keeps_it_in_our_layout(tmp_path: Path) -> None:
+def test_an_architecture_outside_the_presets_converts(tmp_path: Path) -> None:
     model = toy_tokenizer(FSQ, ch=8).float()
     folder = source("ours", model, tmp_path / "in")
     published = convert(folder, tmp_path / "out", to="published")
@@ -100,30 +100,30 @@ def test_an_architecture_that_is_no_preset_keeps_it_in_our_layout(tmp_path: Path
     assert_same(model, VidTok.from_pretrained(published, preset=FSQ, ch=8))
 
 
-# Files that are not to be trusted
+# Untrusted files
 
 
 @pytest.mark.parametrize("kind", ["shell", "exec", "legacy"])
 def test_converting_a_checkpoint_runs_no_code_in_it(kind: str, tmp_path: Path) -> None:
     make_malicious(tmp_path / "bad.ckpt", toy_tokenizer(FSQ).float(), kind, tmp_path / "ran")
-    if kind == "exec":  # a stand-in takes its place
+    if kind == "exec":  # replaced by a stand-in
         convert(tmp_path / "bad.ckpt", tmp_path / "out", preset=FSQ)
         assert_same(toy_tokenizer(FSQ).float(), VidTok.from_pretrained(tmp_path / "out"))
-    else:  # what calls the system itself is refused even so, and the old format altogether
+    else:  # system calls are refused anyway, and so is the old format
         with pytest.raises(ValueError, match=r"names code to be run \(\S+\), which is refused"):
             convert(tmp_path / "bad.ckpt", tmp_path / "out", preset=FSQ)
         assert not (tmp_path / "out").exists()
     assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "bad.ckpt", weights_only=False)
-    assert (tmp_path / "ran").exists()  # so it would have
+    assert (tmp_path / "ran").exists()  # without the refusal it runs
 
 
 @pytest.mark.parametrize("value", [torch.optim.SGD, Path("x"), {"a": {Path("y")}}])
-def test_weights_that_are_objects_are_no_weights(value: object, tmp_path: Path) -> None:
+def test_weights_that_are_not_tensors_are_refused(value: object, tmp_path: Path) -> None:
     content = published_layout(toy_tokenizer(FSQ).float())
     content["state_dict"]["encoder.conv_in.conv.bias"] = value
     torch.save(content, tmp_path / "bad.ckpt")
-    with pytest.raises(ValueError, match=r"bad.ckpt holds no weights of a VidTok"):
+    with pytest.raises(ValueError, match=r"bad.ckpt has no weights of a VidTok"):
         convert(tmp_path / "bad.ckpt", tmp_path / "out", preset=FSQ)
 
 
@@ -131,13 +131,13 @@ def test_weights_that_are_objects_are_no_weights(value: object, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", FOR_DIFFUSERS)
-def test_an_architecture_comes_back_from_diffusers_config(name: str) -> None:
+def test_an_architecture_survives_diffusers_config(name: str) -> None:
     architecture = presets()[name].architecture
     config = json.loads(json.dumps(diffusers_config(architecture)))
     assert architecture_from_diffusers(config) == architecture
 
 
-def test_levels_that_are_diffusers_defaults_go_without_saying() -> None:
+def test_levels_equal_to_the_defaults_are_left_implicit() -> None:
     config = diffusers_config(presets()[FSQ].architecture)
     given = {"spatial_ds": [0, 1, 2], "spatial_us": [1, 2, 3], "tempo_ds": [2, 1], "tempo_us": [1, 2]}
     assert architecture_from_diffusers({**config, **given}) == presets()[FSQ].architecture
@@ -149,13 +149,15 @@ def test_levels_that_are_diffusers_defaults_go_without_saying() -> None:
     spatial=st.sets(st.integers(0, 3)),
     temporal=st.tuples(st.sets(st.integers(0, 3)), st.sets(st.integers(0, 3))),
 )
-def test_any_levels_come_back_from_diffusers_config(
+def test_any_levels_survive_diffusers_config(
     depth: int, spatial: set[int], temporal: tuple[set[int], set[int]]
 ) -> None:
     down = tuple(sorted(i for i in spatial if i < depth))
     up = tuple(sorted(depth - 1 - i for i in down))
-    count = min(len(levels & set(places)) for levels, places in zip(temporal, (down, up), strict=True))
-    chosen = [tuple(sorted(levels & set(places))[:count]) for levels, places in zip(temporal, (down, up), strict=True)]
+    count = min(len(levels & set(allowed)) for levels, allowed in zip(temporal, (down, up), strict=True))
+    chosen = [
+        tuple(sorted(levels & set(allowed))[:count]) for levels, allowed in zip(temporal, (down, up), strict=True)
+    ]
     architecture = Architecture(
         regularizer="kl",
         kl_channels=2,
@@ -192,11 +194,11 @@ def test_a_diffusers_folder_has_a_config_and_weights_by_their_published_names(tm
         ),
         (
             {"regularizer": "kl", "kl_channels": 4, "version": "1.1", "encoder_temporal_levels": (2, 3)},
-            "temporal levels must be spatial levels too",
+            "temporal levels must be spatial levels as well",
         ),
         (
             {"regularizer": "kl", "kl_channels": 4, "version": "1.1", "decoder_temporal_levels": (0, 1)},
-            "temporal levels must be spatial levels too",
+            "temporal levels must be spatial levels as well",
         ),
     ],
 )
@@ -213,16 +215,16 @@ def test_an_architecture_that_diffusers_cannot_express_is_refused(
     ("changes", "message"),
     [
         ({"_class_name": "AutoencoderKL"}, "_class_name must be AutoencoderVidTok, got AutoencoderKL"),
-        ({"norm": "group", "depth": 3}, "does not know the settings norm, depth of diffusers"),
+        ({"norm": "group", "depth": 3}, "unknown diffusers settings: norm, depth"),
         ({"out_channels": 4}, "out_channels must be 3 in this family, got 4"),
         ({"double_z": True}, "double_z must be False in this family, got True"),
         ({"codebook_size": 4096}, "codebook_size must be 32768 in this family, got 4096"),
         ({"regularizer": "vq"}, "regularizer 'fsq' takes fsq_levels"),
-        ({"ch": "wide"}, "has a setting of another type"),
+        ({"ch": "wide"}, "has the wrong type"),
         ({"tempo_ds": [0]}, "as many temporal levels"),
     ],
 )
-def test_a_diffusers_config_of_something_else_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_an_unsupported_diffusers_config_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     folder = source("diffusers", toy_tokenizer(FSQ).float(), tmp_path / "in")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
@@ -230,7 +232,9 @@ def test_a_diffusers_config_of_something_else_is_refused(changes: dict[str, Any]
         convert(folder, tmp_path / "out")
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "config.json is no JSON file"), ("[]", "must hold a model's")])
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "config.json is not a JSON file"), ("[]", "must hold a model's")]
+)
 def test_a_damaged_diffusers_config_is_refused(content: str, message: str, tmp_path: Path) -> None:
     folder = source("diffusers", toy_tokenizer(FSQ).float(), tmp_path / "in")
     (folder / "config.json").write_text(content)
@@ -247,13 +251,13 @@ def test_a_diffusers_folder_without_safetensors_is_refused(tmp_path: Path) -> No
 
 def test_loading_a_diffusers_folder_names_the_command_that_converts_it(tmp_path: Path) -> None:
     folder = source("diffusers", toy_tokenizer(FSQ).float(), tmp_path / "in")
-    with pytest.raises(FileNotFoundError, match="`vidtok-plugin convert` makes one of a diffusers folder"):
+    with pytest.raises(FileNotFoundError, match="`vidtok-plugin convert` converts a diffusers folder"):
         VidTok.from_pretrained(folder)
 
 
 def test_weights_of_another_architecture_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     folder = source("diffusers", toy_tokenizer(FSQ).float(), tmp_path / "in")
-    with pytest.raises(ValueError, match=f"tells its own architecture, which is not that of preset='{KL}'"):
+    with pytest.raises(ValueError, match=f"stores its architecture, and it is not that of preset='{KL}'"):
         convert(folder, tmp_path / "out", preset=KL)
     checkpoint = source("published", toy_tokenizer(FSQ).float(), tmp_path / "published")
     with pytest.raises(ValueError, match="are those of another architecture"):
@@ -264,7 +268,7 @@ def test_weights_of_another_architecture_are_refused_before_anything_is_written(
 # The command
 
 
-def test_the_command_prints_what_to_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_path_to_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = toy_tokenizer(FSQ).float()
     checkpoint = source("published", model, tmp_path / "in")
     arguments = ["convert", str(checkpoint), "--preset", FSQ, "--output"]
@@ -276,10 +280,10 @@ def test_the_command_prints_what_to_load(tmp_path: Path, capsys: pytest.CaptureF
     assert_same(model, VidTok.from_pretrained(written[1], preset=FSQ))
 
 
-def test_the_command_ends_a_mistake_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_an_error_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = source("published", toy_tokenizer(V1_0).float(), tmp_path / "in")
     arguments = ["convert", str(checkpoint), "--output", str(tmp_path / "out"), "--to", "diffusers"]
     assert cli.main([*arguments, "--preset", V1_0]) == 2
     assert "error: convert: for diffusers' AutoencoderVidTok, version must be" in capsys.readouterr().err
     assert cli.main(arguments) == 2
-    assert "holds weights alone; name its architecture with preset=NAME" in capsys.readouterr().err
+    assert "holds only weights; give its architecture by preset=NAME" in capsys.readouterr().err

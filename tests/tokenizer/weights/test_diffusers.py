@@ -1,7 +1,7 @@
-"""Our models are those of diffusers' AutoencoderVidTok: equal outputs from the same weights, which go there and back.
+"""Our models equal diffusers' AutoencoderVidTok: same outputs from the same weights, converted there and back.
 
-Skipped without diffusers (the extra of that name). Its way of decoding long clips in parts differs from its whole-clip
-one, so whole clips are compared.
+Skipped without diffusers (the extra of that name). Its chunked decoding of long clips differs from its whole-clip
+decoding, so whole clips are compared.
 """
 
 from pathlib import Path
@@ -18,13 +18,13 @@ from vidtok_plugin.tokenizer.weights.conversion import convert
 diffusers = pytest.importorskip("diffusers", minversion="0.38")
 
 NAMES = [name for name in presets() if name.endswith("_v1_1")] + ["vidtok_kl_noncausal_488_4chn"]
-# Both are in float32, with sums in another order; the decoders enlarge the difference. Outputs are within -3 to 3.
+# Both run in float32 with different summation order; decoders amplify the difference. Outputs lie within -3 to 3.
 LATENTS = {"rtol": 0.0, "atol": 1e-5}
 VIDEO = {"rtol": 0.0, "atol": 2e-4}
 
 
 class Pair:
-    """A model of ours and the one that diffusers loads from its folder."""
+    """Our model, and the one that diffusers loads from the converted folder."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.folder = folder
@@ -39,10 +39,10 @@ class Pair:
     def load(self, folder: Path) -> Any:
         return diffusers.AutoencoderVidTok.from_pretrained(folder, low_cpu_mem_usage=False).eval()
 
-    def their_code(self) -> tuple[Tensor, Tensor | None]:
-        """Their latents, and indices for FSQ."""
-        code = self.theirs(self.video, sample_posterior=False, encoder_mode=True)
-        return code if isinstance(code, tuple) else (code, None)
+    def their_latents(self) -> tuple[Tensor, Tensor | None]:
+        """Latents of diffusers, and indices for FSQ."""
+        encoded = self.theirs(self.video, sample_posterior=False, encoder_mode=True)
+        return encoded if isinstance(encoded, tuple) else (encoded, None)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -52,7 +52,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @torch.no_grad()
 def test_latents_and_indices_are_those_of_diffusers(pair: Pair) -> None:
-    ours, (latents, indices) = pair.ours.encode(pair.video), pair.their_code()
+    ours, (latents, indices) = pair.ours.encode(pair.video), pair.their_latents()
     torch.testing.assert_close(ours.latents, latents, **LATENTS)
     assert (ours.indices is None) == (indices is None)
     if ours.indices is not None:
@@ -61,7 +61,7 @@ def test_latents_and_indices_are_those_of_diffusers(pair: Pair) -> None:
 
 @torch.no_grad()
 def test_decoded_video_is_that_of_diffusers(pair: Pair) -> None:
-    latents, indices = pair.their_code()
+    latents, indices = pair.their_latents()
     video = pair.theirs.decode(latents)
     assert video.shape == pair.video.shape and video.std() > 0.1
     torch.testing.assert_close(pair.ours.decode(latents), video, **VIDEO)
@@ -73,7 +73,7 @@ def test_decoded_video_is_that_of_diffusers(pair: Pair) -> None:
         torch.testing.assert_close(pair.ours.decode_indices(indices.long()), theirs, **VIDEO)
 
 
-def test_weights_come_back_from_diffusers_own_folder_bit_by_bit(pair: Pair, tmp_path: Path) -> None:
+def test_weights_convert_back_from_a_diffusers_folder_bit_for_bit(pair: Pair, tmp_path: Path) -> None:
     pair.theirs.save_pretrained(tmp_path / "saved")
     again = VidTok.from_pretrained(convert(tmp_path / "saved", tmp_path / "again"))
     assert again.architecture == pair.ours.architecture
@@ -82,8 +82,8 @@ def test_weights_come_back_from_diffusers_own_folder_bit_by_bit(pair: Pair, tmp_
 
 
 @torch.no_grad()
-def test_padding_as_in_v1_0_is_far_outside_the_tolerance() -> None:
-    """So the tolerances tell the family's members apart."""
+def test_v1_0_padding_is_far_outside_the_tolerance() -> None:
+    """So the tolerances distinguish the members of the family."""
     new, old = (fill(VidTok.from_preset("vidtok_kl_causal_488_4chn" + suffix, ch=8)).eval() for suffix in ("_v1_1", ""))
     video = torch.rand(1, 3, 17, 16, 16) * 2 - 1
     latents = new.encode(video).latents

@@ -1,4 +1,4 @@
-"""Weights come back as they were saved, published ones load by name, and bad files end in one clear sentence."""
+"""Saved weights load unchanged, published ones load by name, and bad files raise one clear error."""
 
 import argparse
 import os
@@ -37,9 +37,9 @@ def model(request: pytest.FixtureRequest) -> VidTok:
 
 
 @pytest.fixture(autouse=True)
-def by_hand(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for checkpoints put there by hand, and no way to the network."""
-    folder = tmp_path_factory.mktemp("by_hand")
+def local_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for manually downloaded checkpoints; there is no network."""
+    folder = tmp_path_factory.mktemp("local")
     monkeypatch.setenv(hub.HOME_VARIABLE, str(folder))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
@@ -48,7 +48,7 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def toy_presets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The presets at toy width, so that files of their weights are small."""
+    """The presets at toy width, so that their weights files are small."""
     from vidtok_plugin.tokenizer import presets as module
 
     for name in (FSQ, KL):
@@ -63,7 +63,7 @@ def toy_presets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def few_presets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guess among two is quicker than among all."""
+    """Two presets to guess from: quicker than all."""
     few = {name: presets()[name] for name in (FSQ, "vidtok_tiny")}
     monkeypatch.setattr(weights, "presets", lambda: few)
 
@@ -71,7 +71,7 @@ def few_presets(monkeypatch: pytest.MonkeyPatch) -> None:
 # What loads
 
 
-def test_a_saved_model_comes_back(model: VidTok, tmp_path: Path) -> None:
+def test_a_saved_model_loads_unchanged(model: VidTok, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "new" / "folder")
     assert sorted(file.name for file in (tmp_path / "new" / "folder").iterdir()) == [
         "config.yaml",
@@ -81,7 +81,7 @@ def test_a_saved_model_comes_back(model: VidTok, tmp_path: Path) -> None:
     assert_same(model, VidTok.from_pretrained(str(tmp_path / "new" / "folder")))
 
 
-def test_saving_again_replaces_what_was_there(model: VidTok, tmp_path: Path) -> None:
+def test_saving_replaces_an_earlier_model(model: VidTok, tmp_path: Path) -> None:
     toy_tokenizer("vidtok_tiny").float().save_pretrained(tmp_path)
     model.save_pretrained(tmp_path)
     assert_same(model, VidTok.from_pretrained(tmp_path))
@@ -104,13 +104,13 @@ def test_a_bare_weights_file_loads_with_its_preset(tmp_path: Path) -> None:
         assert_same(model, VidTok.from_pretrained(tmp_path / name, preset=FSQ))
 
 
-def test_overrides_make_a_bare_file_of_another_width_load(tmp_path: Path) -> None:
+def test_a_bare_file_of_another_width_loads_with_overrides(tmp_path: Path) -> None:
     model = toy_tokenizer(FSQ).float()
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
     assert_same(model, VidTok.from_pretrained(tmp_path / "weights.safetensors", preset=FSQ, **TOY))
 
 
-def test_a_file_is_known_by_its_content_whatever_its_name(tmp_path: Path) -> None:
+def test_the_content_of_a_file_decides_its_format(tmp_path: Path) -> None:
     model = toy_tokenizer(FSQ).float()
     save_file(model.state_dict(), tmp_path / "safetensors.ckpt")
     torch.save(published_layout(model), tmp_path / "checkpoint.safetensors")
@@ -119,13 +119,13 @@ def test_a_file_is_known_by_its_content_whatever_its_name(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_checkpoint_of_either_format_of_torch_loads(zipped: bool, tmp_path: Path) -> None:
+def test_both_checkpoint_formats_of_torch_load(zipped: bool, tmp_path: Path) -> None:
     model = toy_tokenizer(FSQ).float()
     torch.save(published_layout(model), tmp_path / "old.ckpt", _use_new_zipfile_serialization=zipped)
     assert_same(model, VidTok.from_pretrained(tmp_path / "old.ckpt", preset=FSQ, **TOY))
 
 
-def test_a_checkpoint_of_our_own_training_tells_its_architecture(model: VidTok, tmp_path: Path) -> None:
+def test_a_checkpoint_of_our_training_stores_its_architecture(model: VidTok, tmp_path: Path) -> None:
     torch.save(training_layout(model), tmp_path / "last.ckpt")
     assert_same(model, VidTok.from_pretrained(tmp_path / "last.ckpt"))
 
@@ -141,17 +141,17 @@ def test_half_precision_weights_load_into_float32(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("toy_presets")
 @pytest.mark.parametrize("revision", [None, "v2"])
-def test_a_published_name_is_fetched_from_the_hub_at_its_revision(
+def test_a_published_name_is_downloaded_at_its_revision(
     revision: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, asked = toy_tokenizer(KL).float(), []
     torch.save(published_layout(model), tmp_path / "published.ckpt")
 
-    def fetch(repository: str, file: str, revision: str | None) -> str:
+    def download(repository: str, file: str, revision: str | None) -> str:
         asked.append((repository, file, revision))
         return str(tmp_path / "published.ckpt")
 
-    monkeypatch.setattr(hub, "hf_hub_download", fetch)
+    monkeypatch.setattr(hub, "hf_hub_download", download)
     assert_same(model, VidTok.from_pretrained(KL, revision=revision))
     assert asked == [("microsoft/VidTok", f"checkpoints/vidtok_v1_1/{KL}.ckpt", revision)]
 
@@ -166,7 +166,7 @@ def put_into_the_hubs_cache(model: VidTok, revision: str, commit: str) -> None:
 
 
 @pytest.mark.usefixtures("toy_presets")
-def test_offline_a_name_comes_from_the_hubs_cache_at_any_revision_that_is_there() -> None:
+def test_offline_a_name_loads_from_the_hubs_cache_at_any_cached_revision() -> None:
     newest, other = (toy_tokenizer(FSQ).float() for _ in range(2))
     other.decoder.conv_out.conv.bias.data += 1
     put_into_the_hubs_cache(newest, "main", "a" * 40)
@@ -179,35 +179,35 @@ def test_offline_a_name_comes_from_the_hubs_cache_at_any_revision_that_is_there(
 
 
 @pytest.mark.usefixtures("toy_presets")
-def test_without_a_network_the_address_and_the_place_for_the_file_are_told_and_serve(by_hand: Path) -> None:
-    place = by_hand / f"{FSQ}.ckpt"
+def test_without_a_network_the_error_names_the_address_and_a_path_that_works(local_folder: Path) -> None:
+    path = local_folder / f"{FSQ}.ckpt"
     address = f"https://huggingface.co/microsoft/VidTok/resolve/main/checkpoints/{FSQ}.ckpt"
     with pytest.raises(FileNotFoundError) as error:
         VidTok.from_pretrained(FSQ)
     message = str(error.value)
-    assert all(part in message for part in (address, f"put it at {place}", f"preset='{FSQ}'", "OfflineModeIsEnabled"))
+    assert all(part in message for part in (address, f"put it at {path}", f"preset='{FSQ}'", "OfflineModeIsEnabled"))
     assert "\n" not in message
     model = toy_tokenizer(FSQ).float()
-    torch.save(published_layout(model), place)
+    torch.save(published_layout(model), path)
     assert_same(model, VidTok.from_pretrained(FSQ))
 
 
-def test_a_file_put_there_by_hand_is_not_taken_for_a_pinned_revision(by_hand: Path) -> None:
-    torch.save(published_layout(toy_tokenizer(FSQ).float()), by_hand / f"{FSQ}.ckpt")
+def test_a_local_file_is_not_used_for_a_pinned_revision(local_folder: Path) -> None:
+    torch.save(published_layout(toy_tokenizer(FSQ).float()), local_folder / f"{FSQ}.ckpt")
     with pytest.raises(FileNotFoundError, match="resolve/v2/") as error:
         VidTok.from_pretrained(FSQ, revision="v2")
-    assert str(by_hand) not in str(error.value)
+    assert str(local_folder) not in str(error.value)
 
 
-def test_the_place_for_checkpoints_is_in_the_users_cache_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_checkpoint_folder_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(hub.HOME_VARIABLE)
     assert hub.checkpoint_folder() == Path.home() / ".cache" / "vidtok_plugin"
     monkeypatch.setenv(hub.HOME_VARIABLE, "~/models")
     assert hub.checkpoint_folder() == Path.home() / "models"
 
 
-@pytest.mark.parametrize("error", [OSError("no route"), TimeoutError(), RuntimeError("the client's own")])
-def test_any_failure_of_the_download_is_one_clear_sentence(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError("no route"), TimeoutError(), RuntimeError("from the client")])
+def test_any_download_failure_is_one_clear_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: str, **__: Any) -> str:
         raise error
 
@@ -216,9 +216,9 @@ def test_any_failure_of_the_download_is_one_clear_sentence(error: Exception, mon
         VidTok.from_pretrained(FSQ)
 
 
-def test_a_revision_that_the_hub_does_not_have_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_revision_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: str, **__: Any) -> str:
-        # Its constructor wants a response of the HTTP client, which differs by the hub's version.
+        # Its constructor needs an HTTP response, whose class depends on the version of the hub.
         raise hub.RevisionNotFoundError.__new__(hub.RevisionNotFoundError)
 
     monkeypatch.setattr(hub, "hf_hub_download", fail)
@@ -226,17 +226,19 @@ def test_a_revision_that_the_hub_does_not_have_is_named(monkeypatch: pytest.Monk
         VidTok.from_pretrained(FSQ, revision="v9")
 
 
-def test_a_revision_is_for_published_names_alone(tmp_path: Path) -> None:
+def test_a_revision_is_refused_for_other_sources(tmp_path: Path) -> None:
     toy_tokenizer(FSQ).save_pretrained(tmp_path)
     for source in ("vidtok_tiny", tmp_path, tmp_path / "model.safetensors"):
-        with pytest.raises(ValueError, match=r"revision='v2' is for published names, which \S+ is not; leave it out"):
+        with pytest.raises(
+            ValueError, match=r"revision='v2' is for published names only, and \S+ is none; leave it out"
+        ):
             VidTok.from_pretrained(source, revision="v2")
 
 
 @pytest.mark.usefixtures("toy_presets")
-def test_a_file_under_the_wrong_published_name_is_refused(by_hand: Path) -> None:
-    torch.save(training_layout(toy_tokenizer(KL)), by_hand / f"{FSQ}.ckpt")
-    with pytest.raises(ValueError, match=f"tells its own architecture, which is not that of preset='{FSQ}'"):
+def test_a_file_under_the_wrong_published_name_is_refused(local_folder: Path) -> None:
+    torch.save(training_layout(toy_tokenizer(KL)), local_folder / f"{FSQ}.ckpt")
+    with pytest.raises(ValueError, match=f"stores its architecture, and it is not that of preset='{FSQ}'"):
         VidTok.from_pretrained(FSQ)
 
 
@@ -244,7 +246,7 @@ def test_a_file_under_the_wrong_published_name_is_refused(by_hand: Path) -> None
 
 
 class SaveInTheLoop(pl.Callback):
-    """Notes the raw weights after each batch, and saves a checkpoint after each."""
+    """Records the raw weights and saves a checkpoint after each batch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.raw = folder, []
@@ -255,7 +257,7 @@ class SaveInTheLoop(pl.Callback):
 
 
 def train(folder: Path, *callbacks: pl.Callback) -> SaveInTheLoop:
-    """Two batches of a tokenizer's training."""
+    """Trains a tokenizer for two batches."""
     cfg = TokenizerRunConfig(
         from_scratch=True,
         architecture=TOY,
@@ -283,7 +285,7 @@ TRAINING_NOISE = pytest.mark.filterwarnings(
 
 
 @TRAINING_NOISE
-def test_a_checkpoint_with_averaged_weights_has_both_and_gives_the_average(tmp_path: Path) -> None:
+def test_a_checkpoint_with_averaged_weights_loads_the_average_by_default(tmp_path: Path) -> None:
     saved = train(tmp_path, EMAWeightAveraging(decay=0.75))
     loaded = {which: VidTok.from_pretrained(tmp_path / "2.ckpt", weights=which) for which in ("ema", "raw", None)}
     for name, raw in loaded["raw"].state_dict().items():
@@ -296,36 +298,36 @@ def test_a_checkpoint_with_averaged_weights_has_both_and_gives_the_average(tmp_p
 
 
 @TRAINING_NOISE
-def test_a_checkpoint_without_averaged_weights_gives_the_raw_ones_alone(tmp_path: Path) -> None:
+def test_a_checkpoint_without_averaged_weights_has_only_raw_ones(tmp_path: Path) -> None:
     saved = train(tmp_path)
     for which in ("raw", None):
         loaded = VidTok.from_pretrained(tmp_path / "2.ckpt", weights=which).state_dict()
         assert all(torch.equal(value, saved.raw[1][name]) for name, value in loaded.items())
-    with pytest.raises(ValueError, match=r"2.ckpt has no averaged weights \(weights='ema'\); take its raw ones"):
+    with pytest.raises(ValueError, match=r"2.ckpt has no averaged weights \(weights='ema'\); use weights='raw'"):
         VidTok.from_pretrained(tmp_path / "2.ckpt", weights="ema")
 
 
-def test_the_choice_of_weights_is_for_our_own_checkpoints_alone(tmp_path: Path) -> None:
+def test_the_choice_of_weights_is_refused_for_other_sources(tmp_path: Path) -> None:
     model = toy_tokenizer(FSQ).float()
     model.save_pretrained(tmp_path)
     torch.save(published_layout(model), tmp_path / "published.ckpt")
     for source in (tmp_path, tmp_path / "published.ckpt", "vidtok_tiny"):
-        with pytest.raises(ValueError, match="weights='raw' is for checkpoints of our own training, and .* leave it"):
+        with pytest.raises(ValueError, match="weights='raw' is for checkpoints of our training, and .* leave it"):
             VidTok.from_pretrained(source, preset=None if source == tmp_path else FSQ, weights="raw", **TOY)
     with pytest.raises(ValueError, match="weights must be 'ema' or 'raw', got 'best'"):
         VidTok.from_pretrained(tmp_path, weights="best")
 
 
-# What does not
+# What does not load
 
 
-def test_another_architecture_is_named_with_a_guess(tmp_path: Path) -> None:
+def test_weights_of_another_architecture_are_refused_with_a_guess(tmp_path: Path) -> None:
     tiny = VidTok.from_preset("vidtok_tiny")
     save_file(tiny.state_dict(), tmp_path / "weights.safetensors")
     with pytest.raises(ValueError) as error:
         VidTok.from_pretrained(tmp_path / "weights.safetensors", preset=FSQ, ch=4)
     message = str(error.value)
-    assert "are those of another architecture" in message and message.endswith("their shapes fit vidtok_tiny.")
+    assert "are those of another architecture" in message and message.endswith("their shapes match vidtok_tiny.")
     assert re.search(r"encoder\.\S+ is missing; .* and \d+ more", message) and "\n" not in message
 
 
@@ -349,7 +351,7 @@ def test_a_missing_and_an_unexpected_weight_are_named(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("few_presets")
 @pytest.mark.parametrize("name", ["regularization.project_in.weight", "decoder.mid.block_3.bias", "model_ema.decay"])
 def test_an_unexpected_weight_beside_the_objectives_is_named(name: str, tmp_path: Path) -> None:
-    """None of the published models has weights in its regularizer, so one that has is another model."""
+    """No published model has weights in its regularizer, so one that does is another model."""
     content = published_layout(toy_tokenizer(FSQ).float())
     content["state_dict"][name] = torch.ones(3)
     torch.save(content, tmp_path / "weights.ckpt")
@@ -357,37 +359,37 @@ def test_an_unexpected_weight_beside_the_objectives_is_named(name: str, tmp_path
         VidTok.from_pretrained(tmp_path / "weights.ckpt", preset=FSQ, **TOY)
 
 
-def test_every_preset_with_the_weights_shapes_is_guessed() -> None:
+def test_all_presets_with_matching_shapes_are_named() -> None:
     with torch.device("meta"):
         state_dict = VidTok(presets()[FSQ].architecture).state_dict()
-    with pytest.raises(ValueError, match=f"; their shapes fit {FSQ}, {FSQ}_v1_1.$"):
+    with pytest.raises(ValueError, match=f"; their shapes match {FSQ}, {FSQ}_v1_1.$"):
         weights.load_strictly(toy_tokenizer(FSQ), state_dict, "file")
     del state_dict["encoder.conv_out.conv.weight"], state_dict["encoder.conv_out.conv.bias"]
-    with pytest.raises(ValueError, match=f"; their shapes are nearest to {FSQ}, {FSQ}_v1_1.$"):
+    with pytest.raises(ValueError, match=f"; their shapes are closest to {FSQ}, {FSQ}_v1_1.$"):
         weights.load_strictly(toy_tokenizer(FSQ), state_dict, "file")
 
 
 @pytest.mark.usefixtures("few_presets")
-def test_a_preset_that_all_but_a_few_weights_fit_is_guessed(tmp_path: Path) -> None:
+def test_a_preset_that_nearly_matches_is_named(tmp_path: Path) -> None:
     state_dict = VidTok.from_preset("vidtok_tiny").state_dict()
     del state_dict["encoder.conv_out.conv.bias"]
     save_file(state_dict, tmp_path / "weights.safetensors")
-    with pytest.raises(ValueError, match="conv.bias is missing; their shapes are nearest to vidtok_tiny"):
+    with pytest.raises(ValueError, match="conv.bias is missing; their shapes are closest to vidtok_tiny"):
         VidTok.from_pretrained(tmp_path / "weights.safetensors", preset="vidtok_tiny")
 
 
 @pytest.mark.usefixtures("few_presets")
 def test_a_bare_file_without_its_preset_is_refused_with_a_guess(tmp_path: Path) -> None:
     save_file(VidTok.from_preset("vidtok_tiny").state_dict(), tmp_path / "weights.safetensors")
-    with pytest.raises(ValueError, match="holds weights alone; name its architecture .* fit vidtok_tiny"):
+    with pytest.raises(ValueError, match="holds only weights; give its architecture .* match vidtok_tiny"):
         VidTok.from_pretrained(tmp_path / "weights.safetensors")
 
 
 def test_a_preset_that_contradicts_the_source_is_refused(tmp_path: Path) -> None:
-    """v1.0 and v1.1 have the same shapes: the wrong one would load, and give wrong video."""
+    """v1.0 and v1.1 have the same shapes: the wrong one would load and give wrong video."""
     model = VidTok.from_preset(FSQ, **TOY)
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"tells its own architecture, which is not that of preset='{FSQ}_v1_1'"):
+    with pytest.raises(ValueError, match=f"stores its architecture, and it is not that of preset='{FSQ}_v1_1'"):
         VidTok.from_pretrained(tmp_path, preset=f"{FSQ}_v1_1")
 
 
@@ -406,9 +408,7 @@ def test_a_preset_that_contradicts_the_source_is_refused(tmp_path: Path) -> None
     ],
     ids=["empty", "web page", "LFS pointer", "zeros", "json", "zip header", "pickle header", "safetensors header"],
 )
-def test_a_file_of_something_else_is_one_clear_sentence(
-    name: str, content: bytes, problem: str, tmp_path: Path
-) -> None:
+def test_a_file_of_another_kind_is_one_clear_error(name: str, content: bytes, problem: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"^\S+{re.escape(name)} {problem}.*; fetch it again\.$") as error:
         VidTok.from_pretrained(tmp_path / name, preset=FSQ)
@@ -425,7 +425,7 @@ def whole_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=12)
 @given(kept=st.floats(0, 1, exclude_max=True), name=st.sampled_from(["ckpt", "safetensors"]))
-def test_a_truncated_file_is_one_clear_sentence(whole_files: Path, kept: float, name: str) -> None:
+def test_a_truncated_file_is_one_clear_error(whole_files: Path, kept: float, name: str) -> None:
     content = (whole_files / f"whole.{name}").read_bytes()
     (whole_files / f"part.{name}").write_bytes(content[: int(kept * len(content))])
     with pytest.raises(ValueError, match=r"^\S+part\.\S+ is (empty|neither|not a complete).*; fetch it again\.$"):
@@ -434,8 +434,8 @@ def test_a_truncated_file_is_one_clear_sentence(whole_files: Path, kept: float, 
 
 @settings(max_examples=40)
 @given(content=st.binary(max_size=40), pickled=st.booleans())
-def test_any_other_bytes_are_one_clear_sentence(whole_files: Path, content: bytes, pickled: bool) -> None:
-    """The unpickler fails in many ways, by IndexError, KeyError, TypeError and others."""
+def test_arbitrary_bytes_are_one_clear_error(whole_files: Path, content: bytes, pickled: bool) -> None:
+    """The unpickler raises IndexError, KeyError, TypeError and others."""
     (whole_files / "other.ckpt").write_bytes((b"\x80\x02" if pickled else b"") + content)
     with pytest.raises(ValueError, match=r"^(VidTok: )?\S+other\.ckpt "):
         VidTok.from_pretrained(whole_files / "other.ckpt", preset=FSQ)
@@ -448,7 +448,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_not_run(kind: str, tmp_
         VidTok.from_pretrained(tmp_path / "bad.ckpt", preset=FSQ, **TOY)
     assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "bad.ckpt", weights_only=False)
-    assert (tmp_path / "ran").exists()  # so it would have
+    assert (tmp_path / "ran").exists()  # without the refusal it runs
 
 
 def test_a_plain_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path) -> None:
@@ -458,11 +458,11 @@ def test_a_plain_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Pat
         VidTok.from_pretrained(tmp_path / "bad.ckpt", preset=FSQ, **TOY)
     assert not (tmp_path / "ran").exists()
     pickle.loads(bad)
-    assert (tmp_path / "ran").exists()  # so it would have
+    assert (tmp_path / "ran").exists()  # without the refusal it runs
 
 
-def test_configs_and_the_like_beside_the_weights_are_refused_or_stripped(tmp_path: Path) -> None:
-    """The original's training puts an OmegaConf config into its checkpoints."""
+def test_other_objects_beside_the_weights_are_refused_or_stripped(tmp_path: Path) -> None:
+    """The original implementation stores an OmegaConf config in its checkpoints."""
     model = toy_tokenizer(FSQ).float()
     settings = OmegaConf.create({"model": {"ch": 4, "ch_mult": [1, 1, {"a": None}]}, "twice": "${model.ch}"})
     content = {
@@ -495,9 +495,11 @@ def test_configs_and_the_like_beside_the_weights_are_refused_or_stripped(tmp_pat
         {"state_dict": {"tokenizer.encoder.x": torch.ones(1)}, "architecture": {"depth": 3}},
     ],
 )
-def test_a_checkpoint_of_something_else_is_refused(content: object, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_kind_is_refused(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match=r"^VidTok: \S+other\.ckpt (is no checkpoint|holds no weights|has settings)"):
+    with pytest.raises(
+        ValueError, match=r"^VidTok: \S+other\.ckpt (is not a checkpoint|has no weights|has architecture settings)"
+    ):
         VidTok.from_pretrained(tmp_path / "other.ckpt", preset=FSQ)
 
 
@@ -514,8 +516,8 @@ def test_an_unknown_name_names_the_nearest_preset() -> None:
         VidTok.from_pretrained("anything.ckpt", preset="vidtok_tny")
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="has no model.safetensors; it is no folder written by"):
+def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="has no model.safetensors; it was not written by"):
         VidTok.from_pretrained(tmp_path)
     VidTok.from_preset("vidtok_tiny", **TOY).save_pretrained(tmp_path)
     (tmp_path / "config.yaml").unlink()
