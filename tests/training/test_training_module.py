@@ -23,6 +23,7 @@ from vidtok_plugin.video.batch import VideoBatch
 from world_model import TokenDataModule, WorldModelModule, WorldModelRunConfig
 
 pytestmark = [
+    pytest.mark.usefixtures("narrow_discriminators"),
     pytest.mark.filterwarnings("ignore:The .*_dataloader.* does not have many workers"),
     pytest.mark.filterwarnings(r"ignore:Found \d+ module\(s\) in eval mode"),  # a frozen encoder
 ]
