@@ -1,4 +1,4 @@
-"""The adapter's hash, sizes and errors; test_adapter_contract.py has what holds for every preset."""
+"""The adapter's hash, sizes and errors; test_adapter_contract.py tests what holds for every preset."""
 
 import copy
 from pathlib import Path
@@ -30,7 +30,7 @@ def continuous() -> TokenizerAdapter:
 # The hash
 
 
-def test_the_hash_tells_what_changes_tokens() -> None:
+def test_whatever_changes_tokens_or_decoding_changes_the_hash() -> None:
     def changed(name: str, change: Any) -> str:
         adapter = make(name)
         with torch.no_grad():
@@ -53,7 +53,7 @@ def test_the_hash_tells_what_changes_tokens() -> None:
     assert len(set(hashes)) == len(hashes)
 
 
-def test_the_hash_does_not_tell_what_leaves_tokens_as_they_are(adapter: TokenizerAdapter, tmp_path: Path) -> None:
+def test_use_copies_and_saving_leave_the_hash_unchanged(adapter: TokenizerAdapter, tmp_path: Path) -> None:
     before = adapter.hash
     adapter.encode(video(b=2))
     adapter.train()
@@ -68,14 +68,14 @@ def test_the_hash_does_not_tell_what_leaves_tokens_as_they_are(adapter: Tokenize
 
 def test_the_grid_counts_patches() -> None:
     assert make("fsq").grid(17, 64, 48) == TokenGrid(5, 8, 6)
-    assert make("fsq").grid(16, 64, 48) == TokenGrid(5, 8, 6)  # completed
+    assert make("fsq").grid(16, 64, 48) == TokenGrid(5, 8, 6)  # the last group is completed
     assert make("fsq non-causal").grid(16, 64, 48) == TokenGrid(4, 8, 6)
     assert make("kl", patch_size=(1, 2, 3)).grid(17, 64, 48) == TokenGrid(5, 4, 2)
     grid = TokenGrid(5, 8, 6)
     assert grid.tokens_per_step == 48 and grid.num_tokens == 240
 
 
-def test_a_size_that_does_not_fit_names_those_that_do() -> None:
+def test_a_size_that_does_not_fit_is_refused_with_the_nearest_sizes_that_do() -> None:
     for adapter, factor, nearest in (
         (make("fsq"), 8, "128 and 136"),
         (make("kl", patch_size=(1, 2, 1)), 16, "128 and 144"),
@@ -94,18 +94,18 @@ def test_discrete_tokens_are_single_codes() -> None:
         TokenizerAdapter(tokenizer("fsq"), patch_size=(1, 2, 2))
 
 
-# Mistakes
+# Errors
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"has no adapter\.yaml; it is no folder written by save_pretrained"):
+def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no adapter\.yaml; give a folder that save_pretrained wrote"):
         TokenizerAdapter.from_pretrained(tmp_path)
 
 
 def test_tokens_that_do_not_fill_the_grid_are_refused(discrete: TokenizerAdapter, continuous: TokenizerAdapter) -> None:
     grid = TokenGrid(2, 2, 2)
     ids = torch.zeros(1, 9, dtype=torch.int64)
-    message = r"TokenGrid\(T=2, H=2, W=2\) takes 8 tokens, got 9; take out special tokens and give whole steps"
+    message = r"TokenGrid\(T=2, H=2, W=2\) has 8 tokens, got 9; remove special tokens and give whole steps"
     for call in (discrete.ids_to_indices, discrete.tokens_from_ids):
         with pytest.raises(ValueError, match=message):
             call(ids, grid)
@@ -116,7 +116,9 @@ def test_tokens_that_do_not_fill_the_grid_are_refused(discrete: TokenizerAdapter
         discrete.indices_to_ids(torch.zeros(1, 3, 2, 2, dtype=torch.int64), grid)
 
 
-def test_one_kind_is_not_taken_for_the_other(discrete: TokenizerAdapter, continuous: TokenizerAdapter) -> None:
+def test_tokens_and_calls_of_the_other_kind_are_refused(
+    discrete: TokenizerAdapter, continuous: TokenizerAdapter
+) -> None:
     ids, patches = discrete.encode(video()), continuous.encode(video())
     with pytest.raises(ValueError, match="a discrete adapter got tokens of the other kind"):
         discrete.decode(patches)
@@ -141,14 +143,14 @@ def test_one_kind_is_not_taken_for_the_other(discrete: TokenizerAdapter, continu
         discrete.fit_latent_stats([video()])
 
 
-def test_frames_that_the_tokens_do_not_have_are_refused(discrete: TokenizerAdapter) -> None:
+def test_a_number_of_frames_that_does_not_fit_the_steps_is_refused(discrete: TokenizerAdapter) -> None:
     tokens = discrete.encode(video(9))
     tokens.num_frames = torch.tensor([13])
     with pytest.raises(ValueError, match="13 frames have 4 latent steps, got tokens of 3"):
         discrete.decode(tokens)
 
 
-def test_special_tokens_are_names_not_letters() -> None:
+def test_special_tokens_given_as_one_string_are_refused() -> None:
     with pytest.raises(ValueError, match=r"special_tokens must be several names, got 'bos'"):
         make("fsq", special_tokens="bos")
 
@@ -167,10 +169,10 @@ def test_tokens_of_another_shape_are_refused(discrete: TokenizerAdapter, continu
         discrete.tokens_from_ids(torch.zeros(4, dtype=torch.int64), grid)
     with pytest.raises(ValueError, match=r"tokens must have the shape \(b, n, patch_dim\), got \(4, 8\)"):
         continuous.tokens_from_patches(torch.zeros(4, 8), grid)
-    with pytest.raises(ValueError, match=r"batch size \(b,\), got \(\); take tokens\[i : i \+ 1\]"):
+    with pytest.raises(ValueError, match=r"batch size \(b,\), got \(\); use tokens\[i : i \+ 1\] for a single video"):
         discrete.decode(discrete.encode(video())[0])
 
 
-def test_ids_of_a_smaller_type_become_int64(discrete: TokenizerAdapter) -> None:
+def test_int32_ids_become_int64(discrete: TokenizerAdapter) -> None:
     ids = torch.tensor([[0, 1, 2, 3]], dtype=torch.int32)
     assert discrete.tokens_from_ids(ids, TokenGrid(1, 2, 2)).ids.dtype == torch.int64

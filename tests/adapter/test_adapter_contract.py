@@ -1,7 +1,7 @@
-"""One contract for the adapters of every preset, at small width: exact both ways, and the same whatever surrounds them.
+"""One contract for the adapters of every preset, at small width: exact in both directions, in any surroundings.
 
-Float32 sums depend on the batch in their last bits, so ids could differ where a value lies within 1e-6 of a rounding
-boundary; these clips have no such value.
+The last bits of float32 sums depend on the batch, so ids could differ where a value lies within 1e-6 of a rounding
+boundary. These clips have no such value.
 """
 
 import copy
@@ -16,12 +16,12 @@ from toy_tokenizers import difference, random_video
 
 from vidtok_plugin import TokenGrid, TokenizerAdapter, VideoTokens, presets
 
-EXACT = 1e-11  # of float64 values: rounding alone
-PATCHES = 1e-4  # of float32 patches whose sums were in another order, in units of the largest
+EXACT = 1e-11  # float64: rounding errors only
+PATCHES = 1e-4  # float32 patches summed in another order, relative to the largest
 
 
 class Case:
-    """A preset's adapter, and two clips of two whole groups of frames and their tokens."""
+    """A preset's adapter, and two clips that fill three latent steps, with their tokens."""
 
     def __init__(self, name: str) -> None:
         self.adapter = make_preset(name)
@@ -49,7 +49,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(request.param)
 
 
-# Exactly, both ways
+# Exact in both directions
 
 
 def test_tokens_are_the_tokenizers_own_latents_bit_by_bit(case: Case) -> None:
@@ -63,7 +63,7 @@ def test_kind_dtype_and_grid_are_those_of_the_preset(case: Case) -> None:
     adapter, tokens = case.adapter, case.tokens
     assert case.discrete == tokens.discrete == (adapter.tokenizer.codebook_size is not None)
     assert tokens.grid_values.dtype == (torch.int64 if case.discrete else torch.float32)
-    rows = 2 if case.discrete else 1  # patches of KL are two rows high
+    rows = 2 if case.discrete else 1  # KL patches are two rows high
     assert tokens.grid == adapter.grid(case.frames, case.size, case.size) == TokenGrid(3, rows, 2)
     assert values(tokens).shape == (2, 6 * rows) if case.discrete else (2, 6, 2 * adapter.tokenizer.latent_channels)
     assert tokens.num_frames.tolist() == [case.frames] * 2 and tokens.first_step.tolist() == [0, 0]
@@ -85,7 +85,7 @@ def test_rearrangements_are_bit_exact_in_raster_order(case: Case) -> None:
         assert torch.equal(patches[1, where], latents[1, :, 2, 6:8, 1].T.flatten())
 
 
-def test_normalisation_comes_back_within_a_millionth(case: Case) -> None:
+def test_normalization_round_trips_within_a_millionth(case: Case) -> None:
     if case.discrete:
         with pytest.raises(ValueError, match="discrete tokens are ids"):
             case.adapter.fit_latent_stats([case.clip])
@@ -109,7 +109,7 @@ def test_generated_tokens_decode_as_encoded_ones_do(case: Case) -> None:
     assert torch.equal(adapter.decode(shorter), adapter.decode(tokens)[:, :, :-1])
 
 
-def test_an_odd_length_comes_back_as_it_was(case: Case) -> None:
+def test_decoded_video_has_the_length_of_the_original(case: Case) -> None:
     adapter = case.adapter
     for frames in (1, adapter.tokenizer.num_frames(2) - 1):
         tokens = adapter.encode(case.clip[:1, :, :frames])
@@ -127,7 +127,7 @@ def test_uint8_video_has_the_tokens_of_scaled_float_video(case: Case) -> None:
 # The vocabulary
 
 
-def test_special_ids_factors_and_sequences_come_back(case: Case) -> None:
+def test_special_ids_factors_and_sequences_round_trip(case: Case) -> None:
     adapter, tokens = case.adapter, case.tokens
     if not case.discrete:
         with pytest.raises(ValueError, match="continuous tokens have no vocabulary"):
@@ -144,11 +144,11 @@ def test_special_ids_factors_and_sequences_come_back(case: Case) -> None:
     assert (adapter.tokens_from_sequences(sequences, tokens.grid) == tokens).all()
 
 
-# The same whatever surrounds it
+# Surroundings
 
 
 def test_tokens_do_not_depend_on_autocast(case: Case) -> None:
-    """In bfloat16 ids would change by the dozen."""
+    """In bfloat16, dozens of ids would change."""
     with torch.autocast("cpu", torch.bfloat16):
         autocast = case.adapter.encode(case.clip)
     assert torch.equal(autocast.grid_values, case.tokens.grid_values)
@@ -207,12 +207,12 @@ def test_tokens_slice_stack_and_store(case: Case, tmp_path: Path) -> None:
     assert (stored == tokens).all() and stored.grid == tokens.grid and torch.equal(values(stored), values(tokens))
 
 
-def test_steps_come_together_again_and_separate_clips_do_not(case: Case) -> None:
+def test_cut_steps_join_again_and_separate_clips_do_not(case: Case) -> None:
     adapter, tokens = case.adapter, case.tokens
     parts = [adapter.steps(tokens, 0, 1), adapter.steps(tokens, 1, 3)]
     assert (adapter.join_steps(parts) == tokens).all()
     later = adapter.encode(case.video(case.frames, seed=1))
-    with pytest.raises(ValueError, match="part 1 must go on at step 3 of the clip, but begins with step 0"):
+    with pytest.raises(ValueError, match="part 1 must begin at step 3 of the clip, but begins at step 0"):
         adapter.join_steps([tokens, later])
     with pytest.raises((RuntimeError, IndexError)):
         torch.cat([tokens, later], dim=1)

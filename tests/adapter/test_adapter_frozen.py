@@ -1,4 +1,4 @@
-"""The adapter freezes its tokenizer, whose weights stay out of the parent's training and checkpoints."""
+"""The adapter freezes its tokenizer and keeps it out of the parent's training and checkpoints."""
 
 import re
 
@@ -10,7 +10,7 @@ from torch import nn
 from vidtok_plugin import TokenizerAdapter
 
 
-def test_it_freezes_the_very_tokenizer_that_it_is_given() -> None:
+def test_it_freezes_the_tokenizer_object_that_it_is_given() -> None:
     for name in KINDS:
         tok = tokenizer(name).train()
         adapter = TokenizerAdapter(tok)
@@ -19,7 +19,7 @@ def test_it_freezes_the_very_tokenizer_that_it_is_given() -> None:
 
 
 class Parent(nn.Module):
-    """A world model that holds an adapter, and another tokenizer that it trains."""
+    """Holds an adapter, and a second tokenizer that is trained."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -39,12 +39,12 @@ def test_its_weights_stay_out_of_the_parents_checkpoints(name: str) -> None:
     changed = {key: value + 1 for key, value in state_dict.items()}
     parent.load_state_dict(changed, strict=True)
     assert all(torch.equal(value, changed[key]) for key, value in parent.state_dict().items())
-    assert (parent.adapter.hash == before) == (name == "fsq")  # a KL model's statistics came from the checkpoint
+    assert (parent.adapter.hash == before) == (name == "fsq")  # a KL model's statistics come from the checkpoint
     parent.adapter.load_state_dict(parent.adapter.state_dict(), strict=True)
 
 
-def test_a_strict_load_still_misses_what_is_not_the_adapters() -> None:
-    """Leaving the frozen weights out must not hide that a tokenizer in training has lost its own."""
+def test_a_strict_load_still_reports_missing_weights_of_other_modules() -> None:
+    """Leaving out the frozen weights once hid missing weights of a tokenizer in training."""
     parent = Parent("fsq")
     state_dict = parent.state_dict()
     lost = "training_tokenizer.tokenizer.encoder.conv_in.conv.bias"
@@ -55,7 +55,7 @@ def test_a_strict_load_still_misses_what_is_not_the_adapters() -> None:
         parent.load_state_dict({key: value for key, value in parent.state_dict().items() if key != "head.bias"})
 
 
-def test_an_optimizer_over_the_parent_leaves_it_alone() -> None:
+def test_an_optimizer_over_the_parent_leaves_it_unchanged() -> None:
     parent = Parent("kl")
     before = parent.adapter.hash
     optimizer = torch.optim.AdamW(parent.parameters(), lr=1.0, weight_decay=1.0)

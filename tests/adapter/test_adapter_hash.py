@@ -1,4 +1,4 @@
-"""The token hash tells what decides a video's tokens, and statistics whether they were set."""
+"""The token hash depends only on what determines a video's tokens; has_latent_stats says whether they were fitted."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from toy_tokenizers import toy_tokenizer
 from vidtok_plugin import TokenizerAdapter
 
 
-def test_the_token_hash_tells_what_changes_an_encoded_videos_tokens_alone() -> None:
+def test_the_token_hash_changes_exactly_when_encoded_tokens_do() -> None:
     def changed(name: str, change: Any, **settings: Any) -> str:
         adapter = make(name, **settings)
         with torch.no_grad():
@@ -41,7 +41,7 @@ def test_the_token_hash_tells_what_changes_an_encoded_videos_tokens_alone() -> N
     assert len(set(hashes)) == len(hashes)
 
 
-def test_statistics_are_had_once_they_are_fitted_or_loaded(tmp_path: Path) -> None:
+def test_has_latent_stats_is_true_after_fitting_or_loading(tmp_path: Path) -> None:
     adapter = make("kl")
     adapter.save_pretrained(tmp_path / "unfitted")
     assert not adapter.has_latent_stats

@@ -1,4 +1,4 @@
-"""Patches of KL latents, and the statistics that they are normalised by."""
+"""Patches of KL latents, and the statistics that normalize them."""
 
 import math
 
@@ -16,7 +16,7 @@ def continuous() -> TokenizerAdapter:
 
 
 @pytest.mark.parametrize("patch_size", [(1, 1, 1), (1, 2, 1), (1, 2, 3)])
-def test_patches_and_latents_are_each_others_inverse(patch_size: tuple[int, int, int]) -> None:
+def test_patches_and_latents_convert_exactly_in_both_directions(patch_size: tuple[int, int, int]) -> None:
     adapter = make("kl", patch_size=patch_size)
     latents = torch.randn(2, 4, 3, 4, 6)
     grid = TokenGrid(3, 4 // patch_size[1], 6 // patch_size[2])
@@ -30,7 +30,7 @@ def test_patches_and_latents_are_each_others_inverse(patch_size: tuple[int, int,
     assert torch.equal(patch.sort().values, block.flatten().sort().values)
 
 
-def test_normalised_patches_come_back_within_rounding() -> None:
+def test_normalized_patches_round_trip_within_rounding() -> None:
     adapter = make("kl", patch_size=(1, 2, 1))
     adapter.latent_mean.copy_(torch.tensor([0.0, 3.0, -20.0, 0.1]))
     adapter.latent_std.copy_(torch.tensor([1.0, 0.03, 7.0, 11.0]))
@@ -40,10 +40,10 @@ def test_normalised_patches_come_back_within_rounding() -> None:
     back = adapter.patches_to_latents(patches, TokenGrid(3, 2, 6))
     for channel in range(4):
         assert difference(back[:, channel], latents[:, channel]) < 1e-6
-    assert difference(adapter.latents_to_patches(back), patches) < 1e-5  # of values around 100 standard deviations
+    assert difference(adapter.latents_to_patches(back), patches) < 1e-5  # for values around 100 standard deviations
 
 
-def test_fitted_statistics_make_patches_standard() -> None:
+def test_fitted_statistics_give_patches_of_mean_0_and_std_1() -> None:
     adapter = make("kl", patch_size=(1, 1, 1))
     clips = [video(seed=seed, b=2) for seed in range(3)]
     adapter.fit_latent_stats(clips)
@@ -62,7 +62,7 @@ def test_fitted_statistics_make_patches_standard() -> None:
 
 
 @pytest.mark.parametrize("patch_size", [(2, 1, 1), (1, 0, 1)])
-def test_patches_are_one_step_long(patch_size: tuple[int, int, int]) -> None:
+def test_a_patch_size_other_than_1_in_time_or_below_1_is_refused(patch_size: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match=r"patch_size must be 1 in time, and 1 or more .*, got \(\d, \d, \d\)"):
         TokenizerAdapter(tokenizer("kl"), patch_size=patch_size)
 
@@ -73,12 +73,12 @@ def test_patches_of_a_wrong_width_are_refused(continuous: TokenizerAdapter) -> N
             call(torch.zeros(1, 8, 9), TokenGrid(2, 2, 2))
 
 
-def test_latents_that_patches_do_not_divide_are_refused(continuous: TokenizerAdapter) -> None:
+def test_latents_that_do_not_fill_whole_patches_are_refused(continuous: TokenizerAdapter) -> None:
     with pytest.raises(ValueError, match=r"latents must be .* got \(1, 4, 2, 2, 3\)"):
         continuous.latents_to_patches(torch.zeros(1, 4, 2, 2, 3))
 
 
-def test_decoding_passes_gradients_to_its_input_alone() -> None:
+def test_decoding_passes_gradients_to_its_input_only() -> None:
     for name in ("kl", "kl f=2"):
         adapter = make(name)
         tokens = adapter.encode(video())
@@ -89,10 +89,10 @@ def test_decoding_passes_gradients_to_its_input_alone() -> None:
         assert all(p.grad is None for p in adapter.parameters())
 
 
-def test_statistics_of_what_is_not_finite_are_refused() -> None:
+def test_statistics_of_nan_latents_are_refused() -> None:
     adapter = make("kl")
     with torch.no_grad():
         next(adapter.tokenizer.encoder.parameters()).fill_(float("nan"))
-    with pytest.raises(ValueError, match="fit_latent_stats needs finite latents"):
+    with pytest.raises(ValueError, match="fit_latent_stats needs finite latents, got NaN or infinite values"):
         adapter.fit_latent_stats([video()])
     assert torch.equal(adapter.latent_std, torch.ones(4))

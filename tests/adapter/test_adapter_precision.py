@@ -1,4 +1,4 @@
-"""Tokens are computed in float32, whatever autocast, TF32 and the device are."""
+"""Tokens are computed in float32 whatever autocast, TF32 settings and device."""
 
 import copy
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def allowed(request: pytest.FixtureRequest) -> Iterator[str]:
     torch.set_float32_matmul_precision(before)
 
 
-def test_reduced_precision_is_off_within_and_as_before_after(allowed: str) -> None:
+def test_reduced_precision_is_off_inside_and_restored_after(allowed: str) -> None:
     before = precisions()
     assert before != NEVER and before[2] == allowed
     with full_float32(CPU):
@@ -43,8 +43,8 @@ def test_reduced_precision_is_off_within_and_as_before_after(allowed: str) -> No
     assert precisions() == before
 
 
-def test_the_newer_settings_alone_come_back_too() -> None:
-    """PyTorch then refuses to tell the older ones."""
+def test_newer_settings_that_contradict_the_older_are_restored_too() -> None:
+    """PyTorch then refuses to read the older ones."""
     before = BACKENDS.cudnn.rnn.fp32_precision
     BACKENDS.cudnn.rnn.fp32_precision = "ieee"
     try:
@@ -58,7 +58,7 @@ def test_the_newer_settings_alone_come_back_too() -> None:
 
 
 @pytest.mark.parametrize("kind", ["fsq", "kl"])
-def test_all_that_encodes_does_so_in_full_float32(kind: str, allowed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoding_and_fitting_run_in_full_float32(kind: str, allowed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter, seen = make(kind), []
     conv = type(adapter.tokenizer.encoder.conv_in)
     run = conv.forward
@@ -85,7 +85,7 @@ def test_streamed_tokens_do_not_depend_on_autocast() -> None:
 
 
 def test_a_tokenizer_that_is_not_in_float32_is_refused() -> None:
-    """Ids change in half precision, also where the whole model around the adapter is brought to it."""
+    """Ids change in half precision, also if a parent converts the adapter with everything else."""
     with pytest.raises(ValueError, match="must be in float32, since ids change in torch.bfloat16; call .*float"):
         TokenizerAdapter(tokenizer("fsq").bfloat16())
     parent = nn.ModuleDict({"adapter": make("fsq"), "head": nn.Linear(1, 1)})
@@ -99,9 +99,9 @@ def test_a_tokenizer_that_is_not_in_float32_is_refused() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("allowed", ["medium"], indirect=True)
 def test_the_hash_and_the_ids_do_not_depend_on_the_device(allowed: str) -> None:
-    """Convolutions in TF32, which PyTorch allows on CUDA, would change ids by the dozen."""
+    """TF32 convolutions, the default on CUDA, would change dozens of ids."""
     adapter = make("fsq")
     moved = copy.deepcopy(adapter).to("cuda")
     assert moved.hash == adapter.hash
     agreeing = moved.encode(video(17, b=4).to("cuda")).ids.cpu() == adapter.encode(video(17, b=4)).ids
-    assert agreeing.float().mean() > 0.95  # but for values at rounding boundaries
+    assert agreeing.float().mean() > 0.95  # all but values at rounding boundaries

@@ -1,4 +1,4 @@
-"""Streams of tokens, and the boundaries of clips: what was encoded separately is never joined as one."""
+"""Streams of tokens, and clip boundaries: clips that were encoded separately are never joined."""
 
 import copy
 
@@ -10,7 +10,7 @@ from toy_tokenizers import difference, random_video
 
 from vidtok_plugin import TokenizerAdapter, VideoTokens
 
-EXACT = 1e-11  # of float64 values: rounding alone
+EXACT = 1e-11  # float64: rounding errors only
 
 
 @pytest.fixture(scope="module", params=[kind for kind in KINDS if "non-causal" not in kind])
@@ -70,7 +70,7 @@ def test_decoding_a_stream_without_lookahead_never_waits(causal: TokenizerAdapte
 # Boundaries
 
 
-def test_streamed_parts_know_their_place(causal: TokenizerAdapter) -> None:
+def test_streamed_parts_know_their_position(causal: TokenizerAdapter) -> None:
     f, stream = causal.temporal_factor, causal.stream()
     parts = [stream.push(video(1 + f)), stream.push(video(f - 1)), stream.push(video(2)), stream.flush()]
     assert [part.first_step.item() for part in parts] == [0, 2, 2, 3]
@@ -84,7 +84,7 @@ def test_streamed_parts_know_their_place(causal: TokenizerAdapter) -> None:
 
 def test_cut_steps_have_their_own_frames(causal: TokenizerAdapter) -> None:
     f = causal.temporal_factor
-    tokens = torch.cat([causal.encode(video(2 * f + 1)), causal.encode(video(2 * f))])  # of three steps both
+    tokens = torch.cat([causal.encode(video(2 * f + 1)), causal.encode(video(2 * f))])  # three steps each
     assert causal.steps(tokens, 0, 1).num_frames.tolist() == [1, 1]
     later = causal.steps(tokens, 1, 3)
     assert later.num_frames.tolist() == [2 * f, 2 * f - 1] and later.first_step.tolist() == [1, 1]
@@ -98,15 +98,15 @@ def test_cut_steps_have_their_own_frames(causal: TokenizerAdapter) -> None:
 
 def test_clips_that_were_encoded_separately_are_not_joined(discrete: TokenizerAdapter) -> None:
     clips = [discrete.encode(video(9, seed=seed)) for seed in range(2)]
-    with pytest.raises(ValueError, match="part 1 must go on at step 3 of the clip, but begins with step 0; clips that"):
+    with pytest.raises(ValueError, match="part 1 must begin at step 3 of the clip, but begins at step 0; clips that"):
         discrete.join_steps(clips)
     for join in (lambda: torch.cat(clips, dim=1), lambda: clips[0][:, 1:]):
         with pytest.raises((RuntimeError, IndexError)):
             join()
     first, rest = discrete.steps(clips[0], 0, 1), discrete.steps(clips[0], 1, 3)
-    with pytest.raises(ValueError, match="part 1 must go on at step 3 .* but begins with step 0"):
+    with pytest.raises(ValueError, match="part 1 must begin at step 3 .* but begins at step 0"):
         discrete.join_steps([rest, first])
-    with pytest.raises(ValueError, match="part 1 must go on at step 1 .* but begins with step 2"):
+    with pytest.raises(ValueError, match="part 1 must begin at step 1 .* but begins at step 2"):
         discrete.join_steps([first, discrete.steps(clips[0], 2, 3)])
     with pytest.raises(ValueError, match="alike in kind, batch, rows and columns"):
         discrete.join_steps([torch.cat([first, first]), rest])
@@ -114,11 +114,13 @@ def test_clips_that_were_encoded_separately_are_not_joined(discrete: TokenizerAd
         discrete.join_steps([])
 
 
-def test_nothing_follows_a_step_that_frames_do_not_fill(discrete: TokenizerAdapter) -> None:
-    """Its last frame was repeated, so what comes next in the video does not follow it."""
+def test_no_part_may_follow_a_partly_filled_step(discrete: TokenizerAdapter) -> None:
+    """Its last frame was repeated, so the next frames of the video do not follow it."""
     ended, longer = discrete.encode(video(7)), discrete.encode(video(17))
     assert ended.grid.T == 3
-    with pytest.raises(ValueError, match="part 0 ends its clip with a step of fewer frames than 4"):
+    with pytest.raises(
+        ValueError, match="part 0 ends its clip with a step of fewer than 4 frames, so no part can follow it"
+    ):
         discrete.join_steps([ended, discrete.steps(longer, 3, 5)])
     stream = discrete.decoder_stream()
     stream.push(ended)
@@ -126,14 +128,14 @@ def test_nothing_follows_a_step_that_frames_do_not_fill(discrete: TokenizerAdapt
         stream.push(discrete.steps(longer, 3, 5))
 
 
-def test_tokens_that_nobody_placed_are_neither_cut_nor_joined(discrete: TokenizerAdapter) -> None:
+def test_tokens_without_a_position_are_neither_cut_nor_joined(discrete: TokenizerAdapter) -> None:
     tokens = discrete.encode(video())
     unplaced = VideoTokens(grid_values=tokens.grid_values, num_frames=tokens.num_frames, batch_size=[1])
     for call in (lambda: discrete.join_steps([unplaced]), lambda: discrete.steps(unplaced, 0, 1)):
-        with pytest.raises(ValueError, match=r"must have one place in their clips, got none; .* first_step="):
+        with pytest.raises(ValueError, match=r"must have one position in their clips, got none; .* first_step="):
             call()
     mixed = torch.cat([discrete.steps(tokens, 0, 1), discrete.steps(tokens, 1, 2)])
-    with pytest.raises(ValueError, match="must have one place in their clips, got several"):
+    with pytest.raises(ValueError, match="must have one position in their clips, got several"):
         discrete.steps(mixed, 0, 1)
     assert torch.equal(discrete.decode(unplaced), discrete.decode(tokens))
 
@@ -141,7 +143,7 @@ def test_tokens_that_nobody_placed_are_neither_cut_nor_joined(discrete: Tokenize
 def test_later_steps_are_not_decoded_as_a_clip(discrete: TokenizerAdapter) -> None:
     tokens = discrete.encode(video())
     with pytest.raises(
-        ValueError, match="only tokens from their clip's beginning can be decoded on their own, got .* 2"
+        ValueError, match="only tokens from the beginning of their clip can be decoded on their own, got .* 2"
     ):
         discrete.decode(discrete.steps(tokens, 2, 3))
 
@@ -160,7 +162,7 @@ def test_a_decoder_stream_takes_one_clip_in_order(discrete: TokenizerAdapter) ->
     assert torch.equal(torch.cat([twin.push(generated), twin.flush()], dim=2), torch.cat(frames, dim=2))
 
 
-def test_generated_steps_may_tell_their_place(discrete: TokenizerAdapter) -> None:
+def test_generated_steps_may_be_given_a_position(discrete: TokenizerAdapter) -> None:
     tokens = discrete.encode(video())
     part = discrete.steps(tokens, 1, 3)
     placed = discrete.tokens_from_ids(part.ids, part.grid, first_step=1)

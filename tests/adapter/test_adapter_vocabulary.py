@@ -1,4 +1,4 @@
-"""The vocabulary: special ids, factors, and sequences of clips with bos and eos; what is no code is named."""
+"""The vocabulary: special ids, factors, sequences with bos and eos, and errors that name the first wrong id."""
 
 import math
 import re
@@ -55,23 +55,23 @@ def test_factors_are_consecutive_levels_of_near_equal_size() -> None:
     channels = round(math.log(adapter.factor_sizes[0], 8))
     for token in range(ids.shape[1]):
         same = (digits[:channels] == digits[:channels, token : token + 1]).all(0)
-        assert torch.equal(low == low[token], same)  # a factor is its channels' codes
+        assert torch.equal(low == low[token], same)  # a factor holds the codes of its channels
 
 
 def test_only_codebook_ids_are_split(discrete: TokenizerAdapter) -> None:
-    with pytest.raises(ValueError, match=r"ids of codes must be 0 to 32767, got 32768 at position \(0, 2\)"):
+    with pytest.raises(ValueError, match=r"codebook ids must be 0 to 32767, got 32768 at position \(0, 2\)"):
         discrete.split(torch.tensor([[0, 1, discrete.special_ids["bos"], 32769]]))
     low, high = discrete.factor_sizes
     with pytest.raises(ValueError, match=rf"factor 1 must be 0 to {high - 1}, got {high} at position \(1,\)"):
         discrete.join(torch.tensor([[0, 0], [low - 1, high]]))
     with pytest.raises(ValueError, match=r"factors must end in a dimension of 2, got \(4, 3\)"):
         discrete.join(torch.zeros(4, 3, dtype=torch.int64))
-    with pytest.raises(ValueError, match="must be whole numbers, got torch.float32"):
+    with pytest.raises(ValueError, match="must be integers, got torch.float32"):
         discrete.split(torch.zeros(1, 4))
 
 
 @pytest.mark.parametrize("wrong", [-1, 32768, 32771])
-def test_the_first_id_that_is_no_code_is_named(discrete: TokenizerAdapter, wrong: int) -> None:
+def test_the_first_id_outside_the_codebook_is_named(discrete: TokenizerAdapter, wrong: int) -> None:
     grid = TokenGrid(1, 2, 2)
     ids = torch.tensor([[0, 5, 32767, 1], [2, wrong, 3, -7]])
     message = rf"must be 0 to 32767, got {wrong} at position \(1, "
@@ -105,7 +105,7 @@ def test_a_sequence_is_a_clip_between_bos_and_eos(discrete: TokenizerAdapter) ->
     assert torch.equal(sequences[:, 1:-1], tokens.ids)
 
 
-def test_clips_that_were_packed_into_rows_come_back_one_by_one(discrete: TokenizerAdapter) -> None:
+def test_clips_packed_into_rows_are_parsed_back_one_by_one(discrete: TokenizerAdapter) -> None:
     tokens = clips(discrete, 5)
     rows, pad = discrete.sequences(tokens), torch.tensor([discrete.special_ids["pad"]])
     packed = torch.stack([torch.cat([rows[0], rows[1], rows[2]]), torch.cat([rows[3], rows[4], pad.expand(6)])])
@@ -134,17 +134,35 @@ def test_the_first_id_out_of_place_is_named(discrete: TokenizerAdapter, place: i
         discrete.tokens_from_sequences(sequences, GRID)
 
 
+def test_errors_name_the_first_row_even_where_it_only_ends_too_early(discrete: TokenizerAdapter) -> None:
+    sequences = discrete.sequences(clips(discrete, 2))[:, :-1]
+    sequences[1, 0] = discrete.special_ids["eos"]
+    with pytest.raises(ValueError, match="row 0 ends 5 ids into one"):
+        discrete.tokens_from_sequences(sequences, GRID)
+    sequences[0, 2] = -1
+    with pytest.raises(ValueError, match="row 0 must have a code at position 2, got -1"):
+        discrete.tokens_from_sequences(sequences, GRID)
+
+
+def test_without_a_pad_every_id_must_belong_to_a_clip() -> None:
+    bare = make("fsq", special_tokens=("bos", "eos"))
+    sequences = bare.sequences(clips(bare, 2))
+    assert len(bare.tokens_from_sequences(sequences, GRID).ids) == 2
+    with pytest.raises(ValueError, match="row 0 must have bos at position 6, got -1"):
+        bare.tokens_from_sequences(torch.cat([sequences, torch.full((2, 1), -1)], dim=1), GRID)
+
+
 def test_an_unfinished_clip_is_refused(discrete: TokenizerAdapter) -> None:
     sequences = discrete.sequences(clips(discrete, 2))
     with pytest.raises(ValueError, match="each 6 ids with bos and eos for .* row 0 ends 5 ids into one"):
         discrete.tokens_from_sequences(sequences[:, :-1], GRID)
-    with pytest.raises(ValueError, match=r"must be whole numbers of shape \(b, m\) or \(m,\), got torch.float32"):
+    with pytest.raises(ValueError, match=r"must be integers of shape \(b, m\) or \(m,\), got torch.float32"):
         discrete.tokens_from_sequences(sequences.float(), GRID)
 
 
-def test_sequences_need_bos_and_eos_and_clips_from_their_beginning(discrete: TokenizerAdapter) -> None:
+def test_sequences_need_bos_and_eos_and_the_beginning_of_a_clip(discrete: TokenizerAdapter) -> None:
     bare, tokens = make("fsq", special_tokens=("bos",)), discrete.encode(video())
-    with pytest.raises(ValueError, match=r"special_tokens must have bos and eos for sequences, got \('bos',\)"):
+    with pytest.raises(ValueError, match=r"special_tokens must include bos and eos for sequences, got \('bos',\)"):
         bare.sequences(tokens)
-    with pytest.raises(ValueError, match="only tokens from their clip's beginning can be sequences with bos"):
+    with pytest.raises(ValueError, match="only tokens from the beginning of their clip can be sequences with bos"):
         discrete.sequences(discrete.steps(tokens, 1, 3))

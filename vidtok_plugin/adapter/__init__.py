@@ -1,1 +1,1 @@
-"""Tokens for generators: the vocabulary of FSQ codes, patches of KL latents, and the frozen tokenizer behind them."""
+"""Tokens for generators: a frozen tokenizer, with FSQ codes as a vocabulary and KL latents as patches."""

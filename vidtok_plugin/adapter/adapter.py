@@ -1,55 +1,40 @@
-"""TokenizerAdapter: a frozen VidTok as tokens for any generator, exactly and both ways."""
+"""TokenizerAdapter: a frozen VidTok whose latents are tokens for any generator, exactly and in both directions."""
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
 import torch
 from einops import rearrange
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidtok_plugin.adapter.boundaries import check_beginning, cut_steps, join_steps
-from vidtok_plugin.adapter.freezing import keep_out_of_checkpoints
+from vidtok_plugin.adapter.freezing import FrozenTokenizer
+from vidtok_plugin.adapter.hashes import adapter_hash, token_hash
 from vidtok_plugin.adapter.patches import channel_statistics, from_patches, to_patches
-from vidtok_plugin.adapter.precision import full_float32
+from vidtok_plugin.adapter.precision import check_float32, full_float32
+from vidtok_plugin.adapter.saving import AdapterConfig, load_adapter_parts, save_adapter
 from vidtok_plugin.adapter.sequences import from_sequences, to_sequences
 from vidtok_plugin.adapter.streams import TokenDecoderStream, TokenStream
-from vidtok_plugin.adapter.tokens import UNPLACED, TokenGrid, VideoTokens, video_tokens
+from vidtok_plugin.adapter.tokens import UNPLACED, TokenGrid, VideoTokens, ids_on_grid, patches_on_grid, video_tokens
 from vidtok_plugin.adapter.vocabulary import Vocabulary
-from vidtok_plugin.common.config import load_config, to_dict, to_yaml
-from vidtok_plugin.common.hashing import hash_weights
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.video_checks import check_multiple
 
-TOKENIZER_FOLDER = "tokenizer"
-CONFIG_FILE = "adapter.yaml"
-STATISTICS_FILE = "latent_statistics.safetensors"
-_NOT_OF_TOKENS = ("decoder_spatial_levels", "decoder_temporal_levels", "dropout")  # settings of the architecture
 
+class TokenizerAdapter(FrozenTokenizer):
+    """Freezes a VidTok (the object itself, not a copy) and turns its latents into tokens.
 
-@dataclass(frozen=True, kw_only=True)
-class AdapterConfig:
-    """The settings of a `TokenizerAdapter`."""
+    Discrete (FSQ): a token is a vocabulary id. Codebook indices come first, then the special tokens. Continuous (KL):
+    a token is a patch of the posterior's mean, normalized by the adapter's latent statistics. Tokens are in raster
+    order: time, row, column.
 
-    special_tokens: tuple[str, ...] = ("bos", "eos", "pad")
-    patch_size: tuple[int, int, int] = (1, 1, 1)  # latents that make a patch: time, rows, columns
+    tokenizer: in float32; its weights get no gradients and stay out of a parent's checkpoints.
+    special_tokens: names of the ids after the codebook; without effect on a KL model.
+    patch_size: latents in a patch, as (time, rows, columns); time must be 1, and FSQ needs (1, 1, 1).
 
-    def __post_init__(self) -> None:
-        if len(self.patch_size) != 3 or self.patch_size[0] != 1 or min(self.patch_size) < 1:
-            raise ValueError(
-                f"TokenizerAdapter: patch_size must be 1 in time, and 1 or more in rows and columns, "
-                f"got {self.patch_size}."
-            )
-
-
-class TokenizerAdapter(nn.Module):
-    """Freezes a VidTok (that very object) and turns its latents into tokens.
-
-    Discrete (FSQ): vocabulary ids, the codebook's indices and after them the special tokens. Continuous (KL): patches
-    of the posterior's mean, normalised by the adapter's latent statistics. Raster order: time, row, column.
+    Raises:
+        ValueError: such a patch size, special tokens that repeat or are one string, or a tokenizer in half precision.
 
     Example:
         >>> adapter = TokenizerAdapter(VidTok.from_pretrained("vidtok_tiny"))
@@ -67,45 +52,26 @@ class TokenizerAdapter(nn.Module):
         special_tokens: Iterable[str] = ("bos", "eos", "pad"),
         patch_size: tuple[int, int, int] = (1, 1, 1),
     ) -> None:
-        super().__init__()
         if isinstance(special_tokens, str):
             raise ValueError(
                 f"TokenizerAdapter: special_tokens must be several names, got {special_tokens!r}, whose letters would "
-                f"become one each; give ({special_tokens!r},)."
+                f"become one token each; give ({special_tokens!r},)."
             )
-        self.config = AdapterConfig(special_tokens=tuple(special_tokens), patch_size=(*patch_size,))
+        config = AdapterConfig(special_tokens=tuple(special_tokens), patch_size=(*patch_size,))
         levels = tokenizer.architecture.fsq_levels
-        if levels is not None and self.config.patch_size != (1, 1, 1):
+        if levels is not None and config.patch_size != (1, 1, 1):
             raise ValueError(
                 f"TokenizerAdapter: discrete tokens are single codes, so patch_size must be (1, 1, 1), "
-                f"got {self.config.patch_size}."
+                f"got {config.patch_size}."
             )
-        _check_float32(tokenizer)
-        self.tokenizer = tokenizer
-        self._freeze()
+        vocabulary = None if levels is None else Vocabulary(levels=levels, special_tokens=config.special_tokens)
+        super().__init__(tokenizer)  # a tokenizer that is refused above stays as it was
+        self.config = config
         self.kind: Literal["discrete", "continuous"] = "continuous" if levels is None else "discrete"
-        self._vocabulary = None
-        if levels is not None:
-            self._vocabulary = Vocabulary(levels=levels, special_tokens=self.config.special_tokens)
-        else:
+        self._vocabulary = vocabulary
+        if self.kind == "continuous":
             self.register_buffer("latent_mean", torch.zeros(tokenizer.latent_channels))
             self.register_buffer("latent_std", torch.ones(tokenizer.latent_channels))
-        keep_out_of_checkpoints(self)
-
-    # The frozen tokenizer
-
-    @property
-    def frozen(self) -> bool:
-        return True
-
-    def train(self, mode: bool = True) -> Self:
-        """The tokenizer stays in eval mode, and frozen where a parent has unfrozen all that it holds."""
-        super().train(mode)
-        self._freeze()
-        return self
-
-    def _freeze(self) -> None:
-        self.tokenizer.requires_grad_(False).eval()
 
     @property
     def temporal_factor(self) -> int:
@@ -117,48 +83,38 @@ class TokenizerAdapter(nn.Module):
 
     @property
     def hash(self) -> str:
-        """A SHA-256 of the tokenizer's weights, architecture and the adapter's settings and statistics."""
-        tensors = {**self.tokenizer.state_dict(), **self.state_dict()}
-        return hash_weights(tensors, to_yaml(self.tokenizer.architecture), to_yaml(self.config))
+        """SHA-256 of the tokenizer's weights and architecture, and of the adapter's settings and latent statistics."""
+        return adapter_hash(self.tokenizer, self.config, self.state_dict())
 
     @property
     def token_hash(self) -> str:
-        """A SHA-256 of what decides a video's tokens: the encoder, the patch size and the latent statistics.
-
-        It stays when the decoder alone is trained, and with other special tokens, whose ids come after the codebook.
-        """
-        weights = self.tokenizer.state_dict().items()
-        tensors = {name: tensor for name, tensor in weights if not name.startswith("decoder.")} | self.state_dict()
-        settings = to_dict(self.tokenizer.architecture) | {"patch_size": self.config.patch_size}
-        deciding = {name: value for name, value in settings.items() if name not in _NOT_OF_TOKENS}
-        return hash_weights(tensors, json.dumps(deciding, sort_keys=True))
+        """SHA-256 of what determines a video's tokens: the encoder, the patch size and the latent statistics."""
+        return token_hash(self.tokenizer, self.config, self.state_dict())
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the tokenizer, the adapter's settings and its latent statistics into `folder`."""
-        folder = Path(folder)
-        self.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
-        (folder / CONFIG_FILE).write_text(to_yaml(self.config))
-        if self.kind == "continuous":
-            save_file(self.state_dict(), folder / STATISTICS_FILE)
+        """Write the tokenizer, the adapter's settings and its latent statistics into `folder`."""
+        save_adapter(Path(folder), self.tokenizer, self.config, self.state_dict())
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """An adapter with its tokenizer, as `save_pretrained` wrote it."""
-        folder = Path(folder)
-        if not (folder / CONFIG_FILE).is_file():
-            raise FileNotFoundError(
-                f"TokenizerAdapter: {folder} has no {CONFIG_FILE}; it is no folder written by save_pretrained."
-            )
-        config = load_config(AdapterConfig, [folder / CONFIG_FILE])
-        adapter = cls(VidTok.from_pretrained(folder / TOKENIZER_FOLDER), config.special_tokens, config.patch_size)
-        if adapter.kind == "continuous":
-            adapter.load_state_dict(load_file(folder / STATISTICS_FILE))
+        """The adapter and its tokenizer that `save_pretrained` wrote.
+
+        Raises:
+            FileNotFoundError: `save_pretrained` did not write this folder.
+        """
+        tokenizer, config, statistics = load_adapter_parts(Path(folder))
+        adapter = cls(tokenizer, config.special_tokens, config.patch_size)
+        adapter.load_state_dict(statistics)
         return adapter
 
     # Video <-> tokens
 
     def grid(self, num_frames: int, height: int, width: int) -> TokenGrid:
-        """The grid of the tokens of such a video."""
+        """The token grid of a video of this size, in frames and pixels.
+
+        Raises:
+            ValueError: no frames, or a height or width that is no multiple of spatial factor times patch.
+        """
         if num_frames < 1:
             raise ValueError(f"TokenizerAdapter: num_frames must be at least 1, got {num_frames}.")
         _, rows, columns = self.config.patch_size
@@ -172,26 +128,31 @@ class TokenizerAdapter(nn.Module):
         return TokenGrid(self.tokenizer.num_latents(num_frames), *sizes)
 
     def check_video(self, video: Tensor) -> None:
-        """A ValueError unless video (b, 3, t, h, w) fits whole patches and the tokenizer is still in float32."""
-        _check_float32(self.tokenizer)
+        """A ValueError unless video (b, 3, t, h, w) fills whole patches and the tokenizer is still in float32."""
+        check_float32(self.tokenizer)
         if video.ndim != 5:
             raise ValueError(f"TokenizerAdapter: video must have the shape (b, 3, t, h, w), got {tuple(video.shape)}.")
         self.grid(1, *video.shape[-2:])
 
     @torch.no_grad()
     def encode(self, video: Tensor, *, validate: bool = False) -> VideoTokens:
-        """Video (b, 3, t, h, w) -> its tokens; in float32 whatever autocast is on, so that ids don't depend on it."""
+        """Video (b, 3, t, h, w), in [-1, 1] or uint8 -> tokens.
+
+        Runs in float32 even under autocast, which would change ids. `validate`: check the range on CUDA as well.
+        """
         self.check_video(video)
         with full_float32(video.device):
             encoded = self.tokenizer.encode(video, validate=validate)
         return self.tokens_from_latents(encoded.latents, encoded.indices, video.shape[2])
 
     def decode(self, tokens: VideoTokens) -> Tensor:
-        """Tokens -> video (b, 3, t, h, w), t the longest video's frames; gradients pass to continuous tokens.
+        """Tokens -> video (b, 3, t, h, w) in about [-1, 1], as long as the longest of them.
+
+        Gradients reach continuous tokens.
 
         Raises:
-            ValueError: tokens of another kind, ids that are no codes, frames that are not those of so many steps, or
-                steps from later in a clip.
+            ValueError: tokens of the other kind, ids outside the codebook, a number of frames that does not fit the
+                number of steps, or steps from the middle of a clip.
         """
         latents = self.latents_of(tokens)
         check_beginning(tokens, "decoded on their own")
@@ -204,34 +165,50 @@ class TokenizerAdapter(nn.Module):
         return self.tokenizer.decode(latents)[:, :, :num_frames]
 
     def stream(self) -> TokenStream:
-        """A stream of frames to tokens: `push(frames)` gives those of the steps completed."""
+        """A stream from frames to tokens: `push(frames)` returns the tokens of the steps that they complete."""
         return TokenStream(self)
 
     def decoder_stream(self, lookahead: bool = True) -> TokenDecoderStream:
-        """A stream of tokens to frames (see `VidTok.decoder_stream`)."""
+        """A stream from tokens to frames (see `VidTok.decoder_stream`)."""
         return TokenDecoderStream(self, lookahead)
 
     def tokens_from_latents(
         self, latents: Tensor, indices: Tensor | None, num_frames: int, first_step: int = 0
     ) -> VideoTokens:
-        """What the tokenizer gave for `num_frames` frames, from step `first_step` of their clip on, as tokens."""
+        """Tokens of the tokenizer's output for `num_frames` frames, from step `first_step` of their clip on."""
         return video_tokens(self._patch(latents) if indices is None else indices, num_frames, first_step)
+
+    def latents_of(self, tokens: VideoTokens) -> Tensor:
+        """Tokens -> the tokenizer's latents (b, c, T, H, W)."""
+        if tokens.num_frames.ndim != 1:
+            raise ValueError(
+                f"TokenizerAdapter: tokens must have a batch size (b,), got {tuple(tokens.num_frames.shape)}; use "
+                "tokens[i : i + 1] for a single video."
+            )
+        if tokens.discrete != (self.kind == "discrete"):
+            raise ValueError(f"TokenizerAdapter: a {self.kind} adapter got tokens of the other kind.")
+        if tokens.discrete:
+            self.vocabulary.check_codebook_ids(tokens.ids)
+            return self.tokenizer.indices_to_latents(tokens.grid_values)
+        return self._unpatch(tokens.grid_values)
+
+    # Generated tokens, and steps of clips
 
     def tokens_from_ids(
         self, ids: Tensor, grid: TokenGrid, num_frames: int | None = None, *, first_step: int | None = None
     ) -> VideoTokens:
-        """Generated codebook ids (b, n) -> tokens, of a whole clip if `num_frames` is not given.
+        """Generated codebook ids (b, n) -> tokens, of a whole clip unless `num_frames` is given.
 
-        With `num_frames` they are any steps, which decode as a clip or go on where a decoder stream is; `first_step`
-        says which steps of their clip, so that the stream checks it.
+        With `num_frames`, they are any steps: `decode` takes them as a clip, and a decoder stream as its next steps.
+        `first_step` is their position in the clip, which a decoder stream then checks.
         """
         return self._generated(self.ids_to_indices(ids, grid), num_frames, first_step)
 
     def tokens_from_patches(
         self, patches: Tensor, grid: TokenGrid, num_frames: int | None = None, *, first_step: int | None = None
     ) -> VideoTokens:
-        """Generated patches (b, n, patch_dim) -> tokens, of a whole clip if `num_frames` is not given (see above)."""
-        return self._generated(self._grid_of(patches, grid), num_frames, first_step)
+        """Generated patches (b, n, patch_dim) -> tokens; `num_frames` and `first_step` as for `tokens_from_ids`."""
+        return self._generated(self._patches_on_grid(patches, grid), num_frames, first_step)
 
     def _generated(self, values: Tensor, num_frames: int | None, first_step: int | None) -> VideoTokens:
         begin = 0 if first_step is None else first_step
@@ -240,17 +217,15 @@ class TokenizerAdapter(nn.Module):
             return video_tokens(values, frames, begin)
         return video_tokens(values, num_frames, UNPLACED if first_step is None else first_step)
 
-    # Clips and their steps
-
     def steps(self, tokens: VideoTokens, start: int, stop: int) -> VideoTokens:
-        """Steps `start` to `stop` (not with it) of these tokens, which keep their place in the clip."""
+        """Steps `start` to `stop` (exclusive) of these tokens, which keep their position in the clip."""
         return cut_steps(self.tokenizer, tokens, start, stop)
 
     def join_steps(self, parts: Sequence[VideoTokens]) -> VideoTokens:
-        """Parts of clips as one, each of which must begin with the step at which the one before it ends.
+        """Consecutive steps of a clip -> one `VideoTokens`; each part must begin at the step where the last one ended.
 
-        So clips that were encoded separately, which all begin with step 0, are never taken for one stream. That the
-        parts are of the same clip is the caller's part: streams that forked share their first steps.
+        Clips that were encoded separately all begin at step 0, so they never pass as one stream. The caller must make
+        sure that the parts come from the same clip: forked streams share their first steps.
 
         Example:
             >>> adapter = TokenizerAdapter(VidTok.from_pretrained("vidtok_tiny"))
@@ -260,20 +235,6 @@ class TokenizerAdapter(nn.Module):
             TokenGrid(T=3, H=1, W=1)
         """
         return join_steps(self.tokenizer, parts)
-
-    def latents_of(self, tokens: VideoTokens) -> Tensor:
-        """Tokens -> the tokenizer's latents (b, c, T, H, W)."""
-        if tokens.num_frames.ndim != 1:
-            raise ValueError(
-                f"TokenizerAdapter: tokens must have a batch size (b,), got {tuple(tokens.num_frames.shape)}; take "
-                "tokens[i : i + 1] for one video's."
-            )
-        if tokens.discrete != (self.kind == "discrete"):
-            raise ValueError(f"TokenizerAdapter: a {self.kind} adapter got tokens of the other kind.")
-        if tokens.discrete:
-            self.vocabulary.check_codebook_ids(tokens.ids)
-            return self.tokenizer.indices_to_latents(tokens.grid_values)
-        return from_patches(tokens.grid_values, self.latent_mean, self.latent_std, self.config.patch_size)
 
     # Discrete tokens
 
@@ -300,7 +261,7 @@ class TokenizerAdapter(nn.Module):
         return self.vocabulary.factor_sizes
 
     def split(self, ids: Tensor) -> Tensor:
-        """Codebook ids (..., n) -> factors (..., n, k), consecutive levels, least significant first."""
+        """Codebook ids (..., n) -> factors (..., n, k): consecutive FSQ levels, least significant first."""
         return self.vocabulary.split(ids)
 
     def join(self, factors: Tensor) -> Tensor:
@@ -315,23 +276,23 @@ class TokenizerAdapter(nn.Module):
         return rearrange(indices, "b t h w -> b (t h w)")
 
     def ids_to_indices(self, ids: Tensor, grid: TokenGrid) -> Tensor:
-        """Vocabulary ids (b, n) -> codebook indices (b, T, H, W); special tokens must have been taken out."""
-        self._check_fill(ids, grid, "b, n")
+        """Vocabulary ids (b, n) -> codebook indices (b, T, H, W) int64; remove special tokens before."""
+        indices = ids_on_grid(ids, grid)
         self.vocabulary.check_codebook_ids(ids)
-        return rearrange(ids.to(torch.int64), "b (t h w) -> b t h w", t=grid.T, h=grid.H)
+        return indices.to(torch.int64)
 
     def sequences(self, tokens: VideoTokens) -> Tensor:
-        """Clips of ids for a language model, each between bos and eos: (b, n + 2) vocabulary ids."""
+        """Whole clips -> sequences for a language model, each between bos and eos: (b, n + 2) vocabulary ids."""
         check_beginning(tokens, "sequences with bos")
         return to_sequences(tokens.ids, self.vocabulary)
 
     def tokens_from_sequences(self, sequences: Tensor, grid: TokenGrid, num_frames: int | None = None) -> VideoTokens:
-        """Sequences (b, m) or (m,) of clips between bos and eos -> tokens of all of them, stacked along the batch.
+        """Parse sequences (b, m) or (m,) back into the tokens of all clips in them, stacked along the batch.
 
-        A row holds one clip or several, each of that grid, and pads after the last. Each clip stays its own.
+        A row holds one or more whole clips of that grid, each between bos and eos, and then only pads.
 
         Raises:
-            ValueError: names the first place where a row has another id.
+            ValueError: names the first position whose id breaks that rule.
         """
         return self.tokens_from_ids(from_sequences(sequences, grid, self.vocabulary), grid, num_frames, first_step=0)
 
@@ -344,21 +305,24 @@ class TokenizerAdapter(nn.Module):
 
     @property
     def has_latent_stats(self) -> bool:
-        """Whether a KL model's statistics were set, by `fit_latent_stats` or otherwise: they begin as mean 0, std 1."""
+        """Whether a KL model's latent statistics differ from the initial mean 0 and std 1."""
         return self.kind == "continuous" and bool((self.latent_mean != 0).any() or (self.latent_std != 1).any())
 
     def latents_to_patches(self, latents: Tensor) -> Tensor:
-        """Latents (b, c, T, H, W) -> normalised patches (b, n, patch_dim)."""
+        """Latents (b, c, T, H, W) -> normalized patches (b, n, patch_dim)."""
         return rearrange(self._patch(latents), "b t h w d -> b (t h w) d")
 
     def patches_to_latents(self, patches: Tensor, grid: TokenGrid) -> Tensor:
-        """Normalised patches (b, n, patch_dim) -> latents (b, c, T, H, W)."""
-        values = self._grid_of(patches, grid)
-        return from_patches(values, self.latent_mean, self.latent_std, self.config.patch_size)
+        """Normalized patches (b, n, patch_dim) -> latents (b, c, T, H, W)."""
+        return self._unpatch(self._patches_on_grid(patches, grid))
 
     @torch.no_grad()
     def fit_latent_stats(self, videos: Iterable[Tensor]) -> None:
-        """Sets the mean and the standard deviation of each channel to those of these videos' latents."""
+        """Set the mean and standard deviation of each latent channel to those of videos (b, 3, t, h, w).
+
+        Raises:
+            ValueError: a discrete adapter, no video, or latents with NaN or infinite values.
+        """
         self._check_continuous()
         mean, std = channel_statistics(self._latents(video) for video in videos)
         self.latent_mean.copy_(mean)
@@ -373,31 +337,16 @@ class TokenizerAdapter(nn.Module):
         self._check_continuous()
         return to_patches(latents, self.latent_mean, self.latent_std, self.config.patch_size)
 
-    def _grid_of(self, patches: Tensor, grid: TokenGrid) -> Tensor:
-        """Patches (b, n, patch_dim) on their grid (b, T, H, W, patch_dim)."""
+    def _unpatch(self, patches: Tensor) -> Tensor:
+        return from_patches(patches, self.latent_mean, self.latent_std, self.config.patch_size)
+
+    def _patches_on_grid(self, patches: Tensor, grid: TokenGrid) -> Tensor:
         self._check_continuous()
-        self._check_fill(patches, grid, "b, n, patch_dim")
-        if patches.shape[-1] != self.patch_dim:
-            raise ValueError(f"TokenizerAdapter: patches must have {self.patch_dim} values, got {patches.shape[-1]}.")
-        return rearrange(patches, "b (t h w) d -> b t h w d", t=grid.T, h=grid.H)
+        values = patches_on_grid(patches, grid)
+        if values.shape[-1] != self.patch_dim:
+            raise ValueError(f"TokenizerAdapter: patches must have {self.patch_dim} values, got {values.shape[-1]}.")
+        return values
 
     def _check_continuous(self) -> None:
         if self.kind == "discrete":
             raise ValueError("TokenizerAdapter: discrete tokens are ids; patches are for KL models.")
-
-    def _check_fill(self, values: Tensor, grid: TokenGrid, shape: str) -> None:
-        if values.ndim != len(shape.split(",")):
-            raise ValueError(f"TokenizerAdapter: tokens must have the shape ({shape}), got {tuple(values.shape)}.")
-        if values.shape[1] != grid.num_tokens:
-            raise ValueError(
-                f"TokenizerAdapter: {grid} takes {grid.num_tokens} tokens, got {values.shape[1]}; "
-                "take out special tokens and give whole steps."
-            )
-
-
-def _check_float32(tokenizer: VidTok) -> None:
-    if tokenizer.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"TokenizerAdapter: the tokenizer must be in float32, since ids change in {tokenizer.dtype}; "
-            "call tokenizer.float()."
-        )

@@ -1,4 +1,4 @@
-"""Patches: KL latents on the grid of tokens, normalised by each channel's statistics, there and back."""
+"""Patches: KL latents as tokens, normalized by the mean and standard deviation of each channel, and back."""
 
 from collections.abc import Iterable
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 def to_patches(latents: Tensor, mean: Tensor, std: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
-    """Latents (b, c, T, H, W) -> normalised patches (b, T, H / p, W / q, p q c)."""
+    """Latents (b, c, T, H, W) -> normalized patches (b, T, H / p, W / q, p q c)."""
     _, rows, columns = patch_size
     c = len(mean)
     if latents.ndim != 5 or latents.shape[1] != c or latents.shape[3] % rows or latents.shape[4] % columns:
         raise ValueError(
             f"TokenizerAdapter: latents must be (b, {c}, T, H, W) with H and W multiples of {rows} and {columns} "
-            f"(the patch), got {tuple(latents.shape)}."
+            f"(the patch size), got {tuple(latents.shape)}."
         )
     x = (rearrange(latents, "b c t h w -> b t h w c") - mean) / std
     return rearrange(x, "b t (h p) (w q) c -> b t h w (p q c)", p=rows, q=columns)
@@ -28,16 +28,16 @@ def from_patches(patches: Tensor, mean: Tensor, std: Tensor, patch_size: tuple[i
 
 
 def channel_statistics(latents: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (c,) of each channel over all of these latents (b, c, T, H, W)."""
+    """Mean and standard deviation (c,), in float64, of each channel over all of these latents (b, c, T, H, W)."""
     count = 0
     total = squares = torch.zeros((), dtype=torch.float64)
-    for part in latents:
-        flat = rearrange(part.double(), "b c t h w -> (b t h w) c")
+    for batch in latents:
+        flat = rearrange(batch.double(), "b c t h w -> (b t h w) c")
         count, total, squares = count + len(flat), total + flat.sum(0).cpu(), squares + flat.square().sum(0).cpu()
     if count == 0:
         raise ValueError("TokenizerAdapter: fit_latent_stats needs at least one video, got none.")
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
     if not (mean.isfinite() & std.isfinite()).all():
-        raise ValueError("TokenizerAdapter: fit_latent_stats needs finite latents, got some that are not.")
+        raise ValueError("TokenizerAdapter: fit_latent_stats needs finite latents, got NaN or infinite values.")
     return mean, std

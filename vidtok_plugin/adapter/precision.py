@@ -1,4 +1,4 @@
-"""Full float32: what tokens are computed in, whatever autocast and the reduced precisions allowed around it."""
+"""Full float32: the precision in which tokens are computed, whatever autocast and PyTorch's settings allow."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from vidtok_plugin.tokenizer.model import VidTok
+
 _backends: Any = torch.backends
-# What lets PyTorch round float32 operands to TF32 or bfloat16 (on CUDA it does so in convolutions unless told not to),
-# each with its value for "never". PyTorch has an older and a newer way to say so, and wants the two to agree.
+# Settings that let PyTorch round float32 operands to TF32 or bfloat16 (the default of CUDA convolutions), each with its
+# value for "never". PyTorch has an older and a newer interface for them, and requires that the two agree.
 _OLDER: tuple[tuple[Callable[[], Any], Callable[[Any], None], Any], ...] = (
     (lambda: _backends.cudnn.allow_tf32, lambda value: setattr(_backends.cudnn, "allow_tf32", value), False),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
@@ -24,10 +26,10 @@ _OPERATIONS: tuple[Any, ...] = (
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Within it, float32 operations take float32 operands: no autocast on `device`, no TF32, no bfloat16.
+    """Inside, float32 operations keep float32 operands: no autocast on `device`, no TF32, no bfloat16.
 
-    With TF32, ids would differ from device to device at many more places than those at rounding boundaries. These are
-    settings of the process, so other threads have them too meanwhile.
+    With TF32, ids would differ between devices not only at rounding boundaries. The settings belong to the process,
+    so they also hold for other threads meanwhile.
 
     Example:
         >>> with torch.autocast("cpu", torch.bfloat16), full_float32(torch.device("cpu")):
@@ -39,7 +41,7 @@ def full_float32(device: torch.device) -> Iterator[None]:
         try:
             before.append((put, get(), never))
         except RuntimeError:
-            # PyTorch doesn't tell where the newer way was used against it, which is then the one that counts.
+            # PyTorch refuses to read an older setting once a newer one contradicts it; the newer one then counts.
             continue
     precisions = [operation.fp32_precision for operation in _OPERATIONS]
     try:
@@ -54,3 +56,12 @@ def full_float32(device: torch.device) -> Iterator[None]:
             put(value)
         for operation, precision in zip(_OPERATIONS, precisions, strict=True):
             operation.fp32_precision = precision
+
+
+def check_float32(tokenizer: VidTok) -> None:
+    """Raise a ValueError if the tokenizer's weights are in half precision."""
+    if tokenizer.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"TokenizerAdapter: the tokenizer must be in float32, since ids change in {tokenizer.dtype}; "
+            "call tokenizer.float()."
+        )

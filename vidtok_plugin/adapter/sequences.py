@@ -1,4 +1,4 @@
-"""Sequences for language models: clips of ids, each between its bos and its eos, there and back."""
+"""Sequences for language models: clips of ids between bos and eos, packed into rows and parsed back."""
 
 import torch
 from torch import Tensor
@@ -15,52 +15,59 @@ def to_sequences(ids: Tensor, vocabulary: Vocabulary) -> Tensor:
 
 
 def from_sequences(sequences: Tensor, grid: TokenGrid, vocabulary: Vocabulary) -> Tensor:
-    """Sequences (b, m) or (m,) of whole clips -> their codebook ids (clips, n), row after row.
+    """Sequences (b, m) or (m,) -> the codebook ids (clips, n) of every clip, row after row.
 
-    A row holds one clip or several, each as bos, `grid.num_tokens` codes and eos, and after them at most pads.
+    A row holds one or more whole clips, each as bos, `grid.num_tokens` codes and eos. Only pads may follow.
 
     Raises:
-        ValueError: names the first place where a row has another id than such clips have.
+        ValueError: names the first position whose id breaks that rule, or the row that ends within a clip.
     """
     if sequences.is_floating_point() or sequences.ndim not in (1, 2):
         raise ValueError(
-            f"TokenizerAdapter: sequences must be whole numbers of shape (b, m) or (m,), got {sequences.dtype} of "
+            f"TokenizerAdapter: sequences must be integers of shape (b, m) or (m,), got {sequences.dtype} of shape "
             f"{tuple(sequences.shape)}."
         )
-    rows = sequences.reshape(-1, sequences.shape[-1]).tolist()
-    clips = [clip for number, row in enumerate(rows) for clip in _clips(row, grid, vocabulary, f"row {number}")]
-    return torch.tensor(clips, dtype=torch.int64, device=sequences.device).reshape(-1, grid.num_tokens)
+    rows = torch.atleast_2d(sequences).to(torch.int64)
+    length = grid.num_tokens + 2  # of a clip
+    bos, eos = _special(vocabulary, "bos"), _special(vocabulary, "eos")
+    pad = vocabulary.special_ids.get("pad")
+    is_pad = torch.zeros_like(rows, dtype=torch.bool) if pad is None else rows == pad
+    is_code = (rows >= 0) & (rows < vocabulary.codebook_size)
+    position = torch.arange(rows.shape[1], device=rows.device)
+    begins, ends = position % length == 0, position % length == length - 1
+    used = (is_pad.cumsum(1) == 0).sum(1, keepdim=True)  # ids before the first pad, (b, 1)
+    padding = (position >= used) & (used % length == 0)
+
+    fits = torch.where(begins, rows == bos, torch.where(ends, rows == eos, is_code))
+    fits = torch.where(padding, is_pad, fits)
+    wrong_rows = (~fits.all(1) | (used[:, 0] % length != 0)).nonzero()
+    if len(wrong_rows):
+        row = int(wrong_rows[0])
+        _refuse(rows[row], fits[row], padding[row], row, grid, vocabulary)
+    return rows[~(begins | ends | padding)].view(-1, grid.num_tokens)
 
 
-def _clips(row: list[int], grid: TokenGrid, vocabulary: Vocabulary, whose: str) -> list[list[int]]:
-    special, length = vocabulary.special_ids, grid.num_tokens + 2
-    bos, eos, pad = _special(vocabulary, "bos"), _special(vocabulary, "eos"), special.get("pad")
-    names = {number: name for name, number in special.items()}
-    used = row.index(pad) if pad in row else len(row)  # ids before the first pad
-    for place, got in enumerate(row):
-        within = place % length
-        if place >= used and (used % length == 0):
-            wanted, fits = "pad", got == pad
-        elif within in (0, length - 1):
-            wanted, fits = ("bos", got == bos) if within == 0 else ("eos", got == eos)
-        else:
-            wanted, fits = "a code", 0 <= got < vocabulary.codebook_size
-        if not fits:
-            raise ValueError(
-                f"TokenizerAdapter: sequences must be bos, the {grid.num_tokens} codes of {grid} and eos, once or more,"
-                f" and then pads; {whose} must have {wanted} at position {place}, got {names.get(got, got)}."
-            )
-    if used % length:
+def _refuse(row: Tensor, fits: Tensor, padding: Tensor, number: int, grid: TokenGrid, vocabulary: Vocabulary) -> None:
+    """Raise a ValueError that names the first id of a row that does not fit, or the row's unfinished last clip."""
+    length = grid.num_tokens + 2
+    if fits.all():
         raise ValueError(
-            f"TokenizerAdapter: sequences must be of whole clips, each {length} ids with bos and eos for {grid}, but "
-            f"{whose} ends {used % length} ids into one; let the generator go on to its eos."
+            f"TokenizerAdapter: sequences must hold whole clips, each {length} ids with bos and eos for {grid}, but "
+            f"row {number} ends {len(row) % length} ids into one; let the generator continue to its eos."
         )
-    return [row[start + 1 : start + length - 1] for start in range(0, used, length)]
+    position = int(fits.int().argmin())
+    expected = "pad" if padding[position] else {0: "bos", length - 1: "eos"}.get(position % length, "a code")
+    names = {id_: name for name, id_ in vocabulary.special_ids.items()}
+    got = int(row[position])
+    raise ValueError(
+        f"TokenizerAdapter: sequences must be bos, the {grid.num_tokens} codes of {grid} and eos, once or more, "
+        f"and then pads; row {number} must have {expected} at position {position}, got {names.get(got, got)}."
+    )
 
 
 def _special(vocabulary: Vocabulary, name: str) -> int:
     if name not in vocabulary.special_ids:
         raise ValueError(
-            f"TokenizerAdapter: special_tokens must have bos and eos for sequences, got {vocabulary.special_tokens}."
+            f"TokenizerAdapter: special_tokens must include bos and eos for sequences, got {vocabulary.special_tokens}."
         )
     return vocabulary.special_ids[name]

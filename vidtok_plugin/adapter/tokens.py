@@ -1,4 +1,4 @@
-"""VideoTokens: what generators train on, a video's tokens on their grid, for FSQ and KL alike."""
+"""VideoTokens: the tokens of videos on their grid, which generators train on, for FSQ and KL alike."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from einops import rearrange
 from tensordict import tensorclass
 from torch import Tensor
 
-UNPLACED = -1  # the first_step of tokens that nobody has placed in a clip
+UNPLACED = -1  # the first_step of tokens whose position in their clip is unknown
 
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """The places of a video's tokens: latent steps, rows and columns (of patches).
+    """The size of a video in tokens: T latent steps, H rows and W columns (of patches).
 
     Example:
         >>> TokenGrid(5, 8, 8).num_tokens
@@ -34,11 +34,11 @@ class TokenGrid:
 
 @tensorclass
 class VideoTokens:
-    """Tokens of `b` videos, with batch size (b,), so that they stack, slice, move and store as one.
+    """Tokens of `b` videos, with batch size (b,): they stack, slice, move and store as one.
 
-    All of that is along the batch: `torch.cat` and indexing refuse the axis of time, since steps mean something only
-    after those that they were encoded after. `TokenizerAdapter.steps` cuts a clip's steps, and `join_steps` puts them
-    together again, and nothing else.
+    These operations work along the batch only. `torch.cat` and indexing refuse the time axis, because a step has a
+    meaning only after the steps that it was encoded after. To cut and join steps, use `TokenizerAdapter.steps` and
+    `TokenizerAdapter.join_steps`.
 
     Example:
         >>> tokens = VideoTokens(torch.zeros(2, 5, 8, 8, dtype=torch.int64), torch.tensor([17, 17]), batch_size=[2])
@@ -46,8 +46,8 @@ class VideoTokens:
         (torch.Size([2, 320]), TokenGrid(T=5, H=8, W=8))
     """
 
-    grid_values: Tensor  # discrete: (b, T, H, W) int64 vocabulary ids; continuous: (b, T, H, W, d) normalised patches
-    num_frames: Tensor  # (b,) int64, the videos' lengths before encoding
+    grid_values: Tensor  # discrete: (b, T, H, W) int64 vocabulary ids; continuous: (b, T, H, W, d) normalized patches
+    num_frames: Tensor  # (b,) int64, the length of each video before encoding
     first_step: Tensor = None  # type: ignore[assignment]  # (b,) int64, the step of its clip that each begins with
 
     def __post_init__(self) -> None:
@@ -80,9 +80,34 @@ class VideoTokens:
 
 
 def video_tokens(values: Tensor, num_frames: int, first_step: int) -> VideoTokens:
-    """Tokens of videos that all have `num_frames` frames, from step `first_step` of their clips on."""
+    """Tokens of videos that all have `num_frames` frames and begin with step `first_step` of their clips."""
     b = values.shape[0]
     frames, first = (
         torch.full((b,), value, dtype=torch.int64, device=values.device) for value in (num_frames, first_step)
     )
     return VideoTokens(grid_values=values, num_frames=frames, first_step=first, batch_size=[b])  # type: ignore[call-arg]
+
+
+def ids_on_grid(ids: Tensor, grid: TokenGrid) -> Tensor:
+    """Ids in raster order (b, n) -> (b, T, H, W).
+
+    Raises:
+        ValueError: another shape, or another number of tokens than the grid has.
+    """
+    return rearrange(_filling(ids, grid, "(b, n)", 2), "b (t h w) -> b t h w", t=grid.T, h=grid.H)
+
+
+def patches_on_grid(patches: Tensor, grid: TokenGrid) -> Tensor:
+    """Patches in raster order (b, n, d) -> (b, T, H, W, d); errors as for ids."""
+    return rearrange(_filling(patches, grid, "(b, n, patch_dim)", 3), "b (t h w) d -> b t h w d", t=grid.T, h=grid.H)
+
+
+def _filling(values: Tensor, grid: TokenGrid, shape: str, dims: int) -> Tensor:
+    if values.ndim != dims:
+        raise ValueError(f"TokenizerAdapter: tokens must have the shape {shape}, got {tuple(values.shape)}.")
+    if values.shape[1] != grid.num_tokens:
+        raise ValueError(
+            f"TokenizerAdapter: {grid} has {grid.num_tokens} tokens, got {values.shape[1]}; "
+            "remove special tokens and give whole steps."
+        )
+    return values

@@ -1,4 +1,4 @@
-"""Vocabulary: FSQ indices as ids, with special tokens after the codebook, whole or split into factors."""
+"""Vocabulary: FSQ codes as ids followed by special tokens, and codes split into factors."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """The ids of a codebook with these FSQ levels, followed by those of the special tokens.
+    """The ids of a codebook with these FSQ levels, then the ids of the special tokens.
 
     Example:
         >>> vocabulary = Vocabulary(levels=(8,) * 6, special_tokens=("bos", "eos"))
@@ -41,7 +41,7 @@ class Vocabulary:
 
     @property
     def factor_sizes(self) -> tuple[int, ...]:
-        """Products of consecutive levels, least significant first: the cut in two with the smallest larger half."""
+        """Sizes of the factors, products of consecutive levels, least significant first (see `factor_levels`)."""
         return tuple(math.prod(levels) for levels in factor_levels(self.levels))
 
     def split(self, ids: Tensor) -> Tensor:
@@ -61,12 +61,12 @@ class Vocabulary:
         return join_codes(factors, sizes)
 
     def check_codebook_ids(self, ids: Tensor) -> None:
-        """A ValueError that names the first id that is no code."""
-        _check_range(ids, self.codebook_size, "ids of codes")
+        """Raise a ValueError that names the first id outside the codebook."""
+        _check_range(ids, self.codebook_size, "codebook ids")
 
 
 def factor_levels(levels: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """The levels of each factor: cut in two where the larger half is smallest; a single level stays whole.
+    """The levels of each factor: a split in two that keeps the larger factor smallest. A single level stays whole.
 
     Example:
         >>> factor_levels((8, 8, 8, 5, 5, 5))
@@ -80,7 +80,7 @@ def factor_levels(levels: Sequence[int]) -> tuple[tuple[int, ...], ...]:
 
 
 def split_codes(codes: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Codes (...) -> factors (..., k) of these sizes, least significant first; values are not checked."""
+    """Codes (...) -> factors (..., k) of these sizes, least significant first, without checking values."""
     factors, rest = [], codes
     for size in sizes:
         factors.append(rest % size)
@@ -89,7 +89,7 @@ def split_codes(codes: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def join_codes(factors: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Factors (..., k) -> codes (...); values are not checked."""
+    """Factors (..., k) of these sizes -> codes (...), without checking values."""
     codes = torch.zeros_like(factors[..., 0])
     for k in reversed(range(len(sizes))):
         codes = codes * sizes[k] + factors[..., k]
@@ -98,9 +98,9 @@ def join_codes(factors: Tensor, sizes: Sequence[int]) -> Tensor:
 
 def _check_range(ids: Tensor, size: int, what: str) -> None:
     if ids.is_floating_point() or ids.dtype == torch.bool:
-        raise ValueError(f"TokenizerAdapter: {what} must be whole numbers, got {ids.dtype}.")
+        raise ValueError(f"TokenizerAdapter: {what} must be integers, got {ids.dtype}.")
     if ids.device.type != "cpu":
-        return  # checking values would wait for the device
+        return  # checking values would synchronize
     wrong = (ids < 0) | (ids >= size)
     if wrong.any():
         place = tuple(wrong.nonzero()[0].tolist())
