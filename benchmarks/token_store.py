@@ -1,10 +1,10 @@
-"""How fast a token store of a million steps opens, and gives random windows of 8 steps x 8 x 8 tokens to one process.
+"""Speed of a token store of a million steps: opening it, and random windows of 8 steps x 8 x 8 tokens in one process.
 
     python benchmarks/token_store.py [--steps 1000000] [--rounds 5] [--folder runs/benchmarks] [--threads 1]
 
-A store is opened cold, its files having been dropped from the page cache (as far as the system follows that advice),
-and warm. Windows come in batches, as training reads them, from a store that is in the page cache. Told are medians
-over the rounds, and the worst. Needs up to 2 GB on the disk. Linux only.
+A store is opened cold, with its files dropped from the page cache (as far as the system follows that advice), and
+warm. Windows are read in batches, as in training, from a store in the page cache. Reports the median and the worst of
+the rounds. Needs up to 2 GB of disk space. Linux only.
 """
 
 import os
@@ -18,22 +18,23 @@ import numpy as np
 import torch
 from harness import FOLDER, Row, in_turns, make_parser, report, seconds_of
 
-from vidtok_plugin.store.reader import StoreMetadata, TokenStore
+from vidtok_plugin.store.metadata import StoreMetadata
+from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.shards import StoredEpisode
 from vidtok_plugin.store.writer import TokenStoreWriter
 
 SIDE, FACTOR, WINDOW = 8, 4, 8
-EPISODES = (1000, 50)  # steps of each: few long ones, and many short ones
-SHARD = 32  # episodes, the default of `vidtok-plugin tokenize`
+EPISODES = (1000, 50)  # steps per episode: few long episodes, or many short ones
+EPISODES_PER_SHARD = 32  # the default of `vidtok-plugin tokenize`
 BATCHES = (8, 64)
-DIM = 4  # of continuous tokens
-WINDOWS = 20_000  # of a round
+PATCH_DIM = 4  # of continuous tokens
+WINDOWS = 20_000  # per round
 
 
 def write(folder: Path, kind: str, steps: int, num_steps: int) -> Path:
-    """A store of `num_steps` steps in episodes of `steps`, of noise and actions."""
+    """A store of `num_steps` steps of noise with actions, in episodes of `steps`."""
     discrete = kind == "discrete"
-    sizes = {"codebook_size": 32768} if discrete else {"patch_dim": DIM}
+    sizes = {"codebook_size": 32768} if discrete else {"patch_dim": PATCH_DIM}
     metadata = StoreMetadata(
         adapter_hash="a",
         token_hash="b",
@@ -47,17 +48,17 @@ def write(folder: Path, kind: str, steps: int, num_steps: int) -> Path:
         **sizes,  # type: ignore[arg-type]
     )
     codes = torch.randint(32768, (steps, SIDE, SIDE), dtype=torch.int32)
-    data = {"codes": codes} if discrete else {"patches": torch.randn(steps, SIDE, SIDE, DIM)}
+    data = {"codes": codes} if discrete else {"patches": torch.randn(steps, SIDE, SIDE, PATCH_DIM)}
     data |= {
         "actions": torch.randint(18, (steps, FACTOR)),
         "num_actions": torch.full((steps,), FACTOR, dtype=torch.uint8),
     }
     writer = TokenStoreWriter(folder, metadata)
     episodes = num_steps // steps
-    for number, first in enumerate(range(0, episodes, SHARD)):
+    for number, first in enumerate(range(0, episodes, EPISODES_PER_SHARD)):
         entries = [
             StoredEpisode(name=f"episode_{i:06d}.mp4", steps=steps, frames=1 + (steps - 1) * FACTOR, digest=f"{i:064x}")
-            for i in range(first, min(first + SHARD, episodes))
+            for i in range(first, min(first + EPISODES_PER_SHARD, episodes))
         ]
         writer.write_shard("train", entries, [data] * len(entries), number)
     return folder
@@ -88,7 +89,7 @@ def opening_seconds(folder: Path, rounds: int, *, cold: bool) -> list[float]:
 
 
 def window_rates(folder: Path, rounds: int) -> dict[int, list[float]]:
-    """Windows a second of each round, by the size of their batches; before them all shards are touched."""
+    """Windows per second in each round, by batch size."""
     store, rng = open_store(folder), np.random.default_rng(0)
 
     def read(batch: int) -> None:
@@ -122,7 +123,7 @@ def measure(root: Path, num_steps: int, rounds: int) -> list[Row]:
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--steps", type=int, default=1_000_000)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="for the stores, which are removed again")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="for the stores, which are removed afterwards")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)

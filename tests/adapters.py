@@ -1,4 +1,4 @@
-"""Adapters of toy tokenizers, and video for them."""
+"""Adapters of toy tokenizers, and videos for them."""
 
 from typing import Any
 
@@ -21,14 +21,14 @@ def tokenizer(kind: str, dtype: torch.dtype = torch.float32) -> VidTok:
 
 
 def make(kind: str, **settings: Any) -> TokenizerAdapter:
-    """An adapter of its own."""
+    """A new adapter."""
     if kind.startswith("kl"):
         settings = {"patch_size": (1, 1, 2), **settings}
     return TokenizerAdapter(tokenizer(kind), **settings)
 
 
 def make_preset(name: str, **settings: Any) -> TokenizerAdapter:
-    """An adapter of a preset with its own compression, at small width."""
+    """An adapter of a preset at small width, with the preset's compression."""
     architecture = presets()[name].architecture
     if architecture.regularizer == "kl":
         settings = {"patch_size": (1, 2, 1), **settings}

@@ -1,4 +1,4 @@
-"""What `tests/common/test_processes.py` runs in processes of its own."""
+"""Functions that `tests/common/test_processes.py` runs in child processes."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ def write_rank(process: Process, folder: Path) -> None:
 
 
 def misbehave(process: Process, folder: Path, how: str) -> None:
-    """Rank 1 fails, while the others would take far too long."""
+    """Rank 1 fails while the others would run far too long."""
     write_rank(process, folder)
     if process.rank != 1:
         time.sleep(600)

@@ -1,4 +1,4 @@
-"""Token stores of made-up episodes, for the tests that read tokens."""
+"""Token stores of synthetic episodes, for tests that read tokens."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from vidtok_plugin.store.reader import StoreMetadata
+from vidtok_plugin.store.metadata import StoreMetadata
 from vidtok_plugin.store.shards import StoredEpisode
 from vidtok_plugin.store.writer import TokenStoreWriter
 
@@ -22,16 +22,13 @@ METADATA = StoreMetadata(
     fps=30.0,
     action_space={"kind": "discrete", "size": 5},
 )
-
-
 PATCHES = replace(METADATA, kind="continuous", codebook_size=None, fsq_levels=None, patch_dim=3)
 
 
 def episode_data(steps: int, first_code: int = 0, patch_dim: int | None = None) -> dict[str, torch.Tensor]:
-    """Codes that tell their step, or patches that do, and actions that tell their frame; the last step lacks its
-    second frame."""
+    """Codes or patches that encode their step, and actions that encode their frame; the last step has one frame."""
     codes = (first_code + torch.arange(steps)) % 12
-    frames = torch.arange(2 * steps).view(steps, 2) - 1  # of each step; step 0 is frame 0 alone
+    frames = torch.arange(2 * steps).view(steps, 2) - 1  # of each step; step 0 is only frame 0
     num_actions = torch.full((steps,), 2, dtype=torch.uint8)
     num_actions[0], num_actions[-1] = 0, 1 if steps > 1 else 0
     grid = codes[:, None, None].expand(steps, 2, 3)
@@ -48,7 +45,7 @@ def episode_data(steps: int, first_code: int = 0, patch_dim: int | None = None) 
 def write_episodes(
     folder: Path, split: str, steps: Sequence[int], *, metadata: StoreMetadata = METADATA, per_shard: int = 2
 ) -> Path:
-    """A split of episodes of so many steps each, the codes of the i-th counting up from i."""
+    """A split with episodes of these lengths in steps; the codes of episode i count up from i."""
     writer = TokenStoreWriter(folder, metadata)
     for begin in range(0, len(steps), per_shard):
         numbers = range(begin, min(begin + per_shard, len(steps)))

@@ -1,4 +1,4 @@
-"""Tokenizers at toy width whose every layer matters, and video for them."""
+"""Tokenizers at toy width in which every layer has an effect, and videos for them."""
 
 import copy
 import functools
@@ -14,10 +14,10 @@ TOY = {"ch": 4, "ch_mult": (1, 1, 1, 1), "num_res_blocks": 1}
 
 
 def toy_tokenizer(preset: str, **overrides: Any) -> VidTok:
-    """A model of its own, in eval mode and float64, so that rounding is far below any tolerance.
+    """A new model in eval mode and float64, so that rounding errors are far below any tolerance.
 
-    Its weights are filled, since layers along time start as the identity, and its encoder ends with large ones, so
-    that codes come from all of the codebook.
+    Its weights are random everywhere, because temporal layers are initialized to the identity. The encoder's last layer
+    has large weights, so that codes spread over the whole codebook.
     """
     return copy.deepcopy(_toy_tokenizer(preset, **overrides))
 
@@ -44,6 +44,6 @@ def random_latents(model: VidTok, num_latents: int, *, b: int = 1, seed: int = 0
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """The largest difference, in units of the largest value."""
+    """The largest absolute difference, relative to the largest value of `b`."""
     assert a.shape == b.shape, (a.shape, b.shape)
     return ((a - b).abs().max() / b.abs().max().clamp(min=1e-9)).item() if a.numel() else 0.0

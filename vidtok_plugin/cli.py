@@ -124,24 +124,22 @@ def tokenize_share(process: "Process", args: argparse.Namespace) -> "WrittenShar
     """One process's part of `tokenize`."""
     import torch
 
-    from vidtok_plugin.store.tokenize import write_shards
+    from vidtok_plugin.store.tokenize import TokenizeConfig, write_shards
     from vidtok_plugin.video.episodes import actions_path, find_videos, load_episode
 
     if args.processes > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // args.processes))
     videos = find_videos(args.folder)
     episodes = [load_episode(path) if actions_path(path).exists() else path for path in videos]
-    return write_shards(
-        adapter_of(args, videos, process.local_rank if process.world_size > 1 else None),
-        episodes,
-        args.output,
+    adapter = adapter_of(args, videos, process.local_rank if process.world_size > 1 else None)
+    config = TokenizeConfig(
         split=args.split,
         root=args.folder,
         episodes_per_shard=args.episodes_per_shard,
         update=args.update,
         progress=True,
-        process=process,
     )
+    return write_shards(adapter, episodes, args.output, config, process)
 
 
 def print_store(args: argparse.Namespace) -> None:
@@ -149,7 +147,7 @@ def print_store(args: argparse.Namespace) -> None:
     from vidtok_plugin.store.writer import unfinished_update
 
     if args.update and unfinished_update(args.output):
-        print(f"{args.output}: the update is unfinished, and the old tokens hold")
+        print(f"{args.output}: the update is unfinished; until then the store serves the previous tokens")
         return
     store = TokenStore(args.output, args.split)
     print(f"{args.output}: {len(store)} episodes, {store.num_tokens} tokens")

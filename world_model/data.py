@@ -8,7 +8,8 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from vidtok_plugin.store.reader import StoreMetadata, TokenStore, read_metadata
+from vidtok_plugin.store.metadata import StoreMetadata, read_metadata
+from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader
 from world_model.actions import ActionSpec, GroupedActions
 from world_model.architecture import TokenSpec

@@ -1,4 +1,4 @@
-"""A store holds a KL model's patches, normalised by statistics that all who write it agree on."""
+"""A store holds a KL model's patches, normalized by latent statistics that all its writers share."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from recordings import contents, tiny_adapter, tiny_kl_adapter, write_folder
 from vidtok_plugin import cli
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.store.adapter import agree_on_statistics, load_adapter
-from vidtok_plugin.store.reader import TokenStore, adapter_folder
+from vidtok_plugin.store.metadata import adapter_folder
+from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.video.episodes import find_episodes, find_videos
 from vidtok_plugin.video.reading import read_frames
@@ -35,7 +36,7 @@ def fitted(folder: Path, **settings: Any) -> TokenizerAdapter:
 
 
 @pytest.mark.parametrize("patch_size", [(1, 1, 1), (1, 2, 1)])
-def test_stored_patches_are_what_the_adapter_makes_of_the_videos(
+def test_stored_patches_equal_those_the_adapter_encodes(
     folder: Path, tmp_path: Path, patch_size: tuple[int, int, int]
 ) -> None:
     adapter, episodes = fitted(folder, patch_size=patch_size), find_episodes(folder)
@@ -56,13 +57,13 @@ def test_stored_patches_are_what_the_adapter_makes_of_the_videos(
     assert not batch["patches"][~batch["valid"]].any() and batch["patches"][batch["valid"]].all()
 
 
-def test_patches_without_statistics_are_refused_with_the_remedy(folder: Path, tmp_path: Path) -> None:
+def test_patches_without_statistics_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must have been fitted, got mean 0 and std 1; call adapter.fit_latent_stats"):
         write_store(tiny_kl_adapter(), find_episodes(folder), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_holds_one_kind(folder: Path, tmp_path: Path) -> None:
+def test_a_store_holds_one_kind_of_tokens(folder: Path, tmp_path: Path) -> None:
     write_store(tiny_adapter(), find_episodes(folder), tmp_path)
     with pytest.raises(ValueError, match="was written by another tokenizer"):
         write_store(fitted(folder), find_episodes(folder), tmp_path)
@@ -70,13 +71,13 @@ def test_a_store_holds_one_kind(folder: Path, tmp_path: Path) -> None:
     assert TokenStore(tmp_path).metadata.kind == "continuous"
 
 
-def test_of_several_writers_all_get_the_statistics_of_the_first(folder: Path, tmp_path: Path) -> None:
+def test_all_writers_use_the_statistics_of_the_first(folder: Path, tmp_path: Path) -> None:
     first, second, other = tiny_kl_adapter(), tiny_kl_adapter(), tiny_kl_adapter(seed=1)
     agree_on_statistics(first, find_videos(folder), tmp_path, clips=5)
     agree_on_statistics(second, [folder / "missing.mp4"], tmp_path)
     assert first.has_latent_stats and first.hash == second.hash
     agree_on_statistics(other, find_videos(folder), tmp_path, clips=5)
-    assert not torch.equal(other.latent_mean, first.latent_mean)  # other weights have their own
+    assert not torch.equal(other.latent_mean, first.latent_mean)  # other weights, other statistics
     own = fitted(folder)
     before = own.hash
     agree_on_statistics(own, find_videos(folder), tmp_path)
@@ -85,7 +86,7 @@ def test_of_several_writers_all_get_the_statistics_of_the_first(folder: Path, tm
         agree_on_statistics(first, find_videos(folder), tmp_path, clips=0)
 
 
-def test_another_writer_may_be_first_while_one_fits(
+def test_a_writer_overtaken_while_fitting_uses_the_others_statistics(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit, first, second = TokenizerAdapter.fit_latent_stats, tiny_kl_adapter(), tiny_kl_adapter()
@@ -121,7 +122,7 @@ def arguments(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_the_command_fits_the_statistics_first(
+def test_the_command_fits_statistics_and_a_second_run_changes_nothing(
     arguments: list[str], folder: Path, tmp_path: Path, processes: int
 ) -> None:
     assert cli.main([*arguments, "--patch-size", "1", "2", "--processes", str(processes)]) == 0
@@ -145,10 +146,10 @@ def test_the_command_takes_a_saved_adapter_with_its_statistics(
     assert not list((tmp_path / "store").glob("statistics_*"))
 
 
-def test_settings_that_are_not_those_of_a_saved_adapter_are_named(folder: Path, tmp_path: Path) -> None:
+def test_settings_that_contradict_a_saved_adapter_are_refused(folder: Path, tmp_path: Path) -> None:
     fitted(folder, patch_size=(1, 2, 2)).save_pretrained(tmp_path)
     assert load_adapter(tmp_path, patch_size=(2, 2)).patch_dim == 16
     with pytest.raises(ValueError, match=r"whose patch size is \(2, 2\), got \(1, 2\); leave it out"):
         load_adapter(tmp_path, patch_size=(1, 2))
-    with pytest.raises(ValueError, match="tells its own architecture; leave preset out"):
+    with pytest.raises(ValueError, match="contains its architecture; leave preset out"):
         load_adapter(tmp_path, preset="vidtok_tiny")

@@ -1,4 +1,4 @@
-"""Tokens that are written anew: readers find the old ones or the new ones, whole, whatever stops the writing."""
+"""Updates of a store: readers find complete tokens, previous or new, wherever the update is interrupted."""
 
 import json
 import pickle
@@ -15,10 +15,11 @@ from recordings import contents, tiny_adapter, write_episode
 from vidtok_plugin import cli
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common import atomic_files
-from vidtok_plugin.common.processes import Process
+from vidtok_plugin.common.processes import THE_ONLY_PROCESS, Process
 from vidtok_plugin.store import reader, tokenize, writer
-from vidtok_plugin.store.reader import TokenStore, adapter_folder
-from vidtok_plugin.store.tokenize import WrittenShards, write_shards, write_store
+from vidtok_plugin.store.metadata import adapter_folder
+from vidtok_plugin.store.reader import TokenStore
+from vidtok_plugin.store.tokenize import TokenizeConfig, WrittenShards, write_shards, write_store
 from vidtok_plugin.video.episodes import find_episodes
 
 OLD, NEW = 0, 1  # seeds of tokenizers
@@ -35,7 +36,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def videos(recorded: Path, tmp_path: Path) -> Path:
-    """A copy, for tests that change some."""
+    """A copy, for tests that change files."""
     return shutil.copytree(recorded, tmp_path / "videos")
 
 
@@ -45,10 +46,16 @@ def write(videos: Path, output: Path, adapter: TokenizerAdapter, split: str = "t
 
 
 def update(
-    videos: Path, output: Path, adapter: TokenizerAdapter, split: str = "train", **settings: Any
+    videos: Path,
+    output: Path,
+    adapter: TokenizerAdapter,
+    split: str = "train",
+    *,
+    process: Process = THE_ONLY_PROCESS,
+    clip_frames: int | None = None,
 ) -> WrittenShards:
-    episodes = find_episodes(videos / split)
-    return write_shards(adapter, episodes, output, split=split, episodes_per_shard=2, update=True, **settings)
+    config = TokenizeConfig(split=split, episodes_per_shard=2, update=True, clip_frames=clip_frames)
+    return write_shards(adapter, find_episodes(videos / split), output, config, process)
 
 
 def both_splits(videos: Path, output: Path, seed: int) -> Path:
@@ -72,7 +79,7 @@ def stored(fresh: dict[int, Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the videos that are encoded."""
+    """The names of the videos that are encoded, in order."""
     names: list[str] = []
     original = tokenize.encode_episode
 
@@ -92,7 +99,7 @@ def codes(store: TokenStore) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_an_updated_store_is_a_new_one_to_the_byte(
+def test_an_updated_store_equals_a_new_one_to_the_byte(
     recorded: Path, stored: Path, fresh: dict[int, Path], world_size: int
 ) -> None:
     for split in ("test", "train"):
@@ -102,22 +109,22 @@ def test_an_updated_store_is_a_new_one_to_the_byte(
     assert contents(stored) == contents(fresh[NEW]) != contents(fresh[OLD])
 
 
-def test_the_old_tokens_hold_until_every_split_is_redone(
+def test_the_store_serves_the_previous_tokens_until_every_split_is_updated(
     recorded: Path, stored: Path, fresh: dict[int, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     new = tiny_adapter(NEW)
     assert update(recorded, stored, new).outdated == ("test/d.mp4",)
-    assert "keeps its old tokens until 1 more episodes are redone by --update" in caplog.text
+    assert "serves its previous tokens until 1 more episodes are tokenized with --update" in caplog.text
     assert codes(TokenStore(stored)) == codes(TokenStore(fresh[OLD]))
     TokenStore(stored).check(tiny_adapter(OLD))
-    written = write(recorded, stored, new, update=True)  # nothing to do; what it wrote can be read at once
+    written = write(recorded, stored, new, update=True)  # nothing to do; its tokens can be read at once
     written.check(new)
     assert codes(written) == codes(TokenStore(fresh[NEW], "train"))
     assert update(recorded, stored, new, "test").outdated == ()
     assert contents(stored) == contents(fresh[NEW])
 
 
-def test_an_episode_whose_file_has_gone_keeps_the_old_tokens(videos: Path, stored: Path) -> None:
+def test_an_episode_whose_file_is_gone_keeps_the_previous_tokens_current(videos: Path, stored: Path) -> None:
     for suffix in (".mp4", ".json", ".actions.npy"):
         (videos / "train" / f"b{suffix}").unlink()
     update(videos, stored, tiny_adapter(NEW), "test")
@@ -125,7 +132,7 @@ def test_an_episode_whose_file_has_gone_keeps_the_old_tokens(videos: Path, store
     TokenStore(stored).check(tiny_adapter(OLD))
 
 
-def test_other_facts_of_the_videos_are_redone_as_another_tokenizer_is(videos: Path, stored: Path) -> None:
+def test_another_frame_rate_needs_an_update_like_another_tokenizer(videos: Path, stored: Path) -> None:
     for path in videos.rglob("*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"fps": 15}))
     with pytest.raises(ValueError, match=r"fps must be the same throughout a store, 30\.0, got 15\.0 .* --update"):
@@ -135,7 +142,7 @@ def test_other_facts_of_the_videos_are_redone_as_another_tokenizer_is(videos: Pa
     assert TokenStore(stored).metadata.fps == 15 and len(TokenStore(stored)) == 4
 
 
-def test_of_two_updates_at_once_the_second_is_told(
+def test_of_two_simultaneous_updates_the_later_is_refused(
     recorded: Path, stored: Path, fresh: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode, overtaken = tokenize.encode_episode, []
@@ -156,19 +163,22 @@ def test_of_two_updates_at_once_the_second_is_told(
 # Readers
 
 
-def test_a_reader_goes_on_with_the_old_tokens_or_is_told(recorded: Path, stored: Path, fresh: dict[int, Path]) -> None:
+def test_an_open_reader_keeps_the_previous_tokens(recorded: Path, stored: Path, fresh: dict[int, Path]) -> None:
     reader = TokenStore(stored)
     names = [episode.name for episode in TokenStore(fresh[OLD]).episodes]
     for split in ("train", "test"):
         update(recorded, stored, tiny_adapter(NEW), split)
     assert codes(reader) == codes(TokenStore(fresh[OLD]))
-    assert [episode.name for episode in reader.episodes] == names  # which nobody had asked for before
-    with pytest.raises(FileNotFoundError, match="has been written anew since it was opened; open it again"):
+    assert [episode.name for episode in reader.episodes] == names  # read for the first time
+    with pytest.raises(
+        FileNotFoundError,
+        match="no longer exists: an update has replaced it since the store was opened; open the store again",
+    ):
         pickle.loads(pickle.dumps(reader))  # a loader's new worker
     assert codes(reader.refreshed()) == codes(TokenStore(fresh[NEW]))
 
 
-def test_a_store_that_is_updated_while_it_is_opened_opens_with_the_new_tokens(
+def test_a_store_that_is_updated_while_it_is_opened_has_the_new_tokens(
     recorded: Path, stored: Path, fresh: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_shard, opened = reader.open_shard, []
@@ -187,21 +197,21 @@ def test_a_store_that_is_updated_while_it_is_opened_opens_with_the_new_tokens(
 def test_a_shard_that_is_missing_without_an_update_is_named(stored: Path) -> None:
     shard = next(stored.glob("tokens_*/train/shard_00001"))
     (shard / "shard.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="shard_00001/shard.safetensors is not there any more"):
+    with pytest.raises(FileNotFoundError, match="shard_00001/shard.safetensors no longer exists"):
         TokenStore(stored)
     (shard / "shard.safetensors").write_text("no shard")
     with pytest.raises(ValueError, match=r"shard_00001/shard.safetensors is damaged .* tokenize its videos again"):
         TokenStore(stored)
 
 
-# Whatever stops it
+# Interruptions
 
 
 class Killed(BaseException):
-    """Nothing is tidied up after it."""
+    """No handler runs for it."""
 
 
-def test_wherever_an_update_is_killed_the_store_is_whole_and_the_same_command_goes_on(
+def test_wherever_an_update_is_killed_the_store_is_complete_and_the_same_call_continues(
     recorded: Path, stored: Path, fresh: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: Iterator[None] = iter(())
@@ -244,7 +254,7 @@ def test_wherever_an_update_is_killed_the_store_is_whole_and_the_same_command_go
 # Changed files
 
 
-def test_a_changed_file_is_redone_alone(
+def test_only_a_changed_file_is_encoded_again(
     videos: Path, stored: Path, encoded: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -255,10 +265,10 @@ def test_a_changed_file_is_redone_alone(
         write(videos, stored, tiny_adapter(OLD))
     assert update(videos, stored, tiny_adapter(OLD)).written == (0,)
     assert encoded == ["b.mp4"]
-    assert "1 episodes have changed since they were written, and are redone" in caplog.text
+    assert "1 episodes have changed since they were written; encoding them again" in caplog.text
     now = TokenStore(stored, "train")
     assert [episode.frames for episode in now.episodes] == [8, 20, 10]
-    assert codes(now)[0] == old[1] and codes(now)[2] == old[3]  # a split named test comes before
+    assert codes(now)[0] == old[1] and codes(now)[2] == old[3]  # the split test comes first
     fresh = write(videos, stored.parent / "fresh", tiny_adapter(OLD))
     assert codes(now) == codes(fresh)
     assert torch.equal(now.window(1, 0, 6)["actions"], fresh.window(1, 0, 6)["actions"])
@@ -268,10 +278,10 @@ def test_a_changed_file_is_redone_alone(
         "shard_00001",
     ]
     update(videos, stored, tiny_adapter(OLD))
-    assert encoded[1:] == ["a.mp4", "b.mp4", "c.mp4"]  # those of the fresh store alone
+    assert encoded[1:] == ["a.mp4", "b.mp4", "c.mp4"]  # only those of the fresh store
 
 
-def test_clips_of_a_changed_file_take_the_place_of_its_old_ones(videos: Path, tmp_path: Path) -> None:
+def test_clips_of_a_changed_file_replace_its_previous_ones(videos: Path, tmp_path: Path) -> None:
     write(videos, tmp_path / "store", tiny_adapter(), clip_frames=5)
     write_episode(videos / "train" / "a.mp4", 14)
     update(videos, tmp_path / "store", tiny_adapter(), clip_frames=5)
@@ -285,7 +295,7 @@ def test_clips_of_a_changed_file_take_the_place_of_its_old_ones(videos: Path, tm
     ]
 
 
-def test_changed_actions_are_redone(videos: Path, stored: Path, encoded: list[str]) -> None:
+def test_changed_actions_are_stored_again(videos: Path, stored: Path, encoded: list[str]) -> None:
     path = videos / "train" / "c.actions.npy"
     actions = np.load(path)
     np.save(path, 2 - actions)
@@ -305,13 +315,13 @@ def with_another_decoder(seed: int) -> TokenizerAdapter:
     return adapter
 
 
-def test_another_decoder_replaces_the_adapter_alone(
+def test_another_decoder_replaces_only_the_adapter(
     recorded: Path, stored: Path, encoded: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     adapter, before = with_another_decoder(OLD), contents(stored)
     write(recorded, stored, adapter)
     assert contents(stored) == before
-    assert "keeps its adapter, which gives the same tokens as this one and has another decoder" in caplog.text
+    assert "keeps its adapter, which produces the same tokens as this one but has another decoder" in caplog.text
     assert update(recorded, stored, adapter).outdated == ()
     after = contents(stored)
     assert encoded == [] and TokenStore(stored).metadata.adapter_hash == adapter.hash
@@ -326,12 +336,12 @@ def test_another_decoder_replaces_the_adapter_alone(
 
 @pytest.fixture
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which its processes inherit
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # its processes inherit this
     tiny_adapter(NEW).tokenizer.save_pretrained(tmp_path / "model")
     return ["tokenize", "--model", str(tmp_path / "model"), "--episodes-per-shard", "2"]
 
 
-def test_the_command_redoes_what_another_tokenizer_wrote(
+def test_the_command_updates_a_store_of_another_tokenizer(
     arguments: list[str], recorded: Path, stored: Path, fresh: dict[int, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     train = [*arguments, str(recorded / "train"), "--output", str(stored)]
@@ -339,14 +349,14 @@ def test_the_command_redoes_what_another_tokenizer_wrote(
     assert cli.main(train) == 2
     assert "was written by another tokenizer" in (error := capsys.readouterr().err) and "--update" in error
     assert cli.main([*train, "--update"]) == 0
-    assert "the update is unfinished, and the old tokens hold" in capsys.readouterr().out
+    assert "the update is unfinished; until then the store serves the previous tokens" in capsys.readouterr().out
     assert cli.main([*test, "--update"]) == 0
     assert "1 episodes" in capsys.readouterr().out
     assert contents(stored) == contents(fresh[NEW])
 
 
 @pytest.mark.slow
-def test_the_command_redoes_a_store_by_several_processes(
+def test_the_command_updates_a_store_with_several_processes(
     arguments: list[str], recorded: Path, stored: Path, fresh: dict[int, Path]
 ) -> None:
     for split in ("train", "test"):

@@ -1,4 +1,4 @@
-"""A token store gives back what was written, within its episodes, and knows whose tokens it holds."""
+"""A token store returns what was written, in windows within episodes, and checks whose tokens it holds."""
 
 import os
 import resource
@@ -18,7 +18,7 @@ from vidtok_plugin.store.shards import StoredEpisode
 from vidtok_plugin.store.writer import TokenStoreWriter
 
 
-def test_episodes_come_back_as_they_were_written(tmp_path: Path) -> None:
+def test_episodes_are_read_as_they_were_written(tmp_path: Path) -> None:
     store = TokenStore(write_episodes(tmp_path, "train", [5, 1, 7]), "train")
     assert len(store) == 3 and store.num_steps == 13 and store.num_tokens == 13 * 6
     assert store.metadata == METADATA
@@ -48,17 +48,17 @@ def test_a_window_outside_its_episode_is_refused(tmp_path: Path, episode: int, s
         store.window(episode, start, length)
 
 
-def test_many_windows_end_with_their_episodes(tmp_path: Path) -> None:
+def test_windows_are_zero_after_the_end_of_their_episode(tmp_path: Path) -> None:
     store = TokenStore(write_episodes(tmp_path, "train", [5, 4, 2], per_shard=3))
     windows = store.windows([1, 0], [2, 0], 4)
     assert windows["valid"].tolist() == [[True, True, False, False], [True] * 4]
-    assert windows["codes"][0, :, 0, 0].tolist() == [3, 4, 0, 0]  # not the next episode's
+    assert windows["codes"][0, :, 0, 0].tolist() == [3, 4, 0, 0]  # not the codes of the next episode
     assert not windows["actions_known"][0, 2:].any()
     assert windows["start"].tolist() == [2, 0]
 
 
 @pytest.mark.parametrize(("episode", "start"), [(0, 5), (1, -1), (2, 0), (-1, 0)])
-def test_windows_begin_within_their_episodes(tmp_path: Path, episode: int, start: int) -> None:
+def test_a_window_that_begins_outside_its_episode_is_refused(tmp_path: Path, episode: int, start: int) -> None:
     store = TokenStore(write_episodes(tmp_path, "train", [5, 4]))
     with pytest.raises(
         ValueError, match=r"must begin within its episode's steps 0\.\.\d, got|episode must be in 0\.\.1"
@@ -69,12 +69,12 @@ def test_windows_begin_within_their_episodes(tmp_path: Path, episode: int, start
 @pytest.mark.parametrize(
     "sizes", [{"kind": "continuous"}, {"patch_dim": 4}, {"codebook_size": None}, {"kind": "fsq"}, {"kind": "other"}]
 )
-def test_metadata_tells_one_kind_of_tokens(sizes: dict[str, Any]) -> None:
+def test_metadata_of_no_kind_or_both_kinds_of_tokens_is_refused(sizes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="kind must be discrete with a codebook_size or continuous with a patch_dim"):
         replace(METADATA, **sizes)
 
 
-def test_splits_are_read_apart_or_together(tmp_path: Path) -> None:
+def test_splits_are_read_one_at_a_time_or_together(tmp_path: Path) -> None:
     write_episodes(tmp_path, "validation", [3])
     write_episodes(tmp_path, "train", [5, 4])
     assert [episode.split for episode in TokenStore(tmp_path).episodes] == ["train", "train", "validation"]
@@ -83,7 +83,7 @@ def test_splits_are_read_apart_or_together(tmp_path: Path) -> None:
         TokenStore(tmp_path, "test")
 
 
-def test_a_store_grows_by_shards_while_it_is_read(tmp_path: Path) -> None:
+def test_shards_may_be_added_while_a_store_is_read(tmp_path: Path) -> None:
     store = TokenStore(write_episodes(tmp_path, "train", [5]))
     write_episodes(tmp_path, "train", [3, 4])
     assert len(store) == 1 and store.window(0, 4, 1)["codes"][0, 0, 0] == 4
@@ -100,7 +100,7 @@ def test_a_store_may_have_more_shards_than_a_process_may_open_files(tmp_path: Pa
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_an_interrupted_shard_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_shard_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_episodes(tmp_path, "train", [5])
     entry = StoredEpisode(name="x.mp4", steps=3, frames=5, digest="")
 
@@ -116,7 +116,7 @@ def test_an_interrupted_shard_is_not_there(tmp_path: Path, monkeypatch: pytest.M
     assert TokenStore(tmp_path).steps.tolist() == [5, 3]
 
 
-def test_videos_without_actions_have_none(tmp_path: Path) -> None:
+def test_a_store_of_videos_without_actions_has_no_actions(tmp_path: Path) -> None:
     writer = TokenStoreWriter(tmp_path, replace(METADATA, action_space={}))
     entry = StoredEpisode(name="x.mp4", steps=3, frames=5, digest="")
     writer.write_shard("train", [entry], [{"codes": episode_data(3)["codes"]}])
@@ -125,13 +125,13 @@ def test_videos_without_actions_have_none(tmp_path: Path) -> None:
 
 def test_another_tokenizers_store_is_refused(tmp_path: Path) -> None:
     store = TokenStore(write_episodes(tmp_path, "train", [5]))
-    store.check(SimpleNamespace(hash="its decoder was trained on", token_hash="def"))  # type: ignore[arg-type]
+    store.check(SimpleNamespace(hash="of another decoder", token_hash="def"))  # type: ignore[arg-type]
     with pytest.raises(
         ValueError, match="was written by another tokenizer .token hash def, not xyz.; load .* --update"
     ):
         store.check(SimpleNamespace(hash="abc", token_hash="xyz"))  # type: ignore[arg-type]
     with pytest.raises(
-        ValueError, match="was written by another tokenizer .token hash def, not xyz.; redo .* --update"
+        ValueError, match="was written by another tokenizer .token hash def, not xyz.; tokenize it again .* --update"
     ):
         TokenStoreWriter(tmp_path, replace(METADATA, token_hash="xyz"))
     with pytest.raises(
@@ -141,8 +141,8 @@ def test_another_tokenizers_store_is_refused(tmp_path: Path) -> None:
         TokenStoreWriter(tmp_path, replace(METADATA, fps=15.0))
 
 
-def test_a_store_that_becomes_another_tokenizers_while_it_is_written_is_refused(tmp_path: Path) -> None:
-    """Two commands with different tokenizers may begin one store at the same moment."""
+def test_a_store_that_another_tokenizer_takes_over_during_writing_is_refused(tmp_path: Path) -> None:
+    """Two commands with different tokenizers may create the same store at the same moment."""
     writer = TokenStoreWriter(tmp_path, METADATA)
     (tmp_path / "store.json").unlink()
     TokenStoreWriter(tmp_path, replace(METADATA, token_hash="xyz"))
@@ -170,20 +170,20 @@ def test_shards_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     assert [episode.name for episode in TokenStore(tmp_path).episodes] == ["3", "99999", "100000"]
 
 
-def test_metadata_with_tuples_is_the_same_when_it_is_read(tmp_path: Path) -> None:
+def test_metadata_with_tuples_equals_what_is_read_back(tmp_path: Path) -> None:
     metadata = replace(METADATA, action_space={"kind": "discrete", "size": 2, "meanings": ("noop", "left")})
     write_episodes(tmp_path, "train", [5], metadata=metadata)
     write_episodes(tmp_path, "train", [3], metadata=metadata)
     assert TokenStore(tmp_path).metadata.action_space["meanings"] == ["noop", "left"]
 
 
-def test_what_is_no_store_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="missing doesn't exist"):
+def test_a_folder_without_a_store_or_with_another_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="missing does not exist"):
         TokenStore(tmp_path / "missing")
-    with pytest.raises(FileNotFoundError, match="is no token store"):
+    with pytest.raises(FileNotFoundError, match="is not a token store"):
         TokenStore(tmp_path)
     TokenStoreWriter(tmp_path, METADATA)
-    with pytest.raises(FileNotFoundError, match="has no episodes; its writing has only begun"):
+    with pytest.raises(FileNotFoundError, match="has no episodes; no shard has been written yet"):
         TokenStore(tmp_path)
     (tmp_path / "store.json").write_text('{"format": 1}')
     with pytest.raises(ValueError, match="format of .* must be 2, got 1: another version .* another folder"):
@@ -191,7 +191,7 @@ def test_what_is_no_store_is_named(tmp_path: Path) -> None:
 
 
 def test_windows_are_read_fast(tmp_path: Path) -> None:
-    """Thousands a second; far slower, they would hold up training."""
+    """Thousands per second; slower reading would hold up training."""
     store = TokenStore(write_episodes(tmp_path, "train", [200] * 8))
     start = time.perf_counter()
     for _ in range(10):

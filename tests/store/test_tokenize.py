@@ -1,4 +1,4 @@
-"""Recorded episodes become tokens and actions in a store, the same as when they are encoded whole."""
+"""Episodes become tokens and actions in a store, equal to those of the whole videos."""
 
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,14 @@ from recordings import tiny_adapter, write_episode, write_folder
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from vidtok_plugin.store import tokenize
 from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.video.episodes import find_episodes, find_videos
 from vidtok_plugin.video.reading import read_frames
 from vidtok_plugin.video.writing import write_video
 from world_model.actions import group_actions
 
-FRAMES = {"a": 17, "b": 11, "c": 1}  # 11: a last step of two frames
+FRAMES = {"a": 17, "b": 11, "c": 1}  # 11: the last step has two frames
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("chunk_frames", [1, 6, 64])
-def test_a_stored_episode_is_what_the_adapter_makes_of_its_video(
-    folder: Path, tmp_path: Path, chunk_frames: int
-) -> None:
+def test_stored_tokens_equal_those_of_the_whole_video(folder: Path, tmp_path: Path, chunk_frames: int) -> None:
     adapter, episodes = tiny_adapter(), find_episodes(folder)
     store = write_store(adapter, episodes, tmp_path, chunk_frames=chunk_frames, episodes_per_shard=2)
     assert [episode.frames for episode in store.episodes] == list(FRAMES.values())
@@ -40,7 +39,7 @@ def test_a_stored_episode_is_what_the_adapter_makes_of_its_video(
         assert torch.equal(window["actions_known"], grouped.known[0])
 
 
-def test_clips_are_streams_of_their_own_that_share_a_frame(folder: Path, tmp_path: Path) -> None:
+def test_clips_are_separate_streams_that_share_a_frame(folder: Path, tmp_path: Path) -> None:
     adapter, episodes = tiny_adapter(), find_episodes(folder)
     store = write_store(adapter, episodes, tmp_path, clip_frames=9)
     assert [(e.name, e.first_frame, e.frames, e.steps) for e in store.episodes] == [
@@ -60,7 +59,7 @@ def test_clips_are_streams_of_their_own_that_share_a_frame(folder: Path, tmp_pat
         write_store(adapter, episodes, tmp_path, clip_frames=8)
 
 
-def test_the_store_tells_how_it_was_made(folder: Path, tmp_path: Path) -> None:
+def test_the_metadata_describes_tokens_and_tokenizer(folder: Path, tmp_path: Path) -> None:
     adapter = tiny_adapter()
     store = write_store(adapter, find_episodes(folder), tmp_path)
     store.check(adapter)
@@ -73,12 +72,14 @@ def test_the_store_tells_how_it_was_made(folder: Path, tmp_path: Path) -> None:
     assert [episode.name for episode in store.episodes] == ["a.mp4", "b.mp4", "c.mp4"]
 
 
-def test_the_store_names_its_tokenizers_preset(folder: Path, tmp_path: Path) -> None:
+def test_the_metadata_names_the_tokenizers_preset(folder: Path, tmp_path: Path) -> None:
     store = write_store(TokenizerAdapter(VidTok.from_preset("vidtok_tiny")), find_episodes(folder)[2:], tmp_path)
     assert store.metadata.preset == "vidtok_tiny"
 
 
-def test_an_interrupted_writing_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_continues_where_it_stopped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     adapter, episodes = tiny_adapter(), find_episodes(folder)
     write_store(adapter, episodes[:2], tmp_path, episodes_per_shard=1)
     encoded = []
@@ -86,8 +87,6 @@ def test_an_interrupted_writing_goes_on(folder: Path, tmp_path: Path, monkeypatc
     def encode(adapter: TokenizerAdapter, episode: Any, *arguments: Any) -> Any:
         encoded.append(episode.path.name)
         return original(adapter, episode, *arguments)
-
-    from vidtok_plugin.store import tokenize
 
     original = tokenize.encode_episode
     monkeypatch.setattr(tokenize, "encode_episode", encode)
@@ -103,7 +102,7 @@ def test_videos_without_actions_are_stored_by_their_paths(folder: Path, tmp_path
     assert store.episodes[0].name == f"{folder.name}/a.mp4" and store.episodes[0].split == "test"
 
 
-def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
+def test_episodes_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
     adapter, episodes = tiny_adapter(), find_episodes(folder)
     write_store(adapter, episodes[:1], tmp_path / "store")
     with pytest.raises(ValueError, match="was written by another tokenizer"):
@@ -120,11 +119,11 @@ def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="height must be a multiple of 8"):
         write_store(adapter, find_episodes(tmp_path / "odd"), tmp_path / "other")
     write_episode(tmp_path / "silent" / "s.mp4", 9, meta={"fps": 30})
-    with pytest.raises(ValueError, match="its JSON must tell the action space of its discrete actions"):
+    with pytest.raises(ValueError, match="its JSON must describe the action space of its discrete actions"):
         write_store(adapter, find_episodes(tmp_path / "silent"), tmp_path / "other")
 
 
-def test_a_changed_video_is_not_taken_for_the_stored_one(tmp_path: Path) -> None:
+def test_a_changed_video_is_refused(tmp_path: Path) -> None:
     adapter = tiny_adapter()
     write_episode(tmp_path / "videos" / "v.mp4", 9)
     write_store(adapter, find_episodes(tmp_path / "videos"), tmp_path / "store")
@@ -132,6 +131,6 @@ def test_a_changed_video_is_not_taken_for_the_stored_one(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"v\.mp4 has changed since it was written"):
         write_store(adapter, find_episodes(tmp_path / "videos"), tmp_path / "store")
     frames = np.zeros((9, 16, 16, 3), dtype=np.uint8)
-    write_video(tmp_path / "videos" / "v.mp4", frames, fps=30)  # its actions are still those of 13 frames
+    write_video(tmp_path / "videos" / "v.mp4", frames, fps=30)  # it still has 13 actions
     with pytest.raises(ValueError, match="one action for each frame, got 13 actions for 9 frames"):
         write_store(adapter, find_episodes(tmp_path / "videos"), tmp_path / "other")

@@ -1,11 +1,11 @@
-"""Several processes write one store, the same to the byte whatever their number and whatever stops them."""
+"""Several processes write one store, the same to the byte for any number of processes and after any interruption."""
 
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.processes import Process
 from vidtok_plugin.store import plan, tokenize
 from vidtok_plugin.store.reader import TokenStore
-from vidtok_plugin.store.tokenize import WrittenShards, write_shards, write_store
+from vidtok_plugin.store.tokenize import TokenizeConfig, WrittenShards, write_shards, write_store
 from vidtok_plugin.video.episodes import find_episodes
 
-NAMES = ("a", "b", "c", "d", "e", "f", "g")  # in shards of 2: four of them
+NAMES = ("a", "b", "c", "d", "e", "f", "g")  # four shards of up to 2
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +34,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store that one process writes in one go."""
+    """The store that one process writes without interruption."""
     output = tmp_path_factory.mktemp("whole")
     write_store(tiny_adapter(), find_episodes(folder), output, episodes_per_shard=2)
     return output
 
 
 def train(store: Path) -> Path:
-    """The folder of its training split."""
+    """The folder of the training split."""
     return next(store.glob("tokens_*/train"))
 
 
-def write(folder: Path, output: Path, rank: int, world_size: int, names: Any = NAMES, **settings: Any) -> WrittenShards:
+def write(
+    folder: Path,
+    output: Path,
+    rank: int,
+    world_size: int,
+    names: Sequence[str] = NAMES,
+    *,
+    episodes_per_shard: int = 2,
+    clip_frames: int | None = None,
+) -> WrittenShards:
     episodes = [episode for episode in find_episodes(folder) if episode.path.stem in names]
-    process = Process(rank=rank, world_size=world_size)
-    settings = {"episodes_per_shard": 2, **settings}
-    return write_shards(tiny_adapter(), episodes, output, process=process, **settings)
+    config = TokenizeConfig(episodes_per_shard=episodes_per_shard, clip_frames=clip_frames)
+    return write_shards(tiny_adapter(), episodes, output, config, Process(rank=rank, world_size=world_size))
 
 
 @pytest.mark.parametrize("clip_frames", [None, 9])
@@ -71,14 +79,14 @@ def test_the_store_is_the_same_to_the_byte_for_any_number_of_processes(
     assert [episode.name[0] for episode in TokenStore(output).episodes if not episode.first_frame] == list(NAMES)
 
 
-def test_each_process_tells_what_is_missing(folder: Path, tmp_path: Path) -> None:
+def test_each_process_reports_which_shards_are_missing(folder: Path, tmp_path: Path) -> None:
     assert write(folder, tmp_path, 1, 2) == WrittenShards(written=(1, 3), missing=(0, 2))
     assert [episode.name for episode in TokenStore(tmp_path).episodes] == ["c.mp4", "d.mp4", "g.mp4"]
     assert write(folder, tmp_path, 1, 2) == WrittenShards(written=(), missing=(0, 2))
     assert write(folder, tmp_path, 0, 2) == WrittenShards(written=(0, 2), missing=())
 
 
-def test_appended_episodes_come_into_new_shards_for_any_number_of_processes(folder: Path, tmp_path: Path) -> None:
+def test_added_episodes_go_into_new_shards_for_any_number_of_processes(folder: Path, tmp_path: Path) -> None:
     stores = []
     for first, second in ((1, 1), (2, 3), (3, 2)):
         output = tmp_path / f"{first}{second}"
@@ -109,19 +117,19 @@ write(Path(sys.argv[1]), Path(sys.argv[2]), 0, 2)
 """
 
 
-def test_after_a_kill_another_number_of_processes_goes_on(folder: Path, whole: Path, tmp_path: Path) -> None:
+def test_after_a_kill_another_number_of_processes_continues(folder: Path, whole: Path, tmp_path: Path) -> None:
     path = os.pathsep.join([str(TESTS), *sys.path])
     command = [sys.executable, "-c", KILLED, str(folder), str(tmp_path)]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [path.name for path in train(tmp_path).glob("shard_*")] == ["shard_00000"]
-    assert len(list(train(tmp_path).glob(".shard_00002.part-*"))) == 1  # whole, but without its name
+    assert len(list(train(tmp_path).glob(".shard_00002.part-*"))) == 1  # complete, but not yet renamed
     for rank in range(3):
         write(folder, tmp_path, rank, 3)
     assert contents(tmp_path) == contents(whole)
 
 
-def test_of_two_processes_with_the_same_shard_the_first_one_stays(
+def test_of_two_processes_with_the_same_shard_the_first_ones_stays(
     folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode, overtaken = tokenize.encode_episode, []
@@ -140,23 +148,23 @@ def test_of_two_processes_with_the_same_shard_the_first_one_stays(
 def test_processes_that_see_different_episodes_agree_on_one_plan(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else an episode could come into two shards, when videos are added while the processes start."""
+    """Videos may be added while processes start; without one plan, an episode could get into two shards."""
     atomic_create, calls = plan.atomic_create, []
 
-    def publish_late(path: Path, make: Any) -> bool:
+    def create_late(path: Path, make: Any) -> bool:
         calls.append(path.name)
         if len(calls) == 1:
             write(folder, tmp_path, 1, 2, "bcdef")
         return atomic_create(path, make)
 
-    monkeypatch.setattr(plan, "atomic_create", publish_late)
-    assert write(folder, tmp_path, 0, 2, NAMES).missing == (3,)  # the other one doesn't know of it
-    assert calls == ["plan_00000", "plan_00000", "plan_00001"]
+    monkeypatch.setattr(plan, "atomic_create", create_late)
+    assert write(folder, tmp_path, 0, 2, NAMES).missing == (3,)  # the other process does not know this shard
+    assert calls == ["plan_00000", "plan_00000", "plan_00001"]  # the first is refused, the second extends it
     write(folder, tmp_path, 1, 2, NAMES)
     assert [episode.name[0] for episode in TokenStore(tmp_path).episodes] == ["b", "c", "d", "e", "f", "a", "g"]
 
 
-def test_folders_that_are_written_at_the_same_time_leave_each_others_shards_alone(folder: Path, tmp_path: Path) -> None:
+def test_runs_over_different_folders_do_not_touch_each_others_shards(folder: Path, tmp_path: Path) -> None:
     assert write(folder, tmp_path, 1, 2, "abc").missing == (0,)
     assert write(folder, tmp_path, 0, 2, "defg").written == (2,)
     assert write(folder, tmp_path, 0, 2, "abc") == WrittenShards(written=(0,), missing=())
@@ -165,8 +173,8 @@ def test_folders_that_are_written_at_the_same_time_leave_each_others_shards_alon
 
 
 @pytest.mark.parametrize("clip_frames", [None, 9])
-def test_a_store_without_a_plan_is_extended(folder: Path, tmp_path: Path, clip_frames: int | None) -> None:
-    """Stores from before there were plans."""
+def test_a_store_without_a_plan_can_be_extended(folder: Path, tmp_path: Path, clip_frames: int | None) -> None:
+    """Stores written before there were plans have none."""
     write(folder, tmp_path, 0, 1, "acd", episodes_per_shard=3, clip_frames=clip_frames)
     shutil.rmtree(train(tmp_path) / "plan_00000")
     old = contents(tmp_path)
@@ -179,22 +187,22 @@ def test_a_store_without_a_plan_is_extended(folder: Path, tmp_path: Path, clip_f
     assert list(names) == ["a", "c", "d", "b", "e", "f", "g"]
 
 
-def test_a_damaged_video_stops_its_own_process_and_may_be_removed_or_mended(folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_video_stops_its_process_and_may_be_removed_or_replaced(folder: Path, tmp_path: Path) -> None:
     videos = shutil.copytree(folder, tmp_path / "videos")
     (videos / "c.mp4").write_text("no video")
     with pytest.raises(ValueError, match=r"c\.mp4 cannot be read: it is no video, or is damaged"):
         write(videos, tmp_path / "removed", 1, 2)
     assert write(videos, tmp_path / "removed", 0, 2).missing == (1, 3)
-    shutil.copytree(tmp_path / "removed", tmp_path / "mended")
+    shutil.copytree(tmp_path / "removed", tmp_path / "replaced")
     assert write(videos, tmp_path / "removed", 1, 2, "abdefg") == WrittenShards(written=(1, 3), missing=())
     names = [episode.name[0] for episode in TokenStore(tmp_path / "removed").episodes]
     assert names == ["a", "b", "d", "e", "f", "g"]
     shutil.copy(folder / "c.mp4", videos)
-    assert write(videos, tmp_path / "mended", 1, 2) == WrittenShards(written=(1, 3), missing=())
-    assert [episode.name[0] for episode in TokenStore(tmp_path / "mended").episodes] == list(NAMES)
+    assert write(videos, tmp_path / "replaced", 1, 2) == WrittenShards(written=(1, 3), missing=())
+    assert [episode.name[0] for episode in TokenStore(tmp_path / "replaced").episodes] == list(NAMES)
 
 
-def test_a_changed_video_is_refused_by_the_process_that_has_its_shard(folder: Path, tmp_path: Path) -> None:
+def test_a_changed_video_is_refused_by_the_process_of_its_shard(folder: Path, tmp_path: Path) -> None:
     videos = shutil.copytree(folder, tmp_path / "videos")
     write(videos, tmp_path / "store", 0, 1)
     write_episode(videos / "c.mp4", 20)
@@ -203,7 +211,7 @@ def test_a_changed_video_is_refused_by_the_process_that_has_its_shard(folder: Pa
         write(videos, tmp_path / "store", 1, 2)
 
 
-def test_few_shards_for_many_processes_are_warned_of(
+def test_fewer_shards_than_processes_are_warned_of(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(folder, tmp_path, 0, 3, episodes_per_shard=4)
@@ -215,13 +223,13 @@ def test_few_shards_for_many_processes_are_warned_of(
 
 @pytest.fixture
 def arguments(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """`vidtok-plugin tokenize` of the episodes, without an output; its processes inherit one thread."""
+    """`vidtok-plugin tokenize` of the episodes, without --output; its processes inherit one thread."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     tiny_adapter().tokenizer.save_pretrained(tmp_path / "model")
     yield ["tokenize", str(folder), "--model", str(tmp_path / "model"), "--episodes-per-shard", "2"]
 
 
-def test_the_command_shares_its_work_among_processes(
+def test_the_command_divides_its_work_among_processes(
     arguments: list[str], whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([*arguments, "--output", str(tmp_path / "store"), "--processes", "2"]) == 0
@@ -230,7 +238,7 @@ def test_the_command_shares_its_work_among_processes(
     assert contents(tmp_path / "store") == contents(whole)
 
 
-def test_the_command_does_its_share_under_a_launcher(
+def test_the_command_writes_its_own_shards_under_a_launcher(
     arguments: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     arguments += ["--output", str(tmp_path / "store")]

@@ -1,1 +1,31 @@
-"""The token store: episodes to tokens on disk, and read back in windows."""
+"""The token store: episodes as tokens and actions on disk, written by one or more processes and read in windows.
+
+    STORE/store.json                      what the tokens are: adapter hashes, grid, codebook, frame rate, actions
+    STORE/adapter_1f.../                  the adapter that wrote the tokens, to decode them and what a model generates
+    STORE/statistics_5c.../               a KL model's latent statistics, which all writers share
+    STORE/tokens_0a.../SPLIT/             the episodes of a split, for example train
+        plan_00000/shards.json            the names of each shard's episodes: [["a.mp4", "b.mp4"], ["c.mp4"]]
+        plan_00001/shards.json            the plan that replaced it, because episodes were added
+        shard_00000/shard.safetensors     the tokens and actions of its episodes, one episode after another
+        shard_00003_r1/                   the first revision of shard 3, whose episode's file had changed
+
+A shard has N steps, and in its header the name, digest, first frame, frames and steps of each episode:
+
+    codes        (N, H, W) int32: FSQ codebook indices, or
+    patches      (N, H, W, d) float32: a KL model's normalized patches
+    actions      (N, f[, a]) int64 or float32: the actions that led to each step's frames, if the videos have any
+    num_actions  (N,) uint8: how many of those f actions exist
+
+Rules that let readers and several writers share a store:
+
+- Every file and folder appears whole or not at all. A shard never changes; the latest revision counts.
+- Folders are named by a hash of what determines their content, so different tokens never share a folder.
+- store.json names the current adapter and tokens. An update writes new tokens next to the current ones, then switches
+  atomically. Until then the store serves the previous tokens.
+- The plan decides which episodes go into which shard. Of several processes only one can create a given plan, so all
+  follow the same one, even if they see different episodes because a folder is still being filled. The store is
+  therefore the same to the byte for any number of processes.
+
+Shapes in this package: N steps of a shard, T steps of a window, H W rows and columns of the grid, d values of a patch,
+f frames in a step, a components of a continuous action.
+"""

@@ -1,11 +1,7 @@
-"""Which episodes go into which shard of a store, agreed on by all processes before they write.
+"""The plan of a split: which episodes go into which shard. All processes agree on it before they write.
 
-    STORE/tokens_0a.../train/
-        plan_00000/shards.json   the names of each shard's episodes: [["a.mp4", "b.mp4"], ["c.mp4"]]
-        plan_00001/shards.json   the plan that took its place, since more episodes had come
-
-A plan is a folder, since of two processes only one can give a folder its name: so they agree on one plan even if
-they see different episodes, such as those of a folder that is still being filled.
+Two processes cannot both give a folder its name, so each version of the plan is a folder. Whoever comes second reads
+the first one's plan and extends it if episodes are missing from it.
 """
 
 import json
@@ -23,9 +19,9 @@ Plan = list[list[str]]  # the names of the episodes of shard 0, 1, ...
 
 
 def plan_shards(split_folder: Path, names: Sequence[str], episodes_per_shard: int) -> Plan:
-    """The plan that holds all of `names`: the one that is there, or else that one with new shards at its end."""
+    """A plan that includes all of `names`: the current one, or the current one with new shards appended."""
     while True:
-        # Before the plan is read: else a shard might be taken for one that was never planned.
+        # Shards first: a shard written after the plan was read could be missing from that plan.
         written = {number: _names(path) for number, path in shard_paths(split_folder).items()}
         version, planned = _latest(split_folder)
         plan = _extend(planned, written, names, episodes_per_shard)
@@ -34,9 +30,9 @@ def plan_shards(split_folder: Path, names: Sequence[str], episodes_per_shard: in
 
 
 def _extend(planned: Plan, written: Mapping[int, list[str]], names: Sequence[str], episodes_per_shard: int) -> Plan:
-    """What is written stays as it is, and what isn't stays as planned, less the episodes that have gone.
+    """Keep written shards as they are, and planned ones without episodes that are gone; append the new episodes.
 
-    A planned shard none of whose episodes is in `names` is left alone: it is another folder's.
+    A planned shard with none of `names` stays whole: it belongs to a run over another folder.
     """
     given = set(names)
     stored = {name for shard in written.values() for name in shard}
@@ -47,17 +43,17 @@ def _extend(planned: Plan, written: Mapping[int, list[str]], names: Sequence[str
             continue
         shard = [name for name in planned[number] if name not in stored] if number < len(planned) else []
         plan.append([name for name in shard if name in given] or shard)
-    there = {name for shard in plan for name in shard}
-    new = [name for name in names if name not in there]
+    included = {name for shard in plan for name in shard}
+    new = [name for name in names if name not in included]
     return plan + [new[start : start + episodes_per_shard] for start in range(0, len(new), episodes_per_shard)]
 
 
 def _names(shard: Path) -> list[str]:
-    return list(dict.fromkeys(episode.name for episode in open_shard(shard).stored_episodes()))  # clips share one
+    return list(dict.fromkeys(episode.name for episode in open_shard(shard).stored_episodes()))  # clips share a name
 
 
 def _latest(split_folder: Path) -> tuple[int, Plan]:
-    """Number and contents of the last plan; -1 and an empty one if there is none."""
+    """Version and content of the newest plan; -1 and an empty plan if there is none."""
     version = -1
     while (split_folder / PLAN.format(version + 1)).exists():
         version += 1

@@ -1,18 +1,4 @@
-"""Shards, the files of a token store: many episodes' steps, one after another, that are read without being copied.
-
-    shard_00003/shard.safetensors   what is listed below, and in its header where each episode is and came from
-    shard_00003_r1/                 took the place of shard_00003 when an episode's file had changed
-
-A shard appears whole or not at all and never changes; of two revisions of one, the later holds.
-
-    codes        (N, H, W) int32: FSQ's codebook indices, or
-    patches      (N, H, W, d) float32: a KL model's normalised patches
-    actions      (N, f[, a]) int64 or float32: those that led to each step's frames, if there are any
-    num_actions  (N,) uint8: how many of the f actions there are
-
-Shapes: N steps of a shard, H W rows and columns, d values of a patch, f frames a step, a components of a continuous
-action.
-"""
+"""Shards: the files that hold the steps of many episodes, mapped into memory and read without copying."""
 
 import json
 import os
@@ -27,14 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 SHARD_FILE = "shard.safetensors"
-_EPISODES = "episodes"  # in the header: each one's name, digest, first frame, frames and steps
+_EPISODES = "episodes"  # header key: name, digest, first frame, frames and steps of each
 _DTYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32, "U8": np.uint8}
 _NAME = re.compile(r"shard_(?P<number>\d+)(_r(?P<revision>\d+))?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredEpisode:
-    """The place and the origin of an unbroken stretch of tokens, whose first step is a single frame."""
+    """Origin and location of an episode: steps that were encoded as one stream, the first of them a single frame."""
 
     name: str  # the source file, relative to the folder that was tokenized
     first_frame: int = 0  # in that file
@@ -48,19 +34,19 @@ class StoredEpisode:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """An open shard; its arrays are the mapped file, which stays readable when its name is removed."""
+    """An open shard; its arrays are the mapped file, which stays readable after the file is removed."""
 
     path: Path
-    data: Mapping[str, np.ndarray]  # N steps of each
-    entries: Sequence[tuple[str, str, int, int, int]]  # of each episode: name, digest, first frame, frames, steps
+    data: Mapping[str, np.ndarray]  # N steps each
+    entries: Sequence[tuple[str, str, int, int, int]]  # name, digest, first frame, frames, steps of each episode
 
     @property
     def steps(self) -> list[int]:
-        """Of each episode."""
+        """The number of steps of each episode."""
         return [entry[-1] for entry in self.entries]
 
     def stored_episodes(self) -> list[StoredEpisode]:
-        """Its episodes, in order."""
+        """The episodes, in order."""
         episodes, start = [], 0
         for name, digest, first, frames, steps in self.entries:
             episodes.append(
@@ -70,13 +56,13 @@ class Shard:
         return episodes
 
     def steps_of(self, episode: StoredEpisode) -> dict[str, Tensor]:
-        """A copy of what is stored of one of its episodes."""
-        own = slice(episode.start, episode.start + episode.steps)
-        return {name: torch.from_numpy(values[own].copy()) for name, values in self.data.items()}
+        """A copy of the data of one of its episodes."""
+        steps = slice(episode.start, episode.start + episode.steps)
+        return {name: torch.from_numpy(values[steps].copy()) for name, values in self.data.items()}
 
 
 def shard_paths(split_folder: Path) -> dict[int, Path]:
-    """The shards of a split that are there, by number and in order; of each its last revision."""
+    """The latest revision of each shard of a split, by number and in order."""
     found: dict[int, tuple[int, Path]] = {}
     for path in split_folder.iterdir() if split_folder.is_dir() else ():
         if match := _NAME.fullmatch(path.name):
@@ -86,34 +72,39 @@ def shard_paths(split_folder: Path) -> dict[int, Path]:
 
 
 def superseded_shards(split_folder: Path) -> list[Path]:
-    """Shards in whose place later revisions are."""
-    holding = set(shard_paths(split_folder).values())
-    return [path for path in split_folder.glob("shard_*") if _NAME.fullmatch(path.name) and path not in holding]
+    """Shards that a later revision has replaced."""
+    latest = set(shard_paths(split_folder).values())
+    return [path for path in split_folder.glob("shard_*") if _NAME.fullmatch(path.name) and path not in latest]
+
+
+def split_folders(tokens_folder: Path) -> list[Path]:
+    """The folders of splits that have shards."""
+    return sorted(path for path in tokens_folder.iterdir() if shard_paths(path)) if tokens_folder.is_dir() else []
 
 
 def shard_path(split_folder: Path, number: int) -> Path:
-    """Where the first revision of a shard goes."""
+    """The path of a shard before any revision."""
     return split_folder / f"shard_{number:05d}"
 
 
 def next_revision(shard: Path) -> Path:
-    """Where the revision after `shard` goes."""
+    """The path of the revision that replaces `shard`."""
     return shard.with_name(f"{shard.name.partition('_r')[0]}_r{_revision(shard) + 1}")
 
 
 def write_shard_file(folder: Path, episodes: Sequence[StoredEpisode], data: Sequence[Mapping[str, Tensor]]) -> None:
-    """Make the folder of a shard that holds these episodes, each with its steps."""
+    """Create a shard's folder with these episodes and the data of each, all with the same names of arrays."""
     folder.mkdir()
-    tensors = {name: torch.cat([part[name] for part in data]) for name in data[0]}
+    tensors = {name: torch.cat([episode[name] for episode in data]) for name in data[0]}
     entries = [[e.name, e.digest, e.first_frame, e.frames, e.steps] for e in episodes]
     save_file(tensors, folder / SHARD_FILE, {_EPISODES: json.dumps(entries)})
 
 
 def open_shard(path: Path) -> Shard:
-    """Map a shard.
+    """Map a shard into memory.
 
     Raises:
-        FileNotFoundError: it is not there any more, since an update has written it anew.
+        FileNotFoundError: it no longer exists, because an update has replaced it.
         ValueError: it is damaged.
     """
     file = path / SHARD_FILE
@@ -121,8 +112,8 @@ def open_shard(path: Path) -> Shard:
         return _map(path, file)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"TokenStore: {file} is not there any more: the store has been written anew since it was opened; open it "
-            "again."
+            f"TokenStore: {file} no longer exists: an update has replaced it since the store was opened; open the "
+            "store again."
         ) from None
     except (ValueError, KeyError) as error:
         raise ValueError(
@@ -131,21 +122,21 @@ def open_shard(path: Path) -> Shard:
 
 
 def _map(path: Path, file: Path) -> Shard:
-    # Not by the library's reader, which has the system read the whole file ahead: ten times as slow to open.
+    # The reader of safetensors makes the system read the whole file ahead: opening takes ten times as long.
     with open(file, "rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         size = os.fstat(opened.fileno()).st_size
         if length > size:
-            raise ValueError("its header is cut off")
+            raise ValueError("its header is truncated")
         header = json.loads(opened.read(length))
     entries = json.loads(header.pop("__metadata__")[_EPISODES])
     if 8 + length + max(tensor["data_offsets"][1] for tensor in header.values()) != size:
-        raise ValueError("its length is not what its header says")
-    # Mapped by torch, which keeps no file open: a store may have more shards than a process may open files.
+        raise ValueError("its length differs from its header's")
+    # torch maps without keeping the file open: a store may have more shards than a process may open files.
     try:
         whole = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8).numpy()[8 + length :]
     except RuntimeError:
-        file.stat()  # a FileNotFoundError, if it was removed since it was opened above
+        file.stat()  # raises FileNotFoundError if it was removed since it was opened above
         raise
     data = {}
     for name, tensor in header.items():

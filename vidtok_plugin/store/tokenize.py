@@ -1,47 +1,82 @@
-"""Videos to tokens: episodes are encoded and written into a token store, by one process or several."""
+"""Tokenizing episodes into a store, with one process or several: plan, find what is stale, encode, publish."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from rich.progress import track
+from rich.progress import Progress
 from torch import Tensor
 
-from vidtok_plugin.common.config import to_dict
-from vidtok_plugin.common.hashing import hash_files
+from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.processes import THE_ONLY_PROCESS, Process
-from vidtok_plugin.store.encode import clips_of, encode_episode, episode_facts, num_frames, video_of
+from vidtok_plugin.store.encode import clip_ranges, encode_episode
+from vidtok_plugin.store.metadata import StoreMetadata
 from vidtok_plugin.store.plan import plan_shards
-from vidtok_plugin.store.reader import StoreMetadata, TokenStore
+from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.shards import Shard, StoredEpisode, open_shard, shard_paths
+from vidtok_plugin.store.sources import Source, common_facts, file_digest, named_sources, num_frames, store_metadata
 from vidtok_plugin.store.writer import REDO, TokenStoreWriter
-from vidtok_plugin.tokenizer.presets import presets
-from vidtok_plugin.video.episodes import Episode, actions_path
-
-if TYPE_CHECKING:
-    from vidtok_plugin.adapter.adapter import TokenizerAdapter
 
 logger = logging.getLogger(__name__)
 
-Part = tuple[StoredEpisode, Mapping[str, Tensor]]  # an episode, or a clip of it, and its steps
+Clip = tuple[StoredEpisode, Mapping[str, Tensor]]  # a source or a clip of it, as stored, with its data
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeConfig:
+    """How episodes become tokens in a store.
+
+    split: the store's split to write to.
+    root: episodes are known by their paths relative to it, or by their file names alone.
+    clip_frames: 1 + k f; cut each video into clips of so many frames, the last frame of one being the first of the
+        next, and encode and store each on its own. The first step of a clip is a single frame, like that of a
+        rollout's prompt, which a model trained on whole videos alone seldom sees. None: whole videos.
+    episodes_per_shard: of new shards; shards that are already planned stay as they are.
+    chunk_frames: frames that are encoded at once.
+    update: replace what differs: episodes whose files have changed, or all of them if the tokenizer or the size, rate
+        or actions of the videos are different.
+    progress: show a progress bar.
+    """
+
+    split: str = "train"
+    root: str | Path | None = None
+    clip_frames: int | None = None
+    episodes_per_shard: int = 32
+    chunk_frames: int = 64
+    update: bool = False
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.episodes_per_shard, self.chunk_frames) < 1:
+            raise ValueError(
+                "write_store: episodes_per_shard and chunk_frames must be at least 1, got "
+                f"{self.episodes_per_shard} and {self.chunk_frames}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenShards:
-    """What one process wrote, by number of shard, and what is still missing when it ends."""
+    """What one process wrote, and what was still missing when it finished."""
 
-    written: tuple[int, ...]
-    missing: tuple[int, ...]  # other processes write them, or will once they are started again
-    outdated: tuple[str, ...] = ()  # an update: when nothing is missing, what of the old tokens isn't redone yet
+    written: tuple[int, ...]  # numbers of shards
+    missing: tuple[int, ...]  # numbers of shards that other processes have yet to write
+    outdated: tuple[str, ...] = ()  # of an update with nothing missing: episodes that still have only previous tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StaleShard:
+    """A shard to write, because some of its episodes are new or have changed."""
+
+    number: int
+    names: Sequence[str]  # of all its episodes
+    stale: Mapping[str, str]  # name -> digest of the episodes to encode
+    stored: Shard | None  # the shard that it replaces
 
 
 def write_store(
-    adapter: "TokenizerAdapter",
-    episodes: Sequence[Episode | Path],
+    adapter: TokenizerAdapter,
+    episodes: Sequence[Source],
     output: str | Path,
     *,
     split: str = "train",
@@ -52,30 +87,20 @@ def write_store(
     update: bool = False,
     progress: bool = False,
 ) -> TokenStore:
-    """Encode `episodes` and append them to the store `output`; -> that split of it.
+    """Encode `episodes`, append them to the store `output` and return that split of it.
 
-    A path stands for a video without actions. Episodes that the store has already are left out, so that an
-    interrupted call goes on where it stopped (by whole shards). They are known by their paths relative to
-    `root`, or by their names alone.
+    A path stands for a video without actions. Episodes that the store has already are skipped, so an interrupted call
+    continues where it stopped, by whole shards. The settings are those of `TokenizeConfig`.
 
-    With `clip_frames`, 1 + k f of them, each video is cut into clips, the last frame of one being the first of
-    the next, and each is encoded as a stream of its own and stored as an episode. A rollout's prompt is such a
-    stream, whose first step is a single frame: a model that learns of whole videos alone seldom sees that.
-
-    With `update`, what is stored is redone where it differs: episodes whose files have changed; and all of them, if
-    the tokenizer is another one, or the videos' size, rate or actions are. New tokens are the store's only once every
-    episode that it has, of all splits, is redone; so do that for each split. The split that comes back has them in
-    any case.
+    An update (`update=True`) to another tokenizer needs a call for each split. The store serves the previous tokens
+    until the new ones include all its episodes; the split that is returned has the new tokens at once.
 
     Raises:
-        ValueError: episodes that differ in size, rate or actions from each other; those that differ so from what is
-            stored, or have changed since, or another tokenizer's store, without `update`; a video whose size doesn't
-            fit the tokenizer; a KL model without latent statistics.
+        ValueError: episodes that differ from each other in size, rate or actions; without `update`, episodes that
+            differ so from those stored or whose files have changed, or a store of another tokenizer; a video size that
+            does not fit the tokenizer; a KL model without latent statistics.
     """
-    write_shards(
-        adapter,
-        episodes,
-        output,
+    config = TokenizeConfig(
         split=split,
         root=root,
         clip_frames=clip_frames,
@@ -84,173 +109,182 @@ def write_store(
         update=update,
         progress=progress,
     )
+    write_shards(adapter, episodes, output, config)
     return TokenStore(output, split, metadata=store_metadata(adapter, episodes[0], clip_frames))
 
 
 def write_shards(
-    adapter: "TokenizerAdapter",
-    episodes: Sequence[Episode | Path],
+    adapter: TokenizerAdapter,
+    episodes: Sequence[Source],
     output: str | Path,
-    *,
-    split: str = "train",
-    root: str | Path | None = None,
-    clip_frames: int | None = None,
-    episodes_per_shard: int = 32,
-    chunk_frames: int = 64,
-    update: bool = False,
-    progress: bool = False,
+    config: TokenizeConfig,
     process: Process = THE_ONLY_PROCESS,
 ) -> WrittenShards:
-    """One process's part of `write_store`: of the shards, which all processes plan alike, each writes every
-    `world_size`-th. Given the same episodes, whatever the number of processes and however often they were
-    stopped and started again, the store is the same to the byte.
+    """One process's work in `write_store`: all processes make the same plan, and each writes every world_size-th shard.
 
-    `episodes_per_shard` counts for new episodes: shards that are planned stay as they are. Each process checks
-    the episodes of its own shards. Errors are those of `write_store`.
+    Given the same episodes, the store is the same to the byte for any number of processes and after any interruptions.
+    Each process checks the episodes of its own shards. Errors are those of `write_store`.
     """
-    _check_settings(adapter, episodes, clip_frames, episodes_per_shard, chunk_frames)
-    names = _names(episodes, root)
-    given = dict(zip(names, episodes, strict=True))
-    metadata = store_metadata(adapter, episodes[0], clip_frames)
-    writer = TokenStoreWriter(output, metadata, adapter=adapter, update=update)
-    folder = writer.split_folder(split)
-    plan = plan_shards(folder, names, episodes_per_shard)
-    ours = [number for number, shard in enumerate(plan) if not given.keys().isdisjoint(shard)]
-    own = [number for number in ours if number % process.world_size == process.rank]
-    paths = shard_paths(folder)
-    missing = [number for number in ours if number not in paths]
+    _check_fit(adapter, episodes, config)
+    sources = named_sources(episodes, config.root)
+    metadata = store_metadata(adapter, episodes[0], config.clip_frames)
+    writer = TokenStoreWriter(output, metadata, adapter=adapter, update=config.update)
+
+    plan = plan_shards(writer.split_folder(config.split), list(sources), config.episodes_per_shard)
+    wanted = {number: names for number, names in enumerate(plan) if not sources.keys().isdisjoint(names)}
     if process.rank == 0:
-        logger.info("%s: %d of %d episodes to encode", output, sum(len(plan[n]) for n in missing), len(given))
-        if 0 < len(missing) < process.world_size:
-            logger.warning(
-                "%s: there are only %d shards to write for %d processes; lower episodes_per_shard",
-                *(output, len(missing), process.world_size),
-            )
-    there = {number: open_shard(paths[number]) for number in own if number in paths}
-    digests, queue = {}, []
-    for number in own:
-        stored = {e.name: e.digest for e in there[number].stored_episodes()} if number in there else {}
-        for name in plan[number]:
-            if name not in given:
-                continue  # it is stored, and its file has gone
-            metadata.check_same(replace(metadata, **episode_facts(adapter, given[name])), name)
-            digests[name] = _digest(given[name])
-            if stored.get(name) == digests[name]:
-                continue
-            if name in stored and not update:
-                raise ValueError(
-                    f"write_store: {name} has changed since it was written to {output}; {REDO}, or write another store."
-                )
-            queue.append((number, name))
-    if changed := sum(number in there for number, _ in queue):
-        logger.info("%s: %d episodes have changed since they were written, and are redone", output, changed)
-    bar = track(queue, f"tokens ({split})", disable=not progress or process.rank > 0)
-    written = []
-    for number, shard in groupby(bar, key=itemgetter(0)):
-        old = there.get(number)
-        parts = _stored_parts(old)
-        for _, name in shard:
-            parts[name] = _encoded_parts(adapter, given[name], name, digests[name], clip_frames, chunk_frames)
-        entries, data = zip(*(part for name in plan[number] for part in parts[name]), strict=True)
-        writer.write_shard(split, entries, data, number, instead_of=old.path if old is not None else None)
-        written.append(number)
-    writer.tidy(split)
-    paths = shard_paths(folder)
-    missing = [number for number in ours if number not in paths]
-    outdated = writer.put_in_place() if update and not missing else ()
-    if outdated:
-        logger.warning(
-            "%s keeps its old tokens until %d more episodes are redone by --update, with their own folder and --split: "
-            "%s",
-            *(output, len(outdated), f"{', '.join(outdated[:3])}{', ...' if len(outdated) > 3 else ''}"),
-        )
-    return WrittenShards(written=tuple(written), missing=tuple(missing), outdated=outdated)
+        _log_plan(writer, wanted, len(sources), config, process)
 
+    own = {number: names for number, names in wanted.items() if number % process.world_size == process.rank}
+    _check_same(adapter, sources, own, metadata)
+    shards = _find_stale(sources, own, writer, config)
+    with Progress(disable=not config.progress or process.rank > 0) as bar:
+        encoding = bar.add_task(f"tokens ({config.split})", total=sum(len(shard.stale) for shard in shards))
+        for shard in shards:
+            clips = _stored_clips(shard.stored)
+            for name, digest in shard.stale.items():
+                clips[name] = _encode_clips(adapter, sources[name], name, digest, config)
+                bar.advance(encoding)
+            _write(writer, shard, clips, config.split)
 
-def store_metadata(
-    adapter: "TokenizerAdapter", episode: Episode | Path, clip_frames: int | None = None
-) -> StoreMetadata:
-    """What a store of such an adapter's tokens of such episodes tells of them."""
-    architecture = adapter.tokenizer.architecture
-    discrete = adapter.kind == "discrete"
-    return StoreMetadata(
-        adapter_hash=adapter.hash,
-        token_hash=adapter.token_hash,
-        tokenizer=to_dict(architecture),
-        preset=next((name for name, preset in presets().items() if preset.architecture == architecture), None),
-        kind=adapter.kind,
-        codebook_size=adapter.codebook_size if discrete else None,
-        fsq_levels=architecture.fsq_levels,
-        patch_dim=None if discrete else adapter.patch_dim,
-        temporal_factor=adapter.temporal_factor,
-        clip_frames=clip_frames,
-        **episode_facts(adapter, episode),
+    missing = _missing(writer, wanted, config.split)
+    return WrittenShards(
+        written=tuple(shard.number for shard in shards),
+        missing=missing,
+        outdated=_publish(writer, config, complete=not missing),
     )
 
 
-def _stored_parts(shard: Shard | None) -> dict[str, list[Part]]:
-    """What a shard has of each file; nothing if there is none yet."""
-    parts: dict[str, list[Part]] = {}
-    if shard is not None:
-        for episode in shard.stored_episodes():
-            parts.setdefault(episode.name, []).append((episode, shard.steps_of(episode)))
-    return parts
-
-
-def _encoded_parts(
-    adapter: "TokenizerAdapter",
-    episode: Episode | Path,
-    name: str,
-    digest: str,
-    clip_frames: int | None,
-    chunk_frames: int,
-) -> list[Part]:
-    parts: list[Part] = []
-    for clip in clips_of(num_frames(episode), clip_frames):
-        data = encode_episode(adapter, episode, clip, chunk_frames)
-        steps = len(next(iter(data.values())))
-        entry = StoredEpisode(name=name, first_frame=clip.start, frames=len(clip), steps=steps, digest=digest)
-        parts.append((entry, data))
-    return parts
-
-
-def _names(episodes: Sequence[Episode | Path], root: str | Path | None) -> list[str]:
-    paths = [video_of(episode) for episode in episodes]
-    names = [path.name if root is None else path.relative_to(root).as_posix() for path in paths]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"write_store: the episodes' names must differ, got {twice} twice; tell their common root.")
-    return names
-
-
-def _digest(episode: Episode | Path) -> str:
-    return hash_files(episode) if isinstance(episode, Path) else hash_files(episode.path, actions_path(episode.path))
-
-
-def _check_settings(
-    adapter: "TokenizerAdapter",
-    episodes: Sequence[Episode | Path],
-    clip_frames: int | None,
-    episodes_per_shard: int,
-    chunk_frames: int,
-) -> None:
+def _check_fit(adapter: TokenizerAdapter, episodes: Sequence[Source], config: TokenizeConfig) -> None:
     if not episodes:
         raise ValueError("write_store: there must be at least one episode, got none.")
     if adapter.kind == "continuous" and not adapter.has_latent_stats:
         raise ValueError(
-            "write_store: a KL model's patches are normalised by the adapter's latent statistics, which must have been "
+            "write_store: the adapter of a KL model normalizes patches by latent statistics, which must have been "
             "fitted, got mean 0 and std 1; call adapter.fit_latent_stats(videos), or load an adapter that was saved "
             "with its own (TokenizerAdapter.from_pretrained)."
         )
-    if min(episodes_per_shard, chunk_frames) < 1:
-        raise ValueError(
-            f"write_store: episodes_per_shard and chunk_frames must be at least 1, got {episodes_per_shard} "
-            f"and {chunk_frames}."
-        )
-    f = adapter.temporal_factor
+    clip_frames, f = config.clip_frames, adapter.temporal_factor
     if clip_frames is not None and (clip_frames <= 1 or (clip_frames - 1) % f):
         below = 1 + max(1, (clip_frames - 1) // f) * f
         raise ValueError(
             f"write_store: clip_frames must be 1 + k * {f} ({f} is the tokenizer's temporal factor), got "
             f"{clip_frames}; the nearest that fit are {below} and {below + f}."
         )
+
+
+# Plan
+
+
+def _missing(writer: TokenStoreWriter, wanted: Mapping[int, Sequence[str]], split: str) -> tuple[int, ...]:
+    written = shard_paths(writer.split_folder(split))
+    return tuple(number for number in wanted if number not in written)
+
+
+def _log_plan(
+    writer: TokenStoreWriter,
+    wanted: Mapping[int, Sequence[str]],
+    num_sources: int,
+    config: TokenizeConfig,
+    process: Process,
+) -> None:
+    missing = _missing(writer, wanted, config.split)
+    to_encode = sum(len(wanted[number]) for number in missing)
+    logger.info("%s: %d of %d episodes to encode", writer.folder, to_encode, num_sources)
+    if 0 < len(missing) < process.world_size:
+        logger.warning(
+            "%s: there are only %d shards to write for %d processes; lower episodes_per_shard",
+            *(writer.folder, len(missing), process.world_size),
+        )
+
+
+# Find what is stale
+
+
+def _check_same(
+    adapter: TokenizerAdapter,
+    sources: Mapping[str, Source],
+    planned: Mapping[int, Sequence[str]],
+    metadata: StoreMetadata,
+) -> None:
+    """Raise a ValueError if a planned source differs from what all sources of the store have in common."""
+    for name in (name for names in planned.values() for name in names if name in sources):
+        metadata.check_same(replace(metadata, **common_facts(adapter, sources[name])), name)
+
+
+def _find_stale(
+    sources: Mapping[str, Source],
+    planned: Mapping[int, Sequence[str]],
+    writer: TokenStoreWriter,
+    config: TokenizeConfig,
+) -> list[_StaleShard]:
+    """The planned shards with episodes that are new or have changed."""
+    paths = shard_paths(writer.split_folder(config.split))
+    shards = []
+    for number, names in planned.items():
+        stored = open_shard(paths[number]) if number in paths else None
+        digests = {} if stored is None else {episode.name: episode.digest for episode in stored.stored_episodes()}
+        stale = {}
+        for name in names:
+            if name not in sources:
+                continue  # it is stored, and its file is gone
+            digest = file_digest(sources[name])
+            if digest == digests.get(name):
+                continue
+            if name in digests and not config.update:
+                raise ValueError(
+                    f"write_store: {name} has changed since it was written to {writer.folder}; {REDO}, or write "
+                    "another store."
+                )
+            stale[name] = digest
+        if stale:
+            shards.append(_StaleShard(number=number, names=names, stale=stale, stored=stored))
+    if changed := sum(len(shard.stale) for shard in shards if shard.stored is not None):
+        logger.info("%s: %d episodes have changed since they were written; encoding them again", writer.folder, changed)
+    return shards
+
+
+# Encode
+
+
+def _stored_clips(shard: Shard | None) -> dict[str, list[Clip]]:
+    """The clips of each source in a shard."""
+    clips: dict[str, list[Clip]] = {}
+    if shard is not None:
+        for episode in shard.stored_episodes():
+            clips.setdefault(episode.name, []).append((episode, shard.steps_of(episode)))
+    return clips
+
+
+def _encode_clips(
+    adapter: TokenizerAdapter, source: Source, name: str, digest: str, config: TokenizeConfig
+) -> list[Clip]:
+    clips: list[Clip] = []
+    for frames in clip_ranges(num_frames(source), config.clip_frames):
+        data = encode_episode(adapter, source, frames, config.chunk_frames)
+        steps = len(next(iter(data.values())))
+        entry = StoredEpisode(name=name, first_frame=frames.start, frames=len(frames), steps=steps, digest=digest)
+        clips.append((entry, data))
+    return clips
+
+
+# Publish
+
+
+def _write(writer: TokenStoreWriter, shard: _StaleShard, clips: Mapping[str, Sequence[Clip]], split: str) -> None:
+    entries, data = zip(*(clip for name in shard.names for clip in clips[name]), strict=True)
+    replaces = None if shard.stored is None else shard.stored.path
+    writer.write_shard(split, entries, data, shard.number, replaces=replaces)
+
+
+def _publish(writer: TokenStoreWriter, config: TokenizeConfig, *, complete: bool) -> tuple[str, ...]:
+    """Tidy up, and switch an update that is complete here; returns the episodes of the store that it still lacks."""
+    writer.tidy(config.split)
+    outdated = writer.switch() if config.update and complete else ()
+    if outdated:
+        logger.warning(
+            "%s serves its previous tokens until %d more episodes are tokenized with --update, with their own folder "
+            "and --split: %s",
+            *(writer.folder, len(outdated), f"{', '.join(outdated[:3])}{', ...' if len(outdated) > 3 else ''}"),
+        )
+    return outdated

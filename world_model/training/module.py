@@ -12,7 +12,8 @@ from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.config import to_dict
-from vidtok_plugin.store.reader import TokenStore, adapter_folder, read_metadata
+from vidtok_plugin.store.metadata import adapter_folder, read_metadata
+from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.training import RunConfig
 from vidtok_plugin.training.module import Loss, TrainingModule
 from vidtok_plugin.training.optimization import OptimizerConfig, configure_optimizers
