@@ -21,12 +21,13 @@ from vidtok_plugin import VidTok, cli
 from vidtok_plugin.evaluation import evaluate as evaluation
 from vidtok_plugin.evaluation.evaluate import EvaluationConfig, default_output, evaluate, published_protocol
 from vidtok_plugin.evaluation.networks import MetricNetworks
-from vidtok_plugin.evaluation.pairs import read_scaled, resize_and_crop, sampled, stream_pairs
+from vidtok_plugin.evaluation.pairs import read_scaled, resize_as_published, sampled, stream_pairs
 from vidtok_plugin.evaluation.report import Report
 from vidtok_plugin.metrics.frames import bounded_psnr, frame_ssim
 from vidtok_plugin.metrics.fvd import I3D, FrechetVideoDistance
+from vidtok_plugin.video.pixels import from_uint8
 from vidtok_plugin.video.reading import VideoInfo, read_frames, read_in_order
-from vidtok_plugin.video.resizing import resize
+from vidtok_plugin.video.resizing import resize, resize_and_crop
 from vidtok_plugin.video.writing import write_video
 
 FAST = EvaluationConfig(fps=6, size=16, clip_frames=9)
@@ -72,7 +73,7 @@ def run(folder: Path, output: Path, tokenizer: VidTok | None = None, **changes: 
 def natural_video(path: Path, step: int, size: int = 16) -> Tensor:
     """Every `step`-th frame of a video (1, 3, t, size, size)."""
     frames = torch.from_numpy(read_frames(path)[::step].copy())
-    return resize_and_crop(frames, size).movedim(1, 0)[None]
+    return resize_as_published(frames, size).movedim(1, 0)[None]
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,17 @@ def test_frames_are_scaled_as_torchvision_scales_them() -> None:
         expected = np.einsum("yh,thwc,xw->tcyx", rows, frames / 127.5 - 1, columns)
         top, left = round((scaled[0] - 16) / 2), round((scaled[1] - 16) / 2)
         cropped = torch.from_numpy(expected[:, :, top : top + 16, left : left + 16]).float()
-        torch.testing.assert_close(resize_and_crop(torch.from_numpy(frames), 16), cropped, rtol=0.0, atol=1e-5)
+        torch.testing.assert_close(resize_as_published(torch.from_numpy(frames), 16), cropped, rtol=0.0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_resizer_of_training_clips_would_change_the_figures() -> None:
+    """It leaves frames sharper; this is why the evaluation has its own. Published figures have two decimals."""
+    tokenizer, frames = VidTok.from_pretrained("vidtok_tiny"), read_frames(natural_clip("bigbuckbunny.mp4"), range(5))
+    published = resize_as_published(torch.from_numpy(frames), 64).movedim(1, 0)[None]
+    by_area = from_uint8(torch.from_numpy(resize_and_crop(frames, 64, 64)))[None]
+    psnr = [float(bounded_psnr(video, tokenizer(video).reconstruction).mean()) for video in (published, by_area)]
+    assert psnr[0] - psnr[1] > 0.1
 
 
 def test_blocks_of_a_video_are_its_frames_in_order(folder: Path) -> None:
@@ -261,7 +272,7 @@ def test_a_damaged_line_in_the_middle_is_an_error(small: Path, tmp_path: Path) -
     path = tmp_path / "videos.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + "no JSON\n" + lines[2])
-    with pytest.raises(ValueError, match=r"line 2 of .*videos\.jsonl is no JSON; remove that line"):
+    with pytest.raises(ValueError, match=r"line 2 of .*videos\.jsonl is not valid JSON; remove the line"):
         run(small, tmp_path)
 
 
@@ -280,7 +291,7 @@ def test_a_video_whose_features_are_lost_is_done_again(
 
 def test_other_settings_or_weights_are_an_error(small: Path, tmp_path: Path, networks: MetricNetworks) -> None:
     run(small, tmp_path)
-    with pytest.raises(ValueError, match=r"holds an evaluation with size 16, not 32; name another output folder"):
+    with pytest.raises(ValueError, match=r"has an evaluation with size 16, not 32; choose another output folder"):
         run(small, tmp_path, cfg=replace(FAST, size=32))
     with pytest.raises(ValueError, match="an evaluation with clip_frames 9, not 17"):
         run(small, tmp_path, cfg=replace(FAST, clip_frames=17))
@@ -289,7 +300,7 @@ def test_other_settings_or_weights_are_an_error(small: Path, tmp_path: Path, net
     other = tiny()
     with torch.no_grad():
         next(other.decoder.parameters()).mul_(1.01)
-    with pytest.raises(ValueError, match=r"an evaluation with model_hash [0-9a-f]{64}, not [0-9a-f]{64}; name"):
+    with pytest.raises(ValueError, match=r"an evaluation with model_hash [0-9a-f]{64}, not [0-9a-f]{64}; choose"):
         run(small, tmp_path, other)
 
 
@@ -304,7 +315,7 @@ def test_a_video_that_has_changed_is_an_error_and_one_that_is_new_is_added(small
     (videos / "a.mp4").unlink()
     assert [video.name for video in run(videos, tmp_path / "out").videos] == ["b.mp4"]
     shutil.copy(small / "a.mp4", videos / "b.mp4")
-    with pytest.raises(ValueError, match=r"b\.mp4 has changed since it was evaluated into .*; name another output"):
+    with pytest.raises(ValueError, match=r"b\.mp4 has changed since it was evaluated into .*; choose another output"):
         run(videos, tmp_path / "out")
 
 
@@ -426,7 +437,7 @@ def test_the_table_has_every_video_and_the_overall_figures(report: Report) -> No
     for name, scores in [(video.name, video) for video in report.videos] + [("overall", report.overall)]:
         (row,) = (line for line in lines if name in line)
         assert f"{scores.psnr:.2f}" in row and f"{scores.lpips:.4f}" in row and f"{scores.fvd:.1f}" in row
-    assert report.notes() == ["FVD is of 10 clips; the fewer clips, the higher it is."]
+    assert report.notes() == ["FVD is over 10 clips; the fewer clips, the stronger its upward bias."]
 
 
 @pytest.fixture

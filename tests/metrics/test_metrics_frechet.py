@@ -121,5 +121,5 @@ def test_files_that_are_no_i3d_are_an_error(tmp_path: Path) -> None:
         I3D(tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="must take the arguments .*it lacks rescale, resize, return_features"):
         I3D(save_torchscript(NoArguments(), tmp_path / "other.pt"))
-    with pytest.raises(ValueError, match=r"one vector a clip, \(1, d\), got \(1, 3, 9, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"one vector per clip, \(1, d\), got \(1, 3, 9, 16, 16\)"):
         I3D(save_torchscript(NoVectors(), tmp_path / "maps.pt"))(torch.zeros(1, 3, 9, 16, 16))

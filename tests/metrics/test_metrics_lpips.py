@@ -166,7 +166,9 @@ def test_other_or_damaged_files_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must be torchvision's VGG16 .* or a published VidTok checkpoint"):
         load_lpips(path)
     torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
-    with pytest.raises(ValueError, match=r"all of VGG16's convolutions, but net\.slice1\.0\.bias is missing"):
+    with pytest.raises(
+        ValueError, match=r"must contain all of VGG16's convolutions, but net\.slice1\.0\.bias is missing"
+    ):
         load_lpips(path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"weights\.pth is not a complete checkpoint.*; fetch it again"):

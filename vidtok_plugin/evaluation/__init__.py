@@ -1,1 +1,1 @@
-"""Evaluation: a folder of videos, or clips, measured."""
+"""Evaluation: PSNR, SSIM, LPIPS and FVD of a tokenizer on a folder of videos."""

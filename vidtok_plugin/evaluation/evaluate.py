@@ -1,4 +1,4 @@
-"""How well a tokenizer reconstructs a folder of videos, by VidTok's published protocol, resumable after a stop."""
+"""Evaluation of a tokenizer on a folder of videos by VidTok's published protocol, resumable."""
 
 import logging
 import math
@@ -19,10 +19,10 @@ from vidtok_plugin.evaluation.networks import MetricNetworks
 from vidtok_plugin.evaluation.pairs import (
     UnreadableError,
     clip_pairs,
-    completed,
-    in_parts,
+    pad_clip,
     probe_rated,
     read_scaled,
+    rechunk,
     sampled,
     stream_pairs,
 )
@@ -39,21 +39,21 @@ from vidtok_plugin.video.reading import VideoInfo
 
 logger = logging.getLogger(__name__)
 
-LPIPS_FRAMES = 8  # compared by LPIPS at once
+LPIPS_FRAMES = 8  # per call of LPIPS
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How videos are sampled, scaled and cut; `published_protocol` gives what a model's published figures took.
+    """How videos are sampled, resized and split; `published_protocol` returns the settings of the published figures.
 
-    Of a video of another rate every k-th frame is taken, k its rate over `fps`, rounded, and at least 1: frames are
-    never repeated or blended, so that a slower video is taken as it is. Frames are scaled until their short side is
-    `size`, and their middle is cut out.
+    Every k-th frame of a video is used, where k is its rate divided by `fps`, rounded, and at least 1. Frames are never
+    repeated or blended, so slower videos keep their rate. Frames are resized to a short side of `size` and
+    center-cropped.
 
-    With protocol "clips" the model sees clips of `clip_frames` on their own. A last one is completed with copies of
-    its last frame, which count as the others do; the overall figures are means over all clips. With "whole" it streams
-    through each video, and the overall figures are means over the videos. FVD compares clips of `clip_frames`, a last
-    one completed likewise, in both.
+    With protocol "clips" the model reconstructs independent clips of `clip_frames`. The last clip is padded by
+    repeating its last frame, and padding counts as frames; the overall figures are means over all clips. With "whole"
+    the model streams each video, and the overall figures are means over the videos. In both, FVD compares clips of
+    `clip_frames`, the last one padded.
     """
 
     protocol: Literal["clips", "whole"] = "clips"
@@ -73,28 +73,28 @@ class EvaluationConfig:
 
 
 def published_protocol(tokenizer: VidTok) -> EvaluationConfig:
-    """v1.1: whole videos; others: clips, of 17 frames if causal, else of 16; all at 30 fps and 256x256."""
+    """v1.1: whole videos; others: clips of 17 frames if causal, else of 16; always 30 fps and 256x256."""
     whole = tokenizer.causal and tokenizer.architecture.version == "1.1"
     return EvaluationConfig(protocol="whole" if whole else "clips", clip_frames=17 if tokenizer.causal else 16)
 
 
 def check_fits(tokenizer: VidTok, cfg: EvaluationConfig, *, with_fvd: bool) -> None:
-    """A ValueError that names what doesn't fit the model, or FVD."""
+    """Raises a ValueError for settings that don't fit the model or FVD."""
     if tokenizer.training:
-        raise ValueError("evaluate: the tokenizer must be in eval mode, got one in training; call its eval() first.")
+        raise ValueError("evaluate: the tokenizer must be in eval mode, got training mode; call its eval() first.")
     factor = tokenizer.spatial_factor
     check_multiple(cfg.size, factor, who="evaluate", name="size", of="the tokenizer's spatial factor")
     if cfg.protocol == "whole" and not tokenizer.causal:
         raise ValueError("evaluate: protocol must be clips for a non-causal model, which cannot stream, got whole.")
     if with_fvd and cfg.clip_frames < fvd.MIN_FRAMES:
         raise ValueError(
-            f"evaluate: clip_frames must be at least {fvd.MIN_FRAMES} for FVD, got {cfg.clip_frames}; take longer "
+            f"evaluate: clip_frames must be at least {fvd.MIN_FRAMES} for FVD, got {cfg.clip_frames}; use longer "
             "clips, or leave FVD out."
         )
 
 
 def default_output(model: str, folder: str | Path) -> Path:
-    """Where `vidtok-plugin evaluate` writes to.
+    """The default output folder of `vidtok-plugin evaluate`.
 
     Example:
         >>> default_output("runs/mine/model", "/data/videos").as_posix()
@@ -116,17 +116,19 @@ def evaluate(
     skip_unreadable: bool = False,
     progress: bool = False,
 ) -> Report:
-    """Evaluates `tokenizer` on all videos of `folder`; -> the result, which is written to `output/metrics.json` too.
+    """Evaluates `tokenizer` on all videos of `folder`; the result is also written to `output/metrics.json`.
 
-    A call that was stopped goes on where it was, by whole videos; videos that came since are evaluated, and those that
-    went no longer count. `model` is what the tokenizer was loaded from: if that is a published name, the report has
-    the published figures beside. With `skip_unreadable` damaged videos are left out and listed in the report, but not
-    more than half of them.
+    An interrupted evaluation resumes after the last finished video. Videos added since are evaluated, and removed ones
+    no longer count.
+
+    model: the name or path that the tokenizer was loaded from; for a published name, the report includes the published
+        figures.
+    skip_unreadable: leave out damaged videos and list them in the report; more than half of all are an error.
 
     Raises:
         FileNotFoundError: the folder is missing, or has no videos.
-        ValueError: a damaged video; settings that don't fit; an `output` that holds the evaluation of another model,
-            with other settings, or of a video that has changed since.
+        ValueError: a video is damaged; settings don't fit; or `output` has the evaluation of another model, with other
+            settings, or of a video that has changed since.
     """
     check_fits(tokenizer, cfg, with_fvd=networks.i3d is not None)
     paths = find_videos(folder)
@@ -203,8 +205,8 @@ def _evaluate_video(
     name: str,
     digest: str,
 ) -> tuple[VideoScores, Tensor | None]:
-    """The scores of a video whose frames (1, 3, t, h, w) come in blocks; and its clips' features (2, clips, d) if FVD
-    is computed."""
+    """The scores of a video, given its frames in blocks (1, 3, t, h, w), and the features (2, clips, d) of its clips if
+    FVD is computed."""
     if cfg.protocol == "clips":
         pairs = clip_pairs(tokenizer, frames, cfg.clip_frames)
     else:
@@ -212,12 +214,12 @@ def _evaluate_video(
     sums: dict[str, float] = {}
     num_frames = num_clips = 0
     clip_features = []
-    for pair in in_parts(pairs, cfg.clip_frames):
+    for pair in rechunk(pairs, cfg.clip_frames):
         for metric, values in _frame_scores(pair, networks.lpips).items():
             sums[metric] = sums.get(metric, 0.0) + float(values.double().sum())
         num_frames, num_clips = num_frames + pair.shape[2], num_clips + 1
         if networks.i3d is not None:
-            clip_features.append(networks.i3d(completed(pair.clamp(-1, 1), cfg.clip_frames)))
+            clip_features.append(networks.i3d(pad_clip(pair.clamp(-1, 1), cfg.clip_frames)))
     means = {metric: total / num_frames for metric, total in sums.items()}
     if not all(math.isfinite(mean) for mean in means.values()):
         raise ValueError(
@@ -240,7 +242,7 @@ def _evaluate_video(
 
 
 def _frame_scores(pair: Tensor, lpips: LPIPS | None) -> dict[str, Tensor]:
-    """The metrics (t,) of each frame of an original and its reconstruction (2, 3, t, h, w)."""
+    """The metrics (t,) per frame of a pair (2, 3, t, h, w)."""
     real, made = pair[:1], pair[1:].clamp(-1, 1)
     scores = {"psnr": bounded_psnr(real, made)[0], "ssim": frame_ssim(real, made)[0]}
     if lpips is not None:
@@ -250,30 +252,30 @@ def _frame_scores(pair: Tensor, lpips: LPIPS | None) -> dict[str, Tensor]:
 
 
 def _fvd(features: Iterable[Tensor]) -> float | None:
-    """The FVD of all clips together, whose features (2, clips, d) come in parts; None if the clips are too few."""
+    """The FVD over all clips, given their features (2, clips, d) video by video; None for too few clips."""
     distance = fvd.FrechetVideoDistance()
-    for part in features:
-        distance.update(part)
+    for of_video in features:
+        distance.update(of_video)
     return distance.compute() if distance.num_clips >= fvd.MIN_CLIPS else None
 
 
 def _overall(
     videos: list[VideoScores], records: Records, cfg: EvaluationConfig, networks: MetricNetworks
 ) -> tuple[Scores, Mapping[str, str]]:
-    """The overall figures, and why one is missing."""
-    # All clips have as many frames, so that the first weighs clips alike.
+    """The overall figures, and the reasons for missing ones."""
+    # All clips have the same length, so the number of frames weighs all clips equally.
     weights = [video.num_frames if cfg.protocol == "clips" else 1 for video in videos]
 
     def mean(metric: str) -> float:
-        weighed = (weight * getattr(video, metric) for weight, video in zip(weights, videos, strict=True))
-        return sum(weighed) / sum(weights)
+        weighted = (weight * getattr(video, metric) for weight, video in zip(weights, videos, strict=True))
+        return sum(weighted) / sum(weights)
 
     not_computed: dict[str, Any] = dict(networks.not_computed)
     distance = None
     if networks.i3d is not None:
         distance = _fvd(_features(videos, records))
         if distance is None:
-            not_computed["fvd"] = f"it takes at least {fvd.MIN_CLIPS} clips; evaluate more or longer videos."
+            not_computed["fvd"] = f"it needs at least {fvd.MIN_CLIPS} clips; evaluate more or longer videos."
     lpips = None if networks.lpips is None else mean("lpips")
     return Scores(psnr=mean("psnr"), ssim=mean("ssim"), lpips=lpips, fvd=distance), not_computed
 
@@ -281,5 +283,5 @@ def _overall(
 def _features(videos: Iterable[VideoScores], records: Records) -> Iterable[Tensor]:
     for video in videos:
         features = records.features(video.name)
-        assert features is not None  # a video without them doesn't count as finished
+        assert features is not None  # a video without features is not finished
         yield features

@@ -1,4 +1,4 @@
-"""The networks that LPIPS and FVD take, and why one is missing."""
+"""The networks of LPIPS and FVD, or why one is missing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from vidtok_plugin.metrics.lpips_weights import load_lpips
 
 @dataclass(frozen=True, kw_only=True)
 class MetricNetworks:
-    """A metric whose network is None is not computed, and `not_computed` says why."""
+    """The networks of the metrics; a metric without one is not computed, and `not_computed` says why."""
 
     lpips: LPIPS | None
     i3d: I3D | None
@@ -32,10 +32,10 @@ def load_metric_networks(
 ) -> MetricNetworks:
     """LPIPS with the VGG16 file `vgg` (see `load_lpips`), and the I3D of a file.
 
-    A file that is named and isn't there or doesn't fit is an error. Without names, LPIPS is left out if its weights
-    can't be had, and FVD always, since I3D has no standard place.
+    A given file that is missing or doesn't fit is an error. Without `vgg`, LPIPS is left out if its weights can't be
+    downloaded; without `i3d`, FVD is left out, since I3D has no standard location.
     """
-    network = None if i3d is None else I3D(i3d, device)  # a mistake in its name comes out before a long download
+    network = None if i3d is None else I3D(i3d, device)  # a wrong path is an error before the long download
     lpips, not_computed = None, {}
     try:
         lpips = load_lpips(vgg).to(device)
@@ -44,5 +44,5 @@ def load_metric_networks(
             raise
         not_computed["lpips"] = str(error).removeprefix("LPIPS: ")
     if i3d is None:
-        not_computed["fvd"] = f"its network was not named; fetch {I3D_URL} and name the file with --i3d."
+        not_computed["fvd"] = f"no network was given; fetch {I3D_URL} and pass the file with --i3d."
     return MetricNetworks(lpips=lpips, i3d=network, not_computed=not_computed)

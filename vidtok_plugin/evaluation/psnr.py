@@ -1,4 +1,4 @@
-"""How well a tokenizer reconstructs held-out video."""
+"""PSNR of a tokenizer on held-out clips, and of a trivial baseline."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from vidtok_plugin.video.reading import read_frames
 
 @torch.no_grad()
 def reconstruction_psnr(tokenizer: VidTok, clips: Iterable[Tensor]) -> float:
-    """Mean PSNR in dB over all frames of clips (3, t, h, w) in [-1, 1], reconstructed one by one."""
+    """Mean PSNR in dB over all frames of clips (3, t, h, w) in [-1, 1], each reconstructed on its own."""
     psnr = []
     for clip in clips:
         video = clip[None].to(tokenizer.device)
@@ -23,7 +23,7 @@ def reconstruction_psnr(tokenizer: VidTok, clips: Iterable[Tensor]) -> float:
 
 
 def mean_frame_psnr(train: Sequence[Path], clips: Iterable[Tensor], *, every: int = 16) -> float:
-    """The same for the mean of the training videos' frames (each `every`-th) in place of a reconstruction."""
+    """The baseline: the mean frame of the training videos (over every `every`-th frame) as the reconstruction."""
     total, count = torch.zeros(()), 0
     for path in train:
         frames = from_uint8(torch.from_numpy(read_frames(path)[::every]))

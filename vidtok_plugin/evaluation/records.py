@@ -1,7 +1,7 @@
-"""What an evaluation has found so far: one JSON line a finished video, so that it goes on after a stop.
+"""Records of the finished videos of an evaluation, from which it resumes after an interruption.
 
-OUTPUT/videos.jsonl                      first the model, settings and weights, then a line a video
-OUTPUT/features/NAME.safetensors         its clips' features for FVD, if that is computed
+OUTPUT/videos.jsonl                      a line with the model hash and settings, then a line per finished video
+OUTPUT/features/NAME.safetensors         features of a video's clips, if FVD is computed
 """
 
 import json
@@ -23,7 +23,7 @@ FEATURES_FOLDER = "features"
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """PSNR in dB, SSIM, LPIPS and FVD; None where a metric isn't computed."""
+    """PSNR in dB, SSIM, LPIPS and FVD; None for a metric that isn't computed."""
 
     psnr: float
     ssim: float
@@ -33,25 +33,25 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoScores(Scores):
-    """A video's means over its frames, and the FVD of its clips."""
+    """The means over a video's frames, and the FVD of its clips."""
 
-    name: str  # the file, relative to the folder that is evaluated
+    name: str  # path relative to the evaluated folder
     digest: str  # SHA-256 of the file
-    fps: float  # at which its frames were taken
-    num_frames: int  # that were compared
-    num_clips: int  # of them
+    fps: float  # rate of the sampled frames
+    num_frames: int  # compared, including padding
+    num_clips: int
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, **asdict(self)}  # the name first, for the reader
+        return {"name": self.name, **asdict(self)}  # the name first, for readability
 
 
 class Records:
-    """The finished videos of an evaluation with these settings, in a folder that is made if need be.
+    """The finished videos of an evaluation with the given settings; creates the folder if needed.
 
-    A last line that was cut off by a stop is dropped, and its video counts as not finished.
+    A truncated last line is dropped, and its video is evaluated again.
 
     Raises:
-        ValueError: the folder holds an evaluation with other settings, or a damaged one.
+        ValueError: the folder has an evaluation with other settings, or a damaged line before the last.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
@@ -59,7 +59,7 @@ class Records:
         self.path = self.folder / RECORDS_FILE
         self._videos: dict[str, VideoScores] = {}
         self.folder.mkdir(parents=True, exist_ok=True)
-        lines = self._whole_lines() if self.path.exists() else []
+        lines = self._complete_lines() if self.path.exists() else []
         if not lines:
             self.path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
             return
@@ -68,19 +68,19 @@ class Records:
             self._videos[line["name"]] = VideoScores(**line)
 
     def finished(self, name: str, digest: str, *, with_features: bool) -> VideoScores | None:
-        """The scores of a video that is finished; a ValueError if its file has changed since."""
+        """The scores of a finished video, else None; a ValueError if the file has changed since."""
         scores = self._videos.get(name)
         if scores is None or (with_features and self.features(name) is None):
             return None
         if scores.digest != digest:
             raise ValueError(
                 f"evaluate: {name} has changed since it was evaluated into {self.folder}; "
-                "name another output folder, or remove that one."
+                "choose another output folder, or remove that one."
             )
         return scores
 
     def add(self, scores: VideoScores, features: Tensor | None) -> None:
-        """Appends a video, and its features (2, clips, d) of originals and reconstructions."""
+        """Appends a video, with the features (2, clips, d) of its original and reconstructed clips."""
         if features is not None:
             with atomic_write(self._features_path(scores.name)) as partial:
                 save_file({"features": features.cpu().contiguous()}, partial)
@@ -89,7 +89,7 @@ class Records:
         self._videos[scores.name] = scores
 
     def features(self, name: str) -> Tensor | None:
-        """The features (2, clips, d) of a video; None if they are not there, or not whole."""
+        """The features (2, clips, d) of a video; None if the file is missing or incomplete."""
         try:
             return load_file(self._features_path(name))["features"]
         except (FileNotFoundError, SafetensorError):
@@ -98,21 +98,21 @@ class Records:
     def _features_path(self, name: str) -> Path:
         return self.folder / FEATURES_FOLDER / f"{name}.safetensors"
 
-    def _whole_lines(self) -> list[dict[str, Any]]:
-        """The file's lines; a last one that is cut off is removed from the file."""
+    def _complete_lines(self) -> list[dict[str, Any]]:
+        """The parsed lines; a truncated last line is removed from the file."""
         data = self.path.read_bytes()
         parsed: list[dict[str, Any]] = []
         lines = data.splitlines(keepends=True)
         for number, line in enumerate(lines, start=1):
             try:
                 if not line.endswith(b"\n"):
-                    raise ValueError("cut off")
+                    raise ValueError("truncated")
                 parsed.append(json.loads(line))
             except ValueError:
                 if number < len(lines):
                     raise ValueError(
-                        f"evaluate: line {number} of {self.path} is no JSON; remove that line, and its video is "
-                        "evaluated again."
+                        f"evaluate: line {number} of {self.path} is not valid JSON; remove the line to evaluate its "
+                        "video again."
                     ) from None
                 os.truncate(self.path, len(data) - len(line))
         return parsed
@@ -121,6 +121,6 @@ class Records:
         for name in ours:
             if name not in theirs or theirs[name] != ours[name]:
                 raise ValueError(
-                    f"evaluate: {self.folder} holds an evaluation with {name} {theirs.get(name)}, not {ours[name]}; "
-                    "name another output folder, or remove that one."
+                    f"evaluate: {self.folder} has an evaluation with {name} {theirs.get(name)}, not {ours[name]}; "
+                    "choose another output folder, or remove that one."
                 )

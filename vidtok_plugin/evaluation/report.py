@@ -1,4 +1,4 @@
-"""The result of an evaluation: its overall figures, as JSON and as a table."""
+"""The result of an evaluation, as JSON and as a table."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ REPORT_FILE = "metrics.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Overall figures, and each video's."""
+    """The overall figures and those of each video."""
 
     model: str
     settings: Mapping[str, Any]
@@ -26,14 +26,14 @@ class Report:
     videos: tuple[VideoScores, ...]
     not_computed: Mapping[str, str]  # metric -> why
     skipped: Mapping[str, str]  # unreadable video -> why
-    published: Metrics | None = None  # of that model, on other videos
+    published: Metrics | None = None  # figures of the model, on other videos
 
     @property
     def num_clips(self) -> int:
         return sum(video.num_clips for video in self.videos)
 
     def write(self, folder: str | Path) -> Path:
-        """Writes `metrics.json`; -> its path."""
+        """Writes `metrics.json` and returns its path."""
         content = {
             "model": self.model,
             "settings": dict(self.settings),
@@ -52,7 +52,7 @@ class Report:
         return path
 
     def table(self) -> Table:
-        """A row for each video, then the overall figures and the published ones."""
+        """A row per video, then the overall and the published figures."""
         table = Table("video")
         for name in ("frames", "PSNR", "SSIM", "LPIPS", "FVD"):
             table.add_column(name, justify="right")
@@ -65,10 +65,12 @@ class Report:
         return table
 
     def notes(self) -> list[str]:
-        """What is to be said below the table."""
+        """Remarks below the table."""
         notes = [f"{metric.upper()} not computed: {why}" for metric, why in self.not_computed.items()]
         if self.overall.fvd is not None:
-            notes.append(f"FVD is of {self.num_clips} clips; the fewer clips, the higher it is.")
+            notes.append(
+                f"FVD is over {self.num_clips} clips; the fewer clips, the stronger its upward bias."
+            )
         notes += [f"skipped: {why}" for why in self.skipped.values()]
         return notes
 

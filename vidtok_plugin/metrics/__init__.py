@@ -1,1 +1,1 @@
-"""How good a reconstruction is: PSNR, SSIM, LPIPS and FVD, and where their networks' weights come from."""
+"""Metrics of reconstructions: PSNR, SSIM, LPIPS and FVD."""

@@ -1,11 +1,11 @@
-"""The Frechet distance of two sets of feature vectors, each taken for a Gaussian (Dowson and Landau 1982)."""
+"""The Frechet distance between Gaussians fitted to two sets of feature vectors (Dowson and Landau 1982)."""
 
 import torch
 from torch import Tensor
 
 
 class FeatureStatistics:
-    """Mean and covariance of feature vectors that come in parts, in float64; the vectors themselves are not kept.
+    """Running mean and covariance of feature vectors, in float64; the vectors are not kept.
 
     Example:
         >>> statistics = FeatureStatistics(2)
@@ -18,17 +18,19 @@ class FeatureStatistics:
     def __init__(self, size: int) -> None:
         self.count = 0
         self.mean = torch.zeros(size, dtype=torch.float64)
-        self._scatter = torch.zeros(size, size, dtype=torch.float64)  # sum of outer products about the mean
+        self._scatter = torch.zeros(
+            size, size, dtype=torch.float64
+        )  # sum of outer products about the mean
 
     def update(self, features: Tensor) -> None:
-        """Adds vectors (n, size), n >= 0."""
+        """Adds n >= 0 vectors (n, size)."""
         if features.ndim != 2 or features.shape[1] != len(self.mean):
             raise ValueError(
                 f"FeatureStatistics: features must have the shape (n, {len(self.mean)}), got {tuple(features.shape)}."
             )
         if not len(features):
             return
-        # Merged about the means, not by sums of squares, which lose the digits of features far from 0 (Chan et al.).
+        # Deviations from the mean, not sums of squares, which lose precision for features far from 0 (Chan et al.).
         x = features.detach().to("cpu", torch.float64)
         mean, total = x.mean(0), self.count + len(x)
         delta = mean - self.mean
@@ -37,38 +39,38 @@ class FeatureStatistics:
         self.count = total
 
     def covariance(self) -> Tensor:
-        """The unbiased estimate (size, size)."""
+        """The unbiased covariance (size, size)."""
         if self.count < 2:
-            raise ValueError(f"FeatureStatistics: a covariance takes at least 2 vectors, got {self.count}.")
+            raise ValueError(f"FeatureStatistics: a covariance needs at least 2 vectors, got {self.count}.")
         return self._scatter / (self.count - 1)
 
 
 def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
-    """`|mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)` of Gaussians with means (d,), covariances (d, d).
+    """`|mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)` of Gaussians with means (d,) and covariances (d, d).
 
-    Covariances may be singular, as those of fewer vectors than dimensions are. The distance is defined then too, but
-    as an estimate it is biased upwards, the more so the fewer vectors there are: compare only distances of as many.
+    Covariances may be singular, as with fewer vectors than dimensions. As an estimate the distance is biased upwards,
+    the more the fewer vectors there are: only compare distances over the same number of vectors.
 
     Example:
         >>> frechet_distance(torch.zeros(2), torch.eye(2), torch.tensor([3.0, 4.0]), 4 * torch.eye(2))
         27.0
 
-    which is 3^2 + 4^2 + 2 (1 - 2)^2.
+    This is 3^2 + 4^2 + 2 (1 - 2)^2.
     """
     mean_a, covariance_a, mean_b, covariance_b = (
         x.to(torch.float64) for x in (mean_a, covariance_a, mean_b, covariance_b)
     )
-    # The last term's trace is the sum of the singular values of A^1/2 B^1/2: for singular matrices that is more exact
-    # than the square roots of the eigenvalues of A^1/2 B A^1/2, which turn errors of 1e-16 into 1e-8.
+    # The trace of the last term is the sum of the singular values of A^1/2 B^1/2. For singular matrices this is more
+    # accurate than square roots of the eigenvalues of A^1/2 B A^1/2, which turn errors of 1e-16 into 1e-8.
     overlap = torch.linalg.svdvals(_square_root(covariance_a) @ _square_root(covariance_b)).sum()
     distance = (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * overlap
-    return max(0.0, float(distance))  # rounding may leave a little less than nothing
+    return max(0.0, float(distance))  # rounding may give a small negative value
 
 
 def _square_root(covariance: Tensor) -> Tensor:
     """The symmetric square root (d, d) of a positive semidefinite matrix."""
     values, vectors = torch.linalg.eigh(covariance)
-    # What is 0 but for rounding has a square root that isn't.
+    # The square root would amplify eigenvalues that are 0 up to rounding.
     rounding = values.abs().max() * len(values) * torch.finfo(values.dtype).eps
     values = torch.where(values > rounding, values, 0.0)
     return (vectors * values.sqrt()) @ vectors.T

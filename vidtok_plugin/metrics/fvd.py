@@ -1,4 +1,4 @@
-"""FVD (arXiv 1812.01717): the Frechet distance of the features that an I3D network finds in clips."""
+"""FVD (arXiv 1812.01717): the Frechet distance between the I3D features of two sets of clips."""
 
 import warnings
 from pathlib import Path
@@ -8,21 +8,21 @@ from torch import Tensor
 
 from vidtok_plugin.metrics.frechet import FeatureStatistics, frechet_distance
 
-MIN_FRAMES = 9  # with fewer, nothing is left of a clip before I3D's last pooling in time
+MIN_FRAMES = 9  # fewer leave no frame for I3D's last temporal pooling
 MIN_CLIPS = 2  # for a covariance
 I3D_URL = "https://huggingface.co/flateon/FVD-I3D-torchscript/resolve/main/i3d_torchscript.pt"
 
 
 class I3D:
-    """The features of clips, by a TorchScript file called as StyleGAN-V's `i3d_torchscript.pt` is.
+    """Features of clips by a TorchScript file with the interface of StyleGAN-V's `i3d_torchscript.pt`.
 
-    That is `network(video, rescale=False, resize=True, return_features=True)`: video in [-1, 1], which the network
-    resizes to 224 x 224 itself, to one vector of 400 features a clip. A TorchScript file is a program: only use one
-    that you trust.
+    The interface is `network(video, rescale=False, resize=True, return_features=True)`: the network takes video in
+    [-1, 1], resizes it to 224 x 224 itself, and returns a vector of 400 features per clip. A TorchScript file is a
+    program: only use one that you trust.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no TorchScript file, or takes other arguments.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not a TorchScript file, or takes other arguments.
     """
 
     def __init__(self, path: str | Path, device: torch.device | str = "cpu") -> None:
@@ -31,7 +31,7 @@ class I3D:
             raise FileNotFoundError(f"FVD: there is no file {path}; fetch {I3D_URL} and pass its path.")
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "`torch.jit.load` is", DeprecationWarning)  # what I3D comes as
+                warnings.filterwarnings("ignore", "`torch.jit.load` is", DeprecationWarning)  # the format of I3D
                 self.network = torch.jit.load(self.path, map_location=device).eval()
         except RuntimeError as error:
             raise ValueError(
@@ -56,13 +56,13 @@ class I3D:
         features = self.network(video.to(self.device).float(), rescale=False, resize=True, return_features=True)
         if features.ndim != 2 or len(features) != len(video):
             raise ValueError(
-                f"FVD: {self.path} must give one vector a clip, ({len(video)}, d), got {tuple(features.shape)}."
+                f"FVD: {self.path} must return one vector per clip, ({len(video)}, d), got {tuple(features.shape)}."
             )
         return features.float()
 
 
 class FrechetVideoDistance:
-    """The FVD of reconstructions from the features of clips, which come in parts and are not kept.
+    """The FVD of reconstructions, from running statistics of the features of clips.
 
     Example:
         >>> distance = FrechetVideoDistance()
@@ -80,16 +80,16 @@ class FrechetVideoDistance:
         return 0 if self._statistics is None else self._statistics[0].count
 
     def update(self, features: Tensor) -> None:
-        """Adds the features (2, n, d) of n clips and of their reconstructions."""
+        """Adds the features (2, n, d) of n clips and their reconstructions."""
         if self._statistics is None:
             size = features.shape[-1]
             self._statistics = FeatureStatistics(size), FeatureStatistics(size)
-        for statistics, part in zip(self._statistics, features, strict=True):
-            statistics.update(part)
+        for statistics, vectors in zip(self._statistics, features, strict=True):
+            statistics.update(vectors)
 
     def compute(self) -> float:
-        """The distance; a ValueError for fewer than 2 clips. Of fewer clips than features it is biased upwards."""
+        """The distance; a ValueError for fewer than 2 clips. With fewer clips than features it is biased upwards."""
         if self._statistics is None or self.num_clips < MIN_CLIPS:
-            raise ValueError(f"FVD: it takes at least {MIN_CLIPS} clips, got {self.num_clips}.")
+            raise ValueError(f"FVD: it needs at least {MIN_CLIPS} clips, got {self.num_clips}.")
         a, b = self._statistics
         return frechet_distance(a.mean, a.covariance(), b.mean, b.covariance())

@@ -1,7 +1,7 @@
-"""The real weights of LPIPS from their standard places: torchvision's VGG16 checkpoint and torchmetrics' heads.
+"""The real weights of LPIPS: torchvision's VGG16 checkpoint and the heads in torchmetrics.
 
-VGG16 is looked for in torch hub's cache, where torchvision leaves it too, then downloaded into it. The heads (version
-0.1) lie in the torchmetrics package, byte for byte the file that VidTok was trained with.
+VGG16 is loaded from torch hub's cache, which torchvision uses as well, or downloaded into it. The heads (version 0.1)
+are in the torchmetrics package, in a file that is byte for byte the one that VidTok was trained with.
 """
 
 import re
@@ -18,18 +18,18 @@ from vidtok_plugin.metrics.lpips import LPIPS
 
 VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 HEADS_URL = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth"
-VIDTOK_PREFIX = "loss.perceptual_loss."  # of LPIPS inside a published VidTok checkpoint
+VIDTOK_PREFIX = "loss.perceptual_loss."  # of LPIPS in a published VidTok checkpoint
 
 
 def load_lpips(vgg: str | Path | None = None) -> LPIPS:
     """LPIPS with its real weights.
 
-    vgg: torchvision's `vgg16-397923af.pth`, or a published VidTok checkpoint, which holds all of LPIPS. By default the
-        former from torch hub's cache, else from the network.
+    vgg: torchvision's `vgg16-397923af.pth`, or a published VidTok checkpoint, which contains all of LPIPS. By default
+        the former, from torch hub's cache or downloaded.
 
     Raises:
-        FileNotFoundError: the weights can't be had; the message says from where to fetch them and where to put them.
-        ValueError: a file holds other weights, or is damaged.
+        FileNotFoundError: the weights are not available; the message says where to fetch and where to save them.
+        ValueError: the file contains other weights, or is damaged.
     """
     path = cached_vgg() if vgg is None else Path(vgg)
     if not path.is_file():
@@ -42,7 +42,7 @@ def load_lpips(vgg: str | Path | None = None) -> LPIPS:
     wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
     if wrong:
         raise ValueError(
-            f"LPIPS: {path} must hold all of VGG16's convolutions, but {wrong[0]} is missing or has another shape; "
+            f"LPIPS: {path} must contain all of VGG16's convolutions, but {wrong[0]} is missing or has another shape; "
             f"fetch {VGG_URL}."
         )
     lpips.load_state_dict(weights)
@@ -50,21 +50,21 @@ def load_lpips(vgg: str | Path | None = None) -> LPIPS:
 
 
 def cached_vgg() -> Path:
-    """torchvision's VGG16 checkpoint in torch hub's cache, downloaded (528 MB) if it isn't there."""
+    """The path of torchvision's VGG16 checkpoint in torch hub's cache; downloads it (528 MB) if it is missing."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / VGG_URL.rsplit("/", 1)[1]
     if path.is_file():
         return path
     try:
         torch.hub.load_state_dict_from_url(VGG_URL, map_location="cpu", check_hash=True, weights_only=True)
-    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: what came has another hash
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the hash of the download is wrong
         raise FileNotFoundError(
-            f"LPIPS: could not download VGG16 ({error}); fetch {VGG_URL} by other means and save it as {path}."
+            f"LPIPS: could not download VGG16 ({error}); fetch {VGG_URL} another way and save it as {path}."
         ) from error
     return path
 
 
 def read_heads() -> dict[str, Tensor]:
-    """The weights of the five heads, from the torchmetrics package."""
+    """The weights of the five heads in the torchmetrics package."""
     path = Path(str(files("torchmetrics") / "functional" / "image" / "lpips_models" / "vgg.pth"))
     if not path.is_file():
         raise FileNotFoundError(
@@ -73,12 +73,12 @@ def read_heads() -> dict[str, Tensor]:
     heads = _tensors(path)
     names = [f"lin{index}.model.1.weight" for index in range(5)]
     if sorted(heads) != names:
-        raise ValueError(f"LPIPS: {path} must hold {', '.join(names)}, got {', '.join(sorted(heads))}.")
+        raise ValueError(f"LPIPS: {path} must contain {', '.join(names)}, got {', '.join(sorted(heads))}.")
     return heads
 
 
 def _lpips_weights(state_dict: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The trunk, and the heads if they are there, of torchvision's VGG16 or a VidTok checkpoint, by LPIPS' names."""
+    """The trunk, and the heads if present, of torchvision's VGG16 or a VidTok checkpoint, by the names of LPIPS."""
     places = {match[1]: name for name in LPIPS().state_dict() if (match := re.fullmatch(r"net\.slice\d\.(.+)", name))}
     weights = {}
     for name, tensor in state_dict.items():
@@ -88,14 +88,14 @@ def _lpips_weights(state_dict: Mapping[str, Tensor], path: Path) -> dict[str, Te
             weights[name.removeprefix(VIDTOK_PREFIX)] = tensor
     if not weights:
         raise ValueError(
-            f"LPIPS: {path} must be torchvision's VGG16 ({VGG_URL}) or a published VidTok checkpoint, but it holds no "
+            f"LPIPS: {path} must be torchvision's VGG16 ({VGG_URL}) or a published VidTok checkpoint, but it has no "
             f"weights named features.* or {VIDTOK_PREFIX}*."
         )
     return weights
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, those under `state_dict` if it has that."""
-    content = read_checkpoint(path, strip_objects=True)  # published VidTok checkpoints hold configs beside the weights
+    """The tensors of a file by name, from its `state_dict` if it has one."""
+    content = read_checkpoint(path, strip_objects=True)  # published VidTok checkpoints also contain configs
     state_dict = content.get("state_dict", content) if isinstance(content, Mapping) else {}
     return {name: tensor for name, tensor in state_dict.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
