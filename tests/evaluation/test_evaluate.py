@@ -351,7 +351,7 @@ def damaged(small: Path, tmp_path: Path) -> Path:
 
 
 def test_a_damaged_video_is_an_error_that_names_it(damaged: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"broken\.mp4 cannot be read: it is no video"):
+    with pytest.raises(ValueError, match=r"broken\.mp4 cannot be read: it is not a video"):
         run(damaged, tmp_path / "out")
 
 
@@ -361,7 +361,7 @@ def test_damaged_videos_are_skipped_and_listed_if_wished(
     report = run(damaged, tmp_path / "out", skip_unreadable=True)
     assert [video.name for video in report.videos] == ["a.mp4", "b.mp4"]
     (name, cause), *others = content(tmp_path / "out")["skipped"].items()
-    assert name == "broken.mp4" and "it is no video" in cause and not others
+    assert name == "broken.mp4" and "it is not a video" in cause and not others
     assert "skipped: Video" in caplog.text and any("broken.mp4" in note for note in report.notes())
     for name in ("worse.mp4", "worst.mp4"):
         (damaged / name).write_text("no video")

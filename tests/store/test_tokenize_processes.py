@@ -222,7 +222,7 @@ def test_a_store_without_a_plan_can_be_extended(folder: Path, tmp_path: Path, cl
 def test_a_damaged_video_stops_its_process_and_may_be_removed_or_replaced(folder: Path, tmp_path: Path) -> None:
     videos = shutil.copytree(folder, tmp_path / "videos")
     (videos / "c.mp4").write_text("no video")
-    with pytest.raises(ValueError, match=r"c\.mp4 cannot be read: it is no video, or is damaged"):
+    with pytest.raises(ValueError, match=r"c\.mp4 cannot be read: it is not a video, or is damaged"):
         write(videos, tmp_path / "removed", 1, 2)
     assert write(videos, tmp_path / "removed", 0, 2).missing == (1, 3)
     shutil.copytree(tmp_path / "removed", tmp_path / "replaced")

@@ -130,7 +130,7 @@ def test_a_video_of_another_size_is_scaled_and_cropped(folder: Path) -> None:
 def test_a_video_too_short_is_named_unless_skipped(folder: Path) -> None:
     sources = find_sources([str(folder)])
     shape = SHAPE | {"clip_length": 17}
-    with pytest.raises(ValueError, match=r"other\.mp4 has 12 frames, but a clip takes 17 frames; .*skip_short=true"):
+    with pytest.raises(ValueError, match=r"other\.mp4 has 12 frames, but a clip needs 17 frames; .*skip_short=true"):
         ClipDataset.random(sources[:1], **shape)
     clips = ClipDataset.random(sources, **shape, skip_short=True)
     assert [video.path.name for video in clips.videos] == ["long.mp4"]
@@ -145,14 +145,14 @@ def test_an_unreadable_video_is_named_or_left_out_within_the_budget(
         noise(tmp_path / f"{number}.mp4", 6, seed=number)
     (tmp_path / "bad.mp4").write_bytes(b"no video" * 100)
     sources = find_sources([str(tmp_path)])
-    with pytest.raises(UnreadableVideoError, match=r"1 of 11 .* room for 0.* Video .*bad\.mp4 cannot be read"):
+    with pytest.raises(UnreadableVideoError, match=r"1 of 11 .* allows 0.* Video .*bad\.mp4 cannot be read"):
         ClipDataset.random(sources, **SHAPE)
     with caplog.at_level(logging.WARNING):
         clips = ClipDataset.random(sources, **SHAPE, unreadable=UnreadableVideos(0.1))
         clips[0], clips[1]
     assert len(clips.videos) == 10 and clips.unreadable.count == 1
     assert caplog.text.count("bad.mp4 cannot be read") == 1
-    assert "of 11 videos, 0 were too short and 1 unreadable" in caplog.text
+    assert "of 11 videos, 0 are too short and 1 unreadable" in caplog.text
     (tmp_path / "worse.mp4").write_bytes(b"no video" * 100)
-    with pytest.raises(UnreadableVideoError, match=r"2 of 12 videos cannot be read, .*=0\.1 has room for 1\."):
+    with pytest.raises(UnreadableVideoError, match=r"2 of 12 videos cannot be read, .*=0\.1 allows 1\."):
         ClipDataset.random(find_sources([str(tmp_path)]), **SHAPE, unreadable=UnreadableVideos(0.1))

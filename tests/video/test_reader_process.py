@@ -55,7 +55,7 @@ def test_a_crash_is_told_from_a_mistake_in_the_code() -> None:
     with ReaderProcess(timeout=60) as process:
         with pytest.raises(ReaderStoppedError, match="crashed with signal 6"):
             process.call("os:abort")
-        with pytest.raises(RuntimeError, match="exit code 3"):
+        with pytest.raises(RuntimeError, match="exited with code 3"):
             process.call("os:_exit", 3)
         assert process.call("math:sqrt", 4) == 2
 

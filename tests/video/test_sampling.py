@@ -105,5 +105,5 @@ def test_videos_of_different_rates_and_sizes_make_one_dataset(tmp_path: Path, ca
         f"{tmp_path}/b.mp4": "frames 0 2 4 6 8",
         f"{tmp_path}/c.mp4": "frames 0 0 1 1 1",
     }
-    assert "1 of 3 videos are slower than 6 fps: frames of theirs repeat" in caplog.text
+    assert "1 of 3 videos are slower than 6 fps, so their frames repeat" in caplog.text
     assert {clips[index].shape for index in range(len(clips))} == {(3, 5, 32, 32)}

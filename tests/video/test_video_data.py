@@ -230,5 +230,5 @@ def test_data_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
         config(folder, train_weights=(1.0, 2.0))
     with pytest.raises(FileNotFoundError, match="has no videos"):
         VideoDataModule(config(tmp_path)).setup()
-    with pytest.raises(ValueError, match="a clip takes 31"):
+    with pytest.raises(ValueError, match="a clip needs 31"):
         VideoDataModule(config(folder, clip_length=31)).setup()

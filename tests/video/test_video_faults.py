@@ -102,8 +102,8 @@ def fit(data: VideoDataModule, output: Path, resume: Path | None = None, epochs:
 
 
 def logged(text: str) -> list[str]:
-    """The names of the files that were logged as left out."""
-    return re.findall(r"left out: Video \S*?([\w-]+\.\w+) ", text)
+    """The names of the files that were logged as skipped."""
+    return re.findall(r"skipped: Video \S*?([\w-]+\.\w+) ", text)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -148,12 +148,12 @@ class TestTraining:
     ) -> None:
         """Three of ten files are found to be bad when they are opened, the fourth when it is read."""
         data = VideoDataModule(config(folder, max_unreadable_fraction=0.3, num_workers=workers))
-        with pytest.raises(UnreadableVideoError, match=r"4 of 10 videos.*room for 3\. Video .*damaged\.mp4 .*frames"):
+        with pytest.raises(UnreadableVideoError, match=r"4 of 10 videos.*allows 3\. Video .*damaged\.mp4 .*frames"):
             fit(data, tmp_path)
 
 
 def test_the_first_bad_file_stops_a_run_without_a_budget(folder: Path) -> None:
-    with pytest.raises(UnreadableVideoError, match=r"=0 has room for 0\. Video .*cut\.mp4 cannot be read: .*cut off"):
+    with pytest.raises(UnreadableVideoError, match=r"=0 allows 0\. Video .*cut\.mp4 cannot be read: .*truncated"):
         VideoDataModule(config(folder, max_unreadable_fraction=0.0)).setup()
 
 
@@ -183,9 +183,9 @@ def test_a_budget_is_a_share_of_all_videos() -> None:
     unreadable.expect(f"{i}.mp4" for i in range(100))
     assert unreadable.add({f"{i}.mp4": "bad" for i in range(29)}) == [f"{i}.mp4" for i in range(29)]
     assert unreadable.add({"3.mp4": "bad"}) == [] and unreadable.count == 29
-    with pytest.raises(UnreadableVideoError, match=r"30 of 100 .*=0\.29 has room for 29\. worse The log has"):
+    with pytest.raises(UnreadableVideoError, match=r"30 of 100 .*=0\.29 allows 29\. worse The log lists"):
         unreadable.add({"29.mp4": "worse"})
-    with pytest.raises(ValueError, match="share of the videos"):
+    with pytest.raises(ValueError, match="max_fraction must be from 0 up to but not including 1, got 1.0"):
         UnreadableVideos(1.0)
 
 
@@ -221,7 +221,7 @@ class TestBatch:
         assert as_video(video) is video and as_video(batch) is batch.video is batch.video
         with pytest.raises(TypeError, match=r"a VideoBatch or a tensor .*got list; give the loader a collate_fn"):
             as_video([video])  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="one for each of the 2 clips, got 1"):
+        with pytest.raises(ValueError, match="one entry for each of the 2 clips, got 1"):
             VideoBatch(frames=frames, origins=["a"])
         with pytest.raises(ValueError, match=r"frames must be uint8 of shape \(b, t, h, w, 3\), got torch.float32"):
             VideoBatch(frames=video, origins=["a", "b"])
@@ -245,7 +245,7 @@ class TestBatch:
         ({"read_timeout": -1.0}, "read_timeout must be above 0 or null"),
         (
             {"max_unreadable_fraction": 1.0},
-            "max_unreadable_fraction must be from 0 up to but not including 1, got 1.0; 0.01 lets",
+            "max_unreadable_fraction must be from 0 up to but not including 1, got 1.0; 0.01 allows",
         ),
         ({"crop": "middle"}, "crop must be one of center, random, got 'middle'"),
         ({"reader": "opencv"}, "reader must be one of auto, decord, pyav, got 'opencv'"),

@@ -179,7 +179,8 @@ def test_reading_in_order_gives_the_same_frames(tmp_path: Path, width: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("error", "cause"), [(StopIteration(), "there are no more"), (RuntimeError("[1:1] a.cc:1: broken"), "broken")]
+    ("error", "cause"),
+    [(StopIteration(), "there are no more frames"), (RuntimeError("[1:1] a.cc:1: broken"), "broken")],
 )
 def test_a_video_that_ends_early_is_named_when_read_in_order(
     clip: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch, error: Exception, cause: str
@@ -188,7 +189,7 @@ def test_a_video_that_ends_early_is_named_when_read_in_order(
     monkeypatch.setattr(reading, "open_video", lambda path, reader: overreporting(path, error))
     blocks = read_in_order(path, 45)
     assert len(next(blocks)) == 45
-    with pytest.raises(UnreadableVideoError, match=rf"decoded at frames 50\.\.50.*says.* 60.*\({cause}\)"):
+    with pytest.raises(UnreadableVideoError, match=rf"decoded at frames 50\.\.50.*declares 60.*\({cause}\)"):
         next(blocks)
 
 
@@ -218,7 +219,7 @@ def test_writer_refuses_what_is_no_video(tmp_path: Path) -> None:
         write_video(tmp_path / "a.mp4", moving_square(2).astype(np.float32), fps=30)
     with pytest.raises(ValueError, match="no frames"):
         write_video(tmp_path / "a.mp4", [], fps=30)
-    with pytest.raises(ValueError, match="as the first"):
+    with pytest.raises(ValueError, match="like the first"):
         write_video(tmp_path / "a.mp4", [moving_square(2), moving_square(2, 48)], fps=30)
     assert list(tmp_path.iterdir()) == []
 
@@ -256,7 +257,7 @@ def test_actions_that_do_not_fit_are_named(clip: tuple[Path, np.ndarray]) -> Non
         find_episodes(path.parent)
     np.save(path.with_suffix(".actions.npy"), np.zeros(49, np.int64))
     path.with_suffix(".json").write_text(json.dumps({"num_frames": 50}))
-    with pytest.raises(ValueError, match="one action for each frame, got 49 for 50"):
+    with pytest.raises(ValueError, match="must have one action for each frame, got 49 for 50"):
         find_episodes(path.parent)
     np.save(path.with_suffix(".actions.npy"), np.zeros((50, 2, 2), np.float32))
     with pytest.raises(ValueError, match=r"shape \(t,\) or floats"):

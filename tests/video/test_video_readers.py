@@ -129,7 +129,7 @@ def test_other_containers_give_the_frames_written(tmp_path: Path, codec: str, en
         others = np.abs(read.astype(int) - frames[[(index + 9) % 30 for index in indices]]).mean(axis=(1, 2, 3))
         assert (own < 12).all() and (own < others / 1.5).all(), (own, others)
     if ending == "mpg":
-        with pytest.raises(UnreadableVideoError, match="decord finds no times in it"):
+        with pytest.raises(UnreadableVideoError, match="decord finds no frame times in it"):
             open_video(path, "decord")
 
 

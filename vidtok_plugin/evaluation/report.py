@@ -68,9 +68,7 @@ class Report:
         """Remarks below the table."""
         notes = [f"{metric.upper()} not computed: {why}" for metric, why in self.not_computed.items()]
         if self.overall.fvd is not None:
-            notes.append(
-                f"FVD is over {self.num_clips} clips; the fewer clips, the stronger its upward bias."
-            )
+            notes.append(f"FVD is over {self.num_clips} clips; the fewer clips, the stronger its upward bias.")
         notes += [f"skipped: {why}" for why in self.skipped.values()]
         return notes
 

@@ -18,9 +18,7 @@ class FeatureStatistics:
     def __init__(self, size: int) -> None:
         self.count = 0
         self.mean = torch.zeros(size, dtype=torch.float64)
-        self._scatter = torch.zeros(
-            size, size, dtype=torch.float64
-        )  # sum of outer products about the mean
+        self._scatter = torch.zeros(size, size, dtype=torch.float64)  # sum of outer products about the mean
 
     def update(self, features: Tensor) -> None:
         """Adds n >= 0 vectors (n, size)."""

@@ -1,4 +1,4 @@
-"""Video files: reading, writing, recorded episodes, and clips of them to train on."""
+"""Video files: reading, writing, recorded episodes, and clips for training."""
 
 from vidtok_plugin.video.batch import Clip, VideoBatch, as_video
 from vidtok_plugin.video.clips import ClipDataset

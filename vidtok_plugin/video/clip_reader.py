@@ -1,4 +1,4 @@
-"""Indexing videos and reading clips at their size, in this process or in one that can be ended."""
+"""Indexing videos and reading resized clips, in this process or in one with a timeout."""
 
 import os
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ PathLike = str | os.PathLike[str]
 
 
 class ClipReader:
-    """Indexes videos and reads clips, which the process of a ReaderProcess does if there is a `timeout` in seconds.
+    """Indexes videos and reads clips, with a `timeout` in seconds through a ReaderProcess.
 
-    A clip is cut out of frames that cover its size at `place` (see `crop_out`); without `cut` they come uncut.
+    Frames are resized to cover the clip's size and cropped at `place` (see `crop_out`), or not cropped without `cut`.
     """
 
-    index_function = "vidtok_plugin.video.clip_reader:index_video"  # what the process calls
+    index_function = "vidtok_plugin.video.clip_reader:index_video"  # called in the process
     read_function = "vidtok_plugin.video.clip_reader:read_clip_from"
 
     def __init__(self, *, reader: ReaderName = "auto", timeout: float | None = None, open_videos: int = 32) -> None:
@@ -32,11 +32,11 @@ class ClipReader:
         self.process = None if timeout is None else ReaderProcess(timeout)
 
     def index(self, path: PathLike, *, timed: bool) -> IndexedVideo:
-        """A video's length, and if `timed` the times of its frames.
+        """The length of a video, and if `timed`, the times of its frames.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            UnreadableVideoError: it is no video, is damaged, or takes too long.
+            FileNotFoundError: the file does not exist.
+            UnreadableVideoError: it is not a video, is damaged, or takes too long.
         """
         if self.process is None:
             return index_video(path, self.reader, timed)
@@ -52,7 +52,7 @@ class ClipReader:
         *,
         cut: bool = True,
     ) -> np.ndarray:
-        """Frames as uint8 RGB `(t, height, width, 3)`; errors as those of `index`."""
+        """Frames as uint8 RGB `(t, height, width, 3)`; raises the errors of `index`."""
         arguments = (path, indices, height, width, place, cut, self.reader)
         if self.process is None:
             return read_clip(self.pool, *arguments)
@@ -69,7 +69,7 @@ class ClipReader:
 
 
 def index_video(path: PathLike, reader: ReaderName, timed: bool) -> IndexedVideo:
-    """What `ClipReader.index` gives."""
+    """`ClipReader.index` in this process."""
     opened = open_video(path, reader)
     try:
         if timed:
@@ -89,12 +89,12 @@ def read_clip(
     cut: bool,
     reader: ReaderName,
 ) -> np.ndarray:
-    """What `ClipReader.frames` gives."""
+    """`ClipReader.frames` in this process."""
     num_frames = pool.reader(path, reader).num_frames
     if max(indices) >= num_frames:
         raise UnreadableVideoError(
-            f"Video {path} cannot be read: it has {num_frames} frames now, fewer than when it was indexed; put the"
-            " file back."
+            f"Video {path} cannot be read: it now has {num_frames} frames, fewer than when it was indexed; restore the"
+            " file."
         )
 
     def fit(frames: np.ndarray) -> np.ndarray:
@@ -104,7 +104,7 @@ def read_clip(
 
 
 def read_clip_from(open_videos: int, *arguments: Any) -> np.ndarray:
-    """`read_clip` by readers that stay open in the process that this runs in."""
+    """`read_clip` with readers that stay open in the process that it runs in."""
     return read_clip(_pool(open_videos), *arguments)
 
 

@@ -1,4 +1,4 @@
-"""Clips of videos as a map-style dataset: random ones to train on, evenly spaced ones to validate on."""
+"""Clips of videos as a map-style dataset: random for training, evenly spaced for validation."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -20,14 +20,14 @@ from vidtok_plugin.video.unreadable import UnreadableVideoError, UnreadableVideo
 
 logger = logging.getLogger(__name__)
 
-MOST_DRAWS = 100  # clips in a row that may be unreadable
-PLACES = 10_000  # along each axis, one of which a random crop is drawn from
+MAX_DRAWS = 100  # consecutive unreadable clips before giving up
+PLACES = 10_000  # resolution of random crop positions along each axis
 
-Draw = tuple[int, int, bool, tuple[float, float] | None]  # number of the video, first frame, mirrored, crop's place
+Draw = tuple[int, int, bool, tuple[float, float] | None]  # index of the video, first frame, mirrored, crop position
 
 
 class ClipSettings(TypedDict, total=False):
-    """What clips are and how they are read: the keywords of ClipDataset, told there."""
+    """The keywords of ClipDataset, which documents them."""
 
     clip_length: int
     height: int
@@ -45,22 +45,21 @@ class ClipSettings(TypedDict, total=False):
 
 
 class ClipDataset(Dataset[Tensor]):
-    """Clips `(3, t, height, width)`, float32 in [-1, 1], of frames that are `frame_interval` apart, or `fps` a second.
+    """Clips `(3, t, height, width)`, float32 in [-1, 1], with frames `frame_interval` apart or resampled to `fps`.
 
-    Make one with `ClipDataset.random` or `ClipDataset.every`. A key is `index` or `(epoch, index)`; a random
-    clip follows from (seed, epoch, index) alone, so that neither workers nor their number, nor a resumption
-    change it. `clip(key)` tells the clip's origin as well. Videos of another size are scaled until they just cover
-    the size, and their middle is cut out, or with `crop="random"` any part; a video of the right size passes untouched.
+    Create one with `ClipDataset.random` or `ClipDataset.every`. A key is `index` or `(epoch, index)`. A random clip
+    depends only on (seed, epoch, index), not on workers or resumption. `clip(key)` also returns the clip's origin.
+    Videos of another size are resized to cover `height` x `width` and cropped: at the center, or with `crop="random"`
+    anywhere. A video of that size is left unchanged.
 
-    The first unreadable video is an error, unless `unreadable` has room for some in its budget: then another clip,
-    which follows from (seed, epoch, index) as well, takes the place of one that cannot be read. Whether it can be
-    read is tried each time, so that what was met earlier, perhaps in another worker, changes nothing.
+    The first unreadable video is an error, unless the budget of `unreadable` allows some. Then another clip, also
+    determined by (seed, epoch, index), replaces an unreadable one. Every read is tried again, so that earlier failures,
+    perhaps in another worker, do not change the result.
 
-    With `read_timeout` in seconds, a process of its own reads, which is ended when a clip takes it longer.
+    With `read_timeout` in seconds, a separate process reads and is terminated if a clip takes longer.
 
-    Up to `cache_mb` MiB of decoded videos, whole and at the clips' size, are kept in the memory of each
-    worker: small videos that are read again and again then cost next to nothing. What doesn't fit is decoded
-    clip by clip.
+    Each worker caches up to `cache_mb` MiB of decoded videos, complete and at the clips' size, so that clips of small
+    videos cost almost nothing after the first. Videos that don't fit are decoded clip by clip.
     """
 
     def __init__(
@@ -90,8 +89,10 @@ class ClipDataset(Dataset[Tensor]):
         self.not_cached: set[int] = set()
         self.videos: list[IndexedVideo] = []
         self.num_clips = 0
-        self.starts: list[tuple[int, int]] | None = None  # number of the video and first frame, of clips by place
-        self.cumulative: np.ndarray | None = None  # probability of each video, of random clips
+        self.starts: list[tuple[int, int]] | None = (
+            None  # index of the video and first frame of each clip; None for random clips
+        )
+        self.cumulative: np.ndarray | None = None  # cumulative probabilities of the videos; None for fixed clips
 
     @classmethod
     def random(
@@ -103,31 +104,32 @@ class ClipDataset(Dataset[Tensor]):
         skip_short: bool = False,
         **settings: Unpack[ClipSettings],
     ) -> "ClipDataset":
-        """Random clips: all alike, or with `weighted` each source as often as its weight says.
+        """Random clips, all equally likely, or with `weighted` in proportion to the weights of the sources.
 
-        `num_clips` is the length of an epoch; as many as fit into the videos without overlap by default.
+        `num_clips` is the length of an epoch; by default as many as fit into the videos without overlap.
 
         Raises:
-            ValueError: no video is long enough, or (without `skip_short`) one isn't.
+            ValueError: no video is long enough, or without `skip_short`, any is too short.
         """
         clips = cls(**settings)
         clips.unreadable.expect(path for source in sources for path in source.videos)
-        shares: list[np.ndarray] = []
+        unnormalized: list[np.ndarray] = []
         for source in sources:
             found = clips._index(source.videos, skip_short=skip_short)
             starts = np.array([clips.frames.num_starts(video) for video in found], np.float64)
             if weighted and not found:
                 raise ValueError(
-                    f"ClipDataset: source {source.name} has no video left to draw from with weight {source.weight:g};"
-                    " leave it out of the sources."
+                    f"ClipDataset: source {source.name} has no usable video, but weight {source.weight:g};"
+                    " remove it from the sources."
                 )
-            shares.append(starts * (source.weight / starts.sum()) if weighted else starts)
+            unnormalized.append(starts * (source.weight / starts.sum()) if weighted else starts)
             clips.videos += found
         clips._check_not_empty(sources)
-        probabilities = np.concatenate(shares)
+        probabilities = np.concatenate(unnormalized)
         clips.cumulative = np.cumsum(probabilities / probabilities.sum())
-        fit = num_clips is None
-        clips.num_clips = sum(len(clips.frames.starts(video)) for video in clips.videos) if fit else int(num_clips or 0)
+        if num_clips is None:
+            num_clips = sum(len(clips.frames.starts(video)) for video in clips.videos)
+        clips.num_clips = num_clips
         return clips
 
     @classmethod
@@ -140,12 +142,13 @@ class ClipDataset(Dataset[Tensor]):
         skip_short: bool = False,
         **settings: Unpack[ClipSettings],
     ) -> "ClipDataset":
-        """The clips that start every `every` frames of each video, without overlap by default.
+        """Fixed clips that start every `every` frames of each video, by default without overlap.
 
-        Of more than `max_clips`, as many are taken, evenly spaced. They are neither mirrored nor randomly cropped.
+        If there are more than `max_clips`, that many are selected, evenly spaced. Clips are center-cropped and not
+        mirrored.
 
         Raises:
-            ValueError: no video is long enough, or (without `skip_short`) one isn't.
+            ValueError: no video is long enough, or without `skip_short`, any is too short.
         """
         if every is not None and every < 1:
             raise ValueError(f"ClipDataset: every must be at least 1, got {every}.")
@@ -166,7 +169,7 @@ class ClipDataset(Dataset[Tensor]):
         return self.num_clips
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the cache: a worker that is started by pickling fills its own."""
+        """Leaves out the cache; each worker fills its own."""
         freed = sum(frames.nbytes for frames in self.cache.values())
         return self.__dict__ | {"cache": {}, "not_cached": set(), "cache_left": self.cache_left + freed}
 
@@ -176,10 +179,10 @@ class ClipDataset(Dataset[Tensor]):
         return clip.video
 
     def clip(self, key: int | tuple[int, int]) -> Clip:
-        """The clip of a key, with its origin and the unreadable videos that were met on the way to it.
+        """The clip of a key, with its origin and the unreadable videos that it was drawn in place of.
 
         Raises:
-            UnreadableVideoError: more videos cannot be read than the budget has room for.
+            UnreadableVideoError: more videos are unreadable than the budget allows.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         if not 0 <= index < self.num_clips:
@@ -195,19 +198,19 @@ class ClipDataset(Dataset[Tensor]):
             else:
                 return Clip(frames=frames, origin=origin, unreadable=met)
         raise UnreadableVideoError(
-            f"ClipDataset: {MOST_DRAWS} clips in a row cannot be read, the last one since: {met[path]}"
+            f"ClipDataset: {MAX_DRAWS} consecutive clips cannot be read, the last because: {met[path]}"
         )
 
     def _draws(self, epoch: int, index: int) -> Iterator[Draw]:
-        """The clips to try for a key, until one can be read."""
+        """The clips to try for a key until one is readable."""
         rng = np.random.default_rng([self.seed, epoch, index])
         if self.starts is not None:
             yield *self.starts[index], False, None
-            for other in rng.integers(len(self.starts), size=MOST_DRAWS - 1).tolist():
+            for other in rng.integers(len(self.starts), size=MAX_DRAWS - 1).tolist():
                 yield *self.starts[other], False, None
             return
         assert self.cumulative is not None
-        for _ in range(MOST_DRAWS):
+        for _ in range(MAX_DRAWS):
             number = int(np.searchsorted(self.cumulative[:-1], rng.random(), side="right"))
             start = int(rng.integers(self.frames.num_starts(self.videos[number])))
             mirrored = self.horizontal_flip and bool(rng.integers(2))
@@ -218,7 +221,7 @@ class ClipDataset(Dataset[Tensor]):
             yield number, start, mirrored, place
 
     def _read(self, number: int, start: int, mirrored: bool, place: tuple[float, float] | None) -> tuple[Tensor, str]:
-        """A clip's frames (t, height, width, 3), and where they are from."""
+        """The frames (t, height, width, 3) of a clip, and its origin."""
         path = self.videos[number].path
         indices = self.frames.indices(self.videos[number], start)
         if (whole := self._cached(number)) is not None:
@@ -234,12 +237,12 @@ class ClipDataset(Dataset[Tensor]):
         return torch.from_numpy(frames), origin
 
     def _cached(self, number: int) -> np.ndarray | None:
-        """All frames of a video, covering the clips' size, if they fit into the cache and can be read."""
+        """All frames of a video, at a size that covers the clips, if they fit into the cache and are readable."""
         if self.cache_left > 0 and number not in self.cache and number not in self.not_cached:
             try:
                 whole = self._decode_all(number)
             except (UnreadableVideoError, OSError):
-                whole = None  # reading a clip of it tells whether that one can be read
+                whole = None  # some clips of it may still be readable
             if whole is None:
                 self.not_cached.add(number)
             else:
@@ -250,18 +253,18 @@ class ClipDataset(Dataset[Tensor]):
     def _decode_all(self, number: int) -> np.ndarray | None:
         video, cut = self.videos[number], self.crop == "center"
         frames: np.ndarray | None = None
-        for start in range(0, video.num_frames, 64):  # in blocks, since the video itself may be large
+        for start in range(0, video.num_frames, 64):  # in blocks, since the original frames may be large
             indices = range(start, min(start + 64, video.num_frames))
             block = self.reader.frames(video.path, indices, self.height, self.width, cut=cut)
             if frames is None:
-                frames = np.empty((video.num_frames, *block.shape[1:]), np.uint8)  # takes no memory before it is filled
+                frames = np.empty((video.num_frames, *block.shape[1:]), np.uint8)  # takes memory only when filled
                 if frames.nbytes > self.cache_left:
                     return None
             frames[start : start + 64] = block
         return frames
 
     def _index(self, paths: Sequence[Path], *, skip_short: bool) -> list[IndexedVideo]:
-        """The videos that are long enough for a clip; the others are errors, or counted and logged if skipping them."""
+        """The videos that are long enough for a clip; others are errors, or counted and logged if skipped."""
         videos: list[IndexedVideo] = []
         short = slow = unreadable = 0
         for path in paths:
@@ -277,18 +280,18 @@ class ClipDataset(Dataset[Tensor]):
             elif skip_short:
                 short += 1
                 logger.debug(
-                    "skipped: %s has %d frames, but a clip takes %s", path, video.num_frames, self.frames.needs
+                    "skipped: %s has %d frames, but a clip needs %s", path, video.num_frames, self.frames.needs
                 )
             else:
                 raise ValueError(
-                    f"ClipDataset: {path} has {video.num_frames} frames, but a clip takes {self.frames.needs}; shorten"
+                    f"ClipDataset: {path} has {video.num_frames} frames, but a clip needs {self.frames.needs}; reduce"
                     " clip_length or frame_interval, raise fps, remove the video, or set skip_short=true."
                 )
         if short or unreadable:
-            logger.warning("of %d videos, %d were too short and %d unreadable", len(paths), short, unreadable)
+            logger.warning("of %d videos, %d are too short and %d unreadable", len(paths), short, unreadable)
         if slow:
             logger.warning(
-                "%d of %d videos are slower than %g fps: frames of theirs repeat", slow, len(paths), self.frames.fps
+                "%d of %d videos are slower than %g fps, so their frames repeat", slow, len(paths), self.frames.fps
             )
         return videos
 
@@ -296,6 +299,6 @@ class ClipDataset(Dataset[Tensor]):
         if not self.videos:
             paths = [path for source in sources for path in source.videos]
             raise ValueError(
-                f"ClipDataset: none of the {len(paths)} videos from {paths[0]} on can be read and has the"
-                f" {self.frames.needs} that a clip takes; shorten clip_length or frame_interval, or raise fps."
+                f"ClipDataset: none of the {len(paths)} videos from {paths[0]} on is readable and has the"
+                f" {self.frames.needs} that a clip needs; reduce clip_length or frame_interval, or raise fps."
             )

@@ -1,4 +1,4 @@
-"""Videos as Lightning training and validation data."""
+"""Clips of videos as Lightning training and validation data."""
 
 import logging
 from dataclasses import dataclass
@@ -20,44 +20,42 @@ class VideoDataConfig:
     """Which clips to train and validate on.
 
     Each entry of `train` and `validation` is a folder, searched with its subfolders, a video file, a CSV list with a
-    column `videos`, or a pattern of those such as `data/*/train`. Clips are all alike unless `train_weights` has a
-    number for each entry of `train`, which the folders and lists of a pattern share.
+    column `videos`, or a pattern of those such as `data/*/train`. All clips are equally likely unless `train_weights`
+    has a weight for each entry of `train`, which is divided among the folders and lists of a pattern.
     """
 
     RENAMED: ClassVar[dict[str, str]] = {"most_unreadable": "max_unreadable_fraction"}
 
     train: tuple[str, ...]
     validation: tuple[str, ...] = ()
-    root: str | None = None  # where relative paths in CSV lists start; by default at each list's own folder
+    root: str | None = None  # folder that relative paths in CSV lists start at; by default the list's own
     train_weights: tuple[float, ...] | None = None
     clip_length: int = 17
-    frame_interval: int = 1  # 1 takes neighbouring frames, 2 every other frame ...
-    fps: float | None = None  # or so many frames a second, the nearest in time; by default each video's own rate
-    validation_fps: float | None = None  # of the validation clips, where it differs from fps
+    frame_interval: int = 1  # 1 for consecutive frames, 2 for every other frame, ...
+    fps: float | None = None  # resample to this rate by the nearest frames in time; by default each video keeps its own
+    validation_fps: float | None = None  # of validation clips; by default fps
     height: int = 256
     width: int = 256
-    crop: Literal["center", "random"] = "center"  # of training clips whose video has another shape
-    horizontal_flip: bool = False  # of every other training clip, at random
-    batch_size: int = 8  # of each rank
+    crop: Literal["center", "random"] = "center"  # of training clips whose video has another aspect ratio
+    horizontal_flip: bool = False  # mirrors a random half of the training clips
+    batch_size: int = 8  # per process
     num_workers: int = 0
     seed: int = 0
-    clips_per_epoch: int | None = None  # as many as fit into the videos without overlap by default
-    validation_every: int | None = None  # frames between the clips' starts; without overlap by default
-    validation_clips: int | None = None  # at most, evenly spaced over all
-    skip_short: bool = False  # leave out videos that are shorter than a clip
-    max_unreadable_fraction: float = (
-        0.0  # share of the videos that may be unreadable: other clips take their clips' places
-    )
+    clips_per_epoch: int | None = None  # by default as many as fit into the videos without overlap
+    validation_every: int | None = None  # frames between the starts of clips; by default no overlap
+    validation_clips: int | None = None  # maximum, evenly spaced over all clips; None for all of them
+    skip_short: bool = False  # skip videos that are shorter than a clip
+    max_unreadable_fraction: float = 0.0  # more unreadable videos stop the run; up to it, other clips replace theirs
     reader: ReaderName = "auto"  # auto: PyAV
-    read_timeout: float | None = None  # seconds after which a video that is being read counts as unreadable
-    open_videos: int = 32  # readers kept open in each worker
-    cache_mb: int = 0  # decoded training videos in each worker's memory, in MiB: a great help for small videos
+    read_timeout: float | None = None  # seconds; a video that takes longer counts as unreadable
+    open_videos: int = 32  # maximum in each worker
+    cache_mb: int = 0  # MiB of decoded training videos in each worker; much faster for small videos
 
     def __post_init__(self) -> None:
         if isinstance(self.train, str) or isinstance(self.validation, str):
             raise ValueError(
                 "VideoDataConfig: train and validation must be lists of folders, files, CSV lists or patterns, got a"
-                " string; use [...]."
+                " string; write it as [...]."
             )
         if not self.train:
             raise ValueError("VideoDataConfig: train must name at least one folder of videos, got none.")
@@ -82,7 +80,7 @@ class VideoDataConfig:
         if not 0 <= self.max_unreadable_fraction < 1:
             raise ValueError(
                 "VideoDataConfig: max_unreadable_fraction must be from 0 up to but not including 1, got"
-                f" {self.max_unreadable_fraction}; 0.01 lets one video in a hundred be unreadable."
+                f" {self.max_unreadable_fraction}; 0.01 allows one unreadable video in a hundred."
             )
         for field, choices in (("crop", ("center", "random")), ("reader", ("auto", "decord", "pyav"))):
             if getattr(self, field) not in choices:
@@ -105,7 +103,7 @@ class HasVideoData(Protocol):
 
 
 class ClipsWithOrigins(Dataset[Clip]):
-    """The clips of a dataset, each with its origin."""
+    """A ClipDataset whose items are `Clip`s, with origins."""
 
     def __init__(self, clips: ClipDataset) -> None:
         self.clips = clips
@@ -118,16 +116,16 @@ class ClipsWithOrigins(Dataset[Clip]):
 
 
 class VideoDataModule(ResumableDataModule):
-    """VideoBatches: `batch.video` is `(b, 3, t, h, w)`, float32 in [-1, 1], of random clips to train on and evenly
-    spaced ones to validate on; `batch.origins` tells the file and the frames of each. Until the video is asked for,
-    which the device does that the batch is on, it is uint8.
+    """VideoBatches of random training clips and evenly spaced validation clips.
 
-    A whole run's config serves as well as its data's. The order and the clips follow from the seed and the epoch
-    alone. Training that resumes from a checkpoint goes on with the very next batch, in the middle of an epoch as at
-    its end, whatever the number of workers.
+    `batch.video` is `(b, 3, t, h, w)`, float32 in [-1, 1], converted from uint8 on the batch's device on first access;
+    `batch.origins` describes the file and frames of each clip. `cfg` is a data config or a run config that has one.
 
-    `unreadable` collects the videos that cannot be read from all workers: each is logged once in the whole run, and
-    more of them than `max_unreadable_fraction` has room for stop it.
+    Clips and their order depend only on the seed and the epoch. Training resumed from a checkpoint continues with the
+    next batch, also within an epoch and with another number of workers.
+
+    `unreadable` collects the unreadable videos of all workers: each is logged once per run, and more than
+    `max_unreadable_fraction` stop the run.
 
     Example:
         >>> data = VideoDataModule(VideoDataConfig(train=("data/train",)))   # doctest: +SKIP
@@ -145,15 +143,15 @@ class VideoDataModule(ResumableDataModule):
         """Finds and probes the videos.
 
         Raises:
-            FileNotFoundError: a folder, file or CSV list that is missing or empty.
-            ValueError: a list that is no CSV, a file that is no video beyond the budget, or one that is too short.
+            FileNotFoundError: a folder, file or CSV list is missing or has no videos.
+            ValueError: a CSV list is invalid, too many files are unreadable, or a video is shorter than a clip.
         """
         cfg = self.cfg
         training = stage in (None, "fit") and self.train_clips is None
         validating = stage in (None, "fit", "validate") and self.validation_clips is None and len(cfg.validation) > 0
         to_train = find_sources(cfg.train, cfg.train_weights, root=cfg.root) if training else []
         to_validate = find_sources(cfg.validation, root=cfg.root) if validating else []
-        for source in (*to_train, *to_validate):  # before any is opened, since the budget is a share of all
+        for source in (*to_train, *to_validate):  # before any is opened: the limit is a fraction of all
             self.unreadable.expect(source.videos)
         settings: ClipSettings = {
             "clip_length": cfg.clip_length,
@@ -182,13 +180,13 @@ class VideoDataModule(ResumableDataModule):
                 **random,
             )
         if validating:
-            by_place: ClipSettings = {**settings, "fps": cfg.fps if cfg.validation_fps is None else cfg.validation_fps}
+            fixed: ClipSettings = {**settings, "fps": cfg.fps if cfg.validation_fps is None else cfg.validation_fps}
             self.validation_clips = ClipDataset.every(
                 to_validate,
                 every=cfg.validation_every,
                 max_clips=cfg.validation_clips,
                 skip_short=cfg.skip_short,
-                **by_place,
+                **fixed,
             )
 
     def train_dataloader(self) -> ResumableLoader:
@@ -209,16 +207,16 @@ class VideoDataModule(ResumableDataModule):
         )
 
     def _log_indexed(self) -> None:
-        """Logs what setup found: not before a checkpoint, which tells what is logged already, was loaded; and in one
-        process, since all find the same."""
+        """Logs the unreadable videos that setup found. Only after a checkpoint was loaded, whose state has those logged
+        before, and only in one process, since all find the same."""
         first = self.trainer is None or self.trainer.is_global_zero
         self.unreadable.log(logging.WARNING if first else logging.DEBUG)
 
     def on_before_batch_transfer(self, batch: VideoBatch | Tensor, dataloader_idx: int) -> VideoBatch | Tensor:
-        """Notes what the batch's worker could not read.
+        """Collects the unreadable videos that the batch's worker found.
 
         Raises:
-            UnreadableVideoError: that is more than the budget has room for.
+            UnreadableVideoError: there are more than the budget allows.
         """
         if isinstance(batch, VideoBatch):
             self.unreadable.add(batch.unreadable)

@@ -1,4 +1,4 @@
-"""Frames of one open video file by decord, where it is installed, with what goes wrong there said in one sentence."""
+"""A reader by decord, if that is installed, with its errors as one sentence."""
 
 import os
 import re
@@ -12,19 +12,19 @@ import numpy as np
 from vidtok_plugin.video.pyav_reader import Fit, packet_times
 from vidtok_plugin.video.unreadable import undecodable, unopenable
 
-LONGEST = 1e9  # seconds; decord takes missing times for numbers beyond
+MAX_SECONDS = 1e9  # decord returns larger numbers for missing times
 
 
 @cache
 def decord_or_none() -> ModuleType | None:
-    """The decord package, None where it isn't installed."""
+    """The decord package; None if it is not installed."""
     try:
         import decord
     except ModuleNotFoundError as error:
         if error.name != "decord":
             raise
         return None
-    decord.logging.set_level(decord.logging.QUIET)  # its lines name no file; the errors raised here do
+    decord.logging.set_level(decord.logging.QUIET)  # its log lines don't name the file; our errors do
     return decord
 
 
@@ -32,8 +32,8 @@ class DecordReader:
     """An open video file.
 
     Raises:
-        UnreadableVideoError: the file is no video, is damaged, or has no times that decord understands: it would give
-            wrong frames then, as it does for MPEG program streams (.mpg).
+        UnreadableVideoError: the file is not a video, is damaged, or has no times that decord understands. In that case,
+            for example for MPEG program streams (.mpg), decord would return wrong frames.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -51,29 +51,29 @@ class DecordReader:
             raise unopenable(path, "it has no frames")
         self.fps = float(self._reader.get_avg_fps())
         starts = self._reader.get_frame_timestamp(list(range(self.num_frames)))[:, 0]
-        if np.abs(starts).max() > LONGEST:
-            raise unopenable(path, "decord finds no times in it")
+        if np.abs(starts).max() > MAX_SECONDS:
+            raise unopenable(path, "decord finds no frame times in it")
 
     def times(self) -> np.ndarray:
-        """The frames' times in seconds, float64 `(num_frames,)`: the file's own, which decord rounds to float32.
+        """The times of the frames in seconds, float64 `(num_frames,)`, from the file, since decord rounds to float32.
 
         Raises:
-            UnreadableVideoError: the file doesn't tell them for every frame.
+            UnreadableVideoError: the file does not have a time for every frame.
         """
         times = packet_times(self.path, self.fps)
         if len(times) != self.num_frames:
             raise unopenable(
-                self.path, f"of its {self.num_frames} frames {len(times)} have times; without fps they aren't needed"
+                self.path, f"only {len(times)} of its {self.num_frames} frames have times, which fps needs"
             )
         return times
 
     def read(self, indices: Sequence[int], fit: Fit | None = None) -> np.ndarray:
-        """Frames as uint8 RGB `(t, h, w, 3)`, with which `fit` is done."""
+        """Frames as uint8 RGB `(t, h, w, 3)`, mapped by `fit`."""
         try:
-            self._reader.seek(0)  # without it, a read after one that ended near the file's end may give wrong frames
+            self._reader.seek(0)  # otherwise a read after one near the end of the file may return wrong frames
             frames = self._batch(indices)
-            # decord has queued more packets than the batch took, half a file's on average, and its thread would go on
-            # decoding them: four times the work where clips come from many files.
+            # decord has queued more packets than the batch needed, half a file's on average. Its thread would go on
+            # decoding them, which is four times the work when clips come from many files.
             self._reader.seek(0)
         except self._errors as error:
             raise undecodable(self.path, indices, self.num_frames, _cause(error)) from None
@@ -88,12 +88,12 @@ class DecordReader:
         return np.stack([_without_padding(self._reader[index].asnumpy()) for index in indices])
 
     def in_order(self) -> Iterator[np.ndarray]:
-        """All frames, uint8 RGB `(h, w, 3)`; once, and not while others are read."""
+        """All frames, uint8 RGB `(h, w, 3)`; do not call `read` in between."""
         for index in range(self.num_frames):
             try:
                 yield _without_padding(self._reader.next().asnumpy())
             except StopIteration:
-                raise undecodable(self.path, [index], self.num_frames, "there are no more") from None
+                raise undecodable(self.path, [index], self.num_frames, "there are no more frames") from None
             except self._errors as error:
                 raise undecodable(self.path, [index], self.num_frames, _cause(error)) from None
 
@@ -102,17 +102,17 @@ class DecordReader:
 
 
 def _without_padding(frame: np.ndarray) -> np.ndarray:
-    """A frame `(h, w, 3)`, where decord 0.6 takes the padding of rows for channels.
+    """A frame `(h, w, 3)`, also where decord 0.6 takes the padding of rows for channels.
 
-    FFmpeg pads rows to a multiple of some bytes; where that is a multiple of the width, which happens at
-    widths such as 16, 24, 48 and 72, decord gives `(h, w, c)` with c > 3, and its get_batch fails.
+    FFmpeg pads rows to a multiple of some number of bytes. If that is a multiple of the width, as for widths of 16, 24,
+    48 and 72, decord returns `(h, w, c)` with c > 3, and its get_batch fails.
     """
     height, width, channels = frame.shape
     return frame.reshape(height, width * channels)[:, : width * 3].reshape(height, width, 3)
 
 
 def _cause(error: Exception) -> str:
-    """The sentence in decord's message, without its stack trace, times and source lines."""
+    """The sentence in decord's message, without stack trace, time and source line."""
     text = str(error).split("Stack trace")[0].strip()
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     sentence = first.rsplit("Check failed:", 1)[-1]

@@ -1,5 +1,4 @@
-"""Finding videos, and recorded episodes: a video with each frame's action and the story of its making beside
-it."""
+"""Finding videos and recorded episodes; an episode is a video with a file of actions and a JSON beside it."""
 
 import json
 import os
@@ -17,10 +16,10 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpe
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """One unbroken recording.
+    """One continuous recording.
 
-    `actions[i]` led from frame i-1 to frame i, and `actions[0]` is ignored: int64 `(t,)` or float32 `(t, a)`.
-    `meta` is the JSON beside the video: `fps`, `num_frames`, `action_space` and how it was made.
+    `actions` is int64 `(t,)` or float32 `(t, a)`; `actions[i]` led from frame i-1 to frame i, and `actions[0]` is
+    ignored. `meta` is the JSON beside the video: `fps`, `num_frames`, `action_space` and how it was recorded.
     """
 
     path: Path
@@ -43,16 +42,17 @@ def meta_path(video: str | os.PathLike[str]) -> Path:
 
 
 def find_videos(folder: str | os.PathLike[str]) -> list[Path]:
-    """All videos in a folder and its subfolders, sorted; hidden files are left out.
+    """All videos in a folder and its subfolders, sorted, without hidden files.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no video in it.
+        FileNotFoundError: the folder does not exist, or has no videos.
+        NotADirectoryError: it is a file.
     """
     root = Path(folder)
     if not root.exists():
         raise FileNotFoundError(f"Folder {folder} doesn't exist; check the path, or record or copy videos there.")
     if not root.is_dir():
-        raise NotADirectoryError(f"{folder} is a file, not a folder; name the folder that it is in.")
+        raise NotADirectoryError(f"{folder} is a file, not a folder; give the folder that contains it.")
     paths = sorted(
         path
         for path in root.rglob("*")
@@ -69,8 +69,8 @@ def find_episodes(folder: str | os.PathLike[str]) -> list[Episode]:
     """All episodes in a folder and its subfolders, sorted.
 
     Raises:
-        FileNotFoundError: there is no such folder, no video in it, or a video without its actions or JSON.
-        ValueError: actions or JSON that don't fit.
+        FileNotFoundError: the folder does not exist or has no videos, or a video lacks its actions or JSON.
+        ValueError: actions or JSON are invalid.
     """
     return [load_episode(path) for path in find_videos(folder)]
 
@@ -78,19 +78,18 @@ def find_episodes(folder: str | os.PathLike[str]) -> list[Episode]:
 def load_episode(path: str | os.PathLike[str]) -> Episode:
     """The episode of one video file."""
     video = Path(path)
-    for part in (actions_path(video), meta_path(video)):
-        if not part.exists():
+    for file in (actions_path(video), meta_path(video)):
+        if not file.exists():
             raise FileNotFoundError(
-                f"Episode {video} has no {part.name} beside it; finish its recording, write the file, or"
-                f" move the"
-                " video elsewhere."
+                f"Episode {video} has no {file.name} beside it; finish recording it, write the file, or move the video"
+                " elsewhere."
             )
     try:
         meta = json.loads(meta_path(video).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"Episode {video}: {meta_path(video).name} is no JSON ({error}).") from None
+        raise ValueError(f"Episode {video}: {meta_path(video).name} is not valid JSON ({error}).") from None
     if not isinstance(meta, dict):
-        raise ValueError(f"Episode {video}: {meta_path(video).name} must hold an object, got {type(meta).__name__}.")
+        raise ValueError(f"Episode {video}: {meta_path(video).name} must be a JSON object, got {type(meta).__name__}.")
     try:
         actions = np.load(actions_path(video), allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -100,8 +99,7 @@ def load_episode(path: str | os.PathLike[str]) -> Episode:
 
 
 def save_episode_files(video: str | os.PathLike[str], actions: np.ndarray, meta: Mapping[str, Any]) -> None:
-    """Writes the actions and then the JSON beside a video that is there already, so that the JSON ends an
-    episode."""
+    """Writes the actions and then the JSON beside a complete video; the JSON marks the episode as complete."""
     _check_actions(Path(video), actions, meta)
     with atomic_write(actions_path(video)) as partial, open(partial, "wb") as file:
         np.save(file, actions)
@@ -120,12 +118,12 @@ def _check_actions(video: Path, actions: np.ndarray, meta: Mapping[str, Any]) ->
         )
     if "num_frames" in meta and len(actions) != meta["num_frames"]:
         raise ValueError(
-            f"Episode {video}: {name} must hold one action for each frame, got {len(actions)} for"
+            f"Episode {video}: {name} must have one action for each frame, got {len(actions)} for"
             f" {meta['num_frames']} frames."
         )
     size = meta.get("action_space", {}).get("size")
     if discrete and size is not None and len(actions) and not 0 <= actions.min() <= actions.max() < size:
         raise ValueError(
-            f"Episode {video}: {name} must hold actions in 0..{size - 1}, as its action_space says,"
+            f"Episode {video}: {name} must have actions in 0..{size - 1}, according to its action_space,"
             f" got {actions.min()}..{actions.max()}."
         )

@@ -1,4 +1,4 @@
-"""Pixels and video: uint8 frames in 0..255 to float video in [-1, 1], and back."""
+"""Conversion between uint8 frames and float video in [-1, 1]."""
 
 import numpy as np
 import torch

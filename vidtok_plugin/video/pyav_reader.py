@@ -1,4 +1,4 @@
-"""Frames of one open video file by PyAV, each found by its time from the key frame before it."""
+"""A reader by PyAV, which finds frames by their times, from the previous key frame."""
 
 import os
 from bisect import bisect_right
@@ -13,54 +13,54 @@ from av.video.reformatter import VideoReformatter
 
 from vidtok_plugin.video.unreadable import undecodable, unopenable
 
-Fit = Callable[[np.ndarray], np.ndarray]  # what is done with uint8 frames (t, h, w, 3), each on its own, once read
+Fit = Callable[[np.ndarray], np.ndarray]  # maps uint8 frames (t, h, w, 3), each on its own
 
 
 class PyavReader:
     """An open video file.
 
-    Its packets are listed once, without decoding them, so that a frame's number is its place in the order of times.
+    All packets are listed once, without decoding, so that frames can be numbered by time.
 
     Raises:
-        UnreadableVideoError: the file is no video, is damaged or cut off.
+        UnreadableVideoError: the file is not a video, is damaged or truncated.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path
         self._container, self._stream = _open(path)
-        self._stream.codec_context.thread_count = 1  # as many workers read at once
+        self._stream.codec_context.thread_count = 1  # workers read in parallel
         try:
             pts, keys = _packets(self._container, self._stream)
         except av.FFmpegError as error:
             raise unopenable(path, _cause(error)) from None
         self.num_frames = len(pts)
-        said = self._stream.frames  # 0 where the container doesn't say
+        declared = self._stream.frames  # 0 if the container doesn't declare it
         if self.num_frames == 0:
             raise unopenable(path, "it has no frames")
-        if self.num_frames < said:
-            raise unopenable(path, f"it says that it has {said} frames, but ends after {self.num_frames}")
-        # Without times frames are counted from the first on.
+        if self.num_frames < declared:
+            raise unopenable(path, f"it declares {declared} frames, but ends after {self.num_frames}")
+        # None: frames have no distinct times and are counted from the first.
         self._pts = sorted(known) if _distinct(known := [p for p in pts if p is not None], len(pts)) else None
         self._keys = sorted(keys)
         self.fps = self._rate()
-        self._to_rgb = VideoReformatter()  # a frame's own is set up anew for each: longer than decoding it
-        self._frames: Generator[av.VideoFrame, None, None] | None = None  # what the decoder gives next
-        self._last = -1  # number of the frame that it gave last
+        self._to_rgb = VideoReformatter()  # reused, since setting one up takes longer than decoding a frame
+        self._frames: Generator[av.VideoFrame, None, None] | None = None  # the decoder's output
+        self._last = -1  # number of the last decoded frame
 
     def _rate(self) -> float:
         rate = self._stream.average_rate or self._stream.guessed_rate
         if rate:
             return float(rate)
         if self._pts is None or self.num_frames == 1:
-            raise unopenable(self.path, "it tells neither its frame rate nor its frames' times")
+            raise unopenable(self.path, "it has neither a frame rate nor frame times")
         return float((self.num_frames - 1) / (_seconds(self._pts, 0, self._stream, 0.0)[[0, -1]] @ [-1, 1]))
 
     def times(self) -> np.ndarray:
-        """The frames' times in seconds, float64 `(num_frames,)`; at the mean rate if the file doesn't tell them."""
+        """The times of the frames in seconds, float64 `(num_frames,)`, by the mean rate if the file has none."""
         return _seconds(self._pts, self.num_frames, self._stream, self.fps)
 
     def read(self, indices: Sequence[int], fit: Fit | None = None) -> np.ndarray:
-        """Frames as uint8 RGB `(t, h, w, 3)`; `fit` is done with each as it comes, so that large ones don't add up."""
+        """Frames as uint8 RGB `(t, h, w, 3)`; `fit` is applied to each once decoded, to save memory."""
         pixels: dict[int, np.ndarray] = {}
         shapes: set[tuple[int, ...]] = set()
         try:
@@ -80,7 +80,7 @@ class PyavReader:
         return np.rot90(pixels, frame.rotation // 90) if frame.rotation else pixels
 
     def in_order(self) -> Iterator[np.ndarray]:
-        """All frames, uint8 RGB `(h, w, 3)`; once, and not while others are read."""
+        """All frames, uint8 RGB `(h, w, 3)`; do not call `read` in between."""
         for index in range(self.num_frames):
             yield self.read([index])[0]
 
@@ -96,13 +96,13 @@ class PyavReader:
     def _frame(self, index: int) -> av.VideoFrame:
         if self._pts is None:
             return self._by_counting(index)
-        key = bisect_right(self._keys, self._pts[index]) - 1  # the last key frame that isn't after it
-        reached = self._pts[min(self._last + 1, index)]  # what the decoder comes to next
+        key = bisect_right(self._keys, self._pts[index]) - 1  # the last key frame up to it
+        reached = self._pts[min(self._last + 1, index)]  # the next frame of the decoder
         if self._frames is not None and self._last < index and (key < 0 or self._keys[key] <= reached):
             frame = self._decode_until(index)
             if frame is not None:
                 return frame
-        for before in (0, 1):  # some containers seek to after the time that is asked for
+        for before in (0, 1):  # some containers seek too far
             if key >= before:
                 self._stop()
                 self._container.seek(self._keys[key - before], stream=self._stream)
@@ -113,18 +113,18 @@ class PyavReader:
         self._rewind()
         frame = self._decode_until(index)
         if frame is None:
-            raise _MissingFrameError("there is no frame at its time")
+            raise _MissingFrameError("no frame has its time")
         return frame
 
     def _rewind(self) -> None:
-        """Opens the file anew, which starts at its first frame for certain."""
+        """Reopens the file, which reliably starts at the first frame."""
         self.close()
         self._container, self._stream = _open(self.path)
         self._stream.codec_context.thread_count = 1
         self._frames, self._last = _decoded(self._container, self._stream), -1
 
     def _decode_until(self, index: int) -> av.VideoFrame | None:
-        """The frame of that number, None if the decoder is beyond it already."""
+        """The frame of that number; None if the decoder is past it."""
         assert self._frames is not None and self._pts is not None
         for frame in self._frames:
             if frame.pts is None or frame.pts < self._pts[index]:
@@ -145,7 +145,7 @@ class PyavReader:
             if self._last == index:
                 return _intact(frame)
         self._stop()
-        raise _MissingFrameError("there are no more")
+        raise _MissingFrameError("there are no more frames")
 
 
 class _MissingFrameError(Exception):
@@ -173,12 +173,12 @@ def _open(path: str | os.PathLike[str]) -> tuple[av.container.InputContainer, av
         raise unopenable(path, _cause(error)) from None
     if not container.streams.video:
         container.close()
-        raise unopenable(path, "there is no video in it")
+        raise unopenable(path, "it has no video stream")
     return container, container.streams.video[0]
 
 
 def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[list[int | None], list[int]]:
-    """The times of all packets that become frames, and those of key frames, in the stream's time base."""
+    """The times of all packets with frames, and of key frames, in the stream's time base."""
     pts: list[int | None] = []
     keys: list[int] = []
     with closing(_demuxed(container, stream)) as packets:
@@ -186,7 +186,7 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
             if packet.size == 0 or packet.is_discard:
                 continue
             if packet.is_corrupt:
-                raise av.error.InvalidDataError(0, f"its packet {len(pts)} is cut off or damaged")
+                raise av.error.InvalidDataError(0, f"its packet {len(pts)} is truncated or damaged")
             pts.append(packet.pts)
             if packet.is_keyframe and packet.pts is not None:
                 keys.append(packet.pts)
@@ -194,7 +194,7 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
 
 
 def _demuxed(container: av.container.InputContainer, stream: av.VideoStream) -> Generator[av.Packet, None, None]:
-    """The stream's packets, from a generator of PyAV's, which loses memory if it is left unfinished and not closed."""
+    """The packets of the stream. PyAV's generator leaks memory unless it is exhausted or closed."""
     return cast("Generator[av.Packet, None, None]", container.demux(stream))
 
 
@@ -217,7 +217,7 @@ def _seconds(pts: Sequence[int] | None, num_frames: int, stream: av.VideoStream,
 
 def _intact(frame: av.VideoFrame) -> av.VideoFrame:
     if frame.is_corrupt:
-        raise _MissingFrameError("its data are damaged")
+        raise _MissingFrameError("its data is damaged")
     return frame
 
 

@@ -1,4 +1,4 @@
-"""What a reader process does: it answers calls until its parent is gone."""
+"""The main loop of a reader process, which answers calls until its parent exits."""
 
 import importlib
 import mmap
@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from vidtok_plugin.video import clip_reader  # noqa: F401  what will be called, so that no call's time goes to imports
+from vidtok_plugin.video import clip_reader  # noqa: F401  imported before the first call, whose time is limited
 from vidtok_plugin.video.decord_reader import decord_or_none
 
 
 def serve(connection_file: int, memory_file: int, parent: int) -> None:
-    """Answers calls that come through a connection; uint8 arrays are put into the shared memory."""
-    # Ctrl-C and SIGTERM, sent to all of a job's processes, end the parent in its own time, and with it this process.
+    """Answers calls from a connection; uint8 arrays are returned in shared memory."""
+    # Ctrl-C and SIGTERM reach all processes of a job. The parent exits when it is ready, and this process with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -38,7 +38,7 @@ def serve(connection_file: int, memory_file: int, parent: int) -> None:
         if not isinstance(result, np.ndarray):
             connection.send(("value", result))
             continue
-        assert result.dtype == np.uint8, "arrays are frames"
+        assert result.dtype == np.uint8, "only frames are returned as arrays"
         if memory is None or len(memory) < result.nbytes:
             os.ftruncate(memory_file, result.nbytes)
             memory = mmap.mmap(memory_file, result.nbytes)
@@ -52,7 +52,7 @@ def _resolve(function: str) -> Any:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone, even while a decoder hangs."""
+    """Exits when the parent does, even while a decoder hangs."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(0)

@@ -1,4 +1,4 @@
-"""A process that reads in place of this one, so that a decoder that hangs or crashes can be ended."""
+"""A separate process for decoding, which can be terminated when a decoder hangs or crashes."""
 
 import mmap
 import os
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-START_SECONDS = 120.0  # for the process to start, which the timeout of a call doesn't count
+START_SECONDS = 120.0  # for the process to start, not included in the timeout of a call
 
-# The packages' own __init__ are left out, since they import torch: 3 s and 300 MB that reading doesn't need.
+# Bypasses the packages' __init__ modules, since they import torch, which takes 3 s and 300 MB.
 _BOOT = """
 import sys, types
 sys.path[:] = {path!r}
@@ -28,15 +28,15 @@ serve({connection}, {memory}, {parent})
 
 
 class ReaderStoppedError(Exception):
-    """The process hung and was ended, or crashed; it says which."""
+    """The process hung and was terminated, or crashed."""
 
 
 class ReaderProcess:
-    """A process that calls functions for this one, one at a time, each within `timeout` seconds.
+    """A child process that executes function calls, one at a time, each within `timeout` seconds.
 
-    It starts with the first call, and anew with the next after it was ended. It belongs to the process that calls,
-    a loader's worker for example, and ends with it, however that ends. (It is started by `subprocess`, since a
-    loader's workers may not start children by `multiprocessing`.) Arrays come back through shared memory.
+    It starts with the first call, and restarts with the next call after it was terminated. It ends with its parent, for
+    example a loader's worker, even if that is killed. Arrays are returned through shared memory. (It is started by
+    `subprocess`, since a loader's workers may not start children by `multiprocessing`.)
 
     Example:
         >>> with ReaderProcess(timeout=10) as process:
@@ -52,30 +52,30 @@ class ReaderProcess:
 
     @property
     def pid(self) -> int | None:
-        """The process's id, None if it isn't running."""
+        """The id of the process; None if it is not running."""
         return None if self._child is None else self._child.pid
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """What `function`, "module:name", returns for the arguments; the ValueErrors and OSErrors it raises as well.
+        """Calls `function`, given as "module:name", in the process; also raises its ValueErrors and OSErrors.
 
         Raises:
-            ReaderStoppedError: it took longer than the timeout, or its process crashed.
+            ReaderStoppedError: the call took longer than the timeout, or the process crashed.
         """
-        if self._child is None or self._child.owner != os.getpid():  # another process's after a fork
+        if self._child is None or self._child.owner != os.getpid():  # after a fork it belongs to another process
             self._child = _Child()
         answered = False
         try:
             kind, value = self._child.ask(function, arguments, self.timeout)
             answered = True
         finally:
-            if not answered:  # nor may a later call get this one's answer
+            if not answered:  # a later call must not get this answer
                 self.close()
         if kind == "error":
             raise value
         return value
 
     def close(self) -> None:
-        """Ends the process, if there is one."""
+        """Terminates the process, if it is running."""
         if self._child is not None and self._child.owner == os.getpid():
             self._child.end()
         self._child = None
@@ -91,7 +91,7 @@ class ReaderProcess:
 
 
 class _Child:
-    """The process, the connection to it, and the memory that both share."""
+    """The process, the connection to it, and the shared memory."""
 
     def __init__(self) -> None:
         self.owner = os.getpid()
@@ -115,7 +115,7 @@ class _Child:
         self._receive(START_SECONDS, "starting")
 
     def ask(self, function: str, arguments: tuple[Any, ...], timeout: float) -> tuple[str, Any]:
-        """The kind of the answer ("error" or another), and the answer."""
+        """The kind of the answer ("error", "value" or "array") and the answer."""
         try:
             self._connection.send((function, arguments))
         except (BrokenPipeError, ConnectionResetError):
@@ -135,7 +135,7 @@ class _Child:
         code = self._process.wait()
         if code < 0:
             return ReaderStoppedError(f"the decoder crashed with signal {-code}")
-        return RuntimeError(f"The reader process ended with exit code {code}; its own error is printed above.")
+        return RuntimeError(f"The reader process exited with code {code}; its own error is printed above.")
 
     def _array(self, shape: tuple[int, ...]) -> np.ndarray:
         size = int(np.prod(shape))
@@ -145,7 +145,7 @@ class _Child:
 
 
 def _memory_file() -> int:
-    """An empty file without a name: in memory where the system has such files."""
+    """The descriptor of an empty, unnamed file, in memory if the system supports that."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("vidtok_plugin_frames")
     with tempfile.TemporaryFile() as file:

@@ -1,4 +1,4 @@
-"""Reading frames of video files with PyAV or decord, by readers that stay open in the process that uses them."""
+"""Reading frames of video files with PyAV or decord, through a pool of open readers."""
 
 import atexit
 import os
@@ -22,7 +22,7 @@ _pools: "weakref.WeakSet[ReaderPool]" = weakref.WeakSet()
 
 
 class OpenVideo(Protocol):
-    """An open video file, by PyAV or decord; both number frames in the order of their times."""
+    """An open video file, by PyAV or decord; frames are numbered by time."""
 
     num_frames: int
     fps: float
@@ -35,7 +35,7 @@ class OpenVideo(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What a video file says of itself."""
+    """Length, size and rate of a video file."""
 
     path: Path
     num_frames: int
@@ -45,11 +45,11 @@ class VideoInfo:
 
 
 class ReaderPool:
-    """The most recently used readers of this process, so that clips from few files don't reopen them.
+    """The most recently used open readers of this process, so that repeated reads of a file don't reopen it.
 
-    A decord reader has threads of its own, which a forked process doesn't have: freed there, by the garbage
-    collector for example, the reader hangs or aborts. So all pools close their readers before a fork, and
-    open them anew when they are used. A file that changed on disk is opened again, too.
+    A decord reader has threads, which do not exist in a forked process; freeing the reader there hangs or aborts.
+    Therefore all pools close their readers before a fork and reopen them when needed. A file that has changed on disk
+    is reopened as well.
     """
 
     def __init__(self, capacity: int = 16) -> None:
@@ -89,21 +89,21 @@ def _close_all() -> None:
 
 
 os.register_at_fork(before=_close_all)
-atexit.register(_close_all)  # while the interpreter is whole
+atexit.register(_close_all)  # before the interpreter is torn down
 _pool = ReaderPool()
 
 
 def open_video(path: str | os.PathLike[str], reader: ReaderName = "auto") -> OpenVideo:
-    """Opens a video file with decord or PyAV; "auto" is PyAV, which is faster and reads more.
+    """Opens a video file with decord or PyAV; "auto" is PyAV, which is faster and reads more formats.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UnreadableVideoError: the file is no video.
+        FileNotFoundError: the file does not exist.
+        UnreadableVideoError: the file is not a video.
     """
     if reader not in ("auto", "decord", "pyav"):
         raise ValueError(f"reader must be one of auto, decord, pyav, got {reader!r}.")
     if os.path.isdir(path):
-        raise UnreadableVideoError(f"Video {path} is a folder, not a file; name a file in it.")
+        raise UnreadableVideoError(f"Video {path} is a folder, not a file; give a file in it.")
     if _stat(path).st_size == 0:
         raise unopenable(path, "the file is empty")
     return DecordReader(path) if reader == "decord" else PyavReader(path)
@@ -113,8 +113,8 @@ def probe(path: str | os.PathLike[str], *, reader: ReaderName = "auto") -> Video
     """Length, size and rate of a video file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UnreadableVideoError: the file is no video.
+        FileNotFoundError: the file does not exist.
+        UnreadableVideoError: the file is not a video.
     """
     opened = _pool.reader(path, reader)
     height, width = opened.read([0]).shape[1:3]
@@ -122,7 +122,7 @@ def probe(path: str | os.PathLike[str], *, reader: ReaderName = "auto") -> Video
 
 
 def count_frames(path: str | os.PathLike[str], *, reader: ReaderName = "auto") -> int:
-    """Length of a video file, without decoding any of it; errors as `probe`."""
+    """Length of a video file, without decoding it; raises the errors of `probe`."""
     opened = open_video(path, reader)
     opened.close()
     return opened.num_frames
@@ -136,14 +136,14 @@ def read_frames(
     reader: ReaderName = "auto",
     fit: Fit | None = None,
 ) -> np.ndarray:
-    """Frames of a video file as uint8 RGB `(t, h, w, 3)`; all of them without `indices`.
+    """Frames of a video file as uint8 RGB `(t, h, w, 3)`, by default all of them.
 
-    Readers come from `pool`, or from one that all calls without it share.
-    `fit` is done with all frames, in blocks of any length: resizing, for example, without all of them at full size.
+    pool: the pool of readers; by default one for all calls.
+    fit: applied to the frames in blocks of any length, for example to resize them one by one.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UnreadableVideoError: the file is no video, is damaged, or holds fewer frames than it says.
+        FileNotFoundError: the file does not exist.
+        UnreadableVideoError: the file is not a video, is damaged, or has fewer frames than it declares.
         ValueError: an index is outside the video.
     """
     opened = (_pool if pool is None else pool).reader(path, reader)
@@ -157,15 +157,15 @@ def read_frames(
 
 
 def read_in_order(path: str | os.PathLike[str], block: int, *, reader: ReaderName = "auto") -> Iterator[np.ndarray]:
-    """All frames of a video file in order, as uint8 RGB `(t, h, w, 3)` of `block` frames, at the end fewer.
+    """All frames of a video file in order, in blocks `(block, h, w, 3)` of uint8 RGB; the last may be shorter.
 
-    Each frame is decoded once, while `read_frames` starts at the key frame before its first: block by block,
-    it takes ten times as long where key frames are rare. The reader is the iterator's own, so that a process
-    should not fork before it is exhausted or closed (see `ReaderPool`).
+    Each frame is decoded once. Reading blocks by `read_frames`, which starts at the previous key frame, takes ten times
+    as long where key frames are rare. The iterator has its own reader, so a process must not fork before the iterator
+    is exhausted or closed (see `ReaderPool`).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UnreadableVideoError: the file is no video, is damaged, or holds fewer frames than it says.
+        FileNotFoundError: the file does not exist.
+        UnreadableVideoError: the file is not a video, is damaged, or has fewer frames than it declares.
     """
     opened = open_video(path, reader)
     try:

@@ -1,18 +1,17 @@
-"""Resizing frames: by area where they shrink, linearly where they grow, along each axis on its own."""
+"""Resizing frames separably: by area when an axis shrinks, linearly when it grows."""
 
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-BAND = 12  # source pixels that are weighted at once, about: of more, most weights are 0, and threads would share them
+BAND = 12  # source pixels per product, about: with more, most weights are 0 and BLAS uses threads
 
 
 def area_weights(source: int, target: int, start: float, length: float) -> np.ndarray:
-    """The float32 matrix `(target, source)` that shrinks the `length` pixels from `start` on of one axis.
+    """The float32 matrix `(target, source)` that shrinks `length` pixels from `start` on to `target` pixels.
 
-    Each target pixel is the mean of the source pixels that it covers, in proportion; `start` may be a
-    fraction.
+    Each target pixel is the mean of the source pixels that it covers, weighted by overlap; `start` may be fractional.
     """
     edges = start + np.arange(target + 1) * (length / target)
     pixels = np.arange(source)
@@ -21,15 +20,14 @@ def area_weights(source: int, target: int, start: float, length: float) -> np.nd
 
 
 def linear_weights(source: int, target: int) -> np.ndarray:
-    """The float32 matrix `(target, source)` that stretches one axis by linear interpolation between pixel
-    centres."""
-    centres = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
-    return np.clip(1 - np.abs(centres[:, None] - np.arange(source)), 0, None).astype(np.float32)
+    """The float32 matrix `(target, source)` that enlarges an axis by linear interpolation between pixel centers."""
+    centers = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
+    return np.clip(1 - np.abs(centers[:, None] - np.arange(source)), 0, None).astype(np.float32)
 
 
 @lru_cache(maxsize=64)
 def resize_weights(source: int, target: int) -> np.ndarray:
-    """The float32 matrix `(target, source)` that resizes one axis; its rows sum to 1."""
+    """The float32 matrix `(target, source)` that resizes an axis; its rows sum to 1."""
     weights = area_weights(source, target, 0.0, source) if target <= source else linear_weights(source, target)
     weights.setflags(write=False)
     return weights
@@ -37,7 +35,7 @@ def resize_weights(source: int, target: int) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class _Band:
-    """Some neighbouring targets of an axis, the sources that they are made of, and the weights `(targets, sources)`."""
+    """A range of target pixels of an axis, their source pixels, and the weights `(targets, sources)`."""
 
     targets: slice
     sources: slice
@@ -46,10 +44,10 @@ class _Band:
 
 @lru_cache(maxsize=256)
 def _bands(source: int, target: int, start: int, stop: int, channels: int = 1) -> tuple[slice, list[_Band]]:
-    """The sources that targets `start` to `stop` are made of, and the weights of these without most of their zeros.
+    """The range of source pixels for the targets `start` to `stop`, and the weights as bands, without most zeros.
 
-    Targets are counted from `start` on, sources from the first that is needed on. With `channels` neighbouring numbers
-    of the axis are the channels of a pixel, each of which is made of its own alone.
+    Targets count from `start`, sources from the first of the range. With `channels`, adjacent values of the axis are
+    the channels of a pixel, which do not mix.
     """
     weights = resize_weights(source, target)[start:stop]
     needed = np.flatnonzero(weights.any(axis=0))
@@ -58,25 +56,26 @@ def _bands(source: int, target: int, start: int, stop: int, channels: int = 1) -
     bands = []
     for first in range(0, stop - start, count):
         used = np.flatnonzero(weights[first : first + count].any(axis=0))
-        part = np.ascontiguousarray(weights[first : first + count, used[0] : used[-1] + 1])
-        targets = slice(channels * first, channels * (first + len(part)))
+        block = np.ascontiguousarray(weights[first : first + count, used[0] : used[-1] + 1])
+        targets = slice(channels * first, channels * (first + len(block)))
         sources = slice(channels * int(used[0]), channels * (int(used[-1]) + 1))
-        bands.append(_Band(targets=targets, sources=sources, weights=np.kron(part, np.eye(channels, dtype=np.float32))))
+        bands.append(
+            _Band(targets=targets, sources=sources, weights=np.kron(block, np.eye(channels, dtype=np.float32)))
+        )
     return slice(int(needed[0]), int(needed[-1]) + 1), bands
 
 
 def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes uint8 frames `(t, h, w, c)` to `(t, height, width, c)`; frames of that size are returned as
-    they are."""
+    """Resizes uint8 frames `(t, h, w, c)` to `(t, height, width, c)`; returns frames of that size unchanged."""
     if frames.shape[1:3] == (height, width):
         return frames
-    return _resize_part(frames, (height, width), (0, height), (0, width))
+    return _resize_region(frames, (height, width), (0, height), (0, width))
 
 
-def _resize_part(
+def _resize_region(
     frames: np.ndarray, size: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
 ) -> np.ndarray:
-    """The rows and columns, from first to behind the last, of frames `(t, h, w, c)` that are resized to `size`."""
+    """A region, given by ranges of rows and columns, of frames `(t, h, w, c)` resized to `size`."""
     t, h, w, c = frames.shape
     height, width = rows[1] - rows[0], columns[1] - columns[0]
     seen_rows, down = _bands(h, size[0], *rows)
@@ -85,7 +84,7 @@ def _resize_part(
     lower = np.empty((height, frames.shape[2] * c), np.float32)
     narrower = np.empty((height, width * c), np.float32)
     resized = np.empty((t, height, width, c), np.uint8)
-    for frame, result in zip(frames, resized, strict=True):  # frame by frame, in the processor's cache
+    for frame, result in zip(frames, resized, strict=True):  # frame by frame, to stay in the cache
         for band in down:
             pixels = frame[band.sources].reshape(-1, lower.shape[1]).astype(np.float32)
             np.matmul(band.weights, pixels, out=lower[band.targets])
@@ -97,14 +96,14 @@ def _resize_part(
 
 
 def cover(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes uint8 frames `(t, h, w, c)` so that they just cover `height` x `width`."""
+    """Resizes uint8 frames `(t, h, w, c)` to the smallest size that covers `height` x `width`."""
     return resize(frames, *_covering(frames, height, width))
 
 
 def crop_out(frames: np.ndarray, height: int, width: int, place: tuple[float, float] | None = None) -> np.ndarray:
-    """The middle `height` x `width` of frames `(t, h, w, c)`.
+    """A crop of `height` x `width` of frames `(t, h, w, c)`: the center, or at `place`.
 
-    With `place`, two numbers in 0..1, under 1, it is the part that lies there: (0, 0) is at the top left.
+    `place` is the relative vertical and horizontal position in [0, 1): (0, 0) is the top left.
     """
     top, left = _corner(frames.shape[1] - height, frames.shape[2] - width, place)
     return frames[:, top : top + height, left : left + width]
@@ -113,23 +112,23 @@ def crop_out(frames: np.ndarray, height: int, width: int, place: tuple[float, fl
 def resize_and_crop(
     frames: np.ndarray, height: int, width: int, place: tuple[float, float] | None = None
 ) -> np.ndarray:
-    """What `crop_out` cuts out of frames that `cover` resized; only that is computed."""
+    """`crop_out` of `cover`, computing only the crop."""
     covering = _covering(frames, height, width)
     if frames.shape[1:3] == covering:
         return crop_out(frames, height, width, place)
     top, left = _corner(covering[0] - height, covering[1] - width, place)
-    return _resize_part(frames, covering, (top, top + height), (left, left + width))
+    return _resize_region(frames, covering, (top, top + height), (left, left + width))
 
 
 def _covering(frames: np.ndarray, height: int, width: int) -> tuple[int, int]:
-    """The size of frames `(t, h, w, c)` that just cover `height` x `width`."""
+    """The smallest size of frames `(t, h, w, c)`, at their aspect ratio, that covers `height` x `width`."""
     _, h, w, _ = frames.shape
     scale = max(height / h, width / w)
     return max(height, round(h * scale)), max(width, round(w * scale))
 
 
 def _corner(down: int, right: int, place: tuple[float, float] | None) -> tuple[int, int]:
-    """The first row and column of a part, which has room to move by so many pixels."""
+    """The top row and left column of a crop that can move by `down` and `right` pixels."""
     if place is None:
         return down // 2, right // 2
     return int(place[0] * (down + 1)), int(place[1] * (right + 1))

@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip: every so many, or those nearest to the times of another frame rate."""
+"""Sampling the frames of a clip: at a fixed interval, or nearest in time at a target frame rate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ ROUNDING = 1e-6  # seconds
 
 @dataclass(frozen=True, kw_only=True)
 class IndexedVideo:
-    """A video that clips are taken from.
+    """A video that clips are sampled from.
 
-    Where frame rates matter, it tells its frames' times in seconds: by its `rate` if that is constant, or else by
-    `times`, float64 `(num_frames,)`, increasing.
+    For sampling by rate it has the times of its frames: as a constant `rate`, or as `times` in seconds, float64
+    `(num_frames,)`, increasing.
     """
 
     path: Path
@@ -24,7 +24,7 @@ class IndexedVideo:
 
     @classmethod
     def timed(cls, path: Path, times: np.ndarray) -> "IndexedVideo":
-        """A video whose frames have these times, which are kept only if they aren't those of a constant rate."""
+        """A video with these frame times, stored as a rate if it is constant."""
         if len(times) > 1:
             rate = (len(times) - 1) / float(times[-1] - times[0])
             if np.abs(times - times[0] - np.arange(len(times)) / rate).max() < ROUNDING:
@@ -33,7 +33,7 @@ class IndexedVideo:
 
     @property
     def frame_times(self) -> np.ndarray:
-        """The frames' times in seconds, float64 `(num_frames,)`."""
+        """The times of the frames in seconds, float64 `(num_frames,)`."""
         if self.times is not None:
             return self.times
         assert self.rate is not None, "indexed without times"
@@ -41,7 +41,7 @@ class IndexedVideo:
 
     @property
     def mean_rate(self) -> float:
-        """Frames a second, on average."""
+        """The mean frame rate."""
         if self.num_frames == 1:
             return float("inf")
         times = self.frame_times
@@ -50,12 +50,12 @@ class IndexedVideo:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFrames:
-    """The `clip_length` frames of a clip that starts at a given frame.
+    """How the `clip_length` frames of a clip are sampled, given its first frame.
 
-    With `fps` the clip's frame i is the video's frame that is nearest in time to `start + i / fps` (the earlier of two
-    equally near), so that nothing is ever blended. Where the video shows one frame for longer than 1 / fps, that frame
-    repeats: throughout a video that is slower than `fps`, never in one of a constant rate that isn't. Without `fps`
-    they are `frame_interval` frames apart, whatever their times.
+    With `fps`, frame i of the clip is the video's frame nearest in time to `start + i / fps`; of two equally near, the
+    earlier. Frames are never blended. A frame that is shown for longer than 1 / fps repeats, which happens in videos
+    slower than `fps`, and never in those of a constant rate of at least `fps`. Without `fps`, frames are
+    `frame_interval` apart, whatever their times.
     """
 
     clip_length: int
@@ -78,17 +78,17 @@ class ClipFrames:
 
     @property
     def needs(self) -> str:
-        """What a video must have, for error messages."""
+        """The minimal length of a video, for error messages."""
         if self.fps is None:
             return f"{(self.clip_length - 1) * self.frame_interval + 1} frames"
         return f"{(self.clip_length - 1) / self.fps:.3g} s from its first frame to its last"
 
     def num_starts(self, video: IndexedVideo) -> int:
-        """How many of a video's frames a clip may start at: the first so many, none if it is too short."""
+        """The number of frames, from the first, that a clip may start at; 0 if the video is too short."""
         if self.fps is None:
             return max(0, video.num_frames - (self.clip_length - 1) * self.frame_interval)
         times = video.frame_times
-        # The last time may lie half a frame after the last frame's, since containers round times, to 1 ms for example.
+        # Half a frame of tolerance at the end, since containers round times, for example to 1 ms.
         latest = times[-1] + 0.5 / video.mean_rate - (self.clip_length - 1) / self.fps
         return int(np.searchsorted(times, latest, side="right"))
 
@@ -104,7 +104,7 @@ class ClipFrames:
         return np.where(nearer_after, after, before).tolist()
 
     def starts(self, video: IndexedVideo, every: int | None = None) -> list[int]:
-        """Starts that are `every` frames of the video apart; by default the clips follow each other without overlap."""
+        """The starts of clips, `every` frames apart, or by default without overlap."""
         count = self.num_starts(video)
         if every is not None or self.fps is None:
             return list(range(0, count, every or (self.clip_length - 1) * self.frame_interval + 1))

@@ -1,4 +1,4 @@
-"""Finding the videos that an entry of a config names: a folder, a pattern, a file, or a CSV list."""
+"""Resolving config entries to videos: folders, glob patterns, video files and CSV lists."""
 
 import csv
 import glob
@@ -14,7 +14,7 @@ CSV_COLUMN = "videos"
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Videos that are drawn from with one weight, relative to the other sources' weights."""
+    """Videos that are sampled together with one weight, relative to those of other sources."""
 
     name: str
     videos: tuple[Path, ...]
@@ -24,15 +24,15 @@ class Source:
 def find_sources(
     entries: Sequence[str], weights: Sequence[float] | None = None, *, root: str | os.PathLike[str] | None = None
 ) -> list[Source]:
-    """The videos that each entry names: all of a folder and its subfolders, one file, or those of a CSV list.
+    """The videos of each entry: all in a folder and its subfolders, a single file, or those of a CSV list.
 
-    An entry may be a pattern such as `data/*/train` or `data/**/*.mp4` that names several, among which its weight is
-    shared equally; the video files that it names itself count as one. `root` is where the relative paths in CSV
-    lists start, which is the list's own folder by default.
+    An entry may also be a pattern such as `data/*/train` or `data/**/*.mp4`. Its weight is divided equally among the
+    folders and lists that match; all video files that match count as one source. Relative paths in CSV lists start at
+    `root`, by default at the list's own folder.
 
     Raises:
-        FileNotFoundError: a folder, file or list that is missing, or has or matches no videos.
-        ValueError: weights that don't fit, or a list that is no such CSV.
+        FileNotFoundError: a folder, file or list does not exist, or an entry has no videos.
+        ValueError: weights don't fit the entries, or a CSV list is invalid.
     """
     if isinstance(entries, str):
         raise ValueError(f"find_sources: entries must be a list, got the string {entries!r}; write [{entries}].")
@@ -49,14 +49,14 @@ def find_sources(
 
 
 def read_csv(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> list[Path]:
-    """The paths in the column `videos` of a CSV file with a header, in its order; other columns are ignored.
+    """The paths in the column `videos` of a CSV file with a header, in order; other columns are ignored.
 
-    The file is UTF-8 or else Latin-1. Relative paths start at `root`, by default at the file's folder. Whether the
-    videos exist isn't looked at.
+    The file is UTF-8, or else Latin-1. Relative paths start at `root`, by default at the file's folder. Whether the
+    videos exist is not checked.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: there is no such column, or a row without a value in it.
+        FileNotFoundError: the file does not exist.
+        ValueError: the column is missing, or a row has no value in it.
     """
     file = Path(path)
     try:
@@ -80,35 +80,37 @@ def read_csv(path: str | os.PathLike[str], root: str | os.PathLike[str] | None =
                 header = [name.strip() for name in row]
                 if header.count(CSV_COLUMN) != 1:
                     raise ValueError(
-                        f"{where}: one column must be named {CSV_COLUMN!r}, got the columns {', '.join(header)}; put"
-                        " a header in the first line, with commas between the names."
+                        f"{where}: one column must be named {CSV_COLUMN!r}, got the columns {', '.join(header)}; start"
+                        " the file with a header of comma-separated names."
                     )
             elif len(row) > len(header):
                 raise ValueError(
                     f"{where}: a row must have a value for each of the {len(header)} columns, got {len(row)}; put"
-                    ' values that have a comma in them into "quotes".'
+                    ' values that contain commas in "quotes".'
                 )
             else:
                 column = header.index(CSV_COLUMN)
                 value = row[column].strip() if column < len(row) else ""
                 if not value:
-                    raise ValueError(f"{where}: {CSV_COLUMN} must be a path, got nothing; fill it in or drop the row.")
+                    raise ValueError(
+                        f"{where}: {CSV_COLUMN} must be a path, got nothing; fill it in or remove the row."
+                    )
                 videos.append(folder / value)
     except csv.Error as error:
         raise ValueError(f"CSV list {path}, line {reader.line_num}: {error}; check the quotes there.") from None
     if not videos:
         raise ValueError(
-            f"CSV list {path} has no videos; it needs a header with the column {CSV_COLUMN!r} and a row for each video."
+            f"CSV list {path} has no videos; it needs a header with the column {CSV_COLUMN!r} and a row per video."
         )
     return videos
 
 
 def _named_by(entry: str, root: str | os.PathLike[str] | None) -> dict[str, tuple[Path, ...]]:
-    """The videos that one entry names, by the folder, the list or the pattern that they are found by."""
+    """The videos of one entry, by the folder, list or pattern through which they are found."""
     if os.path.exists(entry) or not glob.has_magic(entry):
         return {entry: _videos_of(entry, root)}
     paths = [Path(found) for found in sorted(glob.glob(entry, recursive=True))]
-    inside: set[Path] = set()  # folders that are searched already, with all that is in them
+    inside: set[Path] = set()  # folders whose videos are included already
     named: dict[str, tuple[Path, ...]] = {}
     for path in paths:
         if path.is_dir() and not inside.intersection(path.parents):

@@ -1,4 +1,4 @@
-"""Writing frames as near-lossless mp4 files that appear only when they are complete."""
+"""Writing frames to near-lossless mp4 files, which appear only once complete."""
 
 import os
 from collections.abc import Iterable
@@ -15,9 +15,9 @@ from vidtok_plugin.common.atomic_files import partial_path, put_in_place
 class VideoWriter:
     """Writes uint8 RGB frames `(h, w, 3)` or blocks of them `(t, h, w, 3)` to an mp4 file.
 
-    H.264 with full colour resolution (yuv444p: at 64x64 pixels, yuv420p alone costs the colours), without
-    B-frames and with a key frame every `keyframe_interval` frames, so that random clips are cheap to read.
-    The file gets its name when the writer closes without an error; until then it is hidden beside it.
+    H.264 at full chroma resolution (yuv444p, since yuv420p visibly changes colors at 64x64 pixels), without B-frames
+    and with a key frame every `keyframe_interval` frames, so that random clips are cheap to read. Until the writer
+    closes without an error, the file has a hidden temporary name in the same folder.
 
     Example:
         >>> with VideoWriter("clip.mp4", fps=30) as writer:   # doctest: +SKIP
@@ -48,7 +48,7 @@ class VideoWriter:
         self._stream: av.VideoStream | None = None
 
     def write(self, frames: np.ndarray) -> None:
-        """Appends frames; all must have the size of the first."""
+        """Appends frames, all of the same size."""
         if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or frames.shape[-1] != 3:
             raise ValueError(
                 f"VideoWriter: frames must be uint8 of shape (t, h, w, 3), got {frames.dtype} of {frames.shape}."
@@ -57,7 +57,7 @@ class VideoWriter:
         container, stream = self._open(height=frames.shape[1], width=frames.shape[2])
         if (stream.height, stream.width) != frames.shape[1:3]:
             raise ValueError(
-                f"VideoWriter: all frames of {self.path} must be {stream.height}x{stream.width} as the first,"
+                f"VideoWriter: all frames of {self.path} must be {stream.height}x{stream.width} like the first,"
                 f" got {frames.shape[1]}x{frames.shape[2]}."
             )
         for pixels in frames:
@@ -79,15 +79,15 @@ class VideoWriter:
         return self._container, self._stream
 
     def close(self) -> None:
-        """Ends the file and gives it its name."""
+        """Completes the file and renames it to `path`."""
         if self._container is None or self._stream is None:
-            raise ValueError(f"VideoWriter: no frames were written to {self.path}; a video has at least one.")
+            raise ValueError(f"VideoWriter: no frames were written to {self.path}; write at least one.")
         self._container.mux(self._stream.encode(None))
         self._container.close()
         put_in_place(self._partial, self.path)
 
     def discard(self) -> None:
-        """Drops what was written."""
+        """Removes the unfinished file."""
         if self._container is not None:
             self._container.close()
         self._partial.unlink(missing_ok=True)
@@ -107,8 +107,7 @@ class VideoWriter:
 def write_video(
     path: str | os.PathLike[str], frames: np.ndarray | Iterable[np.ndarray], *, fps: float, crf: int = 10
 ) -> None:
-    """Writes uint8 RGB frames `(t, h, w, 3)`, or an iterable of frames or blocks of frames, to an mp4
-    file."""
+    """Writes uint8 RGB frames `(t, h, w, 3)`, or an iterable of frames or blocks of frames, to an mp4 file."""
     with VideoWriter(path, fps=fps, crf=crf) as writer:
         for block in [frames] if isinstance(frames, np.ndarray) else frames:
             writer.write(block)
