@@ -71,7 +71,7 @@ def test_a_csv_list_may_be_utf8_or_latin1(tmp_path: Path, encoding: str) -> None
             "path,text\na.mp4,x\n",
             r"line 1: one column must be named 'videos', got the columns path, text; start",
         ),
-        ("videos,text\na.mp4,x\n ,y\n", r"line 3: videos must be a path, got nothing; fill it in"),
+        ("videos,text\na.mp4,x\n ,y\n", r"line 3: videos must be a path, got nothing; add it"),
         ("text,videos\nonly\n", r"line 2: videos must be a path, got nothing"),
         (
             "videos,text\n\na.mp4,b,c\n",

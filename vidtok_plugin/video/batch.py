@@ -49,7 +49,8 @@ class VideoBatch:
             )
         if len(self.origins) != len(self.frames):
             raise ValueError(
-                f"VideoBatch: origins must have one entry for each of the {len(self.frames)} clips, got {len(self.origins)}."
+                f"VideoBatch: origins must have one entry for each of the {len(self.frames)} clips, got"
+                f" {len(self.origins)}."
             )
 
     def __len__(self) -> int:

@@ -89,10 +89,8 @@ class ClipDataset(Dataset[Tensor]):
         self.not_cached: set[int] = set()
         self.videos: list[IndexedVideo] = []
         self.num_clips = 0
-        self.starts: list[tuple[int, int]] | None = (
-            None  # index of the video and first frame of each clip; None for random clips
-        )
-        self.cumulative: np.ndarray | None = None  # cumulative probabilities of the videos; None for fixed clips
+        self.starts: list[tuple[int, int]] | None = None  # video and first frame of each fixed clip
+        self.cumulative: np.ndarray | None = None  # cumulative probabilities of the videos, for random clips
 
     @classmethod
     def random(

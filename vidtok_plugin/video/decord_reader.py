@@ -32,8 +32,8 @@ class DecordReader:
     """An open video file.
 
     Raises:
-        UnreadableVideoError: the file is not a video, is damaged, or has no times that decord understands. In that case,
-            for example for MPEG program streams (.mpg), decord would return wrong frames.
+        UnreadableVideoError: the file is not a video, is damaged, or has no times that decord understands, as MPEG
+            program streams (.mpg): decord would return wrong frames.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -59,9 +59,8 @@ def _bands(source: int, target: int, start: int, stop: int, channels: int = 1) -
         block = np.ascontiguousarray(weights[first : first + count, used[0] : used[-1] + 1])
         targets = slice(channels * first, channels * (first + len(block)))
         sources = slice(channels * int(used[0]), channels * (int(used[-1]) + 1))
-        bands.append(
-            _Band(targets=targets, sources=sources, weights=np.kron(block, np.eye(channels, dtype=np.float32)))
-        )
+        block = np.kron(block, np.eye(channels, dtype=np.float32))
+        bands.append(_Band(targets=targets, sources=sources, weights=block))
     return slice(int(needed[0]), int(needed[-1]) + 1), bands
 
 

@@ -92,9 +92,7 @@ def read_csv(path: str | os.PathLike[str], root: str | os.PathLike[str] | None =
                 column = header.index(CSV_COLUMN)
                 value = row[column].strip() if column < len(row) else ""
                 if not value:
-                    raise ValueError(
-                        f"{where}: {CSV_COLUMN} must be a path, got nothing; fill it in or remove the row."
-                    )
+                    raise ValueError(f"{where}: {CSV_COLUMN} must be a path, got nothing; add it or remove the row.")
                 videos.append(folder / value)
     except csv.Error as error:
         raise ValueError(f"CSV list {path}, line {reader.line_num}: {error}; check the quotes there.") from None

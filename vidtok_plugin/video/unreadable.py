@@ -24,8 +24,8 @@ def undecodable(
 ) -> UnreadableVideoError:
     """The error for frames that cannot be decoded."""
     return UnreadableVideoError(
-        f"Video {path} cannot be decoded at frames {min(indices)}..{max(indices)}, although it declares {num_frames} frames"
-        f" ({cause}); it is damaged or declares too many: re-encode or remove it."
+        f"Video {path} cannot be decoded at frames {min(indices)}..{max(indices)}, although it declares {num_frames}"
+        f" frames ({cause}); it is damaged or declares too many: re-encode or remove it."
     )
 
 
