@@ -45,23 +45,22 @@ def min_state(network: torch.nn.Module, sizes: dict[str, tuple[int, int]]) -> in
 
 
 def input_sizes(network: torch.nn.Module, x: torch.Tensor) -> dict[str, tuple[int, int]]:
-    """Height and width of what each layer of interest takes, seen in a run; not of a resampling layer's convolution."""
+    """Height and width of each temporal layer's input, seen in a run."""
     sizes: dict[str, tuple[int, int]] = {}
+
+    def note(name: str, inputs: tuple[torch.Tensor]) -> None:
+        sizes[name] = (inputs[0].shape[2], inputs[0].shape[3])
+
     kinds = (TimeConv, TemporalDownsample, TemporalUpsample)
-    layers: list[tuple[str, Any]] = [(n, layer) for n, layer in network.named_modules() if isinstance(layer, kinds)]
-
-    def watch(name: str, step: Any) -> Any:
-        def watched(x: torch.Tensor, state: Any, last: bool) -> Any:
-            sizes[name] = (x.shape[2], x.shape[3])
-            return step(x, state, last)
-
-        return watched
-
-    for name, layer in layers:
-        layer.step = watch(name, layer.step)
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs))
+        for name, layer in network.named_modules()
+        # A resampling layer's state is counted as a whole, not as that of its convolution.
+        if isinstance(layer, kinds) and not name.endswith(("sample.conv", "sample.conv.conv"))
+    ]
     network(x)
-    for _, layer in layers:
-        del layer.step
+    for hook in hooks:
+        hook.remove()
     return sizes
 
 

@@ -10,7 +10,7 @@ from vidtok_plugin.adapter.boundaries import is_complete
 from vidtok_plugin.adapter.precision import full_float32
 from vidtok_plugin.adapter.tokens import UNPLACED, VideoTokens
 from vidtok_plugin.tokenizer.model import VidTok
-from vidtok_plugin.tokenizer.streams import Encoded
+from vidtok_plugin.tokenizer.regularizers import Encoded
 
 
 class LatentCodec(Protocol):

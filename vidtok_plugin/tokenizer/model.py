@@ -13,17 +13,17 @@ from vidtok_plugin.common.errors import nearest
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.network.encoder_decoder import Decoder, Encoder
 from vidtok_plugin.tokenizer.presets import get_preset
-from vidtok_plugin.tokenizer.regularizers import FSQ, KL, Regularized
-from vidtok_plugin.tokenizer.streams import DecoderStream, Encoded, EncoderStream
+from vidtok_plugin.tokenizer.regularizers import FSQ, KL, Encoded, Regularized
+from vidtok_plugin.tokenizer.streams import DecoderStream, EncoderStream
 from vidtok_plugin.tokenizer.video_checks import as_float_video
 from vidtok_plugin.tokenizer.weights import weights as weights_io
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """What a VidTok makes of a video."""
+    """The result of encoding and decoding a video."""
 
-    reconstruction: Tensor  # of the video's shape
+    reconstruction: Tensor  # the video's shape
     latents: Tensor  # (b, c, T, H, W)
     indices: Tensor | None  # (b, T, H, W); None for KL
     regularizer_terms: dict[str, Tensor] | None  # unweighted, by name; None in eval mode
@@ -46,7 +46,7 @@ class VidTok(nn.Module):
         self.decoder = Decoder(architecture)
         self.regularization = FSQ(architecture.fsq_levels) if architecture.fsq_levels is not None else KL()
 
-    # Making, loading and saving
+    # Creating, loading and saving
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Self:
@@ -65,19 +65,19 @@ class VidTok(nn.Module):
     ) -> Self:
         """A model with the weights of `source`, in eval mode.
 
-        source: a preset's name (a published one is taken from `$VIDTOK_HOME/NAME.ckpt`, by default
-            `~/.cache/vidtok_plugin/NAME.ckpt`, if you put it there, else downloaded from the Hugging Face hub and
-            cached), a folder written by `save_pretrained`, a `.ckpt` (published, or of our own training) or a
-            `.safetensors` file; a bare weights file needs `preset`. Nothing in a file is run.
-        weights: of a checkpoint of our own training, the averaged ("ema") or the raw ones; by default the averaged
-            ones where there are any.
-        revision: of a published name, the hub's branch, tag or commit; the newest by default.
+        source: a preset's name, a folder written by `save_pretrained`, a `.ckpt` (published, or from our own training)
+            or a `.safetensors` file. A published name is read from `$VIDTOK_HOME/NAME.ckpt` if that file exists (by
+            default `~/.cache/vidtok_plugin/NAME.ckpt`), else downloaded from the Hugging Face hub and cached. A bare
+            weights file needs `preset`. Loading never runs code from a file.
+        weights: which weights of a checkpoint from our own training: averaged ("ema") or "raw"; by default the averaged
+            ones if it has any.
+        revision: branch, tag or commit on the hub, for a published name; the newest by default.
         overrides: fields of the `Architecture`.
 
         Raises:
             FileNotFoundError: if there is no such file or folder, or the hub cannot be reached.
-            ValueError: if there is no such preset, or the file is damaged, needs code to be run, or has weights
-                missing, unexpected or of other shapes.
+            ValueError: if there is no such preset, or the file is damaged, could only be loaded by running code, or has
+                missing, unexpected or wrongly shaped weights.
 
         Example:
             >>> VidTok.from_pretrained("vidtok_tiny").codebook_size
@@ -92,13 +92,13 @@ class VidTok(nn.Module):
         """Writes `model.safetensors` and `config.yaml` into `folder`."""
         weights_io.save(folder, self.architecture, self.state_dict())
 
-    # How it trains
+    # Training settings
 
     def checkpoint_activations(self, enabled: bool = True) -> None:
-        """Whether whole clips keep only what goes from layer to layer, and compute the rest again for the gradients.
+        """Activation checkpointing: keep only what passes between layers, and recompute the rest in the backward pass.
 
-        Gradients stay what they are, bit for bit where operations repeat exactly; a step takes up to a third more time
-        and far less memory (`docs/training.md`). Streams, and whatever runs without gradients, are as before.
+        Gradients don't change, bit for bit where operations are deterministic. A training step takes up to a third more
+        time and far less memory (`docs/training.md`). Streams, and runs without gradients, are not affected.
 
         Example:
             >>> tok = VidTok.from_preset("vidtok_tiny")
@@ -110,15 +110,15 @@ class VidTok(nn.Module):
     def compile_networks(self, *, backend: str = "inductor", mode: str | None = None) -> None:
         """Compiles encoder and decoder in place (`torch.compile`), each as one graph for each size of clip.
 
-        That happens when a size first comes, with gradients and without; PyTorch refuses more than 8 graphs, and so
-        more than 4 sizes in a run that validates.
+        A size is compiled when it first occurs, once with gradients and once without. PyTorch refuses more than 8
+        graphs, and so more than 4 sizes in a run that validates.
 
-        The state_dict stays as it is. Whole clips run compiled, with gradients or without; streams as before. A copy
-        of the model is not compiled.
+        Whole clips run compiled, with or without gradients; streams do not, nor does a network whose layers have
+        forward hooks. The state_dict doesn't change. A copy of the model is not compiled.
 
-        backend, mode: as `torch.compile` takes them.
+        backend, mode: passed to `torch.compile`.
         """
-        for function in (rearrange, repeat):  # one operation each: to trace their Python takes four times as long
+        for function in (rearrange, repeat):  # one operation each: tracing their Python takes four times as long
             torch.compiler.allow_in_graph(function)
         for network in (self.encoder, self.decoder):
             network.compiled = torch.compile(network.body, fullgraph=True, dynamic=False, backend=backend, mode=mode)
@@ -159,7 +159,7 @@ class VidTok(nn.Module):
         return self.architecture.num_latents(num_frames)
 
     def num_frames(self, num_latents: int) -> int:
-        """Frames that so many latent steps decode to: `1 + (T - 1) f` if causal, else `T f`."""
+        """Frames to which latent steps decode: `1 + (T - 1) f` if causal, else `T f`."""
         f = self.temporal_factor
         return max(0, 1 + (num_latents - 1) * f) if self.causal else num_latents * f
 
@@ -175,8 +175,8 @@ class VidTok(nn.Module):
     ) -> Encoded:
         """Video (b, 3, t, h, w) -> latents (b, c, T, H, W), and indices (b, T, H, W) for FSQ.
 
-        A clip that does not fill its last group of frames is completed with copies of its last frame. A KL model
-        gives the posterior's mean, or with `sample` a sample drawn with `generator`.
+        A clip that doesn't fill its last group of frames is completed with copies of its last frame. A KL model gives
+        the posterior's mean, or with `sample` a sample drawn with `generator`.
         """
         if (sample or generator is not None) and self.codebook_size is not None:
             raise ValueError("VidTok: sample and generator are for KL models; FSQ codes are deterministic.")
@@ -209,7 +209,7 @@ class VidTok(nn.Module):
         return self.regularization.indices_to_latents(indices)
 
     def forward(self, video: Tensor) -> Reconstruction:
-        """Encodes and decodes; in training a KL model samples, and the regularizer gives its losses' terms."""
+        """Encodes and decodes. In training mode a KL model samples, and the result has the regularizer's loss terms."""
         z = self._encode(self._check(video, validate=False))
         regularized: Regularized = self.regularization(z, sample=self.training, with_terms=self.training)
         reconstruction = self.decode(regularized.latents)
@@ -223,7 +223,7 @@ class VidTok(nn.Module):
     # Streams
 
     def encoder_stream(self, state: TensorDict | None = None) -> EncoderStream:
-        """A stream of frames to latents, fresh or going on from a stream's `state`; causal models only."""
+        """A stream of frames to latents, new or continued from a stream's `state`; causal models only."""
         return EncoderStream(self, state)
 
     def decoder_stream(self, lookahead: bool = True, state: TensorDict | None = None) -> DecoderStream:
@@ -249,7 +249,7 @@ class VidTok(nn.Module):
 
 
 def count_parameters(architecture: Architecture) -> int:
-    """Weights and biases of a VidTok, without making it.
+    """Number of weights and biases of a VidTok, without allocating them.
 
     Example:
         >>> count_parameters(get_preset("vidtok_tiny").architecture)
@@ -260,7 +260,7 @@ def count_parameters(architecture: Architecture) -> int:
 
 
 def override_architecture(architecture: Architecture, overrides: dict[str, Any]) -> Architecture:
-    """`architecture` with other values of some fields; an unknown field is an error that names the nearest."""
+    """`architecture` with some fields replaced; an unknown field is a ValueError that names the nearest."""
     known = [field.name for field in fields(Architecture)]
     for name in overrides:
         if name not in known:

@@ -1,4 +1,5 @@
-"""What makes VidTok's latents: finite scalar quantization (FSQ) or a Gaussian posterior (KL)."""
+"""The regularizers that turn the encoder's output into latents: finite scalar quantization (FSQ) or a Gaussian
+posterior (KL)."""
 
 import math
 from dataclasses import dataclass
@@ -14,12 +15,20 @@ MIN_LOG_PROBABILITY_ARGUMENT = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regularized:
-    """What a regularizer makes of the encoder's output."""
+class Encoded:
+    """Latents of a video, and their indices in the codebook if it has one."""
 
     latents: Tensor  # (b, c, T, H, W)
     indices: Tensor | None  # (b, T, H, W) int64; None for KL
-    terms: dict[str, Tensor] | None  # unweighted training losses by name, where asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regularized:
+    """The result of a regularizer."""
+
+    latents: Tensor  # (b, c, T, H, W)
+    indices: Tensor | None  # (b, T, H, W) int64; None for KL
+    terms: dict[str, Tensor] | None  # unweighted training losses by name; None unless requested
 
 
 class FSQ(nn.Module):
@@ -35,7 +44,7 @@ class FSQ(nn.Module):
     def forward(
         self, z: Tensor, *, sample: bool, generator: torch.Generator | None = None, with_terms: bool
     ) -> Regularized:
-        """z: the encoder's output (b, c, T, H, W). `sample` changes nothing: a code is a function of z."""
+        """z: the encoder's output (b, c, T, H, W). `sample` has no effect: a code is a function of z."""
         with torch.autocast(z.device.type, enabled=False):
             z = rearrange(z, "b c ... -> b ... c").to(z.dtype if z.dtype == torch.float64 else torch.float32)
             levels = self._levels(z)
@@ -45,7 +54,7 @@ class FSQ(nn.Module):
             digits = bounded + (bounded.round() - bounded).detach()  # straight-through gradient
             latents = digits / self._half_levels(z)
             terms = fsq_terms(z, latents.detach(), self.levels) if with_terms else None
-            # The gradient passes through `latents` alone; indices are whole numbers.
+            # The gradient passes through `latents` only; indices are integers.
             indices = self.latents_to_indices(rearrange(latents.detach(), "b ... c -> b c ..."))
         return Regularized(latents=rearrange(latents, "b ... c -> b c ..."), indices=indices, terms=terms)
 
@@ -73,22 +82,23 @@ class FSQ(nn.Module):
 
 
 def fsq_terms(z: Tensor, codes: Tensor, levels: tuple[int, ...]) -> dict[str, Tensor]:
-    """FSQ's training losses, unweighted: `entropy` (of a token less that of the batch) and `commitment`.
+    """FSQ's training losses, unweighted: `entropy` (a token's minus the batch's) and `commitment`.
 
-    z: latents before the tanh (..., c); codes: the normalised codes (..., c) that they were rounded to.
+    z: latents before the tanh (..., c); codes: the normalized codes (..., c) to which they were rounded.
 
     A token's probabilities over the codebook, `softmax_k(2 * 100 * <z, c_k>)`, are a product of one softmax a channel.
-    So a token's entropy is the sum of its channels', and the mean probabilities over the tokens are one product of two
-    half-codebook matrices: no tokens x codebook matrix. The published code clamps inside its logarithm,
-    `-p log(max(p, 1e-5))`, which a product cannot carry: the token entropy here is the unclamped one that it means.
-    The batch is that of all processes; each process's other terms are its own, for DDP to average.
+    So a token's entropy is the sum of its channels' entropies, and the mean probabilities over the tokens are one
+    product of two half-codebook matrices, without a tokens x codebook matrix. The published code clamps inside its
+    logarithm, `-p log(max(p, 1e-5))`, which a product cannot reproduce: the token entropy here is the unclamped one
+    that its authors meant. The batch is that of all processes; the other terms are each process's own, which DDP
+    averages.
     """
     flat = z.reshape(-1, z.shape[-1])
     token_entropy, halves = flat.new_zeros(()), []
     middle = len(levels) // 2
-    for part in (range(middle), range(middle, len(levels))):
+    for channels in (range(middle), range(middle, len(levels))):
         joint = flat.new_ones(len(flat), 1)
-        for d in part:
+        for d in channels:
             values = (torch.arange(levels[d], device=z.device) - levels[d] // 2).to(z) / (levels[d] // 2)
             log_p = (2 * ENTROPY_INVERSE_TEMPERATURE * flat[:, d, None] * values).log_softmax(-1)
             p = log_p.exp()
@@ -101,7 +111,7 @@ def fsq_terms(z: Tensor, codes: Tensor, levels: tuple[int, ...]) -> dict[str, Te
 
 
 class KL(nn.Module):
-    """A diagonal Gaussian posterior; its latents are the mean, or on request a sample."""
+    """A diagonal Gaussian posterior; its latents are the mean, or with `sample` a sample."""
 
     def forward(
         self, z: Tensor, *, sample: bool, generator: torch.Generator | None = None, with_terms: bool

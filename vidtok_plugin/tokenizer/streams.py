@@ -1,81 +1,89 @@
-"""Streams: a causal VidTok on video that comes a few frames at a time, with the whole clip's result.
+"""Streams: a causal VidTok on video that arrives a few frames at a time; the result equals the whole clip's.
 
 A stream owns its state and the model has none, so any number of streams may run at once on one model. A state is never
-changed in place: a fork shares it until one of the two goes on.
+changed in place: a fork shares it until one of the two continues.
 """
 
 from copy import copy
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from einops import rearrange, repeat
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 
-from vidtok_plugin.tokenizer.network.layers import TimeConv, own
+from vidtok_plugin.tokenizer.architecture import Architecture
+from vidtok_plugin.tokenizer.network.layers import StreamLayer, TimeConv, own
+from vidtok_plugin.tokenizer.regularizers import Encoded
 from vidtok_plugin.tokenizer.video_checks import as_float_video
 
-if TYPE_CHECKING:
-    from vidtok_plugin.tokenizer.model import VidTok
 
+class StreamedModel(Protocol):
+    """What streams need of a VidTok."""
 
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """Latents of a video, and their indices in the codebook if it has one."""
+    architecture: Architecture
 
-    latents: Tensor  # (b, c, T, H, W)
-    indices: Tensor | None  # (b, T, H, W) int64; None for KL
+    @property
+    def encoder(self) -> StreamLayer: ...
+
+    @property
+    def decoder(self) -> StreamLayer: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def regularize(self, z: Tensor) -> Encoded: ...
 
 
 class Stream:
     """What both streams share: a state that the caller can take, save, move and fork, and an end."""
 
-    def __init__(self, model: "VidTok", state: TensorDict | None) -> None:
-        if not model.causal:
+    def __init__(self, model: StreamedModel, state: TensorDict | None) -> None:
+        self.architecture = model.architecture
+        if not self.architecture.causal:
             raise ValueError(
                 f"{type(self).__name__}: a non-causal VidTok sees later frames, so it cannot run on a stream; "
                 "use encode() and decode() on whole clips, or a causal model."
             )
         self.model = model
         self._state: dict[str, Any] | None = _as_dict(state)
-        if self._state is not None and self._state.keys() != self._parts():
+        if self._state is not None and self._state.keys() != self._entries():
             raise ValueError(
-                f"{type(self).__name__}: the state must be that of such a stream of this model, with the parts "
-                f"{', '.join(sorted(self._parts()))}, got {', '.join(sorted(self._state))}."
+                f"{type(self).__name__}: the state must be that of such a stream of this model, with the entries "
+                f"{', '.join(sorted(self._entries()))}, got {', '.join(sorted(self._state))}."
             )
         if self._state is not None:
             self._check_layers(self._state["network"])
         self._ended = False
 
     def _check_layers(self, states: dict[str, Any]) -> None:
-        """A ValueError unless `states` has a part for each temporal layer: one that is missing would start anew."""
+        """A ValueError unless `states` has an entry for each temporal layer: one without would start again."""
         layers = [name for name, layer in self._network().named_modules() if isinstance(layer, TimeConv)]
-        owners = [[part for part in states if name.startswith(f"{part}.")] for name in layers]
+        owners = [[owner for owner in states if name.startswith(f"{owner}.")] for name in layers]
         if not all(len(owner) == 1 for owner in owners) or len({owner[0] for owner in owners}) != len(states):
             raise ValueError(
                 f"{type(self).__name__}: the state must be that of a stream of this model, got one of a model with "
                 "other layers."
             )
 
-    def _network(self) -> nn.Module:
-        """The one of the model's networks that runs."""
+    def _network(self) -> StreamLayer:
+        """The network of the model that runs: its encoder or its decoder."""
         raise NotImplementedError
 
-    def _parts(self) -> set[str]:
-        """What its state consists of."""
+    def _entries(self) -> set[str]:
+        """The names of the entries of its state."""
         raise NotImplementedError
 
     @property
     def state(self) -> TensorDict:
-        """All that the stream knows of the past, with batch size (b,); empty before the first push."""
+        """All that the stream keeps of the past, with batch size (b,); empty before the first push."""
         self._check_open()
         if self._state is None:
             return TensorDict({}, batch_size=[])
         return TensorDict(self._state, batch_size=[_first_tensor(self._state).shape[0]])
 
     def fork(self) -> Self:
-        """A copy that goes on independently."""
+        """A copy that continues independently."""
         return copy(self)
 
     def to(self, device: torch.device | str) -> Self:
@@ -89,7 +97,7 @@ class Stream:
             raise ValueError(f"{type(self).__name__}: the stream has been flushed; start another.")
 
     def _check_fits(self, x: Tensor, before: Tensor, what: str) -> None:
-        """A ValueError unless `x` (b, t, h, w, c) has the batch and the size of `before`, a part of the state."""
+        """A ValueError unless `x` (b, t, h, w, c) has the batch and the size of `before`, a tensor of the state."""
         (b, _, h, w, _), (got_b, _, got_h, got_w, _) = before.shape, x.shape
         if got_b != b:
             raise ValueError(f"{type(self).__name__}: the stream has batches of {b}, got {got_b}.")
@@ -103,10 +111,11 @@ class Stream:
 class EncoderStream(Stream):
     """Frames in, the latents that they complete out.
 
-    The first frame gives the first latent, every f further frames another. State: the frames of the group begun
-    (fewer than f), and the frames before its next that each layer needs: two for a convolution with kernel 3 in time,
-    one for a temporal downsampling. That is the least that is exact: for the published 4x8x8 models at 256x256, 515 MB
-    in float32.
+    The first frame gives the first latent, every f further frames another.
+
+    State: the frames of the current group (fewer than f), and the earlier frames that each layer still needs: two for a
+    convolution with kernel 3 in time, one for a temporal downsampling. An exact stream can keep no less: for the
+    published 4x8x8 models at 256x256, 515 MB in float32.
 
     Example:
         >>> from vidtok_plugin import VidTok
@@ -117,26 +126,26 @@ class EncoderStream(Stream):
         0
     """
 
-    def _network(self) -> nn.Module:
+    def _network(self) -> StreamLayer:
         return self.model.encoder
 
-    def _parts(self) -> set[str]:
+    def _entries(self) -> set[str]:
         return {"pending", "network"}
 
     def push(self, frames: Tensor, *, validate: bool = False) -> Encoded:
         """Frames (b, 3, n, h, w), n >= 1 -> the latents that they complete, perhaps T = 0."""
         self._check_open()
-        model = self.model
+        arch = self.architecture
         video = as_float_video(
             frames,
             who="EncoderStream",
-            spatial_factor=model.spatial_factor,
-            dtype=model.dtype,
+            spatial_factor=arch.spatial_factor,
+            dtype=self.model.dtype,
             validate=validate,
         )
         x = rearrange(video, "b c t h w -> b t h w c")
         if self._state is None:
-            x = torch.cat([repeat(x[:, :1], "b 1 h w c -> b n h w c", n=model.temporal_factor - 1), x], dim=1)
+            x = torch.cat([repeat(x[:, :1], "b 1 h w c -> b n h w c", n=arch.temporal_factor - 1), x], dim=1)
         else:
             self._check_fits(x, self._state["pending"], "frames")
             x = torch.cat([self._state["pending"], x], dim=1)
@@ -148,47 +157,47 @@ class EncoderStream(Stream):
             raise ValueError("EncoderStream: nothing has been pushed since it began; push frames first.")
         x = self._state["pending"]
         if x.shape[1]:
-            missing = self.model.temporal_factor - x.shape[1]
+            missing = self.architecture.temporal_factor - x.shape[1]
             x = torch.cat([x, repeat(x[:, -1:], "b 1 h w c -> b n h w c", n=missing)], dim=1)
         encoded = self._encode_groups(x)
         self._ended = True
         return encoded
 
     def _encode_groups(self, x: Tensor) -> Encoded:
-        model = self.model
-        network = None if self._state is None else self._state["network"]
-        whole = x.shape[1] // model.temporal_factor * model.temporal_factor
+        f, network = self.architecture.temporal_factor, None if self._state is None else self._state["network"]
+        whole = x.shape[1] // f * f
         x, pending = x[:, :whole], x[:, whole:]
         if whole == 0:
             assert self._state is not None  # the first frame completes a group
             self._state = {"pending": own(pending), "network": network}
             return self._no_latents(x)
-        z, network = model.encoder.step(x, network, last=False)
+        z, network = self.model.encoder.step(x, network, last=False)
         self._state = {"pending": own(pending), "network": network}
-        return model.regularize(rearrange(z, "b t h w c -> b c t h w"))
+        return self.model.regularize(rearrange(z, "b t h w c -> b c t h w"))
 
     def _no_latents(self, x: Tensor) -> Encoded:
         b, _, h, w, _ = x.shape
-        s = self.model.spatial_factor
-        shape = (0, h // s, w // s)
+        arch = self.architecture
+        shape = (0, h // arch.spatial_factor, w // arch.spatial_factor)
         indices = None
-        if self.model.codebook_size is not None:
+        if arch.codebook_size is not None:
             indices = torch.zeros(b, *shape, dtype=torch.int64, device=x.device)
-        return Encoded(latents=x.new_zeros(b, self.model.latent_channels, *shape), indices=indices)
+        return Encoded(latents=x.new_zeros(b, arch.latent_channels, *shape), indices=indices)
 
 
 class DecoderStream(Stream):
     """Latents in, the frames that are final out, in whole groups.
 
-    After k >= 1 latents, v1.0 has given `1 + (k - 1) f` frames. v1.1 interpolates linearly in time, so that a group of
+    After k >= 1 latents, v1.0 has given `1 + (k - 1) f` frames. v1.1 interpolates linearly in time, so a group of
     frames is final once the next latent is known: it has given `1 + max(0, k - 2) f`, and `flush()` gives the rest.
     With `lookahead=False` v1.1 gives each group at once too, decoded as if the stream ended there: its last frames at
     each seam differ a little from the whole clip's, and no later frame does.
 
-    State: the frames before its next that each layer needs, two for a convolution with kernel 3 in time; for v1.1 also
-    three products of the frame that each linear interpolation goes on from, the frames that are known of the next
-    group, and whether it looks ahead. For the published 4x8x8 models at 256x256 that is 1.0 GB (v1.0) or 1.3 GB (v1.1)
-    in float32.
+    State: the earlier frames that each layer still needs, two for a convolution with kernel 3 in time; in v1.1 also
+    three products of the frame from which each linear interpolation continues, the frames of the next group that are
+    known already, and `lookahead`. For the published 4x8x8 models at 256x256 that is 1.0 GB (v1.0) or 1.3 GB (v1.1) in
+    float32. Under `reference_path()` upsampling layers keep other tensors (`TemporalUpsample`): a stream must stay
+    inside it or outside, and a push that crosses is a ValueError.
 
     Example:
         >>> from vidtok_plugin import VidTok
@@ -197,8 +206,8 @@ class DecoderStream(Stream):
         ([1, 0, 4], 4)
     """
 
-    def __init__(self, model: "VidTok", lookahead: bool, state: TensorDict | None) -> None:
-        self._waits = model.architecture.version == "1.1"
+    def __init__(self, model: StreamedModel, lookahead: bool, state: TensorDict | None) -> None:
+        self._waits = model.architecture.version == "1.1"  # for the next latent
         super().__init__(model, state)
         self.lookahead = lookahead
         if self._waits and self._state is not None and bool(self._state["lookahead"].all()) != lookahead:
@@ -207,23 +216,23 @@ class DecoderStream(Stream):
                 f"got {lookahead}; a change in the middle would lose or repeat a group of frames."
             )
 
-    def _network(self) -> nn.Module:
+    def _network(self) -> StreamLayer:
         return self.model.decoder
 
-    def _parts(self) -> set[str]:
+    def _entries(self) -> set[str]:
         return {"ready", "network", "lookahead"} if self._waits else {"ready", "network"}
 
     def push(self, latents: Tensor) -> Tensor:
         """Latents (b, c, T, H, W) -> the frames (b, 3, n, h, w) that are final now."""
         self._check_open()
-        channels = self.model.latent_channels
+        channels = self.architecture.latent_channels
         if latents.ndim != 5 or latents.shape[1] != channels:
             raise ValueError(
                 f"DecoderStream: latents must have the shape (b, {channels}, T, H, W), got {tuple(latents.shape)}."
             )
         if latents.shape[2] == 0:
             return self._no_frames(latents)
-        f, before, first = self.model.temporal_factor, self._state, self._state is None
+        f, before, first = self.architecture.temporal_factor, self._state, self._state is None
         x = rearrange(latents.to(self.model.dtype), "b c t h w -> b t h w c")
         if before is not None:
             self._check_fits(x, before["network"]["conv_in"], "latents")
@@ -233,9 +242,9 @@ class DecoderStream(Stream):
             y, _ = self._step(x, before, last=True)
             count = x.shape[1] * f - (f - 1) * first
             return rearrange(y[:, y.shape[1] - count :], "b t h w c -> b c t h w")
-        # The first f - 1 frames are those of the padding before the first one.
+        # The first f - 1 frames belong to the padding before the first one.
         ready = y[:, f - 1 :] if before is None else torch.cat([before["ready"], y], dim=1)
-        # v1.1 knows a frame of the next group already: it stays here, so that what goes out are whole groups.
+        # v1.1 has a frame of the next group already. It stays here, so that whole groups go out.
         whole = ready.shape[1] - (ready.shape[1] - first) % f
         self._state = self._new_state(ready[:, whole:], network)
         return rearrange(ready[:, :whole], "b t h w c -> b c t h w")
@@ -263,7 +272,7 @@ class DecoderStream(Stream):
 
     def _no_frames(self, latents: Tensor) -> Tensor:
         b, _, _, h, w = latents.shape
-        s = self.model.spatial_factor
+        s = self.architecture.spatial_factor
         return latents.new_zeros(b, 3, 0, h * s, w * s, dtype=self.model.dtype)
 
 
@@ -274,6 +283,6 @@ def _as_dict(state: TensorDict | None) -> dict[str, Any] | None:
 
 
 def _first_tensor(state: dict[str, Any]) -> Tensor:
-    for part in state.values():
-        return _first_tensor(part) if isinstance(part, dict) else part
+    for value in state.values():
+        return _first_tensor(value) if isinstance(value, dict) else value
     raise AssertionError("a state has tensors")

@@ -1,11 +1,12 @@
-"""Resampling layers by their definition: interpolation or average, convolution, mix; outputs and gradients."""
+"""Resampling layers equal mixes of PyTorch's interpolation, pooling and convolution, with gradients, on both paths."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidtok_plugin.tokenizer.network.layers import TimePadding, bare
+from vidtok_plugin.tokenizer.network.fast.steps import whole
+from vidtok_plugin.tokenizer.network.layers import StreamLayer, TimePadding, bare
 from vidtok_plugin.tokenizer.network.resampling import SpatialUpsample, TemporalDownsample, TemporalUpsample
 
 PADDINGS = list(TimePadding)
@@ -57,16 +58,13 @@ def spatial_upsample(layer: SpatialUpsample, x: Tensor) -> Tensor:
     return y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
-def check(layer: torch.nn.Module, x: Tensor, got: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
-    weight = torch.randn_like(wanted)
-    inputs = [x, *layer.parameters()]
-    for mine, its in zip(
-        torch.autograd.grad((got * weight).sum(), inputs),
-        torch.autograd.grad((wanted * weight).sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, its, rtol=0, atol=1e-11)
+def check(layer: StreamLayer, x: Tensor, wanted: Tensor) -> None:
+    weight, inputs = torch.randn_like(wanted), [x, *layer.parameters()]
+    expected = torch.autograd.grad((wanted * weight).sum(), inputs)
+    for got in (layer(x), whole(layer, x)):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+        for mine, its in zip(torch.autograd.grad((got * weight).sum(), inputs), expected, strict=True):
+            torch.testing.assert_close(mine, its, rtol=0, atol=1e-11)
 
 
 def random_input(t: int) -> Tensor:
@@ -77,7 +75,7 @@ def random_input(t: int) -> Tensor:
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_temporal_downsampling_is_the_mix_of_an_average_and_a_convolution(padding: TimePadding) -> None:
     layer, x = TemporalDownsample(6, padding=padding).double(), random_input(6)
-    check(layer, x, layer(x), temporal_downsample(layer, x, padding))
+    check(layer, x, temporal_downsample(layer, x, padding))
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
@@ -86,9 +84,9 @@ def test_temporal_upsampling_is_the_mix_of_an_interpolation_and_its_convolution(
     padding: TimePadding, t: int, first_frames: int
 ) -> None:
     layer, x = TemporalUpsample(6, padding=padding, first_frames=first_frames).double(), random_input(t)
-    check(layer, x, layer(x), temporal_upsample(layer, x, padding))
+    check(layer, x, temporal_upsample(layer, x, padding))
 
 
 def test_spatial_upsampling_is_the_convolution_of_repeated_pixels() -> None:
     layer, x = SpatialUpsample(6).double(), random_input(3)
-    check(layer, x, layer(x), spatial_upsample(layer, x))
+    check(layer, x, spatial_upsample(layer, x))

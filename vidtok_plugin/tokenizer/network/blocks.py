@@ -3,12 +3,10 @@
 Shapes: `x: (b, t, h, w, c)`, as in `layers.py`.
 """
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidtok_plugin.tokenizer.network.chunking import add, chunk_ranges, chunk_size, map_frames, silu
 from vidtok_plugin.tokenizer.network.layers import (
     ChannelNorm,
     FrameLayer,
@@ -18,32 +16,31 @@ from vidtok_plugin.tokenizer.network.layers import (
     StreamLayer,
     TimePadding,
     point_conv,
+    run,
     step_through,
     time_conv,
 )
 
 
 class ResidualBlock(StreamLayer):
-    """norm1, SiLU, conv1, norm2, SiLU, dropout, conv2, plus the input (through a 1x1 conv where the width changes).
-
-    Where nothing is kept for gradients, it may write its result into its input.
-    """
+    """norm1, SiLU, conv1, norm2, SiLU, dropout, conv2, plus the input (through a 1x1 conv where the width changes)."""
 
     def __init__(self, conv1: StreamLayer, conv2: StreamLayer, c_in: int, c_out: int, *, dropout: float) -> None:
         super().__init__()
         self.norm1, self.conv1 = ChannelNorm(c_in), conv1
         self.norm2, self.conv2 = ChannelNorm(c_out), conv2
         self.dropout = dropout
-        if c_in != c_out:
+        self.widens = c_in != c_out
+        if self.widens:
             self.nin_shortcut = PointConv(c_in, c_out, dims=2)
 
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
         state = state or {}
-        y, first = self.conv1.step(silu(self.norm1(x)), state.get("conv1"), last)
-        y = F.dropout(silu(self.norm2(y)), self.dropout, self.training)
-        y, second = self.conv2.step(y, state.get("conv2"), last)
-        shortcut = x if x.shape[-1] == y.shape[-1] else self.nin_shortcut(x)
-        return add(shortcut, y), None if first is None else {"conv1": first, "conv2": second}
+        y, first = run(self.conv1, F.silu(self.norm1(x)), state.get("conv1"), last)
+        y = F.dropout(F.silu(self.norm2(y)), self.dropout, self.training)
+        y, second = run(self.conv2, y, state.get("conv2"), last)
+        y = y + (self.nin_shortcut(x) if self.widens else x)
+        return y, None if first is None else {"conv1": first, "conv2": second}
 
 
 class SpatialBlock(ResidualBlock):
@@ -51,15 +48,6 @@ class SpatialBlock(ResidualBlock):
 
     def __init__(self, c_in: int, c_out: int, *, dropout: float) -> None:
         super().__init__(SpatialConv(c_in, c_out), SpatialConv(c_out, c_out), c_in, c_out, dropout=dropout)
-        self.growth = max(1.0, c_out / c_in)
-
-    def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
-        same_width = not hasattr(self, "nin_shortcut")
-        # Each of the two convolutions sees one row further.
-        return map_frames(self.on_frames, x, halo=2, growth=self.growth, overwrite=same_width), None
-
-    def on_frames(self, x: Tensor) -> Tensor:
-        return super().step(x, None, last=True)[0]
 
 
 class TemporalBlock(ResidualBlock):
@@ -71,26 +59,9 @@ class TemporalBlock(ResidualBlock):
             nn.init.zeros_(parameter)
         super().__init__(convs[0], convs[1], c, c, dropout=dropout)
 
-    def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
-        h = x.shape[2]
-        rows = chunk_size(x, 2, growth=4.0)  # all of what it makes fits the cache
-        if rows >= h:
-            return super().step(x, state, last)
-        states = []
-        for start, end in chunk_ranges(h, rows):
-            before = state and {name: part[:, :, start:end] for name, part in state.items()}
-            y, new = super().step(x[:, :, start:end], before, last)
-            x[:, :, start:end] = y
-            states.append(new)
-        if last:
-            return x, None
-        return x, {name: torch.cat([new[name] for new in states], dim=2) for name in ("conv1", "conv2")}
-
 
 class FrameAttention(FrameLayer):
     """Single-head softmax attention over the positions of each frame on its own."""
-
-    halo = None
 
     def __init__(self, c: int, *, padding: TimePadding) -> None:
         super().__init__()
@@ -98,11 +69,10 @@ class FrameAttention(FrameLayer):
         self.q, self.k, self.v, self.proj_out = (point_conv(c, c, padding=padding) for _ in range(4))
 
     def on_frames(self, x: Tensor) -> Tensor:
-        y = self.norm(x)
+        y, (b, t, h, w, _) = self.norm(x), x.shape
         q, k, v = (rearrange(conv(y), "b t h w c -> (b t) 1 (h w) c") for conv in (self.q, self.k, self.v))
         y = F.scaled_dot_product_attention(q, k, v)
-        b, t, h, w, _ = x.shape
-        return add(x, self.proj_out(rearrange(y, "(b t) 1 (h w) c -> b t h w c", b=b, t=t, h=h, w=w)))
+        return x + self.proj_out(rearrange(y, "(b t) 1 (h w) c -> b t h w c", b=b, t=t, h=h, w=w))
 
 
 class Middle(StreamLayer):
@@ -119,6 +89,8 @@ class Middle(StreamLayer):
         convs = [time_conv(c, c, padding=padding) for _ in range(2)]
         return ResidualBlock(convs[0], convs[1], c, c, dropout=dropout)
 
+    def layers(self) -> list[tuple[str, StreamLayer]]:
+        return [("block_1", self.block_1), ("attn_1", self.attn_1), ("block_2", self.block_2)]
+
     def step(self, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
-        layers = [(name, getattr(self, name)) for name in ("block_1", "attn_1", "block_2")]
-        return step_through(layers, x, state, last)
+        return step_through(self.layers(), x, state, last)

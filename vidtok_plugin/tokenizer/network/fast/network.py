@@ -1,0 +1,95 @@
+"""A network by the fast path: chunks of frames within it, and groups of frames for long clips.
+
+Shapes: `x: (b, t, h, w, c)`, as in `layers.py`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vidtok_plugin.tokenizer.network.fast.chunking import chunk_ranges, chunk_size, map_frames, silu, step_by_chunks
+from vidtok_plugin.tokenizer.network.fast.dispatch import may_overwrite
+from vidtok_plugin.tokenizer.network.fast.steps import Layers, step_through, whole
+from vidtok_plugin.tokenizer.network.fast.upsampling import upsampled_frames
+from vidtok_plugin.tokenizer.network.layers import ChannelNorm, State, StreamLayer
+from vidtok_plugin.tokenizer.network.resampling import SpatialUpsample, TemporalUpsample
+
+GROUP_PIXELS = {"cpu": 2**19}  # of video that inference takes through a network at once, by the device's type
+OTHER_GROUP_PIXELS = 2**22
+
+
+class Network(Protocol):
+    """What the fast path needs of an `encoder_decoder.Network`."""
+
+    causal: bool
+    group_frames: int
+    group_volume: int
+    compiled: Callable[[Tensor], Tensor] | None
+    norm_out: ChannelNorm
+    conv_out: StreamLayer
+
+    def layers(self) -> Layers: ...
+
+    def body(self, x: Tensor) -> Tensor: ...
+
+
+def forward(network: Network, x: Tensor) -> Tensor:
+    """A whole clip. Without gradients, a causal network takes a long one group by group, as a stream does, in the
+    memory of one group."""
+    if network.compiled is not None or not may_overwrite():
+        body = network.body if network.compiled is None else network.compiled
+        return whole(network.conv_out, _norm_silu(network.norm_out, body(x)))
+    (b, t, h, w, _), groups, state = x.shape, [], None
+    for start, end in chunk_ranges(t, _frames_at_once(network, b * h * w, x.device.type) if network.causal else t):
+        y, state = step(network, x[:, start:end], state, last=end == t)
+        groups.append(y)
+    return torch.cat(groups, dim=1)
+
+
+def step(network: Network, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
+    """A step of a stream."""
+    states: dict[str, State] = {}
+    for chain in chains(network.layers()):
+        x, new = _step_chain(chain, x, state, last)
+        states |= new or {}
+    x, new = step_through([("conv_out", network.conv_out)], _norm_silu(network.norm_out, x), state, last)
+    return x, None if new is None else states | new
+
+
+def _frames_at_once(network: Network, area: int, device: str) -> int:
+    pixels = GROUP_PIXELS.get(device, OTHER_GROUP_PIXELS)
+    return network.group_frames * max(1, pixels // max(1, area * network.group_volume))
+
+
+def _norm_silu(norm: ChannelNorm, x: Tensor) -> Tensor:
+    return map_frames(lambda frames: silu(norm(frames)), x, halo=0, overwrite=True)
+
+
+def chains(layers: Layers) -> list[Layers]:
+    """The layers, in lists that share chunks: upsampling with the block behind it, since what is between them is the
+    largest tensor of all."""
+    result: list[Layers] = []
+    continues = False
+    for name, layer in layers:
+        if continues:
+            result[-1].append((name, layer))
+        else:
+            result.append([(name, layer)])
+        continues = isinstance(layer, SpatialUpsample | TemporalUpsample)
+    return result
+
+
+def _step_chain(layers: Layers, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
+    """`step_through`, by chunks of frames, so that what is between two layers is never whole in memory."""
+    t = x.shape[1]
+    frames, first, outputs = chunk_size(x, 1, growth=4.0), 1, t
+    for name, layer in layers:
+        if isinstance(layer, TemporalUpsample):
+            first = layer.first_frames
+            outputs = upsampled_frames(layer, t, None if state is None else state.get(name), last)
+    if max(frames, first) >= t or len(layers) == 1:
+        return step_through(layers, x, state, last)
+    return step_by_chunks(partial(step_through, layers), x, state, last, size=frames, outputs=outputs, first=first)
