@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from harness import in_turns, make_parser, matmul_rate, ratio, report
 
+from vidtok_plugin.tokenizer.network.fast.steps import whole
 from vidtok_plugin.tokenizer.network.layers import TimePadding
 from vidtok_plugin.tokenizer.network.resampling import SpatialUpsample, TemporalUpsample
 from world_model import Decoding, Sampler, WorldModel
@@ -81,8 +82,8 @@ def convolution_rows(dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
         "contiguous": lambda: F.conv3d(first, weight, padding=1),
         "channels_last_3d": lambda: F.conv3d(last, weight_last, padding=1),
     }
-    in_time: dict[str, Work] = {"as published": plain_in_time, "ours": lambda: temporal(x)}
-    in_space: dict[str, Work] = {"as published": plain_in_space, "ours": lambda: spatial(x)}
+    in_time: dict[str, Work] = {"as published": plain_in_time, "ours": lambda: whole(temporal, x)}
+    in_space: dict[str, Work] = {"as published": plain_in_space, "ours": lambda: whole(spatial, x)}
     return [
         *rows_of(f"conv3d, {dtype}", what, layouts, rounds),
         *rows_of(f"temporal upsampling, {dtype}", what, in_time, rounds),

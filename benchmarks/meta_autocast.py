@@ -1,17 +1,17 @@
-"""Autocast on tensors without data: what mixed precision casts, where there is no GPU to ask.
+"""Autocast for tensors without data: what mixed precision casts on a GPU, counted where there is none.
 
-PyTorch has autocast for devices that compute and none for "meta", on which memory is counted. The rules here are those
-of its CUDA autocast (https://docs.pytorch.org/docs/stable/amp.html, "CUDA Ops that can autocast to ...") for what this
+PyTorch's device "meta", on which memory is counted, has no autocast. The rules here are those of CUDA autocast
+(https://docs.pytorch.org/docs/stable/amp.html, "CUDA Ops that can autocast to ...") for the functions that this
 package's networks and losses use.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
@@ -28,40 +28,39 @@ TO_FLOAT32 = {
 }
 
 
-class Casting(TorchFunctionMode):
-    """Casts what functions take, as autocast to `dtype` on a GPU would, on whatever device the tensors are."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
+class _Autocast(TorchFunctionMode):
+    def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.dtype = dtype
-        self._casts: dict[int, tuple[Tensor, Tensor]] = {}  # of weights, kept as autocast keeps them
-        self._off = 0
+        self._dtype = dtype
+        self._casts: dict[int, tuple[Tensor, Tensor]] = {}  # weights and their casts, which autocast caches too
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if self._off == 0 and name in TO_LOWER:
+        if self._dtype is not None and name in TO_LOWER:
             args, kwargs = tree_map(self._lower, (args, kwargs))
-        elif self._off == 0 and name in TO_FLOAT32:
+        elif self._dtype is not None and name in TO_FLOAT32:
             args, kwargs = tree_map(_float32, (args, kwargs))
         return func(*args, **kwargs)
 
     @contextmanager
-    def off(self) -> Iterator[None]:
-        self._off += 1
+    def off(self, device_type: str, *, enabled: bool) -> Iterator[None]:
+        """Stands for `torch.autocast(device_type, enabled=False)`."""
+        assert not enabled, "networks and losses only switch autocast off"
+        dtype, self._dtype = self._dtype, None
         yield
-        self._off -= 1
+        self._dtype = dtype
 
     def _lower(self, x: Any) -> Any:
         if not isinstance(x, Tensor) or x.dtype != torch.float32:
             return x
         if not (x.is_leaf and x.requires_grad):
-            return x.to(self.dtype)
+            return x.to(self._dtype)
         if id(x) not in self._casts:
-            # With gradients even where a recomputation has them off: the cast serves later operations too.
+            # With gradients, even if a recomputation has them off: later operations use the cast too.
             with torch.enable_grad():
-                self._casts[id(x)] = (x, x.to(self.dtype))
+                self._casts[id(x)] = (x, x.to(self._dtype))
         return self._casts[id(x)][1]
 
 
@@ -70,30 +69,17 @@ def _float32(x: Any) -> Any:
 
 
 @contextmanager
-def casting(dtype: torch.dtype) -> Iterator[None]:
-    """Inside, all tensors are cast as by autocast, and `torch.autocast(..., enabled=False)` switches that off."""
-    mode = Casting(dtype)
+def meta_autocast(dtype: torch.dtype | None) -> Iterator[None]:
+    """Inside, functions cast on any device as CUDA autocast to `dtype` does; None casts nothing."""
+    mode = _Autocast(dtype)
 
-    def checkpoint_casting(layer: nn.Module, x: Tensor, use_reentrant: bool) -> Tensor:
-        def run(x: Tensor) -> Tensor:
-            with mode:  # which is off inside of backward(), where the layer runs again
-                return layer(x)
+    def checkpoint_with_casts(run: Callable[..., Tensor], *args: Any, use_reentrant: bool) -> Tensor:
+        def run_with_casts(*args: Any) -> Tensor:
+            with mode:  # PyTorch suspends it inside backward(), where a checkpoint runs again
+                return run(*args)
 
-        return checkpoint(run, x, use_reentrant=use_reentrant)
+        return checkpoint(run_with_casts, *args, use_reentrant=use_reentrant)
 
-    recomputing = mock.patch.object(encoder_decoder, "checkpoint", checkpoint_casting)
-    with mock.patch.object(torch, "autocast", _stand_in(mode)), recomputing, mode:
+    recomputing = mock.patch.object(encoder_decoder, "checkpoint", checkpoint_with_casts)
+    with mock.patch.object(torch, "autocast", mode.off), recomputing, mode:
         yield
-
-
-def no_casting() -> AbstractContextManager[Any]:
-    """Inside, `torch.autocast("meta", enabled=False)` is no error."""
-    return mock.patch.object(torch, "autocast", _stand_in(None))
-
-
-def _stand_in(mode: Casting | None) -> Callable[..., AbstractContextManager[None]]:
-    def autocast(device_type: str, *, enabled: bool) -> AbstractContextManager[None]:
-        assert not enabled, "networks and losses only ever switch autocast off"
-        return nullcontext() if mode is None else mode.off()
-
-    return autocast

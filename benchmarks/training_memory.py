@@ -1,9 +1,9 @@
-"""The memory of training published models: counted for GPUs, and measured beside the count on this CPU.
+"""The memory of training published models: counted for GPUs, and compared with real steps on this CPU.
 
-    python benchmarks/training_memory.py                # the counted table, some minutes
-    python benchmarks/training_memory.py --measure      # real steps at small sizes, in processes of their own
+    python benchmarks/training_memory.py                # the counted table (some minutes)
+    python benchmarks/training_memory.py --measure      # real steps at small sizes, each in its own process
 
-A GPU isn't used by either.
+Neither uses a GPU.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from vidtok_plugin.tokenizer.reconstruction.memory import LiveBytes
 PRESETS = ("vidtok_kl_causal_488_4chn", "vidtok_fsq_causal_488_32768_v1_1", "vidtok_kl_causal_41616_4chn")
 MEASURED = "vidtok_kl_causal_488_4chn"
 FRAMES = 17
-WIDTH = 64  # of the model that is measured: half of the published
-SIZES = (32, 48, 64)  # pixels a side that are measured
+WIDTH = 64  # of the measured model: half of the published one
+SIZES = (32, 48, 64)  # measured pixels a side
 TARGETS = (128, 256)
 PRECISIONS = ("32-true", "bf16-mixed")
 GB = 1e9
@@ -51,18 +51,18 @@ def counted() -> list[dict[str, Any]]:
             ema=True,
         )
         row = {"preset": name, "size": size, "trained": trained, "precision": precision}
-        parts = {f"{part} GB": value / GB for part, value in vars(estimate).items()}
-        rows.append({**row, "checkpointing": checkpointing, **parts, "total GB": estimate.total / GB})
+        items = {f"{name} GB": value / GB for name, value in vars(estimate).items()}
+        rows.append({**row, "checkpointing": checkpointing, **items, "total GB": estimate.total / GB})
     return rows
 
 
 def one_measurement(size: int, width: int, checkpointing: bool, rounds: int) -> dict[str, Any]:
-    """Live bytes, resident bytes and the processor's seconds of real steps in float32, in this process."""
+    """Live bytes, resident bytes and CPU seconds of real steps in float32, in this process."""
     tokenizer = VidTok.from_preset(MEASURED, ch=width).train()
     tokenizer.checkpoint_activations(checkpointing)
     objective = Objective(ObjectiveConfig(perceptual="none", discriminator="none"))
     video = torch.rand(1, 3, FRAMES, size, size) * 2 - 1
-    count_step(tokenizer, objective, video[:, :, :5, :16, :16])  # libraries start, gradients are there
+    count_step(tokenizer, objective, video[:, :, :5, :16, :16])  # starts libraries, allocates gradients
     seconds = []
 
     def steps() -> None:
@@ -80,7 +80,7 @@ def one_measurement(size: int, width: int, checkpointing: bool, rounds: int) -> 
 
 def measured(rounds: int, threads: int) -> list[dict[str, Any]]:
     rows = []
-    env = sharp_memory() | {"CUDA_VISIBLE_DEVICES": ""}  # where there is a GPU, it is the CPU's memory that counts
+    env = sharp_memory() | {"CUDA_VISIBLE_DEVICES": ""}  # the CPU's memory is measured, even if there is a GPU
     for size, checkpointing in track(list(product(SIZES, (False, True))), "measuring"):
         what = ["--one", str(size), str(WIDTH), str(int(checkpointing)), str(rounds)]
         command = [sys.executable, __file__, "--threads", str(threads), *what]
@@ -93,7 +93,7 @@ def measured(rounds: int, threads: int) -> list[dict[str, Any]]:
 
 def in_gb(found: dict[str, Any]) -> dict[str, float]:
     median = statistics.median(found["seconds"])
-    return {"live GB": found["live"] / GB, "resident GB": found["resident"] / GB, "processor's seconds": median}
+    return {"live GB": found["live"] / GB, "resident GB": found["resident"] / GB, "CPU seconds": median}
 
 
 def count(size: int, checkpointing: bool, width: int = WIDTH) -> int:
@@ -104,7 +104,7 @@ def count(size: int, checkpointing: bool, width: int = WIDTH) -> int:
 
 
 def extrapolated(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the lines through the measured resident bytes, by pixels, tell of larger clips; and the count there."""
+    """Resident bytes of larger clips, by a linear fit over pixels of the measured ones; and the count there."""
     found = []
     for checkpointing, size in product((False, True), TARGETS):
         points = [(row["size"] ** 2, row["resident GB"]) for row in rows if row["checkpointing"] == checkpointing]

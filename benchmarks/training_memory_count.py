@@ -1,7 +1,7 @@
-"""How much memory training takes, counted without computing anything.
+"""Counts the memory of a training step without computing anything.
 
-One training step runs on tensors without data (PyTorch's device "meta"), by the very operations that a GPU would run,
-and every tensor is counted while it lives. What operations take inside, and what allocator and driver add, is not in it
+One step runs on tensors without data (PyTorch's device "meta"), by the same operations as on a GPU, and every tensor is
+counted while it is alive. The workspace of operations, and what allocator and driver add, are not included
 (`docs/training.md`, "Memory").
 """
 
@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Literal
 
 import torch
-from meta_autocast import casting, no_casting
+from meta_autocast import meta_autocast
 from torch import Tensor, nn
 
 from vidtok_plugin.metrics.lpips import LPIPS
@@ -33,7 +33,7 @@ class MemoryEstimate:
     gradients: int
     optimizer: int  # Adam's two moments
     averages: int  # the moving average of the weights, on the same device
-    activations: int  # all else that is alive at that moment: what the backward pass needs, and what it is at
+    activations: int  # all other tensors alive at that moment: saved for the backward pass, or intermediate
 
     @property
     def total(self) -> int:
@@ -54,16 +54,17 @@ def training_memory(
     discriminator: Literal["3d", "2d", "none"] = "3d",
     ema: bool = False,
 ) -> MemoryEstimate:
-    """The memory of training a tokenizer with Adam, counted.
+    """The memory of training a tokenizer with Adam.
 
-    trained: "decoder" leaves the encoder as it is, so that nothing is kept of its run.
-    perceptual: LPIPS is part of the objective; discriminator: the one that has started.
+    trained: "decoder" freezes the encoder, so that none of its activations are kept.
+    perceptual: whether LPIPS is part of the objective.
+    discriminator: the one that has started.
 
-    Gradients count in full beside the activations, as they are there from one batch to the next where batches are
-    accumulated; where they are not, a step takes somewhat less.
+    Gradients count in full, in addition to the activations, as with gradient accumulation, where they persist from one
+    batch to the next. Without accumulation a step takes somewhat less.
 
     Raises:
-        ValueError: for a size that is no multiple of the architecture's spatial factor, or no such choice.
+        ValueError: for a size that is not a multiple of the architecture's spatial factor, or an unknown choice.
 
     Example:
         >>> from vidtok_plugin import presets
@@ -87,7 +88,7 @@ def training_memory(
     tokenizer.encoder.requires_grad_(trained == "all")
     tokenizer.checkpoint_activations(checkpointing)
     trainees = [p for p in chain(tokenizer.parameters(), objective.parameters()) if p.requires_grad]
-    with casting(torch.bfloat16) if precision == "bf16-mixed" else no_casting():
+    with meta_autocast(torch.bfloat16 if precision == "bf16-mixed" else None):
         activations = count_step(tokenizer, objective, video)
     models = bytes_of(tokenizer.parameters()) + bytes_of(objective.parameters())
     return MemoryEstimate(
@@ -113,7 +114,7 @@ def training_step(tokenizer: VidTok, objective: Objective, video: Tensor) -> Non
 
 
 def count_step(tokenizer: VidTok, objective: Objective, video: Tensor, step: Step = training_step) -> int:
-    """The most bytes that are alive at a time in a step, beside weights, their gradients and the video."""
+    """Peak bytes of the tensors alive in a step, without weights, their gradients and the video."""
     parameters = list(chain(tokenizer.parameters(), objective.parameters()))
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None

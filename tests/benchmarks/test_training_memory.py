@@ -1,23 +1,18 @@
-"""The memory of training, counted without data, is that of real steps."""
+"""The memory of training, counted without data, equals that of real steps."""
 
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from einops import rearrange
-from meta_autocast import casting
-from torch import Tensor
+from meta_autocast import meta_autocast
 from training_memory_count import count_step, training_memory
 
 from vidtok_plugin import VidTok, presets
 from vidtok_plugin.metrics.lpips import LPIPS
 from vidtok_plugin.tokenizer.architecture import Architecture
-from vidtok_plugin.tokenizer.network import layers
-from vidtok_plugin.tokenizer.network.layers import TimeConv
-from vidtok_plugin.tokenizer.network.resampling import SpatialUpsample
+from vidtok_plugin.tokenizer.network.fast import dispatch
 from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig
 
 SIZE: dict[str, Any] = {"frames": 5, "height": 16, "width": 32}
@@ -25,17 +20,6 @@ SIZE: dict[str, Any] = {"frames": 5, "height": 16, "width": 32}
 
 def narrow(name: str) -> Architecture:
     return replace(presets()[name].architecture, ch=8, ch_mult=(1, 1, 1, 1), num_res_blocks=1)
-
-
-def by_one_kernel(self: TimeConv, x: Tensor, count: int, weight: Tensor, bias: Tensor) -> Tensor:
-    """What runs on a GPU, and is counted, instead of the sum over the kernel's frames that a CPU takes."""
-    x = rearrange(x, "b t h w c -> b c t h w")
-    return rearrange(F.conv3d(x, weight, bias, (self.stride, 1, 1), (0, 1, 1)), "b c t h w -> b t h w c")
-
-
-def repeated_first(self: SpatialUpsample, x: Tensor) -> Tensor:
-    """Likewise."""
-    return self.conv.on_frames(x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
 
 
 @pytest.mark.parametrize(
@@ -46,27 +30,25 @@ def repeated_first(self: SpatialUpsample, x: Tensor) -> Tensor:
         ("vidtok_kl_noncausal_488_4chn", "32-true", True, {"perceptual": False, "discriminator": "none"}),
     ],
 )
-def test_what_is_counted_is_alive_in_a_real_step(
+def test_counted_bytes_are_alive_in_a_real_step(
     name: str, precision: Any, checkpointing: bool, choices: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TimeConv, "_by_taps", by_one_kernel)
-    monkeypatch.setattr(SpatialUpsample, "_by_products", repeated_first)
-    monkeypatch.setattr(layers, "_has_own_gradients", lambda _: False)  # those of a CPU
+    monkeypatch.setattr(dispatch, "on_cpu", lambda _: False)  # the counted kernels are those of a GPU
     counted = training_memory(narrow(name), precision=precision, checkpointing=checkpointing, **choices, **SIZE)
     tokenizer = VidTok(narrow(name)).train()
     tokenizer.checkpoint_activations(checkpointing)
     perceptual = "lpips" if choices["perceptual"] else "none"
     cfg = ObjectiveConfig(perceptual=perceptual, discriminator=choices["discriminator"])
     objective = Objective(cfg, lpips=LPIPS())
-    with casting(torch.bfloat16) if precision == "bf16-mixed" else nullcontext():
+    with meta_autocast(torch.bfloat16 if precision == "bf16-mixed" else None):
         real = count_step(tokenizer, objective, torch.rand(1, 3, 5, 16, 32) * 2 - 1)
-    # Attention keeps other sums on the CPU.
+    # Attention saves other sums on a CPU.
     assert counted.activations == pytest.approx(real, rel=0.01)
     parameters = [*tokenizer.parameters(), *objective.parameters()]
     assert counted.gradients == sum(p.grad.nbytes for p in parameters if p.grad is not None)
 
 
-def test_choices_take_the_memory_that_they_should() -> None:
+def test_choices_change_memory_as_expected() -> None:
     arch = narrow("vidtok_kl_causal_488_4chn")
     base: dict[str, Any] = {**SIZE, "precision": "32-true", "checkpointing": False}
     base |= {"perceptual": False, "discriminator": "none"}
@@ -89,9 +71,9 @@ def test_counting_leaves_autocast_as_it_was() -> None:
     assert torch.autocast is before
 
 
-def test_casting_follows_the_rules_of_autocast_on_a_gpu() -> None:
+def test_casts_follow_the_rules_of_cuda_autocast() -> None:
     x, weight = torch.zeros(2, 4), torch.zeros(3, 4, requires_grad=True)
-    with casting(torch.bfloat16):
+    with meta_autocast(torch.bfloat16):
         assert F.linear(x, weight).dtype == (x @ weight.T).dtype == torch.bfloat16
         assert F.layer_norm(F.linear(x, weight), (3,)).dtype == torch.float32
         assert F.silu(F.linear(x, weight)).dtype == torch.bfloat16
@@ -108,6 +90,6 @@ def test_casting_follows_the_rules_of_autocast_on_a_gpu() -> None:
         ({"trained": "encoder"}, "trained must be"),
     ],
 )
-def test_what_cannot_be_trained_is_an_error(settings: dict[str, Any], message: str) -> None:
+def test_unknown_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         training_memory(narrow("vidtok_kl_causal_488_4chn"), **settings)
