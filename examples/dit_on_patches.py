@@ -1,11 +1,11 @@
-"""diffusers' Latte transformer as a generator of video: flow matching on the patches of a KL tokenizer.
+"""diffusers' Latte transformer as a video generator: flow matching on the patches of a KL tokenizer.
 
     python examples/dit_on_patches.py [key=value ...]
 
-No KL tokenizer ships with the package, so one is made first: vidtok_tiny with Gaussian latents in place of codes, which
-takes over all weights that fit (all but the convolutions next to the latents), and is trained on the same play
-(`tokenizer.trainer.max_steps=50` and other overrides reach that). The transformer then sees the prompt's steps as they
-are, and the others as noise that it learns to move towards the data. Needs the extra `generators` (and `demo`).
+The package ships no KL tokenizer, so the example first makes one: vidtok_tiny with Gaussian latents instead of codes.
+It takes over all weights that fit (all but the convolutions next to the latents) and is trained on the same play;
+`tokenizer.trainer.max_steps=50` and the like change that. The transformer then sees the prompt's steps unchanged and
+the other steps as noise, which it learns to move towards the data. Needs the extras `generators` and `demo`.
 """
 
 import sys
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from diffusers import LatteTransformer3DModel
 from einops import rearrange
-from generator_play import ENCODED_AT_ONCE, GeneratorConfig, record_play, report, run_example, train, tune_tokenizer
+from generator_play import CLIP_BATCH, GeneratorConfig, record_play, report, run_generator, train, tune_tokenizer
 from torch import Tensor
 
 from vidtok_plugin import TokenizerAdapter, VideoTokens, VidTok
@@ -26,32 +26,33 @@ from vidtok_plugin.common.devices import default_device
 @dataclass(frozen=True, kw_only=True)
 class DiTExampleConfig(GeneratorConfig):
     output: Path = Path("runs/generators/dit")
-    batch_size: int = 8  # a clip is a quarter as many tokens as for the others
+    batch_size: int = 8  # a clip has a quarter as many tokens as in the other examples
     kl_channels: int = 8
     euler_steps: int = 25  # from noise to data
 
 
 def make_kl_tokenizer(cfg: DiTExampleConfig) -> VidTok:
-    """A KL tokenizer with vidtok_tiny's weights where they fit, trained on the recorded play."""
+    """A KL tokenizer that starts from the weights of vidtok_tiny that fit, trained on the recorded play."""
     fsq = VidTok.from_pretrained("vidtok_tiny")
     gaussian = {"regularizer": "kl", "fsq_levels": None, "kl_channels": cfg.kl_channels}
     kl = VidTok(replace(fsq.architecture, **gaussian))
     shapes = {name: weight.shape for name, weight in kl.state_dict().items()}
-    kl.load_state_dict({n: w for n, w in fsq.state_dict().items() if w.shape == shapes[n]}, strict=False)
+    fitting = {name: weight for name, weight in fsq.state_dict().items() if weight.shape == shapes[name]}
+    kl.load_state_dict(fitting, strict=False)
     return tune_tokenizer(cfg, kl)
 
 
 def continue_play(cfg: DiTExampleConfig) -> None:
-    """Make a KL tokenizer, train a Latte on its patches of recorded play, and let it go on from held-out prompts."""
+    """Make a KL tokenizer, train a Latte on its patches of recorded play, and let it continue held-out prompts."""
     play, device = record_play(cfg), default_device()
     adapter = TokenizerAdapter(make_kl_tokenizer(cfg), patch_size=(1, 2, 2))
-    adapter.fit_latent_stats(part.to(device) for part in play.train.split(ENCODED_AT_ONCE))
+    adapter.fit_latent_stats(batch.to(device) for batch in play.train.split(CLIP_BATCH))
     tokens, held_out = play.encode(adapter)
     grid, d, prompt_steps = held_out.grid, adapter.patch_dim, play.prompt_grid(adapter).T
     latte = LatteTransformer3DModel(
         num_attention_heads=cfg.heads,
         attention_head_dim=cfg.width // cfg.heads,
-        in_channels=2 * d + 1,  # noisy patches, the prompt's, and which those are
+        in_channels=2 * d + 1,  # noisy patches, clean patches of the prompt, and a mask of the prompt
         out_channels=d,
         num_layers=cfg.depth,
         cross_attention_dim=cfg.width,
@@ -80,7 +81,7 @@ def continue_play(cfg: DiTExampleConfig) -> None:
         error = (velocity(x, clean, time) - (clean - noise)).square()
         return (error * (1 - is_prompt)).mean() / (1 - is_prompt).mean()
 
-    print("squared error of the velocity, a normalised patch value")
+    print("losses are squared errors of the velocity, per normalised patch value")
     train(latte, loss, tokens, held_out, cfg)
 
     clean, x = data(held_out), torch.randn_like(data(held_out))
@@ -93,7 +94,7 @@ def continue_play(cfg: DiTExampleConfig) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_example(DiTExampleConfig, continue_play, argv)
+    return run_generator(DiTExampleConfig, continue_play, argv)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Fine-tunes a small tokenizer on a domain that it never saw, whole and with a frozen encoder, and shows what it gains.
+"""Fine-tunes a small tokenizer on a new domain, all of it or only the decoder, and shows what that gains.
 
     python examples/finetune_frozen_tokenizer.py [key=value ...]
 
-Records play of some Atari games, trains a small tokenizer on it from random weights, and fine-tunes that on natural
-clips twice: all of it, and the decoder alone, which leaves the ids of every video as they are. Both are compared with
-the pre-trained one on held-out clips of both domains. Overrides reach the example's own config
-(`frames_per_game=1000`) and, with a prefix, the trainings (`pretrain.trainer.max_steps=300`,
-`finetune.optimizer.muon_lr=0.01`). A second run does again only what has changed.
+The example records play of some Atari games and trains a small tokenizer on it from random weights. It then fine-tunes
+that tokenizer on natural clips twice: all of it, and only the decoder, which keeps the token ids of every video
+unchanged. Both are compared with the pretrained one on held-out clips of both domains.
+
+Overrides change the example's own config (`frames_per_game=1000`) or, with a prefix, one of the trainings
+(`pretrain.trainer.max_steps=300`, `finetune.optimizer.muon_lr=0.01`). A second run repeats only what has changed.
 """
 
 import argparse
@@ -19,33 +20,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from demo_pictures import draw_reconstruction, evenly
-from prepare_tiny_data import find_scenes, natural_videos, read_small, virtual_camera
+from natural_scenes import find_scenes, natural_videos, read_small, virtual_camera
+from pictures import draw_reconstruction, evenly_spaced
 from rich.console import Console
 from rich.table import Table
-from stages import CONFIGS, Stages, section, without_sections
+from shared import CONFIGS, held_out_clips, own_overrides, run_example, section_config
+from stages import Stages
 from torch import Tensor
 
 from vidtok_plugin import VidTok
-from vidtok_plugin.common.commands import add_command, run_command
 from vidtok_plugin.common.config import load_config, to_dict
 from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.evaluation.psnr import mean_frame_psnr
 from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
 from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
-from vidtok_plugin.video.clips import ClipDataset
 from vidtok_plugin.video.data import VideoDataConfig
 from vidtok_plugin.video.episodes import find_videos
 from vidtok_plugin.video.reading import probe
-from vidtok_plugin.video.sources import find_sources
 from vidtok_plugin.video.writing import write_video
 from world_model.recording.record import RecordConfig, record
 
 SECTIONS = ("pretrain", "finetune")
-# Frames to train on and held-out ones: in bikes two scenes that the training doesn't show, in carphone the same man in
-# the same car a moment later.
-NATURAL = {
+# Frames of each natural video for training and for testing. The test frames of bikes show two other scenes; those of
+# carphone show the same man in the same car a moment later.
+EXCERPTS = {
     "bikes.mp4": {"train": (0, 137), "test": (137, 242)},
     "carphone_pristine.mp4": {"train": (0, 72), "test": (80, 120)},
 }
@@ -54,22 +53,23 @@ DOMAINS = {"natural": "new domain", "atari": "old domain"}
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleConfig:
-    """The example's own settings; `tokenizer/example_*.yaml` hold the trainings'."""
+    """The example's own settings. Those of the trainings are in `configs/tokenizer/example_*.yaml`."""
 
     games: tuple[str, ...]
-    frames_per_game: int = 600  # to train on; a quarter as many of other episodes are held out
-    natural_clips: int = 40  # of each natural video, to train on; a quarter as many are held out
-    scored_clips: int = 16  # held-out clips of each domain
-    shown_clips: int = 7  # of the new domain
+    frames_per_game: int = 600  # for training; a quarter as many, from other episodes, are held out
+    natural_clips: int = 40  # per natural video, for training; a quarter as many are held out
+    scored_clips: int = 16  # held-out clips per domain
+    shown_clips: int = 7  # from the new domain
     seed: int = 0
     output: Path = Path("runs/finetune")
 
 
 def finetune(args: argparse.Namespace) -> None:
-    cfg = load_config(ExampleConfig, [CONFIGS / "finetune_example.yaml"], without_sections(args.overrides, SECTIONS))
+    """All stages: record, cut clips, train three times, compare."""
+    cfg = load_config(ExampleConfig, [CONFIGS / "finetune_example.yaml"], own_overrides(args.overrides, SECTIONS))
     out = cfg.output
     runs = {
-        "pretrain": section(
+        "pretrain": section_config(
             "pretrain",
             TokenizerRunConfig,
             ["tokenizer/example_pretrain.yaml"],
@@ -89,19 +89,25 @@ def finetune(args: argparse.Namespace) -> None:
             "data.train": f"[{out}/natural/train]",
             "data.validation": f"[{out}/natural/test]",
         }
-        runs[name] = section("finetune", TokenizerRunConfig, files, args.overrides, settings)
+        runs[name] = section_config("finetune", TokenizerRunConfig, files, args.overrides, settings)
 
     stages = Stages(out, 6)
     own = to_dict(cfg)
     games = {key: own[key] for key in ("games", "frames_per_game", "seed")}
     clips = {key: own[key] for key in ("natural_clips", "seed")}
     scored = {key: own[key] for key in ("scored_clips", "shown_clips")}
-    stages.run("record", games, lambda: record_games(cfg), out / "atari", [out / "atari"])
-    stages.run("natural", clips, lambda: cut_clips(cfg), out / "natural", [out / "natural"])
+    atari, natural, summary_file = out / "atari", out / "natural", out / "summary.json"
+    stages.run("record", lambda: record_games(cfg), inputs=games, result=atari, remove=[atari])
+    stages.run("natural", lambda: cut_clips(cfg), inputs=clips, result=natural, remove=[natural])
     for name, run in runs.items():
-        stages.run(name, to_dict(run), lambda run=run: fit_tokenizer(run), run.output / "model", [run.output])
-    summary_file = out / "summary.json"
-    stages.run("compare", scored, lambda: compare(cfg, runs["full"].data, summary_file), summary_file)
+        stages.run(
+            name,
+            lambda run=run: fit_tokenizer(run),
+            inputs=to_dict(run),
+            result=run.output / "model",
+            remove=[run.output],
+        )
+    stages.run("compare", lambda: compare(cfg, runs["full"].data, summary_file), inputs=scored, result=summary_file)
     summary = json.loads(summary_file.read_text())
     summary["seconds"] = {name: round(value, 1) for name, value in stages.seconds.items()}
     summary_file.write_text(json.dumps(summary, indent=2) + "\n")
@@ -109,6 +115,7 @@ def finetune(args: argparse.Namespace) -> None:
 
 
 def record_games(cfg: ExampleConfig) -> None:
+    """Record each game's training and test episodes."""
     for game in cfg.games:
         folder, held_out = cfg.output / "atari" / game.lower(), max(64, cfg.frames_per_game // 4)
         common: dict[str, Any] = {"env": f"ALE/{game}-v5", "output": str(folder), "seed": cfg.seed}
@@ -119,45 +126,37 @@ def record_games(cfg: ExampleConfig) -> None:
 
 
 def cut_clips(cfg: ExampleConfig) -> None:
-    """Clips of the natural videos' two parts, through a virtual camera that zooms and pans."""
-    for number, path in enumerate(path for path in natural_videos() if path.name in NATURAL):
+    """Cut clips for training and testing from the natural videos, through a virtual camera that zooms and pans."""
+    for number, path in enumerate(path for path in natural_videos() if path.name in EXCERPTS):
         frames, fps = read_small(path), probe(path).fps
-        for split, (start, stop) in NATURAL[path.name].items():
-            part = frames[start:stop]
-            scenes = find_scenes(part)
+        for split, (start, stop) in EXCERPTS[path.name].items():
+            excerpt = frames[start:stop]
+            scenes = find_scenes(excerpt)
             for index in range(cfg.natural_clips if split == "train" else -(-cfg.natural_clips // 4)):
                 scene = scenes[index % len(scenes)]
                 rng = np.random.default_rng([cfg.seed, number, index, split == "train"])
-                clip = virtual_camera(part[scene.start : scene.stop], rng)
+                clip = virtual_camera(excerpt[scene.start : scene.stop], rng)
                 write_video(cfg.output / "natural" / split / f"{path.stem}_{index:03d}.mp4", clip, fps=fps)
-
-
-def held_out_clips(pattern: Path, data: VideoDataConfig, count: int) -> list[Tensor]:
-    sources = find_sources([str(pattern)])
-    clips = ClipDataset.every(
-        sources, clip_length=data.clip_length, height=data.height, width=data.width, max_clips=count
-    )
-    return [clips[i] for i in range(len(clips))]
 
 
 @torch.no_grad()
 def score(model: VidTok, clips: Sequence[Tensor]) -> tuple[float, Tensor]:
-    """Mean PSNR in dB over all frames of the clips, and their ids (n, T, H, W)."""
+    """The mean PSNR in dB over all frames of the clips, and the clips' token ids (n, T, H, W)."""
     psnr, ids = [], []
     for clip in clips:
         video = clip[None].to(model.device)
         out = model(video)
-        assert out.indices is not None, "the example's tokenizer has a codebook"
+        assert out.indices is not None  # the example's tokenizer has a codebook
         psnr.append(frame_psnr(video, out.reconstruction))
         ids.append(out.indices.cpu())
     return torch.cat(psnr).mean().item(), torch.cat(ids)
 
 
 def compare(cfg: ExampleConfig, data: VideoDataConfig, summary_file: Path) -> None:
-    """Scores the three models on held-out clips of both domains.
+    """Score the three models on held-out clips of both domains, and draw reconstructions.
 
     Raises:
-        RuntimeError: training the decoder alone has changed an id.
+        RuntimeError: training only the decoder changed a token id.
     """
     out = cfg.output
     folders = {"before": "pretrain", "full": "full", "decoder": "decoder"}
@@ -170,7 +169,7 @@ def compare(cfg: ExampleConfig, data: VideoDataConfig, summary_file: Path) -> No
     for name, by_domain in scores.items():
         changed = {domain: ids != scores["before"][domain][1] for domain, (_, ids) in by_domain.items()}
         if name == "decoder" and any(mask.any() for mask in changed.values()):
-            raise RuntimeError("finetune: training the decoder alone must leave every id as it is, but some changed.")
+            raise RuntimeError("finetune: training only the decoder must keep all token ids, but some changed.")
         rows[name] = {f"{domain}_psnr": psnr for domain, (psnr, _) in by_domain.items()}
         rows[name] |= {f"{domain}_ids_changed": mask.float().mean().item() for domain, mask in changed.items()}
     before = {domain: ids for domain, (_, ids) in scores["before"].items()}
@@ -184,12 +183,12 @@ def compare(cfg: ExampleConfig, data: VideoDataConfig, summary_file: Path) -> No
     }
     labels = {"before": "before", "full": "full", "decoder": "decoder only"}
     shown = {labels[name]: model for name, model in models.items()}
-    draw_reconstruction(out / "before_and_after.png", evenly(clips["natural"], cfg.shown_clips), shown)
+    draw_reconstruction(out / "before_and_after.png", evenly_spaced(clips["natural"], cfg.shown_clips), shown)
     summary_file.write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def print_summary(summary: dict[str, Any], out: Path) -> None:
-    table = Table(title="From Atari play to natural clips: PSNR on held-out video in dB")
+    table = Table(title="From Atari play to natural clips: PSNR in dB on held-out video")
     for heading in ("model", *DOMAINS.values(), "gain", "ids changed", "seconds"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     names = {"before": ("before", "pretrain"), "full": ("full", "full"), "decoder": ("decoder only", "decoder")}
@@ -202,20 +201,16 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
     console = Console()
     console.print(table)
     lines = (
-        f"The mean training frame in place of a reconstruction: {summary['natural_mean_frame_psnr']:.2f} dB on new.",
-        f"Decoder only: all {summary['ids_compared']} ids of the held-out clips are those of the model before.",
-        f"{sum(summary['seconds'].values()):.0f} seconds in all. Look at {out}/before_and_after.png.",
+        f"Baseline on the new domain, the mean training frame: {summary['natural_mean_frame_psnr']:.2f} dB.",
+        f"Decoder only: all {summary['ids_compared']} token ids of the held-out clips are unchanged.",
+        f"{sum(summary['seconds'].values()):.0f} seconds in all. See {out}/before_and_after.png.",
     )
     for line in lines:
         console.print(line, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="finetune_frozen_tokenizer.py", description="Pre-train, fine-tune, compare.")
-    commands = parser.add_subparsers()
-    command = add_command(commands, "run", finetune, "run the example")
-    command.add_argument("overrides", nargs="*", default=[], metavar="key=value")
-    return run_command(parser, ["run", *(sys.argv[1:] if argv is None else argv)])
+    return run_example(finetune, argv, description="Pretrain a tokenizer, fine-tune it, compare.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Hugging Face's LlamaForCausalLM as a generator of video: it continues real play with its own `generate()`.
+"""Hugging Face's LlamaForCausalLM as a video generator: it continues real play with its own `generate()`.
 
     python examples/llama_on_tokens.py [key=value ...]
 
-Clips are sentences of the tokenizer's ids, each from bos to eos. Needs the extra `generators` (and `demo`, to record).
+Each clip is a sequence of token ids between bos and eos. Needs the extras `generators` and `demo` (for recording).
 """
 
 import sys
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from generator_play import GeneratorConfig, record_play, report, run_example, train, tune_tokenizer
+from generator_play import GeneratorConfig, record_play, report, run_generator, train, tune_tokenizer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -25,7 +25,7 @@ class LlamaExampleConfig(GeneratorConfig):
 
 
 def continue_play(cfg: LlamaExampleConfig) -> None:
-    """Train a Llama on the ids of recorded play, and let it go on from held-out prompts."""
+    """Train a Llama on the ids of recorded play, and let it continue held-out prompts."""
     play, device = record_play(cfg), default_device()
     adapter = TokenizerAdapter(tune_tokenizer(cfg, VidTok.from_pretrained("vidtok_tiny")))
     tokens, held_out = play.encode(adapter)
@@ -50,7 +50,7 @@ def continue_play(cfg: LlamaExampleConfig) -> None:
 
     counts = torch.bincount(tokens.ids.flatten(), minlength=adapter.codebook_size) + 1.0
     unigram = -(counts / counts.sum()).log()[held_out.ids].mean().item()
-    print(f"nats a token; by the codes' frequencies alone {unigram:.3f}")
+    print(f"losses are in nats per token; unigram frequencies alone reach {unigram:.3f}")
     train(llama, loss, tokens, held_out, cfg)
 
     prompt = adapter.sequences(held_out)[:, : 1 + play.prompt_grid(adapter).num_tokens]
@@ -69,7 +69,7 @@ def continue_play(cfg: LlamaExampleConfig) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_example(LlamaExampleConfig, continue_play, argv)
+    return run_generator(LlamaExampleConfig, continue_play, argv)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,22 @@
-"""Stages of an example: each is done once for the same inputs, and configs take the overrides that name them."""
+"""The stages of an example: a second run repeats only the stages whose inputs have changed."""
 
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from vidtok_plugin.common.config import load_config
-
 logger = logging.getLogger("vidtok_plugin.stages")
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 class Stages:
-    """Runs each stage unless its mark says that it is done with the same inputs; keeps the seconds of each."""
+    """Runs stages one after another, skips those already done with the same inputs, and keeps the seconds of each.
+
+    A stage's mark, a JSON file in `folder / "stages"`, holds a hash of its inputs and of all stages before it.
+    """
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.count = folder / "stages", count
@@ -24,21 +24,26 @@ class Stages:
         self.key, self.number = "", 0
         self.seconds: dict[str, float] = {}
 
-    def run(self, name: str, inputs: Any, work: Callable[[], None], made: Path, redo: Sequence[Path] = ()) -> None:
-        """`inputs` and all stages before decide; `redo` are the folders to remove when they have changed."""
+    def run(
+        self, name: str, work: Callable[[], None], *, inputs: Any, result: Path, remove: Sequence[Path] = ()
+    ) -> None:
+        """Call `work` unless it has already made `result` from the same `inputs` after the same stages.
+
+        If the inputs changed, the folders in `remove` are deleted first. Otherwise an interrupted stage finds there
+        what it had done.
+        """
         self.number += 1
-        started = json.dumps([self.key, inputs], sort_keys=True, default=str)
-        self.key = sha256(started.encode()).hexdigest()
+        self.key = sha256(json.dumps([self.key, inputs], sort_keys=True, default=str).encode()).hexdigest()
         mark = self.folder / f"{name}.json"
         before = json.loads(mark.read_text()) if mark.exists() else {"key": None, "done": False, "seconds": 0.0}
         title = f"[{self.number}/{self.count}] {name}"
-        if before["key"] == self.key and before["done"] and made.exists():
+        if before["key"] == self.key and before["done"] and result.exists():
             self.seconds[name] = before["seconds"]
-            logger.info("%s: done before, in %.0f s", title, before["seconds"])
+            logger.info("%s: already done, in %.0f s", title, before["seconds"])
             return
         if before["key"] != self.key:
             before["seconds"] = 0.0
-            for path in redo:
+            for path in remove:
                 shutil.rmtree(path, ignore_errors=True)
         logger.info("%s ...", title)
         mark.write_text(json.dumps({"key": self.key, "done": False, "seconds": before["seconds"]}))
@@ -47,17 +52,3 @@ class Stages:
         self.seconds[name] = before["seconds"] + time.perf_counter() - start
         mark.write_text(json.dumps({"key": self.key, "done": True, "seconds": self.seconds[name]}))
         logger.info("%s: %.0f s", title, self.seconds[name])
-
-
-def without_sections(overrides: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The overrides that are the example's own, of no section's prefix."""
-    return [override for override in overrides if not override.startswith(tuple(f"{name}." for name in names))]
-
-
-def section(
-    name: str, schema: type, files: Sequence[str], overrides: Sequence[str], settings: Mapping[str, Any]
-) -> Any:
-    """A training run's config: its files, what the example itself sets, and the overrides with its prefix."""
-    chosen = [f"{key}={value}" for key, value in settings.items()]
-    chosen += [o.removeprefix(f"{name}.") for o in overrides if o.startswith(f"{name}.")]
-    return load_config(schema, [CONFIGS / file for file in files], chosen)

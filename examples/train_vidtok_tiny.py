@@ -1,8 +1,8 @@
-"""Trains `vidtok_tiny`, the tokenizer that ships with the package, from nothing: `make vidtok-tiny`.
+"""Trains `vidtok_tiny`, the tokenizer that ships with the package, from scratch: `make vidtok-tiny`.
 
-Records and cuts its training videos, runs `configs/tokenizer/vidtok_tiny.yaml`, and puts the weights into the package
-with what tells how they came about: the log, its curve, the PSNR on held-out video of each source, and their hash.
-Interrupted, it goes on where it stopped.
+This records and cuts the training videos, runs `configs/tokenizer/vidtok_tiny.yaml`, and puts the weights into the
+package. Next to them it documents the training: the log and its curve, the PSNR on held-out video of each source, and
+the hash of the weights. An interrupted run continues where it stopped.
 """
 
 import hashlib
@@ -12,14 +12,13 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from demo_pictures import read_curve
+from pictures import read_curve, save
 from prepare_tiny_data import prepare
+from shared import CONFIGS, held_out_clips
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.common.commands import set_up_logging
@@ -27,25 +26,22 @@ from vidtok_plugin.common.config import load_config
 from vidtok_plugin.evaluation.psnr import reconstruction_psnr
 from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
 from vidtok_plugin.tokenizer.weights.weights import WEIGHTS_FILE
-from vidtok_plugin.video.clips import ClipDataset
-from vidtok_plugin.video.sources import find_sources
 
 logger = logging.getLogger("vidtok_plugin.train_vidtok_tiny")
-ROOT = Path(__file__).resolve().parent.parent
-CONFIG = ROOT / "configs" / "tokenizer" / "vidtok_tiny.yaml"
+CONFIG = CONFIGS / "tokenizer" / "vidtok_tiny.yaml"
 DATA = Path("runs/vidtok_tiny/data")
-PACKAGE = ROOT / "vidtok_plugin" / "pretrained" / "vidtok_tiny"
-HELD_OUT_FRAMES, HELD_OUT_CLIPS = 17, 6  # of each source
+PACKAGE = CONFIGS.parent / "vidtok_plugin" / "pretrained" / "vidtok_tiny"
+HELD_OUT_FRAMES, HELD_OUT_CLIPS = 17, 6  # per clip and per source
 
 
 def train() -> None:
-    """As a command of its own, since Lightning starts its other process by running the command again."""
+    """Train in a command of its own: Lightning starts its second process by running the command again."""
     command = [str(Path(sys.executable).with_name("vidtok-plugin")), "fit", "--config", str(CONFIG)]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def export(cfg: TokenizerRunConfig) -> None:
-    """Puts the trained model into the package, and its story beside it."""
+    """Put the trained model and the documents of its training into the package."""
     shutil.rmtree(PACKAGE, ignore_errors=True)
     tokenizer = VidTok.from_pretrained(cfg.output / "model")
     tokenizer.save_pretrained(PACKAGE)
@@ -60,32 +56,25 @@ def export(cfg: TokenizerRunConfig) -> None:
     axis.set_xlabel("batches")
     axis.set_ylabel("PSNR in dB")
     axis.legend()
-    figure.tight_layout()
-    figure.savefig(PACKAGE / "curve.png", dpi=100)
-    story = {
+    save(figure, PACKAGE / "curve.png")
+    summary = {
         "weights_sha256": hashlib.sha256((PACKAGE / WEIGHTS_FILE).read_bytes()).hexdigest(),
         "config": f"configs/tokenizer/{CONFIG.name}",
         "seed": cfg.seed,
         "batches": cfg.trainer["max_steps"],
         "clips_per_batch": cfg.data.batch_size * cfg.trainer.get("devices", 1),
-        "held_out_psnr": held_out_psnr(tokenizer),
+        "held_out_psnr": held_out_psnr(cfg, tokenizer),
     }
-    (PACKAGE / "training.json").write_text(json.dumps(story, indent=2) + "\n")
-    logger.info("%s", json.dumps(story, indent=2))
+    (PACKAGE / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
+    logger.info("%s", json.dumps(summary, indent=2))
 
 
-def held_out_psnr(tokenizer: VidTok) -> dict[str, float]:
+def held_out_psnr(cfg: TokenizerRunConfig, tokenizer: VidTok) -> dict[str, float]:
     """Mean PSNR in dB on held-out clips of each source."""
+    data = replace(cfg.data, clip_length=HELD_OUT_FRAMES)
     scores = {}
     for folder in sorted(DATA.glob("*/validation")):
-        clips = ClipDataset.every(
-            find_sources([str(folder)]),
-            clip_length=HELD_OUT_FRAMES,
-            height=64,
-            width=64,
-            max_clips=HELD_OUT_CLIPS,
-        )
-        psnr = reconstruction_psnr(tokenizer, (clips[i] for i in range(len(clips))))
+        psnr = reconstruction_psnr(tokenizer, held_out_clips(folder, data, HELD_OUT_CLIPS))
         scores[folder.parent.name] = round(psnr, 2)
     return scores
 

@@ -1,10 +1,10 @@
-"""x-transformers' autoregressive wrapper as a generator of video: it continues real play on factored ids.
+"""x-transformers' autoregressive wrapper as a video generator: it continues real play on factored token ids.
 
     python examples/x_transformers_on_factors.py [key=value ...]
 
-Each id is split into two factors, so that the output layer has their sum of classes and not their product (1,024 in
-place of 262,144 for the largest codebooks). The factors of a clip are one sequence of two kinds in turn, the second
-conditioned on the first. Needs the extra `generators` (and `demo`, to record).
+Each id is split into two factors, so the output layer has the sum of their sizes as classes and not the product (1,024
+instead of 262,144 for the largest codebooks). A clip is one sequence in which the two kinds of factors alternate; the
+second is conditioned on the first. Needs the extras `generators` and `demo` (for recording).
 """
 
 import sys
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from generator_play import GeneratorConfig, record_play, report, run_example, train, tune_tokenizer
+from generator_play import GeneratorConfig, record_play, report, run_generator, train, tune_tokenizer
 from torch import Tensor
 from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
@@ -26,11 +26,11 @@ from vidtok_plugin.common.devices import default_device
 @dataclass(frozen=True, kw_only=True)
 class FactorsExampleConfig(GeneratorConfig):
     output: Path = Path("runs/generators/x_transformers")
-    steps: int = 100  # a clip is twice as many tokens as for the Llama
+    steps: int = 100  # a clip has twice as many tokens as for the Llama
 
 
 class FactorTransformer(TransformerWrapper):
-    """Its tokens are all factors' classes in a row; only those of the factor whose turn it is can come next."""
+    """Predicts the classes of all factors, laid end to end, and masks those of the factors that can't come next."""
 
     def __init__(self, sizes: Sequence[int], **settings: Any) -> None:
         super().__init__(num_tokens=sum(sizes), **settings)
@@ -40,14 +40,14 @@ class FactorTransformer(TransformerWrapper):
     def forward(self, x: Tensor, **settings: Any) -> Any:
         out = super().forward(x, **settings)
         logits, *rest = out if isinstance(out, tuple) else (out,)
-        places = torch.arange(x.shape[1] - logits.shape[1], x.shape[1], device=x.device)  # with a cache, the last alone
-        allowed = self.is_of_kind[(places + 1) % len(self.is_of_kind)]
+        positions = torch.arange(x.shape[1] - logits.shape[1], x.shape[1], device=x.device)  # with a cache: the last
+        allowed = self.is_of_kind[(positions + 1) % len(self.is_of_kind)]
         logits = logits.masked_fill(~allowed, float("-inf"))
         return (logits, *rest) if isinstance(out, tuple) else logits
 
 
 def continue_play(cfg: FactorsExampleConfig) -> None:
-    """Train x-transformers on the factors of recorded play, and let it go on from held-out prompts."""
+    """Train x-transformers on the factors of recorded play, and let it continue held-out prompts."""
     play, device = record_play(cfg), default_device()
     adapter = TokenizerAdapter(tune_tokenizer(cfg, VidTok.from_pretrained("vidtok_tiny")))
     tokens, held_out = play.encode(adapter)
@@ -69,7 +69,7 @@ def continue_play(cfg: FactorsExampleConfig) -> None:
         attn_flash=True,
     )
     model = AutoregressiveWrapper(FactorTransformer(sizes, max_seq_len=length, attn_layers=layers)).to(device)
-    print(f"nats a factor, of {sizes} classes; uniformly drawn {torch.tensor(sizes).log().mean():.3f}")
+    print(f"losses are in nats per factor, of {sizes} classes; chance is {torch.tensor(sizes).log().mean():.3f}")
     train(model, lambda batch: model(sequences(batch)), tokens, held_out, cfg)
 
     prompt = sequences(held_out)[:, : len(sizes) * play.prompt_grid(adapter).num_tokens]
@@ -81,7 +81,7 @@ def continue_play(cfg: FactorsExampleConfig) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_example(FactorsExampleConfig, continue_play, argv)
+    return run_generator(FactorsExampleConfig, continue_play, argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The whole pipeline at toy size, from recorded play to pictures, through the demo's own code."""
+"""The demo at toy size, from recorded play to pictures, and the examples that use its model."""
 
 import importlib
 import json
@@ -11,6 +11,8 @@ from places import ROOT
 
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.video.reading import probe, read_frames
+
+pytestmark = pytest.mark.slow
 
 TOY = (
     "record.train_episodes=2",
@@ -78,21 +80,21 @@ def test_summary_has_every_measure(run: Path) -> None:
     assert all(isinstance(value, float | int) and value == value for value in summary.values())
 
 
-def test_pictures_and_video_are_there(run: Path) -> None:
+def test_pictures_and_video_are_written(run: Path) -> None:
     for name in ("rollout.png", "reconstruction.png", "curves.png"):
         assert (run / name).read_bytes().startswith(b"\x89PNG")
     assert probe(run / "rollout.mp4").num_frames > 29
 
 
-def test_store_holds_every_episode_with_the_tokenizers_hash(run: Path) -> None:
+def test_store_holds_every_episode_and_the_tokenizers_hash(run: Path) -> None:
     store = TokenStore(run / "tokens")
-    clips = -(-119 // 28)  # of 29 frames, each beginning with the last frame of the one before
+    clips = -(-119 // 28)  # of 29 frames; each starts with the last frame of the one before
     assert len(store) == 4 * clips
     assert store.metadata.adapter_hash and store.metadata.action_space["size"] == 18
     assert store.steps.max() == 8
 
 
-def test_second_run_does_nothing_again(demo, run: Path) -> None:
+def test_a_second_run_repeats_nothing(demo, run: Path) -> None:
     before = seconds_of(run)
     episode = run / "episodes" / "train" / "episode_00000.mp4"
     stamp = episode.stat().st_mtime_ns
@@ -101,7 +103,7 @@ def test_second_run_does_nothing_again(demo, run: Path) -> None:
     assert episode.stat().st_mtime_ns == stamp
 
 
-def test_the_rollout_example_writes_the_video_as_it_goes(run: Path, tmp_path: Path) -> None:
+def test_the_rollout_example_writes_prompt_and_imagined_frames(run: Path, tmp_path: Path) -> None:
     example = importlib.import_module("rollout")
     episode = run / "episodes" / "test" / "episode_00000.mp4"
     model = str(run / "world_model" / "model")
@@ -109,10 +111,10 @@ def test_the_rollout_example_writes_the_video_as_it_goes(run: Path, tmp_path: Pa
     assert example.main([*arguments, "--frames", "8", "--order", "diagonal", "--diagonal-offset", "2"]) == 0
     assert probe(tmp_path / "out.mp4").num_frames == 13 + 8
     assert np.abs(read_frames(tmp_path / "out.mp4", range(13)).astype(int) - read_frames(episode, range(13))).mean() < 3
-    assert example.main([*arguments, "--frames", "1000"]) == 2  # there aren't so many actions
+    assert example.main([*arguments, "--frames", "1000"]) == 2  # there are fewer actions than that
 
 
-def test_plans_are_tried_in_the_real_game(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_planning_example_replays_its_plans(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example = importlib.import_module("plan_with_forks")
     sizes = {"goals": 2, "candidates": 3, "steps": 2, "random-plans": 2}
     arguments = [f"--{name}={value}" for name, value in sizes.items()]
@@ -125,7 +127,7 @@ def test_plans_are_tried_in_the_real_game(run: Path, tmp_path: Path, capsys: pyt
     assert "lower --prompt-frames or --steps" in capsys.readouterr().err
 
 
-def test_changed_rollouts_redo_the_last_stage_alone(demo, run: Path) -> None:
+def test_changed_rollouts_repeat_only_the_last_stage(demo, run: Path) -> None:
     before = seconds_of(run)
     assert demo.main([f"output={run}", *TOY, "rollouts.sampler.temperature=0"]) == 0
     after = seconds_of(run)

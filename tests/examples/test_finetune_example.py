@@ -1,4 +1,4 @@
-"""The example of fine-tuning: all of it at toy size, and (slow) what it is there to show."""
+"""The fine-tuning example at toy size, and at full size the gain that it is there to show."""
 
 import importlib
 import json
@@ -14,6 +14,8 @@ from places import ROOT
 from vidtok_plugin import VidTok
 from vidtok_plugin.video.clips import ClipDataset
 from vidtok_plugin.video.sources import find_sources
+
+pytestmark = pytest.mark.slow
 
 TRAINING = (
     "architecture.ch=4",
@@ -64,7 +66,7 @@ def model(run: Path, name: str) -> VidTok:
     return VidTok.from_pretrained(run / name / "model")
 
 
-def test_summary_and_picture_tell_of_all_three_models(run: Path) -> None:
+def test_summary_and_picture_cover_all_three_models(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     assert list(summary["models"]) == ["before", "full", "decoder"]
     for name, gain in summary["gain"].items():
@@ -75,7 +77,7 @@ def test_summary_and_picture_tell_of_all_three_models(run: Path) -> None:
         assert picture.height > 700 and picture.width > 300  # four rows of two clips
 
 
-def test_training_the_decoder_alone_leaves_ids_and_encoder_as_they_were(run: Path) -> None:
+def test_training_only_the_decoder_keeps_ids_and_encoder(run: Path) -> None:
     clips = ClipDataset.every(find_sources([str(run / "natural" / "test")]), clip_length=5, height=64, width=64)
     before, decoder, full = (model(run, name) for name in ("pretrain", "decoder", "full"))
     with torch.no_grad():
@@ -90,38 +92,37 @@ def test_training_the_decoder_alone_leaves_ids_and_encoder_as_they_were(run: Pat
     assert changed == {"decoder": {"decoder"}, "full": {"decoder", "encoder"}}
 
 
-def test_a_decoder_that_changed_the_ids_would_be_told(example: ModuleType, run: Path, tmp_path: Path) -> None:
+def test_changed_ids_of_the_decoder_only_model_are_an_error(example: ModuleType, run: Path, tmp_path: Path) -> None:
     for name in ("pretrain", "full", "natural", "atari"):
         (tmp_path / name).symlink_to(run / name)
     other = model(run, "decoder")
-    *_, last = other.encoder.conv_out.parameters()  # its bias: all codes go to one corner
+    *_, last = other.encoder.conv_out.parameters()  # its bias: all codes move to one corner
     torch.nn.init.constant_(last, 10.0)
     other.save_pretrained(tmp_path / "decoder" / "model")
     cfg = example.ExampleConfig(games=("Breakout",), scored_clips=1, output=tmp_path)
     data = example.VideoDataConfig(train=("natural",), clip_length=5, height=64, width=64)
-    with pytest.raises(RuntimeError, match="must leave every id as it is"):
+    with pytest.raises(RuntimeError, match="training only the decoder must keep all token ids"):
         example.compare(cfg, data, tmp_path / "summary.json")
 
 
-def test_natural_clips_to_train_on_and_held_out_ones_share_no_frame(example: ModuleType) -> None:
-    for parts in example.NATURAL.values():
-        assert parts["train"][0] < parts["train"][1] <= parts["test"][0] < parts["test"][1]
+def test_training_and_test_clips_share_no_frame(example: ModuleType) -> None:
+    for splits in example.EXCERPTS.values():
+        assert splits["train"][0] < splits["train"][1] <= splits["test"][0] < splits["test"][1]
 
 
-def test_a_second_run_does_nothing_again(example: ModuleType, run: Path) -> None:
+def test_a_second_run_repeats_nothing(example: ModuleType, run: Path) -> None:
     before = seconds_of(run)
     assert example.main([f"output={run}", *TOY]) == 0
     assert seconds_of(run) == before
 
 
-def test_changed_fine_tuning_keeps_the_pre_trained_model(example: ModuleType, run: Path) -> None:
+def test_changed_fine_tuning_keeps_the_pretrained_model(example: ModuleType, run: Path) -> None:
     before = seconds_of(run)
     assert example.main([f"output={run}", *TOY, "finetune.optimizer.muon_lr=0.002"]) == 0
     after = seconds_of(run)
     assert {name for name in after if after[name] != before[name]} == {"full", "decoder", "compare"}
 
 
-@pytest.mark.slow
 def test_both_recipes_gain_a_decibel_on_held_out_video(example: ModuleType, tmp_path: Path) -> None:
     assert example.main([f"output={tmp_path}"]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -1,4 +1,4 @@
-"""The examples of other libraries' generators, at toy size: they train, generate with their own means, and decode."""
+"""The examples of other libraries' generators, at toy size: they train, generate and decode."""
 
 import importlib
 import re
@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from places import ROOT
+
+pytestmark = pytest.mark.slow
 
 TOY = (
     "episodes=1",
@@ -50,7 +52,7 @@ def examples() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def play(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Recorded by the example that comes first."""
+    """The folder for recorded play; the first example records it."""
     return tmp_path_factory.mktemp("play")
 
 
@@ -60,25 +62,25 @@ def load(name: str) -> ModuleType:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_it_learns_generates_and_decodes(
+def test_an_example_trains_generates_and_decodes(
     examples: None, name: str, play: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert load(name).main([f"play={play}", f"output={tmp_path}", *TOY]) == 0
-    said = capsys.readouterr().out
-    before, after = map(float, re.search(r"held-out loss: (\S+) before, (\S+) after", said).groups())
+    out = capsys.readouterr().out
+    before, after = map(float, re.search(r"held-out loss: (\S+) before, (\S+) after", out).groups())
     assert after < before
-    assert re.search(r"PSNR on 4 frames after a prompt of 5: generated \d+\.\d{3} dB; the mean training frame", said)
+    assert re.search(r"PSNR on 4 frames after a prompt of 5: generated \d+\.\d{3} dB; the mean training frame", out)
     with Image.open(tmp_path / "generated.png") as picture:
-        assert picture.width > 900 and picture.height > 500  # two clips' rows of seven frames
+        assert picture.size == (5 * 150, 2 * 310)  # two clips, each with the end of the prompt and four frames
 
 
-def test_a_misspelt_setting_is_named(examples: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelled_setting_is_named(examples: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert load("llama_on_tokens").main(["temperatur=1"]) == 2
     assert "temperature" in capsys.readouterr().err
 
 
-def test_only_the_factor_whose_turn_it_is_can_come_next(examples: None) -> None:
-    """With the cache too, where the network gives the last place's logits alone."""
+def test_factors_alternate_in_generated_sequences(examples: None) -> None:
+    """Also with the cache, where the network returns only the last position's logits."""
     module = load("x_transformers_on_factors")
     layers = module.Decoder(dim=16, depth=1, heads=2, attn_dim_head=8, rotary_pos_emb=True)
     wrapper = module.AutoregressiveWrapper(module.FactorTransformer((5, 3), max_seq_len=40, attn_layers=layers))

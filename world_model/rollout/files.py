@@ -9,7 +9,7 @@ from torch import Tensor
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.video.episodes import actions_path
-from vidtok_plugin.video.pixels import to_uint8
+from vidtok_plugin.video.pixels import from_uint8, to_uint8
 from vidtok_plugin.video.reading import probe, read_frames
 from vidtok_plugin.video.writing import write_video
 from world_model.decoding import Decoding
@@ -44,7 +44,7 @@ def rollout_file(
     result = rollout(
         model,
         adapter,
-        prompt=as_batch(pixels).to(device),
+        prompt=as_video(pixels, device),
         actions=read_actions(model, prompt, actions, prompt_frames + num_frames),
         num_frames=num_frames,
         sampler=sampler,
@@ -70,9 +70,9 @@ def read_prompt(path: Path, frames: int) -> tuple[np.ndarray, float]:
     return read_frames(path, range(frames)), info.fps
 
 
-def as_batch(pixels: np.ndarray) -> Tensor:
-    """uint8 (t, h, w, 3) -> (1, 3, t, h, w)."""
-    return torch.from_numpy(pixels).permute(3, 0, 1, 2)[None]
+def as_video(frames: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 frames (t, h, w, 3) as a batch of one video, (1, 3, t, h, w) in [-1, 1]."""
+    return from_uint8(torch.from_numpy(frames)[None].to(device))
 
 
 def read_actions(model: WorldModel, prompt: Path, actions: Path | None, needed: int) -> Tensor | None:
