@@ -1,4 +1,4 @@
-"""Actions come one for each frame and reach the latent step that their frames went into, and it alone."""
+"""There is one action per frame, and it affects exactly the latent step that encodes its frame, and later ones."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from world_model.architecture import TokenSpec, WorldModelConfig
 from world_model.model import WorldModel
 from world_model.transformer.block import TransformerConfig
 
-F = 4  # frames of a latent step
+F = 4  # frames per latent step
 
 
 def actions_model(kind: str = "discrete", size: int = 5) -> WorldModel:
@@ -22,26 +22,26 @@ def actions_model(kind: str = "discrete", size: int = 5) -> WorldModel:
     )
     sizes = TransformerConfig(width=24, depth=2, heads=2)
     model = WorldModel(WorldModelConfig(tokens=tokens, max_steps=5, transformer=sizes))
-    for parameter in model.parameters():  # none at zero, as after training
+    for parameter in model.parameters():  # no weight is zero, as after training
         torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
 
 
 def steps_changed(model: WorldModel, codes: Tensor, one: Tensor, other: Tensor) -> list[int]:
-    """The latent steps whose predictions differ under two sequences of actions (b, t[, a])."""
+    """The latent steps whose predictions differ between two sequences of actions (b, t[, a])."""
     with torch.no_grad():
         difference = model(codes, group_actions(one, F)) - model(codes, group_actions(other, F))
     return torch.nonzero(difference.abs().amax(dim=(0, 2, 3, 4)) > 1e-4).flatten().tolist()
 
 
-def test_frames_are_grouped_by_the_step_they_went_into() -> None:
+def test_actions_are_grouped_by_the_step_of_their_frames() -> None:
     grouped = group_actions(torch.arange(10, 19)[None], F)  # frames 0 .. 8: steps of 1, 4 and 4 frames
     assert grouped.values[0, 1:].tolist() == [[11, 12, 13, 14], [15, 16, 17, 18]]
     assert grouped.known[0].tolist() == [[False] * 4, [True] * 4, [True] * 4]
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5, 6, 8, 9])
-def test_a_last_partial_group_is_known_as_far_as_it_goes(frames: int) -> None:
+def test_the_missing_actions_of_a_partial_group_are_unknown(frames: int) -> None:
     grouped = group_actions(torch.rand(2, frames, 3), F)
     assert grouped.values.shape == (2, 1 + -(-(frames - 1) // F), F, 3)
     assert grouped.known[0].flatten()[F:].tolist() == [True] * (frames - 1) + [False] * (-(frames - 1) % F)
@@ -72,7 +72,7 @@ def test_permuting_equal_actions_changes_nothing() -> None:
     assert steps_changed(model, codes, one, other) == []
 
 
-def test_exchanging_two_steps_actions_changes_from_the_earlier_one_on() -> None:
+def test_swapping_the_actions_of_two_steps_changes_the_earlier_step_and_those_after() -> None:
     model, codes = actions_model(), torch.randint(12, (1, 5, 2, 3))
     one = torch.randint(5, (1, 17))
     one[:, 5:9], one[:, 9:13] = torch.tensor([0, 1, 2, 3]), torch.tensor([4, 3, 1, 0])
@@ -82,7 +82,7 @@ def test_exchanging_two_steps_actions_changes_from_the_earlier_one_on() -> None:
 
 
 @pytest.mark.parametrize("place", range(F))
-def test_each_of_a_steps_actions_counts(place: int) -> None:
+def test_every_action_of_a_step_counts(place: int) -> None:
     model, codes = actions_model("continuous", 2), torch.randint(12, (1, 3, 2, 3))
     one = torch.randn(1, 9, 2)
     other = one.clone()
@@ -99,13 +99,13 @@ def test_an_unknown_action_differs_from_every_known_one() -> None:
     for action in range(3):
         values = torch.full((1, 1, F), action)
         assert not torch.allclose(embedding(GroupedActions(values=values, known=known)), unknown)
-        # what stands where nothing is known does not matter
+        # the value of an unknown action does not matter
         assert torch.equal(embedding(GroupedActions(values=values, known=~known)), unknown)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_model_of_another_precision_takes_float_actions(dtype: torch.dtype) -> None:
-    """Continuous ones, always of single precision, met weights of another in an error of PyTorch's."""
+def test_a_model_of_another_precision_accepts_float_actions(dtype: torch.dtype) -> None:
+    """Continuous actions are always float32; with weights of another precision PyTorch used to raise an error."""
     embedding = ActionEmbedding(ActionSpec(kind="continuous", size=2), F, width=8).to(dtype)
     assert embedding(group_actions(torch.randn(1, 9, 2), F)).dtype == dtype
 
@@ -125,7 +125,7 @@ def test_an_untrained_model_ignores_actions() -> None:
         (torch.zeros(1, 5, dtype=torch.int64), ActionSpec(), "without actions"),
     ],
 )
-def test_unfitting_actions_are_named(actions: Tensor, spec: ActionSpec, message: str) -> None:
+def test_actions_that_do_not_fit_are_named(actions: Tensor, spec: ActionSpec, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_actions(actions, spec, "rollout", values=True)
 

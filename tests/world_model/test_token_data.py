@@ -1,4 +1,4 @@
-"""Windows cover every episode, ordered by seed and epoch, and resumed training goes on exactly."""
+"""Windows cover every episode, their order follows from seed and epoch, and resumed training continues exactly."""
 
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,16 @@ def config(folder: Path, **changes: Any) -> TokenDataConfig:
 
 
 def seen(batches: Any) -> list[list[int]]:
-    """What tells batches apart: each window's first code, valid steps and start."""
+    """What identifies a batch: each window's first code, valid steps and start."""
     return [
         [*batch["codes"][:, 0, 0, 0].tolist(), *batch["valid"].sum(1).tolist(), *batch["start"].tolist()]
         for batch in batches
     ]
 
 
-def test_every_beginning_is_a_sample(folder: Path) -> None:
+def test_every_start_is_a_sample(folder: Path) -> None:
     windows = WindowDataset(TokenStore(folder, "train"), 4)
-    # 3 of the 6 steps, one padded of the 2, none of the 1, 6 of the 9
+    # 3 windows of the episode with 6 steps, 1 padded of that with 2, none of that with 1, 6 of that with 9
     batch = windows.__getitems__(list(range(len(windows))))
     assert batch["start"].tolist() == [0, 1, 2, 0, 0, 1, 2, 3, 4, 5]
     assert batch["codes"][:, 0, 0, 0].tolist() == [0, 1, 2, 1, 3, 4, 5, 6, 7, 8]
@@ -70,7 +70,7 @@ def test_the_order_follows_from_seed_and_epoch(folder: Path) -> None:
 
 
 class Listener(pl.LightningModule):
-    """Trains nothing, and keeps what it was given."""
+    """Trains nothing and keeps its batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,8 +110,8 @@ def fit(folder: Path, run: Path, steps: int, resume: Path | None = None, acceler
 @pytest.mark.filterwarnings(
     "ignore:The .*_dataloader.* does not have many workers", "ignore:Checkpoint directory .* exists"
 )
-@pytest.mark.parametrize("steps", [3, 5, 7])  # an epoch has 5 batches: in its middle, at its end, in the next
-def test_resumed_training_goes_on_with_the_next_batch(folder: Path, tmp_path: Path, steps: int) -> None:
+@pytest.mark.parametrize("steps", [3, 5, 7])  # an epoch has 5 batches: inside it, at its end, in the next one
+def test_resumed_training_continues_with_the_next_batch(folder: Path, tmp_path: Path, steps: int) -> None:
     whole = seen(fit(folder, tmp_path / "whole", 11).batches)
     fit(folder, tmp_path / "part", steps)
     resumed = fit(folder, tmp_path / "part", 11, resume=tmp_path / "part" / "last.ckpt")
@@ -120,7 +120,7 @@ def test_resumed_training_goes_on_with_the_next_batch(folder: Path, tmp_path: Pa
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:The .*_dataloader.* does not have many workers")
-def test_a_gpus_windows_come_in_pinned_memory(folder: Path, tmp_path: Path) -> None:
+def test_windows_for_a_gpu_are_in_pinned_memory(folder: Path, tmp_path: Path) -> None:
     data = TokenDataModule(config(folder))
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
@@ -129,7 +129,7 @@ def test_a_gpus_windows_come_in_pinned_memory(folder: Path, tmp_path: Path) -> N
     assert seen(fit(folder, tmp_path / "gpu", 7, accelerator="gpu").batches) == seen(fit(folder, tmp_path, 7).batches)
 
 
-def test_validation_windows_are_limited_evenly(folder: Path) -> None:
+def test_limited_validation_windows_are_evenly_spaced(folder: Path) -> None:
     data = TokenDataModule(config(folder, window_steps=2, validation_windows=3, validation_batch_size=2))
     data.setup("validate")
     batches = list(data.val_dataloader())
@@ -137,7 +137,7 @@ def test_validation_windows_are_limited_evenly(folder: Path) -> None:
     assert torch.cat([batch["start"] for batch in batches]).tolist() == [0, 3, 0]
 
 
-def test_the_store_tells_what_its_tokens_are(folder: Path) -> None:
+def test_token_spec_describes_the_stores_tokens(folder: Path) -> None:
     spec = token_spec(TokenStore(folder).metadata)
     assert (spec.codebook_size, spec.height, spec.width, spec.temporal_factor) == (12, 2, 3, 2)
     assert spec.fsq_levels == (4, 3) and (spec.actions.kind, spec.actions.size) == ("discrete", 5)

@@ -1,4 +1,4 @@
-"""Recording Atari play gives complete, reproducible episodes whose actions are the ones that were taken."""
+"""Recording Atari play gives complete, reproducible episodes with the actions that were taken."""
 
 import dataclasses
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_each_split_has_its_own_episodes(recorded: RecordConfig) -> None:
     assert not any(path.name.startswith(".") for path in Path(recorded.output).rglob("*"))
 
 
-def test_an_episode_tells_how_it_was_made(recorded: RecordConfig) -> None:
+def test_an_episode_documents_how_it_was_made(recorded: RecordConfig) -> None:
     episode = find_episodes(Path(recorded.output) / "train")[0]
     meta = episode.meta
     assert meta["environment"] == "ALE/Boxing-v5" and meta["num_frames"] == episode.num_frames == 20
@@ -57,7 +57,7 @@ def test_an_episode_tells_how_it_was_made(recorded: RecordConfig) -> None:
 
 
 def test_replaying_the_actions_gives_the_video(recorded: RecordConfig) -> None:
-    """actions[i] led from frame i-1 to frame i: shifted by one, this fails."""
+    """actions[i] led from frame i-1 to frame i; actions shifted by one fail this test."""
     episode = find_episodes(Path(recorded.output) / "train")[1]
     replayed = replay(episode.meta, episode.actions.tolist()).astype(int)
     video = read_frames(episode.path).astype(int)
@@ -69,12 +69,12 @@ def test_replaying_the_actions_gives_the_video(recorded: RecordConfig) -> None:
         replay({**episode.meta, "recipe": {**episode.meta["recipe"], "sticky_actions": 0.1}}, [0, 0])
 
 
-def test_recording_again_keeps_what_is_there(recorded: RecordConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recording_again_keeps_complete_episodes(recorded: RecordConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record_module, "_record_episode", lambda *_: pytest.fail("nothing is missing"))
     record(recorded, show_progress=False)
 
 
-def test_an_interrupted_recording_ends_as_an_unbroken_one(
+def test_an_interrupted_recording_ends_like_an_uninterrupted_one(
     recorded: RecordConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = config(tmp_path)
@@ -99,7 +99,7 @@ def test_an_interrupted_recording_ends_as_an_unbroken_one(
             np.testing.assert_array_equal(read_frames(ours.path), read_frames(theirs.path))
 
 
-def test_a_folder_of_another_recipe_is_refused(recorded: RecordConfig) -> None:
+def test_a_folder_recorded_with_other_settings_is_refused(recorded: RecordConfig) -> None:
     with pytest.raises(ValueError, match=r"frame_skip=2, not 3; choose another output"):
         record(config(Path(recorded.output), frame_skip=3), show_progress=False)
     with pytest.raises(ValueError, match=r"more episodes than the 1 asked for"):
@@ -112,7 +112,7 @@ def test_an_unknown_game_is_named(tmp_path: Path) -> None:
 
 
 class ShortGame:
-    """A game that ends after 4, 9, 4, 9 ... steps, seen by what the recorder uses of it."""
+    """The part of an environment that recording uses; its games end after 4, 9, 4, 9 ... steps."""
 
     def __init__(self) -> None:
         self.games, self.left = 0, 0
@@ -135,7 +135,7 @@ class ShortGame:
         pass
 
 
-def test_a_file_is_one_unbroken_game_and_too_short_ones_are_dropped(
+def test_a_file_is_one_uninterrupted_game_and_short_games_are_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(record_module, "make_game", lambda env, **settings: ShortGame())

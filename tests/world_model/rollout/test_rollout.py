@@ -1,4 +1,4 @@
-"""Rollouts continue their prompts token by token under their actions, and decode exactly."""
+"""Rollouts continue their prompts token by token under their actions and decode exactly."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,13 +21,13 @@ from world_model.rollout.rollout import rollout, rollout_many
 from world_model.rollout.streaming import stream_rollout
 from world_model.transformer.block import TransformerConfig
 
-F = 4  # frames of a latent step
+F = 4  # frames per latent step
 SIZE = 16  # pixels: a grid of 2 x 2
 SAMPLER = Sampler(seed=3)
 
 
 def tiny_adapter(version: str = "1.0", dtype: torch.dtype = torch.float64) -> TokenizerAdapter:
-    """In float64 unless asked, so that rounding stays far below what is compared."""
+    """In float64 by default, so that rounding errors stay far below the tolerances."""
     torch.manual_seed(0)
     tokenizer = VidTok.from_preset("vidtok_tiny", ch=4, ch_mult=(1, 1, 1, 1), fsq_levels=(4, 3), version=version)
     return TokenizerAdapter(tokenizer.to(dtype))
@@ -39,7 +39,7 @@ def adapter(request: pytest.FixtureRequest) -> TokenizerAdapter:
 
 
 def random_model(kind: str = "discrete", size: int = 5, max_steps: int = 6) -> WorldModel:
-    """With no weight at zero, as after training."""
+    """A model with random weights, none of them zero, as after training."""
     torch.manual_seed(0)
     tokens = TokenSpec(
         codebook_size=12,
@@ -64,7 +64,7 @@ def actions(batch: int, frames: int) -> Tensor:
     return torch.randint(5, (batch, frames), generator=torch.Generator().manual_seed(2))
 
 
-def test_a_rollout_is_the_prompt_and_then_what_its_tokens_decode_to(adapter: TokenizerAdapter) -> None:
+def test_a_rollout_is_the_prompt_followed_by_its_decoded_tokens(adapter: TokenizerAdapter) -> None:
     prompt = video()
     result = rollout(random_model(), adapter, prompt=prompt, actions=actions(2, 17), num_frames=8, sampler=SAMPLER)
     decoded = adapter.decode(result.tokens).clamp(-1, 1)
@@ -77,7 +77,7 @@ def test_a_rollout_is_the_prompt_and_then_what_its_tokens_decode_to(adapter: Tok
     assert result.generated_tokens == 2 * 2 * 4 and result.tokens_per_second > 0
 
 
-def test_greedy_rollouts_take_the_likeliest_token_each_time() -> None:
+def test_greedy_rollouts_take_the_most_likely_token() -> None:
     adapter, model, prompt, acts = tiny_adapter(), random_model(), video(), actions(2, 17)
     result = rollout(model, adapter, prompt=prompt, actions=acts, num_frames=8, sampler=Sampler(temperature=0))
     ids, grouped = adapter.encode(prompt).ids, group_actions(acts, F)
@@ -89,7 +89,7 @@ def test_greedy_rollouts_take_the_likeliest_token_each_time() -> None:
     assert torch.equal(result.tokens.ids, ids)
 
 
-def test_a_rollout_is_the_same_whatever_the_batch_around_it() -> None:
+def test_a_rollout_does_not_depend_on_the_rest_of_its_batch() -> None:
     adapter, model, prompt, acts = tiny_adapter(), random_model(), video(3), actions(3, 17)
     together = rollout(model, adapter, prompt=prompt, actions=acts, num_frames=8, sampler=SAMPLER)
     alone = rollout(model, adapter, prompt=prompt[2:], actions=acts[2:], num_frames=8, sampler=SAMPLER, indices=[2])
@@ -115,7 +115,7 @@ def test_actions_change_the_future_from_their_step_on() -> None:
 
 
 @pytest.mark.parametrize("kind", ["none", "discrete", "continuous"])
-def test_every_kind_of_action_goes(kind: str) -> None:
+def test_every_kind_of_action_works(kind: str) -> None:
     model = random_model(kind, 0 if kind == "none" else 3)
     acts = {"none": None, "discrete": torch.randint(3, (2, 13)), "continuous": torch.randn(2, 13, 3)}[kind]
     result = rollout(model, tiny_adapter(), prompt=video(2, 9), actions=acts, num_frames=4)
@@ -128,7 +128,7 @@ def test_uint8_prompts_are_scaled() -> None:
     torch.testing.assert_close(result.video[:, :, :9].float(), prompt / 127.5 - 1)
 
 
-def test_prompts_of_different_lengths_go_in_one_batch() -> None:
+def test_prompts_of_different_lengths_fit_in_one_batch() -> None:
     adapter, model = tiny_adapter(), random_model()
     prompts = [video(1, frames)[0] for frames in (9, 1, 5)]
     acts = [actions(1, prompt.shape[1] + 12)[0] for prompt in prompts]
@@ -152,7 +152,7 @@ def test_prompts_of_different_lengths_go_in_one_batch() -> None:
 
 
 @pytest.mark.parametrize("prediction", ["causal", "masked"])
-def test_continuous_tokens_roll_out_too(prediction: str) -> None:
+def test_continuous_tokens_roll_out(prediction: str) -> None:
     torch.manual_seed(0)
     tokenizer = VidTok.from_preset("vidtok_kl_causal_488_4chn", ch=4, ch_mult=(1, 1, 1, 1), num_res_blocks=1)
     adapter = TokenizerAdapter(tokenizer.double(), patch_size=(1, 1, 2))
@@ -172,7 +172,7 @@ def test_continuous_tokens_roll_out_too(prediction: str) -> None:
         rollout(model, tiny_adapter(), prompt=prompt, actions=actions(2, 17), num_frames=8)
 
 
-def test_a_stream_gives_the_rollouts_frames_step_by_step(adapter: TokenizerAdapter) -> None:
+def test_a_stream_yields_the_frames_of_the_rollout_step_by_step(adapter: TokenizerAdapter) -> None:
     model, prompt, acts = random_model(), video(), actions(2, 17)
     whole = rollout(model, adapter, prompt=prompt, actions=acts, num_frames=8, sampler=SAMPLER)
     seen = []
@@ -184,14 +184,14 @@ def test_a_stream_gives_the_rollouts_frames_step_by_step(adapter: TokenizerAdapt
     stream = stream_rollout(
         model, adapter, prompt=prompt, policy=policy, actions=acts[:, :9], num_frames=8, sampler=SAMPLER
     )
-    given = list(stream)
-    assert [frames.shape[2] for frames in given] == [F, F]
-    assert torch.equal(seen[0], prompt[:, :, -F:]) and torch.equal(seen[1], given[0])
+    streamed = list(stream)
+    assert [frames.shape[2] for frames in streamed] == [F, F]
+    assert torch.equal(seen[0], prompt[:, :, -F:]) and torch.equal(seen[1], streamed[0])
     if adapter.tokenizer.architecture.version == "1.0":  # 1.1 differs a little at the seams without lookahead
-        torch.testing.assert_close(torch.cat(given, dim=2), whole.imagined, rtol=0, atol=1e-6)
+        torch.testing.assert_close(torch.cat(streamed, dim=2), whole.imagined, rtol=0, atol=1e-6)
 
 
-def test_a_stream_without_an_end_goes_on() -> None:
+def test_a_stream_without_an_end_continues() -> None:
     policy: Callable[[Tensor], Tensor] = lambda frames: torch.ones(1, F, dtype=torch.int64)  # noqa: E731
     stream = stream_rollout(random_model(max_steps=3), tiny_adapter(), prompt=video(1, 1), policy=policy)
     assert all(frames.shape == (1, 3, F, SIZE, SIZE) for frames in islice(stream, 5))
@@ -237,12 +237,12 @@ def rollout_with(**changes: Any) -> None:
         ({"indices": [0]}, "indices must name each of the 2 rollouts, got 1"),
     ],
 )
-def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str) -> None:
+def test_arguments_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rollout_with(**changes)
 
 
-def test_unfitting_policies_are_named() -> None:
+def test_policies_that_do_not_fit_are_named() -> None:
     model, adapter = random_model(), tiny_adapter()
     with pytest.raises(ValueError, match="policy must be given, since the world model was trained with actions"):
         stream_rollout(model, adapter, prompt=video())
@@ -265,7 +265,7 @@ def test_another_adapter_is_refused() -> None:
         rollout(other, adapter, prompt=video(), actions=actions(2, 13), num_frames=4)
 
 
-def test_an_adapter_whose_decoder_alone_was_trained_on_is_taken() -> None:
+def test_an_adapter_whose_decoder_was_trained_further_is_accepted() -> None:
     model, adapter = random_model(), tiny_adapter()
     model.token_hash = adapter.token_hash
     with torch.no_grad():
@@ -277,15 +277,15 @@ def test_an_adapter_whose_decoder_alone_was_trained_on_is_taken() -> None:
         rollout(model, adapter, prompt=video(), actions=actions(2, 13), num_frames=4)
 
 
-def test_actions_of_a_file_are_refused_by_a_model_that_takes_none(tmp_path: Path) -> None:
-    """`world-model rollout --actions` left them aside without a word."""
+def test_an_actions_file_is_refused_for_a_model_without_actions(tmp_path: Path) -> None:
+    """`world-model rollout --actions` used to ignore them silently."""
     model = random_model("none", 0)
     assert read_actions(model, tmp_path / "clip.mp4", None, 5) is None
     with pytest.raises(ValueError, match="trained without actions; leave --actions out"):
         read_actions(model, tmp_path / "clip.mp4", tmp_path / "clip.actions.npy", 5)
 
 
-def test_a_saved_model_brings_its_adapter(tmp_path: Any) -> None:
+def test_a_saved_model_loads_with_its_adapter(tmp_path: Any) -> None:
     model, adapter = random_model(), tiny_adapter(dtype=torch.float32)
     model.save_pretrained(tmp_path, adapter)
     again, its_adapter = (

@@ -1,4 +1,4 @@
-"""A world model trains by `trainer.fit` on a token store, under its config, and resumes what it was."""
+"""A world model trains by `trainer.fit` on a token store and resumes exactly."""
 
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,13 @@ def config(store: Path, output: Path, *overrides: str) -> WorldModelRunConfig:
 
 @LIGHTNING_NOISE
 @pytest.mark.parametrize("muon_lr", ["null", "0.02"])
-def test_it_learns_by_trainer_fit(store: Path, tmp_path: Path, muon_lr: str) -> None:
-    """Codes count up by one a step: soon known, whatever the episode."""
+def test_a_world_model_learns_by_trainer_fit(store: Path, tmp_path: Path, muon_lr: str) -> None:
+    """Codes count up by one per step, which is soon learned."""
     cfg = config(store, tmp_path, "trainer.max_steps=60", f"optimizer.muon_lr={muon_lr}")
     module, data = WorldModelModule(cfg), TokenDataModule(cfg)
     trainer = pl.Trainer(**cfg.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
     trainer.fit(module, data)
-    assert trainer.callback_metrics["val/cross_entropy"] < 0.7  # from log 12 = 2.5
+    assert trainer.callback_metrics["val/cross_entropy"] < 0.7  # at first log 12 = 2.5
     assert trainer.callback_metrics["val/accuracy"] > 0.8
     assert module.model.token_hash == "def"
 
@@ -67,7 +67,7 @@ def test_continuous_tokens_are_learned_by_flow_matching(prediction: str, overrid
     module, data = WorldModelModule(cfg), TokenDataModule(cfg)
     trainer = pl.Trainer(**cfg.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
     trainer.fit(module, data)
-    assert trainer.callback_metrics["val/flow_loss"] < 0.8  # from 1 and the patches' square, about 1.3
+    assert trainer.callback_metrics["val/flow_loss"] < 0.8  # at first 1 plus the mean square of the patches, about 1.3
     assert "val/accuracy" not in trainer.callback_metrics
 
 
@@ -87,7 +87,7 @@ def test_validation_is_the_mean_over_scored_tokens(store: Path, tmp_path: Path) 
 
 
 @LIGHTNING_NOISE
-def test_a_resumed_run_ends_as_an_uninterrupted_one(store: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_like_an_uninterrupted_one(store: Path, tmp_path: Path) -> None:
     def run(output: Path, *overrides: str) -> dict[str, Any]:
         cfg = config(store, output, "checkpoint_every=1", *overrides)
         torch.manual_seed(0)
@@ -97,14 +97,14 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(store: Path, tmp_path: Path)
         return module.model.state_dict()
 
     whole = run(tmp_path / "whole", "trainer.max_steps=6")
-    run(tmp_path / "parts", "trainer.max_steps=3")
-    parts = run(tmp_path / "parts", "trainer.max_steps=6")
+    run(tmp_path / "resumed", "trainer.max_steps=3")
+    resumed = run(tmp_path / "resumed", "trainer.max_steps=6")
     for name, tensor in whole.items():
-        torch.testing.assert_close(parts[name], tensor, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(resumed[name], tensor, rtol=1e-5, atol=1e-6)
 
 
 @LIGHTNING_NOISE
-def test_resuming_with_another_architecture_is_one_clear_error(store: Path, tmp_path: Path) -> None:
+def test_resuming_with_another_architecture_is_refused(store: Path, tmp_path: Path) -> None:
     cfg = config(store, tmp_path, "trainer.max_steps=1")
     training.fit(cfg, WorldModelModule(cfg), TokenDataModule(cfg))
     other = config(store, tmp_path, "trainer.max_steps=2", "model.code_width=32")
@@ -114,7 +114,7 @@ def test_resuming_with_another_architecture_is_one_clear_error(store: Path, tmp_
         training.fit(other, WorldModelModule(other), TokenDataModule(other))
 
 
-def test_a_config_comes_back_from_yaml(store: Path, tmp_path: Path) -> None:
+def test_a_config_survives_yaml(store: Path, tmp_path: Path) -> None:
     cfg = config(store, tmp_path, "model.tokens={codebook_size: 12, height: 2, width: 3, temporal_factor: 2}")
     (tmp_path / "cfg.yaml").write_text(to_yaml(cfg))
     assert load_config(WorldModelRunConfig, [tmp_path / "cfg.yaml"]) == cfg

@@ -1,4 +1,4 @@
-"""The configs in configs/world_model, alone and joined as they are meant to be, make runs that train."""
+"""The configs in configs/world_model, merged as their comments say, make runs that train."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ RECIPES = {
 }
 
 
-def test_every_recipe_is_tried() -> None:
+def test_every_config_is_in_a_recipe() -> None:
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == {file for files in RECIPES.values() for file in files}
 
 
@@ -32,7 +32,7 @@ def test_a_recipe_makes_a_model_that_takes_a_step(name: str, metadata: object, t
         write_episodes(tmp_path / "tokens", split, [9, 12], **settings)  # type: ignore[arg-type]
     cfg = load_config(
         WorldModelRunConfig,
-        [CONFIGS / f"{part}.yaml" for part in RECIPES[name]],
+        [CONFIGS / f"{file}.yaml" for file in RECIPES[name]],
         [f"data.store={tmp_path / 'tokens'}", f"output={tmp_path}"],
     )
     module, data = WorldModelModule(cfg), TokenDataModule(cfg)
