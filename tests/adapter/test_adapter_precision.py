@@ -60,14 +60,14 @@ def test_newer_settings_that_contradict_the_older_are_restored_too() -> None:
 @pytest.mark.parametrize("kind", ["fsq", "kl"])
 def test_encoding_and_fitting_run_in_full_float32(kind: str, allowed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter, seen = make(kind), []
-    conv = type(adapter.tokenizer.encoder.conv_in)
-    run = conv.forward
+    norm = type(adapter.tokenizer.encoder.norm_out)
+    run = norm.forward
 
     def watched(self: nn.Module, x: torch.Tensor, *args: object) -> object:
         seen.append((precisions(), torch.is_autocast_enabled("cpu"), x.dtype))
         return run(self, x, *args)
 
-    monkeypatch.setattr(conv, "forward", watched)
+    monkeypatch.setattr(norm, "forward", watched)
     with torch.autocast("cpu", torch.bfloat16):
         adapter.encode(video())
         if kind == "kl":
