@@ -1,0 +1,93 @@
+"""Tokenizing a folder of videos into a store, by processes started here or by a launcher."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from vidtok_plugin.common.devices import default_device
+from vidtok_plugin.common.processes import Process, launched_process, run_processes
+from vidtok_plugin.store.adapter import agree_on_statistics, load_adapter
+from vidtok_plugin.store.reader import TokenStore
+from vidtok_plugin.store.tokenize import TokenizeConfig, WrittenShards, write_shards
+from vidtok_plugin.store.writer import unfinished_update
+from vidtok_plugin.video.episodes import actions_path, find_videos, load_episode
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderConfig:
+    """The settings of `vidtok-plugin tokenize`.
+
+    model, preset, patch_size: of the adapter; see `load_adapter`.
+    statistics_clips: to fit a KL model's latent statistics; see `agree_on_statistics`.
+    processes: to start here; 1 under a launcher.
+    """
+
+    folder: Path
+    output: Path
+    model: str
+    preset: str | None
+    patch_size: tuple[int, int] | None
+    statistics_clips: int
+    processes: int
+    tokenize: TokenizeConfig
+
+
+def tokenize_folder(cfg: FolderConfig, *, show_traceback: bool = False) -> list[str]:
+    """Writes the tokens of all videos of a folder into a store; returns a summary in sentences.
+
+    Videos with actions beside them are episodes. With several processes, each writes its own shards.
+
+    show_traceback: print the tracebacks of errors in processes started here.
+
+    Raises:
+        ValueError: `processes` is invalid, or as in `write_store`.
+        ChildProcessError: a process started here failed.
+    """
+    process = launched_process()
+    if cfg.processes < 1:
+        raise ValueError(f"tokenize: --processes must be at least 1, got {cfg.processes}.")
+    if cfg.processes > 1 and process.world_size > 1:
+        raise ValueError(
+            f"tokenize: --processes must be left out under a launcher, which has set WORLD_SIZE={process.world_size}; "
+            "set the number of processes of the launcher."
+        )
+    videos = find_videos(cfg.folder)  # an empty folder is an error before any process starts
+    if cfg.processes > 1:
+        _adapter(cfg, videos)  # fits statistics, if needed, once and with all threads
+        run_processes(_write, cfg.processes, cfg, show_traceback=show_traceback)
+        return [_summary(cfg)]
+    shards = _write(process, cfg)
+    lines = [] if shards.missing else [_summary(cfg)]
+    if process.world_size > 1:
+        lines.insert(
+            0, f"{cfg.output}: {process} wrote {len(shards.written)} shards; still missing: {len(shards.missing)}"
+        )
+    return lines
+
+
+def _write(process: Process, cfg: FolderConfig) -> WrittenShards:
+    """The work of one process."""
+    if cfg.processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // cfg.processes))
+    videos = find_videos(cfg.folder)
+    episodes = [load_episode(path) if actions_path(path).exists() else path for path in videos]
+    adapter = _adapter(cfg, videos, process.local_rank if process.world_size > 1 else None)
+    return write_shards(adapter, episodes, cfg.output, cfg.tokenize, process)
+
+
+def _adapter(cfg: FolderConfig, videos: Sequence[Path], local_rank: int | None = None) -> TokenizerAdapter:
+    """The adapter, equal in all processes."""
+    adapter = load_adapter(cfg.model, preset=cfg.preset, patch_size=cfg.patch_size).to(default_device(local_rank))
+    agree_on_statistics(adapter, videos, cfg.output, clips=cfg.statistics_clips)
+    return adapter
+
+
+def _summary(cfg: FolderConfig) -> str:
+    if cfg.tokenize.update and unfinished_update(cfg.output):
+        return f"{cfg.output}: the update is unfinished; until then the store serves the previous tokens"
+    store = TokenStore(cfg.output, cfg.tokenize.split)
+    return f"{cfg.output}: {len(store)} episodes, {store.num_tokens} tokens"
