@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Path]:
 
 
 def assert_same_losses(resumed: Path, uninterrupted: Path, steps: range, *, discriminator: bool) -> None:
-    """Bit for bit; at least one loss differs from step to step, so that equality means something."""
+    """Equal bit for bit; and different at every step, so that the comparison means something."""
     for names in (LOSSES, DISCRIMINATOR_LOSSES) if discriminator else (LOSSES,):
         ours, theirs = logged(resumed, names), logged(uninterrupted, names)
         assert [ours[step] for step in steps] == [theirs[step] for step in steps]

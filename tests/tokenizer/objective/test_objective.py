@@ -188,7 +188,7 @@ def test_the_adversarial_gradient_at_the_last_layer_has_a_fifth_of_the_reconstru
 def test_before_disc_start_only_lecam_averages_change() -> None:
     objective, toy = Objective(ADVERSARIAL), Toy(frames=4, size=16)
     loss, terms = objective.discriminator_loss(toy.video, toy.out().reconstruction, DISC_START - 1)
-    assert loss is None and not any(part.requires_grad for part in terms.values())
+    assert loss is None and not any(term.requires_grad for term in terms.values())
     assert objective.lecam.real.item() == pytest.approx(0.001 * terms["logits_real"].item(), rel=1e-4) != 0
     assert objective.lecam.fake.item() == pytest.approx(0.001 * terms["logits_fake"].item(), rel=1e-4) != 0
     loss, terms = objective.discriminator_loss(toy.video, toy.out().reconstruction, DISC_START)

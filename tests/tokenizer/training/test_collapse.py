@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_videos(tmp_path_factory.mktemp("videos"), 2)
 
 
-def watch(cfg: TokenizerRunConfig, module: TokenizerModule, *more: pl.Callback) -> Metrics:
+def monitored(cfg: TokenizerRunConfig, module: TokenizerModule, *more: pl.Callback) -> Metrics:
     codebook = CodebookUsageMonitor(cfg.collapse.window)
     return run(
         cfg, module, *more, codebook, CollapseMonitor(cfg.collapse, codebook, disc_start=cfg.objective.disc_start)
@@ -44,7 +44,7 @@ def collapse_codes(module: TokenizerModule) -> None:
 @LIGHTNING_NOISE
 def test_a_healthy_run_does_not_warn(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cfg = config(folder, tmp_path, "trainer.max_steps=12")
-    metrics = watch(cfg, module_of(cfg))
+    metrics = monitored(cfg, module_of(cfg))
     assert warnings(caplog) == []
     # Verdicts start after the grace period of 4, for the discriminator counted from disc_start, 2.
     assert metrics.series("train/codebook_collapsed") == {4: 0.0, 6: 0.0, 8: 0.0, 10: 0.0, 12: 0.0}
@@ -56,7 +56,7 @@ def test_a_collapsed_codebook_is_reported_once(folder: Path, tmp_path: Path, cap
     cfg = config(folder, tmp_path, "trainer.max_steps=12", "trained=decoder", NO_DISCRIMINATOR)
     module = module_of(cfg)
     collapse_codes(module)
-    metrics = watch(cfg, module)
+    metrics = monitored(cfg, module)
     assert metrics.series("train/codebook_perplexity")[12] == pytest.approx(1.0)
     assert metrics.series("train/codebook_collapsed") == {4: 1.0, 6: 1.0, 8: 1.0, 10: 1.0, 12: 1.0}
     assert metrics.series("train/discriminator_collapsed") == {}
@@ -81,7 +81,7 @@ def test_each_collapse_and_recovery_is_reported(folder: Path, tmp_path: Path, ca
 
     caplog.set_level(logging.INFO, "vidtok_plugin")
     cfg = config(folder, tmp_path, "trainer.max_steps=16", "trained=decoder", NO_DISCRIMINATOR)
-    metrics = watch(cfg, module_of(cfg), Break())
+    metrics = monitored(cfg, module_of(cfg), Break())
     verdicts = metrics.series("train/codebook_collapsed")
     assert verdicts[6] == 1 and verdicts[10] == 0 and verdicts[16] == 1
     reports = [r.getMessage().split()[3] for r in caplog.records if r.getMessage().startswith("the codebook has")]
@@ -98,7 +98,7 @@ def test_a_discriminator_that_has_lost_is_reported(
     with torch.no_grad():
         for parameter in module.objective.discriminator.main[-1].parameters():
             parameter.zero_()
-    metrics = watch(cfg, module)
+    metrics = monitored(cfg, module)
     assert metrics.series("train/hinge")[12] == pytest.approx(1.0, abs=1e-3)
     assert metrics.series("train/discriminator_collapsed") == {6: 1.0, 8: 1.0, 10: 1.0, 12: 1.0}
     assert metrics.series("train/codebook_collapsed")[12] == 0
@@ -114,7 +114,7 @@ def test_a_discriminator_that_has_won_is_reported(
     """The tokenizer hardly learns, so its gray frames never resemble the videos."""
     settings = ["optimizer.lr=1e-9", "discriminator_optimizer.lr=3e-2", "trainer.max_steps=16"]
     cfg = config(folder, tmp_path, *settings)
-    metrics = watch(cfg, module_of(cfg))
+    metrics = monitored(cfg, module_of(cfg))
     assert metrics.series("train/hinge")[16] < 0.01
     verdicts = metrics.series("train/discriminator_collapsed")
     assert verdicts[6] == 0 and verdicts[16] == 1
@@ -125,7 +125,7 @@ def test_a_discriminator_that_has_won_is_reported(
 @LIGHTNING_NOISE
 def test_a_tokenizer_without_codes_has_no_codebook_to_collapse(folder: Path, tmp_path: Path) -> None:
     cfg = config(folder, tmp_path, "preset=vidtok_kl_causal_488_4chn_v1_1", "trainer.max_steps=8")
-    metrics = watch(cfg, module_of(cfg))
+    metrics = monitored(cfg, module_of(cfg))
     assert metrics.series("train/codebook_collapsed") == metrics.series("train/codebook_usage") == {}
     assert metrics.series("train/discriminator_collapsed")[8] == 0
 
