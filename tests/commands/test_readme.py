@@ -1,20 +1,45 @@
-"""The README's Python runs, and the paths in its annotated tree exist."""
+"""The code and the commands in README and docs/ run, and the paths in the README's tree exist."""
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from places import ROOT
 
+import vidtok_plugin.cli
+import world_model.cli
+from vidtok_plugin import TokenizerAdapter, VidTok
+from vidtok_plugin.common.commands import parse_arguments
+from world_model.actions import ActionSpec
+from world_model.architecture import TokenSpec, WorldModelConfig
+from world_model.model import WorldModel
+from world_model.transformer.transformer import TransformerConfig
 
-def readme() -> str:
-    return (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+DOCS = [README, *sorted((ROOT / "docs").glob("*.md"))]
+CLIS = {"vidtok-plugin": vidtok_plugin.cli, "world-model": world_model.cli}
 
 
-def code_blocks(text: str, *languages: str) -> list[str]:
-    """The fenced blocks in one of these languages. Fences come in pairs, so that an end is never taken for a start."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+def code_blocks(path: Path, *languages: str) -> list[str]:
+    """The fenced blocks in one of these languages. Fences are paired, so that an end is never taken for a start."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     return [block for language, block in fenced if language in languages]
+
+
+def shell_commands(block: str) -> Iterator[list[str]]:
+    """The words of each command, with the block's own variables replaced."""
+    variables: dict[str, str] = {}
+    for line in block.replace("\\\n", " ").splitlines():
+        for name, value in variables.items():
+            line = line.replace(f"${name}", value)
+        words = shlex.split(line, comments=True)
+        if words and re.match(r"[A-Z]+=", words[0]):
+            name, _, variables[name] = words[0].partition("=")
+        elif words:
+            yield words
 
 
 def tree_paths(block: str) -> list[str]:
@@ -37,8 +62,8 @@ def is_generated(path: str) -> bool:
     return f"/{path.split('/')[0]}/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
-def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = code_blocks(readme(), "python")
+def test_python_blocks_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = code_blocks(README, "python")
     assert blocks, "README.md has no ```python block"
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
@@ -46,12 +71,62 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         exec(compile(block, "README.md", "exec"), namespace)
 
 
+@pytest.mark.parametrize("path", [path for path in DOCS[1:] if code_blocks(path, "python")], ids=lambda path: path.name)
+def test_python_blocks_of_the_docs_run_on_a_toy_model(path: Path) -> None:
+    tokenizer = VidTok.from_preset("vidtok_tiny", ch=4, ch_mult=(1, 1, 1, 1), fsq_levels=(4, 3))
+    tokens = TokenSpec(
+        codebook_size=12,
+        height=2,
+        width=2,
+        temporal_factor=4,
+        fsq_levels=(4, 3),
+        actions=ActionSpec(kind="discrete", size=5),
+    )
+    config = WorldModelConfig(
+        tokens=tokens, max_steps=6, action_dropout=0.1, transformer=TransformerConfig(width=24, depth=1, heads=2)
+    )
+    namespace = {
+        "adapter": TokenizerAdapter(tokenizer),
+        "model": WorldModel(config).eval(),
+        "video": torch.rand(1, 3, 9, 16, 16) * 2 - 1,
+        "actions": torch.randint(5, (1, 41)),
+    }
+    for block in code_blocks(path, "python"):
+        exec(compile(block, path.name, "exec"), namespace)
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_shell_commands_are_valid(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options are parsed, configs are loaded with their overrides, and make targets exist."""
+    monkeypatch.chdir(ROOT)
+    for block in code_blocks(path, "sh"):
+        for program, *arguments in shell_commands(block):
+            if program == "make":
+                assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+                continue
+            args = parse_arguments(CLIS[program].build_parser(), arguments)
+            configs = getattr(args, "config", [])
+            if configs and not any(is_generated(config) for config in configs):
+                with pytest.raises(SystemExit) as end:
+                    CLIS[program].main([*arguments, "--print-config"])
+                assert end.value.code == 0, capsys.readouterr().err
+
+
 def test_paths_of_annotated_tree_exist() -> None:
-    trees = [block for block in code_blocks(readme(), "text") if "vidtok_plugin/" in block.split()]
+    trees = [block for block in code_blocks(README, "text") if "vidtok_plugin/" in block.split()]
     assert trees, "README.md has no annotated tree: a plain ``` block with a line vidtok_plugin/"
     for path in tree_paths(trees[0]):
         found = is_generated(path) or any(ROOT.glob(path.rstrip("/")))
         assert found, f"README.md names {path}, which is not there"
+
+
+def test_the_annotated_tree_has_every_room() -> None:
+    (tree,) = [block for block in code_blocks(README, "text") if "vidtok_plugin/" in block.split()]
+    rooms = {path.parent for top in ("vidtok_plugin", "world_model") for path in (ROOT / top).glob("*/__init__.py")}
+    named = {path.rstrip("/") for path in tree_paths(tree)}
+    assert {str(room.relative_to(ROOT)) for room in rooms} - named == set()
 
 
 def test_tree_parser_reads_depth_and_several_names_a_line() -> None:
