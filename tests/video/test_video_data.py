@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from vidtok_plugin.training import loading
-from vidtok_plugin.training.loading import EpochSampler
+from vidtok_plugin.training.sampler import EpochSampler
 from vidtok_plugin.video import VideoBatch, VideoDataConfig, VideoDataModule, write_video
 
 BATCHES = 4  # in an epoch

@@ -1,106 +1,17 @@
-"""Resumable loading: the sample order depends on seed and epoch alone, and resumes exactly where it stopped."""
+"""Resumable loading: a data module whose training loader resumes exactly where it stopped."""
 
-import multiprocessing
-import multiprocessing.forkserver
-import os
-import signal
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from multiprocessing.context import BaseContext
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from vidtok_plugin.common.devices import default_device
-
-POSITION = "epoch_and_samples"  # key of the position in the state of torchdata's loader
-
-
-class EpochSampler(DistributedSampler[tuple[int, int]]):
-    """Yields this rank's keys `(epoch, index)`, reshuffled each epoch, without a last partial batch.
-
-    `start_at(epoch, samples)` makes the next iteration start mid-epoch, after `samples` samples over all ranks. The
-    position is therefore valid for any number of ranks. It is a DistributedSampler so that Lightning calls `set_epoch`
-    and does not replace it by a sampler of its own.
-    """
-
-    def __init__(
-        self,
-        num_samples: int,
-        *,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle: bool = True,
-    ) -> None:
-        super().__init__(range(num_samples), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
-        if num_samples < batch_size * world_size:
-            raise ValueError(
-                f"EpochSampler: an epoch must have at least one batch of {batch_size} on each of"
-                f" {world_size} ranks, got {num_samples} samples; lower batch_size or add samples."
-            )
-        self.num_keys = num_samples
-        self.global_batch_size = batch_size * world_size
-        self.size = num_samples - num_samples % self.global_batch_size
-        self.epoch_end = self.size  # samples after which the trainer starts the next epoch
-        self.samples = 0  # where the next iteration starts
-
-    def start_at(self, epoch: int, samples: int) -> None:
-        """Sets where the next iteration starts; the end of an epoch counts as the start of the next."""
-        self.epoch, self.samples = (epoch, samples) if samples < self.epoch_end else (epoch + 1, 0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called at the start of each epoch. A resumed epoch keeps its position."""
-        if epoch != self.epoch:
-            self.epoch, self.samples = epoch, 0
-
-    def __len__(self) -> int:
-        return self.size // self.num_replicas
-
-    def __iter__(self) -> "_EpochIterator":
-        return _EpochIterator(self)
-
-    def order(self, epoch: int) -> list[int]:
-        """The sample indices of an epoch, over all ranks."""
-        if not self.shuffle:
-            return list(range(self.size))
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-        return torch.randperm(self.num_keys, generator=generator)[: self.size].tolist()
-
-
-class _EpochIterator(Iterator[tuple[int, int]]):
-    """Reads the sampler's position at its first key, not earlier: loaders create iterators that they never use."""
-
-    def __init__(self, sampler: EpochSampler) -> None:
-        self.sampler = sampler
-        self.epoch, self.samples = sampler.epoch, sampler.samples
-        self.order: list[int] | None = None
-
-    def __iter__(self) -> "_EpochIterator":
-        return self
-
-    def __next__(self) -> tuple[int, int]:
-        if self.order is None:
-            self.epoch, self.samples = self.sampler.epoch, self.sampler.samples
-            self.sampler.samples = 0
-            self.order = self.sampler.order(self.epoch)
-        position = self.samples + self.sampler.rank
-        if position >= len(self.order):
-            raise StopIteration
-        self.samples += self.sampler.num_replicas
-        return self.epoch, self.order[position]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Called by the loader, which stores the state with the batch, so that prefetched batches don't count."""
-        return {POSITION: (self.epoch, self.samples)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        raise NotImplementedError("ResumableLoader sets the position through EpochSampler.start_at.")
+from vidtok_plugin.training.sampler import POSITION, EpochSampler
+from vidtok_plugin.training.workers import exit_with_trainer, worker_context
 
 
 class ResumableLoader(StatefulDataLoader):
@@ -217,46 +128,6 @@ def _set_batches_left(trainer: pl.Trainer, total: int, left: int) -> None:
     missing = total - left - progress.ready
     for name in ("ready", "started", "processed", "completed"):
         setattr(progress, name, getattr(progress, name) + missing)
-
-
-def worker_context(num_workers: int) -> BaseContext | None:
-    """The multiprocessing context of loader workers: they start from a clean process.
-
-    Forking this process would copy locks that threads of decord and PyTorch hold at that moment, and nothing would
-    release them in the worker. About one run in ten hung for that reason.
-    """
-    if num_workers == 0:
-        return None
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vidtok_plugin.video.clips"])
-    if threading.current_thread() is threading.main_thread():
-        # The fork server and its workers inherit that they ignore SIGTERM. Schedulers send it to all processes of a
-        # job; workers that die would stop the run before it has saved a checkpoint. They exit with the run.
-        handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        try:
-            multiprocessing.forkserver.ensure_running()
-        finally:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
-    return context
-
-
-def exit_with_trainer(worker: int) -> None:
-    """A `worker_init_fn`: the worker exits when the training process does, however that ends.
-
-    PyTorch's workers watch their parent process. Under a fork server that is the server, which in turn waits for its
-    workers: after a `kill -9` of the training process both would stay forever, with all their memory.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in `worker_context`, for workers without a fork server
-    trainer = multiprocessing.parent_process()
-    assert trainer is not None
-
-    def watch() -> None:
-        trainer.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _find(state: Any, key: str) -> Any:

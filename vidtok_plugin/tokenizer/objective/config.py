@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vidtok_plugin.metrics import lpips
-from vidtok_plugin.tokenizer.objective import discriminators
+from vidtok_plugin.metrics.lpips import MIN_SIZE as LPIPS_MIN_SIZE
+from vidtok_plugin.tokenizer.objective.discriminators import MIN_SIZE as DISCRIMINATOR_MIN_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,8 @@ class ObjectiveConfig:
     @property
     def min_size(self) -> int:
         """The minimum height and width of frames, in pixels, for LPIPS and the discriminator."""
-        min_judged = 1 if self.discriminator == "none" else discriminators.MIN_SIZE[self.discriminator]
-        return max(min_judged, lpips.MIN_SIZE if self.perceptual == "lpips" else 1)
+        discriminator = 1 if self.discriminator == "none" else DISCRIMINATOR_MIN_SIZE[self.discriminator]
+        return max(discriminator, LPIPS_MIN_SIZE if self.perceptual == "lpips" else 1)
 
     def discriminating(self, step: int) -> bool:
         """Whether the discriminator is active at a step (from 0)."""
