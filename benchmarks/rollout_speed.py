@@ -78,7 +78,8 @@ def without_cache(model: WorldModel, batch: int, sampler: Sampler) -> Contender:
     @torch.no_grad()
     def work() -> torch.Tensor:
         for position in range(UNCACHED_TOKENS):
-            hidden = model(codes, actions, since=PROMPT)[:, 0].flatten(1, 2)[:, position : position + 1]
+            window = model.window_inputs(codes, actions)
+            hidden = model.prediction.hidden(window, since=PROMPT).flatten(1, 3)[:, position : position + 1]
             neighbor_codes = previous[:, position : position + 1, None]
             drawn = model.head.draw(
                 hidden, neighbor_codes, noise, sampler, model.head.tables(), confidence=False
@@ -185,7 +186,7 @@ def step_seconds(model: WorldModel, batch: int, prompt: int, steps: int) -> tupl
         seconds_of(lambda step=step: generator.step(actions[step : step + 1])) / STEP  # type: ignore[misc]
         for step in range(prompt, prompt + 1 + steps)
     ]
-    return seconds[1:], generator._cache.num_bytes
+    return seconds[1:], generator.window.cache.num_bytes
 
 
 def peer_seconds(llama: LlamaForCausalLM, batch: int, prompt: int, steps: int) -> tuple[list[float], int]:

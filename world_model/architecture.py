@@ -1,4 +1,4 @@
-"""What a world model is made of, and made for: its sizes, and the tokens and actions that it speaks."""
+"""The architecture of a world model: its sizes, and the tokens and actions that it is for."""
 
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -16,8 +16,7 @@ VocabularyKind = Literal["auto", "flat", "factored"]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSpec:
-    """The facts about its tokens that shape a world model; a token store knows them
-    (`world_model.data.token_spec`).
+    """The facts about tokens that shape a world model; `world_model.data.token_spec` reads them from a token store.
 
     Discrete tokens are codes below `codebook_size`; continuous ones are patches of `patch_dim` values.
     """
@@ -26,14 +25,14 @@ class TokenSpec:
     patch_dim: int | None = None
     height: int  # rows of a latent step
     width: int  # columns
-    temporal_factor: int  # frames of a latent step, but the first
+    temporal_factor: int  # frames of each latent step after the first
     fsq_levels: tuple[int, ...] | None = None  # of an FSQ codebook, the least significant digit first
     actions: ActionSpec = field(default_factory=ActionSpec)
 
     def __post_init__(self) -> None:
         if (self.codebook_size is None) == (self.patch_dim is None):
             raise ValueError(
-                "TokenSpec: either codebook_size (of discrete tokens) or patch_dim (of continuous ones) must be set, "
+                "TokenSpec: either codebook_size (for discrete tokens) or patch_dim (for continuous ones) must be set, "
                 f"got {self.codebook_size} and {self.patch_dim}."
             )
         for name in ("codebook_size", "patch_dim", "height", "width", "temporal_factor"):
@@ -57,12 +56,12 @@ class TokenSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowConfig:
-    """The head of continuous tokens, an MLP that is trained for each token by flow matching."""
+    """The head of continuous tokens, an MLP trained by flow matching."""
 
     width: int = 256
     depth: int = 3
-    repeats: int = 4  # noise levels that each token is trained at in a batch
-    sampling_steps: int = 12  # from noise to a token, by Heun's method: two calls each, but the last
+    repeats: int = 4  # noise levels per token in a training batch
+    sampling_steps: int = 12  # from noise to a token, by Heun's method: two calls each, one for the last
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "repeats", "sampling_steps"):
@@ -75,9 +74,12 @@ class WorldModelConfig:
     """Architecture of a world model. `tokens` may be left out where it is taken from a token store.
 
     `prediction`: `causal` models predict each token from those before it in raster order, and are decoded in raster
-    or diagonal order; `masked` ones fill in a latent step's tokens in any order, many at once. `vocabulary`: `flat` has
+    or diagonal order; `masked` ones predict a latent step's tokens in any order, many at once. `vocabulary`: `flat` has
     one logit for each code, `factored` a distribution for each of two factors, the second given the first; `auto` is
     factored above 8,192 codes.
+
+    The two neighbourhoods are sizes of a local window in the previous step, around each position: of the tokens that
+    the position is conditioned on (odd), and of those that it may copy (odd, or 0 for none).
     """
 
     tokens: TokenSpec | None = None
@@ -86,13 +88,15 @@ class WorldModelConfig:
     prediction: Prediction = "causal"
     vocabulary: VocabularyKind = "auto"
     flow: FlowConfig | None = None  # of continuous tokens; None for the default
-    previous_neighbourhood: int = 3  # how far around each slot the step before is told: odd
-    copy_neighbourhood: int | None = None  # as far may a slot point at a code of the step before: odd, 0 for not at all
-    code_width: int = 64  # width of the tokens' embeddings in the neighbourhood
+    previous_neighbourhood: int = 3
+    copy_neighbourhood: int | None = None  # None: 1 for codes, 0 for patches
+    code_width: int = 64  # of the embeddings of tokens in the local window
     action_width: int = 32
     rotary_base: float = 100.0
-    corruption: float = 0.0  # in training, up to this share of a window's input tokens is replaced; the model knows it
-    action_dropout: float = 0.0  # in training, this share of windows, and of the others' steps, is not told its actions
+    corruption: float = (
+        0.0  # max. fraction of a window's input tokens replaced in training; the model knows the fraction
+    )
+    action_dropout: float = 0.0  # fraction of windows, and of the others' steps, with unknown actions in training
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "code_width", "action_width"):
@@ -119,7 +123,7 @@ class WorldModelConfig:
             self._check_tokens(self.tokens)
 
     def _check_tokens(self, tokens: TokenSpec) -> None:
-        """What is for one kind of tokens alone must not be set for the other."""
+        """Settings for one kind of tokens must not be set for the other."""
         if self.action_dropout and tokens.actions.kind == "none":
             raise ValueError(
                 f"WorldModelConfig: action_dropout is for tokens with actions, got {self.action_dropout} for none; "
@@ -140,18 +144,18 @@ class WorldModelConfig:
 
     @property
     def copy_size(self) -> int:
-        """`copy_neighbourhood`, which is 1 for codes unless it is told, and never more than none for patches."""
+        """`copy_neighbourhood`, by default 1 for codes and 0 for patches."""
         if self.copy_neighbourhood is not None:
             return self.copy_neighbourhood
         return 1 if self.tokens is not None and self.tokens.kind == "discrete" else 0
 
     def factors(self) -> tuple[tuple[int, tuple[int, ...] | None], ...]:
-        """Of codes: the size of each factor and its FSQ levels; a single factor for a flat vocabulary."""
+        """The size of each factor of a code, and its FSQ levels; a single factor for a flat vocabulary."""
         assert self.tokens is not None and self.tokens.codebook_size is not None
         levels, size = self.tokens.fsq_levels, self.tokens.codebook_size
         large = size > FACTORED_ABOVE and levels is not None and len(levels) > 1
         if levels is not None and (self.vocabulary == "factored" or (self.vocabulary == "auto" and large)):
-            return tuple((prod(part), part) for part in factor_levels(levels))
+            return tuple((prod(factor), factor) for factor in factor_levels(levels))
         return ((size, levels),)
 
     def for_tokens(self, tokens: TokenSpec) -> "WorldModelConfig":
@@ -159,6 +163,6 @@ class WorldModelConfig:
         if self.tokens is not None and self.tokens != tokens:
             raise ValueError(
                 f"WorldModelConfig: tokens must be those of the data, {tokens}, got {self.tokens}; leave "
-                "them out of the config, or write the store anew with the tokenizer meant."
+                "them out of the config, or rewrite the store with the intended tokenizer."
             )
         return replace(self, tokens=tokens)

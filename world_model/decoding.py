@@ -1,10 +1,10 @@
-"""In which order a latent step's tokens are drawn, and how many of them at once.
+"""The order in which a latent step's tokens are drawn, and how many at once.
 
-Raster order draws them one by one. In diagonal order (Ye et al., "Fast Autoregressive Video Generation with Diagonal
-Decoding", arXiv 2503.14070) each row begins `diagonal_offset` columns after the row above it. A step then takes
-W + (H - 1) * diagonal_offset calls, and a token does not see those to its right in the rows above that are not drawn
-yet. An offset of W is raster order. Causal models support both without further training. Masked models draw all tokens
-`steps` times, and keep the most confident ones each time (MaskGIT, Chang et al., arXiv 2202.04200).
+Raster order draws one token after another. In diagonal order (Ye et al., "Fast Autoregressive Video Generation with
+Diagonal Decoding", arXiv 2503.14070) each row starts `diagonal_offset` columns after the row above it. A step then
+takes W + (H - 1) * diagonal_offset calls, and a token does not see those to its right in the rows above that are not
+drawn yet. An offset of W is raster order. Causal models support both orders without further training. Masked models
+draw all tokens `steps` times and keep the most confident ones each time (MaskGIT, Chang et al., arXiv 2202.04200).
 
 Shapes: H W rows and columns, n = H * W positions of a step, m of a group.
 """
@@ -23,18 +23,18 @@ Order = Literal["raster", "diagonal", "masked"]
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How a rollout draws a step's tokens. `order` None is raster for causal models, masked for masked ones.
+    """How a rollout draws a step's tokens. `order` None is raster for causal models and masked for masked ones.
 
     When the context is full, the oldest `context_shift` latent steps are dropped and the rest re-prefilled; None drops
-    a quarter of the context. `compiled` draws in raster order with one compiled call a token.
+    a quarter of the context. `compiled` draws in raster order with one compiled call per token.
     """
 
     RENAMED: ClassVar[dict[str, str]] = {"window": "diagonal_offset", "move": "context_shift"}
 
     order: Order | None = None
     diagonal_offset: int | None = None  # of diagonal order, in columns; None for 1
-    steps: int | None = None  # of masked order, calls a latent step; None for 8
-    choice_temperature: float | None = None  # of masked order: noise in which tokens are kept, falling to 0; None for 1
+    steps: int | None = None  # of masked order, calls per latent step; None for 8
+    choice_temperature: float | None = None  # of masked order: noise in the choice of tokens, annealed to 0; None for 1
     context_shift: int | None = None
     compiled: bool = False
 
@@ -55,7 +55,7 @@ class Decoding:
             raise ValueError(f"Decoding: compiled is for order raster, got {self.order}; leave it out.")
 
     def order_for(self, prediction: Prediction) -> Order:
-        """The order for a model; a ValueError if it was not trained for it."""
+        """The order for a model; a ValueError if the model was not trained for it."""
         order = self.order or ("masked" if prediction == "masked" else "raster")
         if (order == "masked") != (prediction == "masked"):
             raise ValueError(
@@ -67,39 +67,39 @@ class Decoding:
             raise ValueError(f"Decoding: compiled is for order raster, and this model's is {order}; leave it out.")
         return order
 
-    def moved_by(self, max_steps: int) -> int:
-        """Steps by which the window moves; a ValueError if none would stay."""
+    def context_shift_for(self, max_steps: int) -> int:
+        """Steps that a full context drops; a ValueError if none would stay."""
         context_shift = max(1, max_steps // 4) if self.context_shift is None else self.context_shift
         if context_shift >= max_steps:
             raise ValueError(
                 f"Decoding: context_shift must be less than the model's max_steps, {max_steps}, got "
-                f"{context_shift}; a step must stay."
+                f"{context_shift}; at least one step must stay."
             )
         return context_shift
 
 
 @dataclass(frozen=True)
 class DecodeGroup:
-    """Slots of a latent step whose tokens are drawn in one call."""
+    """Positions of a latent step whose tokens are drawn in one call."""
 
     positions: Tensor  # (m,) int64
-    end: int  # behind the last of them in raster order
-    sees: Tensor | None = None  # (m, end) bool: the slots of the step that each sees; None: all, its own the last
+    end: int  # one past the last of them in raster order
+    sees: Tensor | None = None  # (m, end) bool: which positions of the step each sees; None: a single one sees all
 
     @property
-    def place(self) -> Tensor | int:
-        """The slots, or the number of a single one that sees all before it."""
+    def index(self) -> Tensor | int:
+        """The positions (m,), or a number for a single one, which `at_positions` takes as a view."""
         return self.end - 1 if self.sees is None else self.positions
 
 
 def raster_groups(height: int, width: int, device: torch.device) -> list[DecodeGroup]:
-    """One slot after another."""
+    """One position after another."""
     positions = torch.arange(height * width, device=device)
     return [DecodeGroup(positions[i : i + 1], i + 1) for i in range(height * width)]
 
 
 def diagonal_groups(height: int, width: int, diagonal_offset: int, device: torch.device) -> list[DecodeGroup]:
-    """Row r begins `diagonal_offset` columns after row r - 1; beyond the width, when that is finished.
+    """Row r starts `diagonal_offset` columns after row r - 1, and at the latest when that is finished.
 
     Example:
         >>> [group.positions.tolist() for group in diagonal_groups(2, 3, 1, torch.device("cpu"))]
@@ -107,7 +107,7 @@ def diagonal_groups(height: int, width: int, diagonal_offset: int, device: torch
     """
     if diagonal_offset < 1:
         raise ValueError(
-            "diagonal_groups: diagonal_offset must be at least 1 (a token reads the one above it), got "
+            "diagonal_groups: diagonal_offset must be at least 1 (a token depends on the one above it), got "
             f"{diagonal_offset}."
         )
     rows, columns = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
@@ -123,7 +123,7 @@ def diagonal_groups(height: int, width: int, diagonal_offset: int, device: torch
 
 
 def diagonal_mask(steps: int, height: int, width: int, diagonal_offset: int, device: torch.device) -> Tensor:
-    """What each slot of so many whole steps sees when their tokens are drawn along diagonals, (T n, T n) bool."""
+    """The attention mask of `steps` whole steps drawn in diagonal order, (T n, T n) bool."""
     n = height * width
     mask = torch.ones(steps * n, steps * n, dtype=torch.bool, device=device).tril()
     within = torch.zeros(n, n, dtype=torch.bool, device=device)
@@ -137,9 +137,9 @@ def diagonal_mask(steps: int, height: int, width: int, diagonal_offset: int, dev
 
 
 def known_after(steps: int, positions: int) -> list[int]:
-    """How many of the slots are known after each of so many masked draws, few at first (MaskGIT's cosine).
+    """How many positions are known after each of `steps` masked draws, few at first (MaskGIT's cosine schedule).
 
-    There are no more draws than slots.
+    There are at most as many draws as positions.
 
     Example:
         >>> known_after(4, 64)

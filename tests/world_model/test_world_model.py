@@ -18,10 +18,22 @@ from world_model.inputs.embedding import CodeTable, fsq_digits
 from world_model.inputs.masking import random_known
 from world_model.inputs.neighborhood import local_window
 from world_model.model import WorldModel
+from world_model.prediction.causal import CausalPrediction
+from world_model.prediction.masked import MaskedPrediction
+
+
+def causal(model: WorldModel) -> CausalPrediction:
+    assert isinstance(model.prediction, CausalPrediction)
+    return model.prediction
+
+
+def masked(model: WorldModel) -> MaskedPrediction:
+    assert isinstance(model.prediction, MaskedPrediction)
+    return model.prediction
 
 
 def hidden_step_by_step(model: WorldModel, tokens: Tensor, actions: GroupedActions | None, prefilled: int) -> Tensor:
-    """What the head makes predictions of, (b, T, H, W, d), of the steps after `prefilled` ones, token by token."""
+    """Hidden states (b, T, H, W, d) of the steps after `prefilled` ones, token by token."""
     cache, previous = model.init_cache(tokens.shape[0]), None
     if prefilled:
         past = None if actions is None else actions[:prefilled]
@@ -35,7 +47,7 @@ def hidden_step_by_step(model: WorldModel, tokens: Tensor, actions: GroupedActio
         current = torch.zeros_like(truth)
         positions = []
         for group in groups:
-            positions.append(model.step(current, group, context, cache))
+            positions.append(causal(model).step(current, group, context, cache))
             current[:, group.positions] = truth[:, group.positions]
         steps.append(torch.cat(positions, dim=1).unflatten(1, tokens.shape[2:4]))
         cache = cache.advanced(model.tokens.tokens_per_step)
@@ -60,13 +72,14 @@ def test_a_masked_step_after_a_cache_equals_the_whole(name: str) -> None:
     config = MASKED[name]
     model, tokens, actions = random_model(config), tokens_for(config, 2, 4), random_actions(config, 2, 4)
     known = torch.rand(2, 3, 2, 3) < 0.5
-    whole = model(tokens, actions, known=known)
+    whole = masked(model).hidden(model.window_inputs(tokens, actions), known=known)
     for step in range(1, 4):
         assert actions is not None
         cache = model.prefill(tokens[:, :step], actions[:step], model.init_cache(2))
         context = model.step_context(tokens[:, step - 1], of_step(actions, step), cache)
-        filled = model.predict_masked(tokens[:, step].flatten(1, 2), known[:, step - 1].flatten(1), context, cache)
-        torch.testing.assert_close(filled, whole[:, step - 1].flatten(1, 2), rtol=1e-4, atol=1e-4)
+        current, given = tokens[:, step].flatten(1, 2), known[:, step - 1].flatten(1)
+        hidden = masked(model).predict_masked(current, given, context, cache)
+        torch.testing.assert_close(hidden, whole[:, step - 1].flatten(1, 2), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", MASKED)
@@ -76,12 +89,13 @@ def test_a_masked_prediction_sees_the_steps_before_and_what_is_known_of_its_own(
     model, tokens, actions = random_model(config), tokens_for(config, 1, 4), random_actions(config, 1, 4)
     known = torch.zeros(1, 3, 2, 3, dtype=torch.bool)
     known[:, :, 0, 1] = True
-    whole = model(tokens, actions, known=known)
+    whole = masked(model).hidden(model.window_inputs(tokens, actions), known=known)
     for step in range(4):
         for row, column in ((0, 1), (1, 2)):
             changed = tokens.clone()
             changed[:, step, row, column] = (changed[:, step, row, column] + 1) % 12
-            difference = (model(changed, actions, known=known) - whole).abs().amax(-1)[0]
+            again = masked(model).hidden(model.window_inputs(changed, actions), known=known)
+            difference = (again - whole).abs().amax(-1)[0]
             assert not difference[: max(0, step - 1)].any()
             own = step >= 1 and (row, column) == (0, 1)
             assert step == 0 or bool((difference[step - 1] > 1e-6).all()) == own, (step, row, column)
@@ -245,7 +259,7 @@ def test_a_context_is_of_one_cache() -> None:
     group = raster_groups(2, 3, model.device)[0]
     blank = torch.zeros(2, 6, dtype=torch.int64)
     with pytest.raises(ValueError, match="blocks must be the decode_blocks of the cache that is given"):
-        model.step(blank, group, context, cache.fork(1))
+        causal(model).step(blank, group, context, cache.fork(1))
     with pytest.raises(ValueError, match="a row for each of the cache's 1, got 2"):
         model.prefill(tokens, actions[:3], model.init_cache(1))
 
@@ -253,16 +267,20 @@ def test_a_context_is_of_one_cache() -> None:
 @torch.no_grad()
 def test_since_leaves_out_the_steps_before_it() -> None:
     model, tokens, actions = random_model(CONFIG), tokens_for(CONFIG, 2, 4), random_actions(CONFIG, 2, 4)
-    whole = model(tokens, actions)
+    whole, window = model(tokens, actions), model.window_inputs(tokens, actions)
     for since in range(5):
-        torch.testing.assert_close(model(tokens, actions, since=since), whole[:, since:])
+        torch.testing.assert_close(causal(model).hidden(window, since=since), whole[:, since:])
     with pytest.raises(ValueError, match="since must be 0 to 4, the window's steps, got 5"):
-        model(tokens, actions, since=5)
-    masked = random_model(next(iter(MASKED.values())))
-    with pytest.raises(ValueError, match="since is for causal models"):
-        masked(tokens_for(masked.config, 2, 3), random_actions(masked.config, 2, 3), since=1)
-    only = masked(tokens_for(masked.config, 2, 1), random_actions(masked.config, 2, 1))
-    assert only.shape[:2] == (2, 0)
+        causal(model).hidden(window, since=5)
+
+
+@torch.no_grad()
+def test_a_masked_model_has_no_order_and_predicts_nothing_of_a_single_step() -> None:
+    model = random_model(MASKED["masked"])
+    tokens, actions = tokens_for(model.config, 2, 3), random_actions(model.config, 2, 3)
+    with pytest.raises(ValueError, match="diagonal_offset is for causal models"):
+        model.score(tokens, actions, diagonal_offset=1)
+    assert actions is not None and model(tokens[:, :1], actions[:1]).shape[:2] == (2, 0)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -1,10 +1,11 @@
-"""Raster decoding with one compiled call a token: shapes are the same at every slot, and nothing waits for the device.
+"""Raster order with one compiled call per token: shapes are the same at every position, and nothing waits for the
+device.
 
-Where slots stand is told by tensors, and attention looks over all of the cache's room, masked, so that the call is
-compiled once; and once more for each other batch size, sampler or number of forks in a row. On CUDA it is meant to be
-captured as a graph (`mode="reduce-overhead"`).
+Positions are tensors, and attention is over the cache's whole capacity, masked. So the call is compiled once, and again
+for each other batch size, sampler, or number of forks of forks. On CUDA it is captured as a graph
+(`mode="reduce-overhead"`).
 
-Shapes: b rollouts, n slots of a step.
+Shapes: b rollouts, n positions of a step.
 """
 
 from dataclasses import replace
@@ -13,39 +14,49 @@ import torch
 from torch import Tensor
 
 from world_model.heads.sampler import Sampler
-from world_model.model import StepContext, WorldModel
+from world_model.model import WorldModel
+from world_model.prediction.base import StepContext
+from world_model.prediction.causal import CausalPrediction
 from world_model.transformer.cache import TransformerCache
 
-VERSIONS = 64  # compiled at most; PyTorch's own limit of 8 would end a process that tries nine batch sizes
+MAX_VERSIONS = 64  # of the compiled call; PyTorch's own limit of 8 would end a process that tries nine batch sizes
 
 
-class CompiledPosition:
-    """Draws the tokens of a latent step, one call each."""
+class CompiledDrawing:
+    """`GroupDrawing` in raster order, compiled."""
 
-    def __init__(self, model: WorldModel, sampler: Sampler, backend: str = "inductor") -> None:
-        self.model, self.sampler = model, sampler
+    tokens_per_call: int | None = None  # the compiled call looks up weights itself
+    fills_cache = True
+
+    def __init__(
+        self, model: WorldModel, prediction: CausalPrediction, sampler: Sampler, backend: str = "inductor"
+    ) -> None:
+        self.model, self.prediction, self.sampler = model, prediction, sampler
+        self.calls = model.tokens.tokens_per_step
+        self.noise_per_step = self.calls * model.head.noise_per_token
         mode = "reduce-overhead" if model.device.type == "cuda" and backend == "inductor" else None
-        self._slot = torch.compile(self._draw_slot, fullgraph=True, dynamic=False, backend=backend, mode=mode)
+        self._compiled = torch.compile(self._draw_position, fullgraph=True, dynamic=False, backend=backend, mode=mode)
 
-    def draw_step(self, current: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor) -> None:
-        """Fill `current` (b, n[, p]) by uniform numbers (b, n, .); the cache's length stays."""
+    def draw(self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor) -> Tensor:
+        current, noise = blank, noise.unflatten(1, (self.calls, -1))
         base = torch.full((1,), cache.length, device=current.device)
         fixed = replace(cache, length=0)  # a number would be compiled in
-        context = replace(context, blocks=None)  # the call itself looks them up, in buffers known to stay
+        context = replace(context, blocks=None)  # made in the call, in buffers that it knows to stay
         if current.is_cuda:  # a graph that writes into buffers needs to know that they stay where they are
             for buffer in (cache.own.keys, cache.own.values):
                 torch._dynamo.mark_static_address(buffer, guard=False)
-        if cache.shared:  # forks leave their pasts at any length
+        if cache.shared:  # forks share pasts of any length
             for segment in (*cache.shared, cache.own):
                 torch._dynamo.maybe_mark_dynamic(segment.keys, 3)
                 torch._dynamo.maybe_mark_dynamic(segment.values, 3)
-        positions = torch.arange(current.shape[1], device=current.device)
-        with torch._dynamo.config.patch(recompile_limit=VERSIONS):
-            for i in range(current.shape[1]):
-                drawn = self._slot(current, positions[i : i + 1], base, context, fixed, noise)
+        positions = torch.arange(self.calls, device=current.device)
+        with torch._dynamo.config.patch(recompile_limit=MAX_VERSIONS):
+            for i in range(self.calls):
+                drawn = self._compiled(current, positions[i : i + 1], base, context, fixed, noise)
                 current.index_copy_(1, positions[i : i + 1], drawn)
+        return current
 
-    def _draw_slot(
+    def _draw_position(
         self,
         current: Tensor,
         position: Tensor,
@@ -54,7 +65,6 @@ class CompiledPosition:
         cache: TransformerCache,
         noise: Tensor,
     ) -> Tensor:
-        rows = torch.cat([current, current]) if self.sampler.guidance != 1 else current
-        hidden = self.model.step_at(rows, position, base, context, cache)
+        hidden = self.prediction.step_at(self.sampler.model_rows(current), position, base, context, cache)
         uniforms = noise.index_select(1, position)
         return self.model.draw(hidden, position, context, uniforms, self.sampler, confidence=False).tokens

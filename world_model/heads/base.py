@@ -1,4 +1,4 @@
-"""What both heads give: the scores of true tokens, and tokens drawn."""
+"""The results of both heads: scores of true tokens, and drawn tokens."""
 
 from dataclasses import dataclass
 
@@ -9,26 +9,25 @@ from torch import Tensor
 class TokenScores:
     """How well tokens were predicted.
 
-    Of codes `losses` are cross entropies in nats, one for each factor, whose sum is the token's; of patches, flow
-    matching's squared errors, a mean over the patch. Means weigh tokens by `weights`: those of a masked model are
-    zero where a token was told, and average 1, so that the mean estimates the cross entropy of filling in a step's
-    tokens one by one in random order.
+    For codes, `losses` are cross entropies in nats, one per factor, whose sum is the token's. For patches they are the
+    squared errors of flow matching, averaged over the patch. Means weigh tokens by `weights`. Those of a masked model
+    are zero where a token was known and average 1, so that the mean estimates the cross entropy of drawing a step's
+    tokens one by one in random order. `correct` is True where the likeliest value is the true one; it is None for
+    patches, and in training.
     """
 
     losses: Tensor  # (b, T - 1, H, W, k)
-    correct: (
-        Tensor | None
-    )  # (b, T - 1, H, W, k) bool: the likeliest value is the true one; None for patches, in training
+    correct: Tensor | None  # (b, T - 1, H, W, k) bool
     weights: Tensor  # (b, T - 1, H, W)
 
     @property
     def token_losses(self) -> Tensor:
-        """Over all factors, (b, T - 1, H, W)."""
+        """Losses summed over the factors, (b, T - 1, H, W)."""
         return self.losses.sum(-1)
 
     @property
     def token_correct(self) -> Tensor | None:
-        """All factors right, (b, T - 1, H, W) bool."""
+        """Where all factors are correct, (b, T - 1, H, W) bool."""
         return None if self.correct is None else self.correct.all(-1)
 
 
@@ -37,4 +36,4 @@ class DrawnTokens:
     """Tokens that a head drew."""
 
     tokens: Tensor  # (b, m) codes or (b, m, p) patches
-    confidence: Tensor | None  # (b, m) log probabilities of the codes drawn; None for patches, or if not needed
+    confidence: Tensor | None  # (b, m) log probabilities of the drawn codes; None for patches, or if not needed

@@ -1,9 +1,9 @@
-"""The head of codes: a categorical distribution for each factor, the next given those before it.
+"""The head of codes: a categorical distribution for each factor, given the factors before it.
 
-A flat vocabulary is a single factor. Large codebooks have two: for 262,144 codes, two tables of 512 rows stand for a
+A flat vocabulary is a single factor. Large codebooks have two: for 262,144 codes, two tables of 512 rows replace a
 matrix of 262,144. The loss is the sum over the factors, which is the code's cross entropy.
 
-Shapes: ... tokens, k factors, V values of a factor, d width, c neighbours in the step before.
+Shapes: ... tokens, k factors, V values of a factor, d width, c codes in the local window of the step before.
 """
 
 import torch
@@ -28,7 +28,7 @@ class CodeHead(nn.Module):
         self.copy = nn.ModuleList(CopyBias(copy_size, width) for _ in factors) if copy_size else None
 
     def tables(self) -> Tables:
-        """Of all factors, then of those that others are given."""
+        """The output tables of all factors, then the input tables of those that others are conditioned on."""
         own = tuple(table() for table in self.factors)
         return own + tuple(self._given_factor(i).table() for i in range(1, len(self.sizes)))
 
@@ -48,7 +48,7 @@ class CodeHead(nn.Module):
     def scores(
         self, hidden: Tensor, neighbor_codes: Tensor | None, codes: Tensor, tables: Tables, *, correct: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Cross entropies in nats, and whether the likeliest is `correct` if that is asked, (..., k) each."""
+        """Cross entropies in nats and, if asked for, whether the likeliest value is `correct`, (..., k) each."""
         factors = split_codes(codes, self.sizes).unbind(-1)
         losses, right = [], []
         for logits, factor in zip(self.logits(hidden, neighbor_codes, codes, tables), factors, strict=True):
@@ -59,13 +59,13 @@ class CodeHead(nn.Module):
         return torch.stack(losses, dim=-1), torch.stack(right, dim=-1) if correct else None
 
     def check_sampler(self, sampler: Sampler) -> None:
-        """A ValueError for what the drawing of codes knows nothing of."""
+        """A ValueError for settings that codes do not have."""
         if sampler.flow_steps is not None:
             raise ValueError(f"Sampler: flow_steps is for continuous tokens, got {sampler.flow_steps}; leave it out.")
 
     @property
     def noise_per_token(self) -> int:
-        """Uniform numbers that a token takes."""
+        """Uniform numbers per token."""
         return len(self.sizes)
 
     def draw(
@@ -78,25 +78,21 @@ class CodeHead(nn.Module):
         *,
         confidence: bool = True,
     ) -> DrawnTokens:
-        """Draw codes (b, m) for hidden (b, m, d) by `noise` (b, m, k), uniform in [0, 1), with their `confidence`
-        unless nobody needs it.
+        """Draw codes (b, m) for hidden (b, m, d) by `noise` (b, m, k), uniform in [0, 1), with their `confidence`.
 
-        With guidance hidden has 2 b rows: those told the actions, and then the same without; each factor's logits are
-        `without + guidance * (with - without)`.
+        With guidance, hidden has the 2 b rows of `Sampler.model_rows`, and each factor's logits are guided.
         """
         factors: list[Tensor] = []
         confidences: list[Tensor] = []
         b, m = noise.shape[:2]
-        guided = sampler.guidance != 1
         hidden = hidden.flatten(0, 1)
         neighbor_codes = None if neighbor_codes is None else neighbor_codes.flatten(0, 1)
         for i in range(len(self.sizes)):
             if i:
-                last = factors[-1].repeat(2) if guided else factors[-1]
-                hidden = self._given(i, hidden, last, tables)
+                hidden = self._given(i, hidden, sampler.model_rows(factors[-1]), tables)
             logits = self._logits(i, hidden, neighbor_codes, tables)
-            if guided:
-                logits = sampler.guide(*logits.chunk(2))
+            if sampler.guided:
+                logits = sampler.guide(logits)
             factor = sampler.draw(logits, noise[..., i].flatten())
             if confidence:
                 confidences.append(logits.float().log_softmax(-1).gather(-1, factor[:, None])[:, 0])
@@ -126,7 +122,7 @@ class CodeHead(nn.Module):
 
 
 class GivenFactor(nn.Module):
-    """Takes a factor into the hidden state from which the next is predicted."""
+    """Adds a factor to the hidden state from which the next is predicted."""
 
     def __init__(self, size: int, levels: tuple[int, ...] | None, width: int) -> None:
         super().__init__()

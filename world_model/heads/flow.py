@@ -1,7 +1,7 @@
-"""The head of patches: a small MLP for each token, trained by flow matching, that turns noise into the patch.
+"""The head of patches: a small MLP, trained by flow matching, that turns noise into each token's patch.
 
-After MAR's diffusion loss (Li et al., arXiv 2406.11838), with the straight paths of flow matching (Lipman et al., arXiv
-2210.02747): x_s = (1 - s) noise + s patch, and the network predicts the velocity patch - noise.
+It follows MAR's diffusion loss (Li et al., arXiv 2406.11838), with the straight paths of flow matching (Lipman et al.,
+arXiv 2210.02747): x_s = (1 - s) noise + s patch, and the network predicts the velocity patch - noise.
 
 Shapes: ... tokens, p values of a patch, d width of the transformer, w width of the MLP, r noise levels of a token.
 """
@@ -22,7 +22,7 @@ EVALUATION_SEED = 0
 
 
 class FlowHead(nn.Module):
-    """Velocities of patches, told the transformer's output and the noise level."""
+    """Velocities of patches, conditioned on the transformer's output and the noise level."""
 
     def __init__(self, patch_dim: int, width: int, cfg: FlowConfig) -> None:
         super().__init__()
@@ -52,11 +52,8 @@ class FlowHead(nn.Module):
     def scores(
         self, hidden: Tensor, neighbor_codes: Tensor | None, patches: Tensor, tables: Tables, *, correct: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Squared errors of the velocity (..., 1), means over the patch and `repeats` noise levels. No patch is
-        `correct` or not.
-
-        In eval mode noise and levels are the same in each call.
-        """
+        """Squared errors of the velocity (..., 1), averaged over the patch and `repeats` noise levels, and None, since
+        no patch is `correct` or not. In eval mode noise and levels are the same in each call."""
         repeats = self.cfg.repeats
         shape = (repeats, *patches.shape)
         if self.training:
@@ -71,7 +68,7 @@ class FlowHead(nn.Module):
         return error.float().square().mean(-1, keepdim=True).mean(0), None
 
     def check_sampler(self, sampler: Sampler) -> None:
-        """A ValueError for what the drawing of patches knows nothing of."""
+        """A ValueError for settings that patches do not have."""
         if sampler.top_k is not None or sampler.top_p is not None:
             raise ValueError(
                 f"Sampler: top_k and top_p are for codes, got {sampler.top_k} and {sampler.top_p} for continuous "
@@ -80,7 +77,7 @@ class FlowHead(nn.Module):
 
     @property
     def noise_per_token(self) -> int:
-        """Uniform numbers that a token takes: Box and Muller make two normal ones of two."""
+        """Uniform numbers per token, an even number for `normal_numbers`."""
         return 2 * math.ceil(self.patch_dim / 2)
 
     def draw(
@@ -95,9 +92,8 @@ class FlowHead(nn.Module):
     ) -> DrawnTokens:
         """Draw patches (b, m, p) for hidden (b, m, d) by `noise` (b, m, .), uniform in [0, 1).
 
-        The flow begins at normal noise times `temperature` and follows the velocity by Heun's method. With guidance
-        hidden has 2 b rows: those told the actions, and then the same without, and velocities are
-        `without + guidance * (with - without)`. There is no confidence in patches.
+        The flow starts at normal noise times `temperature` and follows the velocity by Heun's method. With guidance,
+        hidden has the 2 b rows of `Sampler.model_rows`, and velocities are guided. Patches have no confidence.
         """
         x = (sampler.temperature * normal_numbers(noise)[..., : self.patch_dim]).to(hidden.dtype)
         steps = sampler.flow_steps or self.cfg.sampling_steps
@@ -106,19 +102,19 @@ class FlowHead(nn.Module):
             span = levels[i + 1] - levels[i]
             slope = self._guided(x, levels[i], hidden, sampler)
             ahead = x + span * slope
-            if i + 1 < steps:  # at the end the velocity of a patch alone is not learned well
+            if i + 1 < steps:  # the velocity at a patch itself is not learned well
                 slope = (slope + self._guided(ahead, levels[i + 1], hidden, sampler)) / 2
             x = x + span * slope
         return DrawnTokens(tokens=x, confidence=None)
 
     def _guided(self, x: Tensor, level: Tensor, hidden: Tensor, sampler: Sampler) -> Tensor:
-        rows = x.repeat(2, 1, 1) if sampler.guidance != 1 else x
+        rows = sampler.model_rows(x)
         velocity = self.velocity(rows, level.expand(*rows.shape[:-1], 1), hidden)
-        return velocity if sampler.guidance == 1 else sampler.guide(*velocity.chunk(2))
+        return sampler.guide(velocity) if sampler.guided else velocity
 
 
 class FlowBlock(nn.Module):
-    """A residual MLP, scaled and shifted by what it is told; the identity at the start."""
+    """A residual MLP, scaled and shifted by its conditioning; it starts as the identity."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -135,8 +131,10 @@ class FlowBlock(nn.Module):
 
 
 def normal_numbers(uniforms: Tensor) -> Tensor:
-    """Standard normal numbers (..., n) of as many uniform ones, n even, by Box and Muller's transform; of at least
-    single precision, for half would round uniform numbers to 1, and make infinite ones of them."""
+    """Standard normal numbers (..., n) from as many uniform ones, n even, by the Box-Muller transform.
+
+    They have at least single precision: half would round uniform numbers to 1, and give infinity.
+    """
     one, other = (uniforms if uniforms.dtype == torch.float64 else uniforms.float()).chunk(2, dim=-1)
     radius = (-2 * torch.log1p(-one.clamp(max=1 - 1e-7))).sqrt()
     angle = 2 * math.pi * other

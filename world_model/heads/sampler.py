@@ -1,5 +1,4 @@
-"""Drawing tokens from logits, by temperature, top-k and top-p, with randomness that belongs to each
-rollout."""
+"""Drawing tokens from logits by temperature, top-k and top-p, with random numbers that belong to each rollout."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +14,12 @@ BELOW_ONE = 1 - 2**-24  # the greatest float32 below 1: a sum times it is less t
 class Sampler:
     """How a rollout draws its tokens.
 
-    Logits are divided by `temperature` (0 takes the likeliest token); then only the `top_k` likeliest stay;
-    then only the likeliest whose probabilities, summed in falling order, reach `top_p`. Of factored codes that holds
-    for each factor. Continuous tokens have no such cuts: `temperature` scales the noise that they begin as, and
-    `flow_steps`, the model's own number unless told, is how finely they follow its flow. With `guidance` g the logits
-    (or velocities) are those without the actions, and g times what the actions change in them. Equal `seed`s give
-    equal rollouts, each by its own index, whatever the batch around it.
+    Logits are divided by `temperature` (0 takes the likeliest token). Then only the `top_k` likeliest tokens stay, and
+    of these the fewest likeliest whose probabilities reach `top_p`. Factored codes are drawn so factor by factor.
+    Continuous tokens take neither: `temperature` scales the noise that they start from, and `flow_steps` is the number
+    of steps along the flow, by default the model's. With `guidance` g, logits or velocities are
+    `without + g * (with - without)`, with and without the actions. Equal `seed`s give equal rollouts, each by its own
+    index, whatever the batch around it.
     """
 
     temperature: float = 1.0
@@ -48,33 +47,41 @@ class Sampler:
     def greedy(self) -> bool:
         return self.temperature == 0
 
-    def guide(self, conditioning: Tensor, untold: Tensor) -> Tensor:
-        """What is drawn from, given the logits or velocities with the actions told and without."""
-        return untold + self.guidance * (conditioning - untold)
+    @property
+    def guided(self) -> bool:
+        return self.guidance != 1
+
+    def model_rows(self, x: Tensor) -> Tensor:
+        """The model's rows for rollouts (b, ...). With guidance there are two: with the actions, and without."""
+        return torch.cat([x, x]) if self.guided else x
+
+    def guide(self, rows: Tensor) -> Tensor:
+        """Guided logits or velocities (b, ...) of the model's rows (2 b, ...), those with the actions first."""
+        with_actions, without = rows.chunk(2)
+        return without + self.guidance * (with_actions - without)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The distribution (b, V) that tokens are drawn from; greedy's has a single 1 in each row."""
+        """The distribution (b, V) that tokens are drawn from; when greedy, a single 1 in each row."""
         if self.greedy:
             return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
         p, order = self._kept(logits)
         return p if order is None else torch.zeros_like(logits, dtype=p.dtype).scatter(-1, order, p)
 
     def draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        """Tokens (b,) for logits (b, V) and uniform numbers (b,) in [0, 1), by the inverse of the cumulative
-        sum."""
+        """Tokens (b,) for logits (b, V) and uniform numbers (b,) in [0, 1), by inverting the cumulative sum."""
         if self.greedy:
             return logits.argmax(-1)
         p, order = self._kept(logits)
         cumulative = p.cumsum(-1)
-        total = cumulative[:, -1:]  # which rounding may leave off 1
-        # A number rounded up to 1 would fall behind the last token that has a probability.
+        total = cumulative[:, -1:]  # about 1, by rounding
+        # A number rounded up to 1 would fall beyond the last token that has a probability.
         uniforms = uniforms.to(p).clamp(max=BELOW_ONE)[:, None]
         drawn = torch.searchsorted(cumulative, uniforms * total, right=True)
         return (drawn if order is None else order.gather(-1, drawn)).squeeze(-1)
 
     def _kept(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The probabilities after top-k and top-p, in falling order with the codes' ids; in order of ids
-        without."""
+        """The probabilities after top-k and top-p, in falling order, with the codes' ids; without either, in order of
+        ids, and None."""
         scaled = logits.float()
         if self.temperature != 1:
             scaled = scaled / self.temperature
@@ -85,14 +92,14 @@ class Sampler:
             scaled, order = scaled[:, : self.top_k], order[:, : self.top_k]
         p = scaled.softmax(-1)
         if self.top_p is not None:
-            before = p.cumsum(-1) - p  # of the likelier ones
+            before = p.cumsum(-1) - p  # the likelier ones together
             p = p * (before < self.top_p)
             p = p / p.sum(-1, keepdim=True)
         return p, order
 
 
 class RolloutNoise:
-    """Uniform numbers for each rollout of a batch, from a generator of its own."""
+    """Uniform numbers for each rollout of a batch, each from its own generator."""
 
     def __init__(self, seed: int, indices: Sequence[int]) -> None:
         self._generators = [np.random.default_rng([seed, index]) for index in indices]
@@ -102,7 +109,7 @@ class RolloutNoise:
         return torch.from_numpy(np.stack([generator.random(count) for generator in self._generators]))
 
     def fork(self, futures: int = 1) -> "RolloutNoise":
-        """Copies that go on independently, with the same numbers: `futures` for each rollout, side by side."""
+        """`futures` consecutive copies for each rollout, which go on independently with the same numbers."""
         twin = RolloutNoise(0, ())
         for generator in self._generators:
             for _ in range(futures):

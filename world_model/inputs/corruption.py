@@ -1,6 +1,7 @@
-"""What a world model is not told, or told wrong, in training: so that it goes on well from its own mistakes (context
-corruption, which Valevski et al., "Diffusion Models Are Real-Time Game Engines", arXiv 2408.14837, found to stop
-drift), and knows what it is like without actions (for guidance).
+"""Training with corrupted tokens and dropped actions.
+
+Corruption makes a model robust to its own mistakes: Valevski et al., "Diffusion Models Are Real-Time Game Engines"
+(arXiv 2408.14837), found that it stops drift. A model also trained without actions can be guided.
 
 Shapes: b clips, T steps, H W rows and columns, p values of a patch, f frames a step.
 """
@@ -11,20 +12,20 @@ from torch import Tensor
 from world_model.actions import GroupedActions
 
 
-def corrupt_tokens(tokens: Tensor, most: float, codebook_size: int | None) -> tuple[Tensor, Tensor]:
-    """Replace a random share of each clip's tokens, between 0 and `most`: codes by random ones, patches by noise.
+def corrupt_tokens(tokens: Tensor, max_fraction: float, codebook_size: int | None) -> tuple[Tensor, Tensor]:
+    """Replace a random fraction of each clip's tokens, up to `max_fraction`: codes by random ones, patches by noise.
 
-    -> them, and the shares as parts of the most (b,), which the model is told.
+    -> the tokens, and the fractions (b,) relative to `max_fraction`, which the model is conditioned on.
     """
-    part = torch.rand(tokens.shape[0], device=tokens.device)
-    hit = torch.rand(tokens.shape[:4], device=tokens.device) < (most * part)[:, None, None, None]
+    level = torch.rand(tokens.shape[0], device=tokens.device)
+    replaced = torch.rand(tokens.shape[:4], device=tokens.device) < (max_fraction * level)[:, None, None, None]
     if codebook_size is not None:
-        return torch.where(hit, torch.randint_like(tokens, codebook_size), tokens), part
-    return torch.where(hit[..., None], torch.randn_like(tokens), tokens), part
+        return torch.where(replaced, torch.randint_like(tokens, codebook_size), tokens), level
+    return torch.where(replaced[..., None], torch.randn_like(tokens), tokens), level
 
 
 def drop_actions(actions: GroupedActions, rate: float) -> GroupedActions:
-    """Forget all actions of a random share of windows, and those of as large a share of the others' steps."""
+    """Mark actions as unknown: all those of a random fraction `rate` of windows, and of as many of the other steps."""
     b, steps = actions.known.shape[:2]
     device = actions.known.device
     keep = (torch.rand(b, 1, device=device) >= rate) & (torch.rand(b, steps, device=device) >= rate)

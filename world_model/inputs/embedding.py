@@ -1,10 +1,10 @@
-"""Tokens as vectors: codes by tables, of one vector for each code or factor; patches by a projection.
+"""Embeddings of tokens: a table with one vector per code, or per factor of a code; a projection of patches.
 
-A code's vector is the sum of a free one and of one for each digit of the FSQ code. Codes that share digits stand for
-nearby latents: what is learned of one holds for its neighbours too, so that a codebook of thousands is learned from
-few tokens. Of a large codebook's factors each has a table, and a code's vector is the sum over its factors.
+A code's vector is the sum of a free one and of one for each digit of the FSQ code. Codes with common digits stand for
+nearby latents. They share what is learned, so that a codebook of thousands is learned from few tokens. A large codebook
+has a table for each factor, and a code's vector is the sum over its factors.
 
-Embeddings and heads work with `tables()`, made once for many tokens: a whole batch, or a latent step's.
+`tables()` computes the tables once for many tokens: those of a batch, or of a latent step.
 """
 
 from collections.abc import Sequence
@@ -36,10 +36,9 @@ def fsq_digits(levels: Sequence[int]) -> Tensor:
 
 
 class CodeTable(nn.Module):
-    """Calling it gives the table (codebook, width): free vectors plus, with `fsq_levels`, the digits'
-    vectors.
+    """`forward()` gives the table (codebook, width): free vectors plus, with `fsq_levels`, those of the digits.
 
-    `std` is that of the vectors at the start; with digits, theirs, and the free vectors start at zero.
+    Vectors are initialised with deviation `std`; with digits, the digits' vectors are, and the free ones are zero.
     """
 
     def __init__(self, codebook_size: int, width: int, fsq_levels: Sequence[int] | None, std: float) -> None:
@@ -50,8 +49,7 @@ class CodeTable(nn.Module):
         if fsq_levels is None:
             nn.init.normal_(self.free, std=std)
             return
-        # A product with the codes' one-hot digits: its gradient is a product too, where that of indexing is a
-        # scatter.
+        # The gradient of a product with one-hot digits is a product too; that of indexing is a slow scatter.
         one_hot = [
             nn.functional.one_hot(digit, size).float()
             for digit, size in zip(fsq_digits(fsq_levels).unbind(-1), fsq_levels, strict=True)
@@ -66,7 +64,7 @@ class CodeTable(nn.Module):
 
 
 class CodeEmbedding(nn.Module):
-    """Codes (...) -> vectors (..., d), the sum of those of their factors."""
+    """Codes (...) -> vectors (..., d), each the sum over the code's factors."""
 
     def __init__(self, factors: Factors, width: int, std: float) -> None:
         super().__init__()
@@ -87,7 +85,7 @@ class CodeEmbedding(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Patches (..., p) -> vectors (..., d), whose entries have the deviation `std` for normalised patches."""
+    """Patches (..., p) -> vectors (..., d), with entries of deviation `std` for normalised patches."""
 
     def __init__(self, patch_dim: int, width: int, std: float) -> None:
         super().__init__()

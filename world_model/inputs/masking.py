@@ -1,10 +1,6 @@
-"""Training a masked model: which tokens of each step are told, and who sees whom.
+"""Masked models: random masks for training, and the attention masks of whole and masked steps.
 
-Every step is learned from the whole steps before it and a random part of its own tokens. So a window goes in twice,
-once as it is and once with tokens masked; masked steps see the whole ones before them and themselves (as block
-diffusion trains, Arriola et al., arXiv 2503.09573).
-
-Shapes: b clips, T steps, H W rows and columns, n = H * W slots of a step.
+Shapes: b clips, T steps, H W rows and columns, n = H * W positions of a step.
 """
 
 import torch
@@ -14,9 +10,9 @@ EVALUATION_SEED = 0
 
 
 def random_known(shape: tuple[int, int, int, int], device: torch.device, *, seeded: bool) -> tuple[Tensor, Tensor]:
-    """For steps (b, T, H, W): which tokens are told (bool), and the weights of the others' losses.
+    """For steps (b, T, H, W): which tokens are known (bool), and the weights of the masked tokens' losses.
 
-    Of each step a number of tokens, uniform in 1 .. n, is masked at random. The mean of weighted losses estimates the
+    Each step has a random number of tokens masked, uniform in 1 .. n. The mean of the weighted losses estimates the
     cross entropy of drawing the step's tokens one by one in random order. `seeded` gives the same each time.
     """
     b, steps, height, width = shape
@@ -31,7 +27,10 @@ def random_known(shape: tuple[int, int, int, int], device: torch.device, *, seed
 
 
 def training_layout(steps: int, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The slots and the mask of `steps` whole steps, followed by the masked ones of the steps 1 .. T-1."""
+    """Positions and attention mask of T whole steps followed by the masked steps 1 .. T-1.
+
+    Whole steps see themselves and those before them; masked ones see the whole steps before them, and themselves.
+    """
     whole = torch.arange(steps, device=device).repeat_interleave(positions)
     step = torch.cat([whole, whole[positions:]])
     is_whole = torch.arange(len(step), device=device) < len(whole)
@@ -43,7 +42,7 @@ def training_layout(steps: int, positions: int, device: torch.device) -> tuple[T
 
 
 def step_mask(past: int, steps: int, positions: int, device: torch.device) -> Tensor:
-    """What `steps` whole steps after `past` slots see: those, and all of their own step and the steps before it."""
+    """The attention mask of `steps` whole steps after `past` positions: each sees all of its own step and before."""
     step = torch.arange(steps, device=device).repeat_interleave(positions)
     among = step[:, None] >= step[None]
     return torch.cat([among.new_ones(len(step), past), among], dim=1)

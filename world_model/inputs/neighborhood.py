@@ -1,7 +1,6 @@
-"""What each slot is told of the latent step before its own: the tokens around its place, which are all known
-by then.
+"""The previous latent step, seen from each position: the tokens in a local window around it, all of them known.
 
-Shapes: b clips, T steps, H W rows and columns, c code width, V codes, d width, k size of the neighbourhood (odd).
+Shapes: b clips, T steps, H W rows and columns, c code width, V codes, d width, k size of the local window (odd).
 """
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn import functional as F
 
 
 def local_window(codes: Tensor, size: int) -> Tensor:
-    """The k x k codes around each place: (..., H, W) -> (..., H, W, k * k), -1 beyond the border.
+    """The k x k codes around each position: (..., H, W) -> (..., H, W, k * k), -1 beyond the border.
 
     Example:
         >>> local_window(torch.tensor([[1, 2, 3]]), 3)[0, 0].tolist()
@@ -22,7 +21,7 @@ def local_window(codes: Tensor, size: int) -> Tensor:
 
 
 class PreviousStep(nn.Module):
-    """A convolution over the embedded tokens of the step before; a learned vector where there is none."""
+    """A convolution over the embedded tokens of the previous step, or a learned vector where there is none."""
 
     def __init__(self, size: int, code_width: int, width: int) -> None:
         super().__init__()
@@ -31,8 +30,8 @@ class PreviousStep(nn.Module):
         nn.init.normal_(self.conv.weight, std=(code_width * size * size) ** -0.5)
 
     def forward(self, before: Tensor, first: Tensor) -> Tensor:
-        """What is before each step (b, T, H, W, c), embedded, -> (b, T, H, W, d); `first` (b, T) bool tells which
-        steps have none before them, whatever stands there."""
+        """The step before each of T steps, embedded (b, T, H, W, c), -> (b, T, H, W, d). What is given of it counts
+        for nothing where `first` (b, T) is True."""
         b = before.shape[0]
         conditioning = self.conv(rearrange(before, "b T H W c -> (b T) c H W"))
         return torch.where(
@@ -41,10 +40,9 @@ class PreviousStep(nn.Module):
 
 
 class CopyBias(nn.Module):
-    """Adds to the logits of the codes around the place in the step before, by amounts read off the hidden
-    state.
+    """A pointer to the previous step: adds to the logits of the codes in a local window, by predicted amounts.
 
-    Much of a video stays, or moves by a place: a pointer says so at once, without learning it for every code.
+    Much of a video stays, or moves by a position. Copying says so at once, without learning it for every code.
     """
 
     def __init__(self, size: int, width: int) -> None:
@@ -55,8 +53,8 @@ class CopyBias(nn.Module):
         nn.init.zeros_(self.amounts.bias)
 
     def forward(self, logits: Tensor, hidden: Tensor, neighbor_codes: Tensor) -> Tensor:
-        """logits (..., V), which it changes, hidden (..., d), around (..., k * k) as `local_window` gives it."""
+        """logits (..., V), changed in place; hidden (..., d); neighbor_codes (..., k * k), as `local_window` gives."""
         amounts = self.amounts(hidden)
-        if self.size > 1:  # a neighbourhood of a single place has no border
+        if self.size > 1:  # a window of a single position has no border
             amounts, neighbor_codes = amounts * (neighbor_codes >= 0), neighbor_codes.clamp(min=0)
         return logits.scatter_add_(-1, neighbor_codes, amounts.to(logits.dtype))

@@ -1,11 +1,12 @@
-"""What the transformer reads at each slot of a latent step, whose token it is to predict.
+"""The transformer's input at each position of a latent step, whose token it predicts.
 
-Of every slot its place is told, the tokens around it in the step before, and the step's actions (`StepInputs`).
-Besides, causal models read the tokens left of the slot and above it (`CausalInputs`): all that they read is known in
-raster order as well as along diagonals. Masked models read the slot's own token where it is known (`MaskedInputs`).
+Every position is conditioned on its place in the step, the tokens around it in the previous step, and the step's
+actions (`StepInputs`). Causal models also read the tokens to the left of the position and above it, which are known in
+raster and in diagonal order (`CausalInputs`). Masked models read the position's own token where it is known
+(`MaskedInputs`).
 
-Shapes: b clips, T latent steps, H W rows and columns, n = H * W slots of a step, m some of them, p values of a patch,
-d width. Tokens are codes (b, T, H, W) or patches (b, T, H, W, p).
+Shapes: b clips, T latent steps, H W rows and columns, n = H * W positions of a step, m some of them, p values of a
+patch, d width. Tokens are codes (b, T, H, W) or patches (b, T, H, W, p).
 """
 
 from dataclasses import dataclass
@@ -19,20 +20,21 @@ from world_model.architecture import WorldModelConfig
 from world_model.inputs.embedding import CodeEmbedding, PatchEmbedding, Tables, TokenEmbedding
 from world_model.inputs.neighborhood import PreviousStep
 
-LEVELS = 10  # of corruption that the model tells apart
+LEVELS = 10  # of corruption that the model distinguishes
 
 
-def at_positions(x: Tensor, positions: Tensor | int) -> Tensor:
-    """The entries (b, m, ...) of x (b, n, ...) at some slots (m,), or at one: a view, at a fraction of the time."""
-    return x.narrow(1, positions, 1) if isinstance(positions, int) else x.index_select(1, positions)
+def at_positions(x: Tensor, index: Tensor | int) -> Tensor:
+    """The entries (b, m, ...) of x (b, n, ...) at some positions (m,). A number gives a view, in a fraction of the
+    time."""
+    return x.narrow(1, index, 1) if isinstance(index, int) else x.index_select(1, index)
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputTables:
-    """The embeddings' tables, made once for many slots."""
+    """The embeddings' tables, computed once for many positions."""
 
     wide: Tables  # of width d
-    narrow: Tables  # of `code_width`, for neighbours
+    narrow: Tables  # of `code_width`, for neighboring tokens
 
 
 def token_embedding(config: WorldModelConfig, width: int, std: float) -> TokenEmbedding:
@@ -44,7 +46,7 @@ def token_embedding(config: WorldModelConfig, width: int, std: float) -> TokenEm
 
 
 class StepInputs(nn.Module):
-    """What is known of a whole step beforehand."""
+    """The conditioning of a whole step, known before its first token."""
 
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
@@ -70,13 +72,16 @@ class StepInputs(nn.Module):
         corruption: Tensor | None,
         tables: InputTables,
     ) -> Tensor:
-        """What is told of the steps (b, T, n, d): `before` (b, T, H, W[, p]) are the tokens of the step before each;
-        `first` (b, T) bool are those that have none and whose actions aren't told; `corruption` (b,), the share of
-        the tokens replaced as a part of the most, is none unless given."""
+        """Conditioning (b, T, n, d) of T steps.
+
+        `before` (b, T, H, W[, p]) is the step before each. Where `first` (b, T) is True there is none, and the step's
+        actions count as unknown. `corruption` (b,) is the fraction of replaced tokens, relative to the maximum; 0 by
+        default.
+        """
         conditioning = self.previous_step(self.narrow(before, tables.narrow), first).flatten(2, 3) + self.place
         if self.corruption is not None:
-            share = torch.zeros(len(before), device=before.device) if corruption is None else corruption
-            level = (share * LEVELS).long().clamp(max=LEVELS - 1)
+            fraction = torch.zeros(len(before), device=before.device) if corruption is None else corruption
+            level = (fraction * LEVELS).long().clamp(max=LEVELS - 1)
             conditioning = conditioning + self.corruption(level)[:, None, None]
         if self.actions is None:
             if actions is not None:
@@ -94,7 +99,7 @@ class StepInputs(nn.Module):
 
 
 class CausalInputs(nn.Module):
-    """The tokens left of a slot and above it; learned vectors where there are none."""
+    """The tokens to the left of a position and above it, or learned vectors where there are none."""
 
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
@@ -115,27 +120,27 @@ class CausalInputs(nn.Module):
         above = torch.cat([self.no_above.expand(b, steps, 1, width, -1), above], dim=2)
         return (left + above).flatten(2, 3)
 
-    def at(self, current: Tensor, positions: Tensor | int, narrow: TokenEmbedding, tables: InputTables) -> Tensor:
-        """Some slots (m,), or one, of a step of which `current` (b, n[, p]) holds the tokens that they read -> (b, m,
-        d), or the same for all b where they read none."""
+    def at(self, current: Tensor, index: Tensor | int, narrow: TokenEmbedding, tables: InputTables) -> Tensor:
+        """Some positions (m,), or a single one, of a step (b, n[, p]), of which only the tokens that they read need to
+        be there -> (b, m, d), or (d,) where a position reads none."""
         width = self.grid[1]
-        if isinstance(positions, int):
+        if isinstance(index, int):
             left: Tensor = self.no_left
             above: Tensor = self.no_above
-            if positions % width:
-                left = self.wide(at_positions(current, positions - 1), tables.wide)
-            if positions >= width:
-                above = self.above(narrow(at_positions(current, positions - width), tables.narrow))
+            if index % width:
+                left = self.wide(at_positions(current, index - 1), tables.wide)
+            if index >= width:
+                above = self.above(narrow(at_positions(current, index - width), tables.narrow))
             return left + above
-        left = self.wide(at_positions(current, (positions - 1).clamp(min=0)), tables.wide)
-        left = torch.where((positions % width == 0)[:, None], self.no_left, left)
-        above = self.above(narrow(at_positions(current, (positions - width).clamp(min=0)), tables.narrow))
-        above = torch.where((positions < width)[:, None], self.no_above, above)
+        left = self.wide(at_positions(current, (index - 1).clamp(min=0)), tables.wide)
+        left = torch.where((index % width == 0)[:, None], self.no_left, left)
+        above = self.above(narrow(at_positions(current, (index - width).clamp(min=0)), tables.narrow))
+        above = torch.where((index < width)[:, None], self.no_above, above)
         return left + above
 
 
 class MaskedInputs(nn.Module):
-    """A slot's own token; a learned vector where it isn't known."""
+    """A position's own token, or a learned vector where it is not known."""
 
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
@@ -143,7 +148,8 @@ class MaskedInputs(nn.Module):
         self.mask = nn.Parameter(torch.zeros(config.transformer.width))
 
     def forward(self, tokens: Tensor, known: Tensor | None, tables: InputTables) -> Tensor:
-        """Whole steps (b, T, H, W[, p]), of which `known` (b, T, H, W) bool is known, all without -> (b, T, n, d)."""
+        """Steps (b, T, H, W[, p]), whose tokens are known where `known` (b, T, H, W) is True, or all by default
+        -> (b, T, n, d)."""
         own = self.wide(tokens, tables.wide)
         if known is not None:
             own = torch.where(known[..., None], own, self.mask)

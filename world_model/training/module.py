@@ -95,7 +95,8 @@ class WorldModelModule(TrainingModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         steps = self.trainer.estimated_stepping_batches
-        return configure_optimizers(self.model.parameters(), self.cfg.optimizer, steps, embeddings=self.model.tables())
+        embeddings = self.model.embedding_parameters()
+        return configure_optimizers(self.model.parameters(), self.cfg.optimizer, steps, embeddings=embeddings)
 
     def losses(self, batch: TensorDict, step: int) -> Iterator[Loss]:
         loss = self.model.loss(window_tokens(batch), window_actions(batch), batch["valid"])

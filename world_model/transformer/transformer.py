@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from world_model.transformer.block import Block, DecodeBlock, RMSNorm, TransformerConfig
 from world_model.transformer.cache import Placement, TransformerCache
-from world_model.transformer.fast.choice import is_fast
+from world_model.transformer.fast.choice import decodes_flat
 from world_model.transformer.fast.decode_block import FlatDecodeBlock
 from world_model.transformer.rotary import Rotation
 
@@ -67,7 +67,7 @@ class Transformer(nn.Module):
         With `rows`, weights are prepacked for steps of so many tokens in all, and later changes of them do not count.
         """
         pairs = list(zip(self._blocks(), cache.layers(), strict=True))
-        if is_fast():
+        if decodes_flat():
             return [FlatDecodeBlock.of(block, layer, rows) for block, layer in pairs]
         return [DecodeBlock(block, layer) for block, layer in pairs]
 
@@ -83,7 +83,7 @@ class Transformer(nn.Module):
         With `at` they are placed elsewhere in the cache's buffers. Its length then stays, for the caller to `advanced`.
         `blocks` are the cache's `decode_blocks`, made here unless given.
         """
-        if blocks is None or not is_fast():
+        if blocks is None or not decodes_flat():
             blocks = self.decode_blocks(cache)
         elif blocks[0].cache.own.storage != cache.own.storage:
             raise ValueError(

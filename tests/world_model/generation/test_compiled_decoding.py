@@ -1,6 +1,7 @@
 """One call, compiled once, draws every slot as the plain path does, and nothing in it waits for the device."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from world_models import CONFIG, VARIANTS, of_step, random_actions, random_model, random_tokens
 
 from world_model.decoding import Decoding
-from world_model.generation.compiled import CompiledPosition
+from world_model.generation.compiled import CompiledDrawing
 from world_model.generation.generator import StepGenerator
 from world_model.heads.sampler import Sampler
+from world_model.model import WorldModel
+from world_model.prediction.causal import CausalPrediction
 
 SAMPLERS = {
     "full": Sampler(seed=3),
@@ -23,21 +26,25 @@ CONFIGS = {name: VARIANTS[name] for name in ("full", "factored", "patches")}
 CONFIGS["guided"] = replace(CONFIG, action_dropout=0.1)
 
 
+def compiled_drawing(model: WorldModel, sampler: Sampler, backend: Any) -> CompiledDrawing:
+    assert isinstance(model.prediction, CausalPrediction)
+    return CompiledDrawing(model, model.prediction, sampler, backend=backend)
+
+
 def drawn(name: str, steps: int, backend: str | None, batch: int = 2) -> tuple[torch.Tensor, StepGenerator]:
     """Steps drawn after a past of two, by the compiled slot where a backend is given."""
     config, sampler = CONFIGS[name], SAMPLERS[name]
     model, tokens, actions = random_model(config), random_tokens(config, batch, 2), random_actions(config, batch, 12)
     generator = StepGenerator(model, tokens, None if actions is None else actions[:2], sampler)
     if backend is not None:
-        generator._compiled = CompiledPosition(model, sampler, backend=backend)
+        generator.drawing = compiled_drawing(model, sampler, backend)
     return torch.stack([generator.step(of_step(actions, 2 + i)) for i in range(steps)], dim=1), generator
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_compiled_slot_draws_what_the_plain_path_draws(name: str) -> None:
     expected, _ = drawn(name, 3, None)
-    given, generator = drawn(name, 3, "eager")
-    assert generator._compiled is not None
+    given, _ = drawn(name, 3, "eager")
     torch.testing.assert_close(given, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -47,7 +54,7 @@ def test_it_is_compiled_once_for_all_slots_steps_and_windows() -> None:
     model, tokens, actions = random_model(config), random_tokens(config, 2, 2), random_actions(config, 2, 12)
     assert actions is not None
     generator = StepGenerator(model, tokens, actions[:2], Sampler(seed=3))
-    generator._compiled = CompiledPosition(model, Sampler(seed=3), backend=counter)  # type: ignore[arg-type]
+    generator.drawing = compiled_drawing(model, Sampler(seed=3), counter)
     for step in range(2, 10):
         generator.step(actions[step : step + 1])
     assert counter.frame_count == 1
@@ -63,7 +70,7 @@ def test_forks_at_many_lengths_of_the_past_are_compiled_a_few_times() -> None:
     assert actions is not None
     plain = StepGenerator(model, random_tokens(config, 1, 2), actions[:2], Sampler(seed=3))
     compiled = StepGenerator(model, random_tokens(config, 1, 2), actions[:2], Sampler(seed=3))
-    compiled._compiled = CompiledPosition(model, Sampler(seed=3), backend=counter)  # type: ignore[arg-type]
+    compiled.drawing = compiled_drawing(model, Sampler(seed=3), counter)
     for step in range(2, 13):
         futures = actions[step : step + 1].repeated(2)
         assert torch.equal(compiled.fork(2).step(futures), plain.fork(2).step(futures))
@@ -78,12 +85,12 @@ def test_more_versions_are_compiled_than_pytorch_would_by_itself() -> None:
     tokens = replace(CONFIG.tokens, height=1, width=1)  # type: ignore[type-var]
     config = replace(CONFIG, tokens=tokens, transformer=replace(CONFIG.transformer, depth=1))
     model = random_model(config)
-    position = CompiledPosition(model, Sampler(), backend="eager")
+    drawing = compiled_drawing(model, Sampler(), "eager")
     for batch in (1, 2, 3):
         actions = random_actions(config, batch, 3)
         assert actions is not None
         generator = StepGenerator(model, random_tokens(config, batch, 2), actions[:2], Sampler())
-        generator._compiled = position
+        generator.drawing = drawing
         assert len(generator.step(actions[2:])) == batch
 
 
@@ -93,15 +100,15 @@ def test_nothing_in_the_loop_waits_for_the_device(name: str) -> None:
     config, sampler = CONFIGS[name], SAMPLERS[name]
     model, tokens, actions = random_model(config), random_tokens(config, 4, 2), random_actions(config, 4, 3)
     assert actions is not None
-    position = CompiledPosition(model, sampler, backend="eager")
+    drawing = compiled_drawing(model, sampler, "eager")
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         cache = model.prefill(tokens[:, :2], actions[:2], model.init_cache(4))
         context = model.step_context(tokens[:, 1], actions[2:], cache)
-        rows = 2 if sampler.guidance != 1 else 4
+        rows = 2 if sampler.guided else 4
         current = mode.from_tensor(tokens[:rows, 1].flatten(1, 2))
         noise = mode.from_tensor(torch.rand(rows, 6, model.head.noise_per_token))
         for i in range(6):
-            position._draw_slot(current, torch.tensor([i]), torch.tensor([12]), context, cache, noise)
+            drawing._draw_position(current, torch.tensor([i]), torch.tensor([12]), context, cache, noise)
     with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):  # the check can fail
         current.sum().item()
 

@@ -15,7 +15,10 @@ from world_model.architecture import WorldModelConfig
 from world_model.decoding import Decoding, diagonal_groups, diagonal_mask, known_after, raster_groups
 from world_model.generation.generator import StepGenerator
 from world_model.heads.sampler import Sampler
+from world_model.inputs.neighborhood import local_window
 from world_model.model import WorldModel
+from world_model.prediction.causal import CausalPrediction
+from world_model.prediction.masked import MaskedPrediction
 
 SAMPLER = Sampler(seed=3)
 CAUSAL_KINDS = {name: VARIANTS[name] for name in ("full", "factored", "patches")}
@@ -141,12 +144,19 @@ def test_forks_go_on_from_one_past_as_they_would_alone(name: str, past: int) -> 
         same(roll(alone, acts, past, 6), drawn[i : i + 1])
 
 
+def bytes_held(*generators: StepGenerator) -> int:
+    """Of all keys and values together, each buffer once."""
+    segments = [segment for one in generators for segment in (one.window.cache.own, *one.window.cache.shared)]
+    storages = [tensor.untyped_storage() for segment in segments for tensor in segment]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
 def test_a_fork_copies_nothing_of_the_past_and_draws_the_same_numbers() -> None:
     generator, actions = start(CONFIG, past=2)
     fork = generator.fork(4)
-    buffers = {segment.keys.untyped_storage().data_ptr() for segment in fork._cache.shared}
-    assert buffers == {generator._cache.own.keys.untyped_storage().data_ptr()}
-    assert fork._cache.own.keys.shape[3] == generator._cache.capacity - generator._cache.length
+    room = 1 - generator.window.cache.length / generator.window.cache.capacity
+    held = bytes_held(generator, fork)
+    assert held == bytes_held(generator) * (1 + 4 * room) < 5 * bytes_held(generator)
     theirs = None if actions is None else actions.repeated(4)
     drawn = fork.step(of_step(theirs, 2))
     assert torch.equal(drawn, generator.step(of_step(actions, 2)).repeat_interleave(4, dim=0))
@@ -172,17 +182,18 @@ def test_diagonal_order_with_the_widest_window_is_raster_order(name: str) -> Non
 @torch.no_grad()
 def test_diagonal_steps_with_a_cache_equal_the_whole(diagonal_offset: int) -> None:
     model, codes, actions = random_model(), random_tokens(CONFIG, 2, 3), random_actions(CONFIG, 2, 3)
-    cache, previous, steps = model.init_cache(2), None, []
+    causal, cache, previous, steps = model.prediction, model.init_cache(2), None, []
+    assert isinstance(causal, CausalPrediction)
     for step in range(3):
         context = model.step_context(previous, of_step(actions, step), cache)
         truth = codes[:, step].flatten(1)
         current, given = torch.zeros_like(truth), torch.zeros(2, 6, 24)
         for group in diagonal_groups(2, 3, diagonal_offset, torch.device("cpu")):
-            given[:, group.positions] = model.step(current, group, context, cache)
+            given[:, group.positions] = causal.step(current, group, context, cache)
             current[:, group.positions] = truth[:, group.positions]
         steps.append(given.unflatten(1, (2, 3)))
         cache, previous = cache.advanced(6), codes[:, step]
-    whole = model(codes, actions, diagonal_offset=diagonal_offset)
+    whole = causal.hidden(model.window_inputs(codes, actions), diagonal_offset=diagonal_offset)
     torch.testing.assert_close(torch.stack(steps, dim=1), whole, rtol=1e-4, atol=1e-4)
     raster = model.score(codes, actions).losses
     torch.testing.assert_close(model.score(codes, actions, diagonal_offset=3).losses, raster, rtol=1e-4, atol=1e-4)
@@ -233,17 +244,18 @@ def test_masked_decoding_keeps_the_surest_tokens_and_fills_the_rest(name: str) -
     config = MASKED[name]
     model, codes, actions = random_model(config), random_tokens(config, 2, 2), random_actions(config, 2, 3)
     assert actions is not None
-    decoding = Decoding(order="masked", steps=3, choice_temperature=0.0)
+    prediction, decoding = model.prediction, Decoding(order="masked", steps=3, choice_temperature=0.0)
+    assert isinstance(prediction, MaskedPrediction) and config.copy_size == 3
     generator = StepGenerator(model, codes, actions[:2], Sampler(temperature=0), decoding=decoding)
     drawn = generator.step(of_step(actions, 2))
     known = torch.zeros(2, 2, 2, 3, dtype=torch.bool)
     current = torch.cat([codes, torch.zeros_like(codes[:, :1])], dim=1)
     for count in known_after(3, 6):
-        hidden = model(current, actions, known=known)[:, -1].flatten(1, 2)
-        neighbor_codes = model._neighbor_codes(current)
+        hidden = prediction.hidden(model.window_inputs(current, actions), known=known)[:, -1].flatten(1, 2)
+        neighbor_codes = local_window(current[:, :-1], 3)
         best = model.head.draw(
             hidden,
-            None if neighbor_codes is None else neighbor_codes[:, -1].flatten(1, 2),
+            neighbor_codes[:, -1].flatten(1, 2),
             torch.zeros(2, 6, len(model.head.sizes)),
             Sampler(temperature=0),
             model.head.tables(),
@@ -300,7 +312,8 @@ def test_changed_weights_count_from_the_next_window_on(batch: int) -> None:
     same(roll(generator, actions, 3, 1), drawn)
     for parameter in again.parameters():
         parameter.data.copy_(parameter.data.flip(-1).contiguous())
-    generator._tokens = torch.cat([tokens, changed[:, :1]], dim=1)[:, -generator._keep :]  # the past that `changed` had
+    window = generator.window
+    window.tokens = torch.cat([tokens, changed[:, :1]], dim=1)[:, -window.kept_steps :]  # the past of `changed`
     same(roll(generator, actions, 4, 3), changed[:, 1:])
     assert not torch.equal(changed[:, :1], drawn)
 
@@ -319,12 +332,11 @@ def test_a_thousand_frames_take_no_more_memory_than_ten() -> None:
     generator, actions = start(config, batch=1)
     roll(generator, actions, 2, 10)
     size = generator.state_bytes
-    buffers = generator._cache.own.keys.data_ptr()
     for _ in range(14):
         roll(generator, actions, 2, 36)  # 504 steps of 2 frames
-    assert generator.state_bytes == size and generator._cache.own.keys.data_ptr() == buffers
-    assert len(generator._tokens[0]) < CONFIG.max_steps
-    assert generator._actions is not None and generator._actions.num_steps < CONFIG.max_steps
+    assert generator.state_bytes == size
+    assert generator.window.tokens.shape[1] < CONFIG.max_steps
+    assert generator.window.actions is not None and generator.window.actions.num_steps < CONFIG.max_steps
 
 
 @pytest.mark.slow

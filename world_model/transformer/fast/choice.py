@@ -14,9 +14,10 @@ CPU_DTYPES = (torch.float32, torch.float64)  # half precision gains nothing
 
 def functions(x: Tensor) -> ModuleType:
     """The module with the functions for a tensor like x: `fast.functional` on a CPU, else `functional`."""
-    return fast_functional if x.is_cpu and x.dtype in CPU_DTYPES and is_fast() else functional
+    on_cpu = x.is_cpu and x.dtype in CPU_DTYPES
+    return fast_functional if on_cpu and not torch.compiler.is_compiling() and not on_reference_path() else functional
 
 
-def is_fast() -> bool:
-    """False inside `reference_path()`, and in compiled code, where the compiler fuses the definition itself."""
-    return not torch.compiler.is_compiling() and not on_reference_path()
+def decodes_flat() -> bool:
+    """Whether steps go through `FlatDecodeBlock`: outside `reference_path()`, and in compiled code."""
+    return torch.compiler.is_compiling() or not on_reference_path()

@@ -1,0 +1,107 @@
+"""Drawing the tokens of a latent step, in the order that a rollout's `Decoding` says.
+
+Shapes: b rollouts, n positions of a step, p values of a patch, u uniform numbers of a step.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from world_model.decoding import DecodeGroup, Decoding, diagonal_groups, known_after, raster_groups
+from world_model.generation.compiled import CompiledDrawing
+from world_model.heads.sampler import Sampler
+from world_model.inputs.positions import at_positions
+from world_model.model import WorldModel
+from world_model.prediction.base import StepContext
+from world_model.prediction.causal import CausalPrediction
+from world_model.prediction.masked import MaskedPrediction
+from world_model.transformer.cache import TransformerCache
+
+
+class Drawing(Protocol):
+    """A way to draw a latent step."""
+
+    calls: int  # of the transformer, for a step
+    noise_per_step: int  # uniform numbers u
+    tokens_per_call: int | None  # if every call is of so many; lets weights be prepacked
+    fills_cache: bool  # whether drawing writes the keys and values of the drawn tokens
+
+    def draw(self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor) -> Tensor:
+        """Tokens (b, n[, p]) from `blank`, zeros of that shape, by uniform numbers (b, u). The cache's length stays."""
+        ...
+
+
+def make_drawing(model: WorldModel, sampler: Sampler, decoding: Decoding) -> Drawing:
+    """The drawing for a model; a ValueError for an order that the model was not trained for."""
+    order = decoding.order_for(model.config.prediction)
+    prediction, tokens = model.prediction, model.tokens
+    if isinstance(prediction, MaskedPrediction):
+        return MaskedDrawing(model, prediction, sampler, decoding)
+    if decoding.compiled:
+        return CompiledDrawing(model, prediction, sampler)
+    if order == "raster":
+        return GroupDrawing(model, prediction, sampler, raster_groups(tokens.height, tokens.width, model.device))
+    offset = decoding.diagonal_offset or 1
+    return GroupDrawing(model, prediction, sampler, diagonal_groups(tokens.height, tokens.width, offset, model.device))
+
+
+class GroupDrawing:
+    """Raster and diagonal order: one call for each group of positions."""
+
+    fills_cache = True
+
+    def __init__(
+        self, model: WorldModel, prediction: CausalPrediction, sampler: Sampler, groups: list[DecodeGroup]
+    ) -> None:
+        self.model, self.prediction, self.sampler, self.groups = model, prediction, sampler, groups
+        self.calls = len(groups)
+        self.noise_per_step = model.tokens.tokens_per_step * model.head.noise_per_token
+        self.tokens_per_call = 1 if self.calls == model.tokens.tokens_per_step else None
+
+    def draw(self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor) -> Tensor:
+        current, noise = blank, noise.unflatten(1, (self.model.tokens.tokens_per_step, -1))
+        for group in self.groups:
+            index = group.index
+            hidden = self.prediction.step(self.sampler.model_rows(current), group, context, cache)
+            uniforms = at_positions(noise, index)
+            drawn = self.model.draw(hidden, index, context, uniforms, self.sampler, confidence=False).tokens
+            if isinstance(index, int):
+                current.narrow(1, index, 1).copy_(drawn)
+            else:
+                current.index_copy_(1, index, drawn)
+        return current
+
+
+class MaskedDrawing:
+    """Masked order: every call draws all positions, and those drawn with the highest confidence stay."""
+
+    tokens_per_call: int | None = None
+    fills_cache = False
+
+    def __init__(self, model: WorldModel, prediction: MaskedPrediction, sampler: Sampler, decoding: Decoding) -> None:
+        self.model, self.prediction, self.sampler = model, prediction, sampler
+        self.known_counts = known_after(decoding.steps or 8, model.tokens.tokens_per_step)
+        self.temperature = 1.0 if decoding.choice_temperature is None else decoding.choice_temperature
+        self.calls = len(self.known_counts)
+        self.noise_per_step = self.calls * model.tokens.tokens_per_step * (model.head.noise_per_token + 1)
+
+    def draw(self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor) -> Tensor:
+        current, noise = blank, noise.unflatten(1, (self.calls, self.model.tokens.tokens_per_step, -1))
+        rows = self.sampler.model_rows
+        known = torch.zeros(current.shape[:2], dtype=torch.bool, device=current.device)
+        for i, count in enumerate(self.known_counts):
+            hidden = self.prediction.predict_masked(rows(current), rows(known), context, cache)
+            drawn = self.model.draw(hidden, None, context, noise[:, i, :, :-1], self.sampler)
+            chance = noise[:, i, :, -1].float().clamp(1e-6, 1 - 1e-6)
+            if drawn.confidence is None:  # patches have none: a random choice stays
+                confidence = chance
+            else:
+                gumbel = -(-chance.log()).log()
+                confidence = drawn.confidence + self.temperature * (1 - (i + 1) / self.calls) * gumbel
+            kept = confidence.masked_fill(known, float("inf")).topk(count, dim=1).indices
+            now_known = known.scatter(1, kept, True)
+            new = now_known & ~known
+            current = torch.where(new[..., None] if current.ndim == 3 else new, drawn.tokens, current)
+            known = now_known
+        return current

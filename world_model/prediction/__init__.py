@@ -1,0 +1,1 @@
+"""Prediction: causal and masked, the two ways in which a world model learns and draws a latent step."""

@@ -1,0 +1,32 @@
+"""What a prediction works on: a window of whole latent steps, or the next step of a rollout.
+
+Shapes: b clips, T latent steps, H W rows and columns, n = H * W positions of a step, p values of a patch, d width.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from world_model.inputs.embedding import Tables
+from world_model.inputs.positions import InputTables
+from world_model.transformer.transformer import DecodeBlocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowInputs:
+    """A window of latent steps, and what is known of each before its own tokens."""
+
+    tokens: Tensor  # (b, T, H, W[, p])
+    conditioning: Tensor  # (b, T, n, d)
+    tables: InputTables
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """What is known of the next latent step before its first token is drawn."""
+
+    conditioning: Tensor  # (b, n, d)
+    neighbor_codes: Tensor | None  # (b, n, c), codes of the step before that may be copied
+    tables: InputTables
+    head_tables: Tables
+    blocks: DecodeBlocks | None  # of the cache that the step goes into; None: made at each call
