@@ -22,10 +22,9 @@ from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.video.episodes import find_episodes
-from world_model import Decoding, Sampler, WorldModel
+from world_model import Decoding, Sampler, WorldModel, rollout
 from world_model.data import WindowDataset, window_actions, window_tokens
 from world_model.measures.prompts import Prompts, held_out_prompts
-from world_model.rollout import rollout
 
 CAUSAL = {
     "raster": Decoding(),

@@ -28,9 +28,8 @@ from transformers import LlamaForCausalLM, StoppingCriteria
 
 from vidtok_plugin import TokenizerAdapter, VidTok
 from vidtok_plugin.common.devices import default_device
-from world_model import Decoding, Sampler, WorldModel
+from world_model import Decoding, Sampler, WorldModel, rollout
 from world_model.generation.generator import StepGenerator
-from world_model.rollout import rollout
 from world_model.rollout.tokens import decode_steps, encode_steps
 
 FRAMES = TOKENS.temporal_factor  # of a step
