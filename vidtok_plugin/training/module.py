@@ -24,7 +24,7 @@ from vidtok_plugin.training.non_finite import NonFiniteError, describe, save_dum
 from vidtok_plugin.training.optimization import OptimizerConfig
 
 logger = logging.getLogger(__name__)
-Scalars = dict[str, Tensor]  # by name, without gradients
+Metrics = dict[str, Tensor]  # by name, without gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Loss:
 
     name: str  # of the optimizer, for the log
     value: Tensor | None  # None: the optimizer does not step on this batch
-    statistics: Scalars = field(default_factory=dict)  # logged
+    statistics: Metrics = field(default_factory=dict)  # logged
 
 
 class TrainingModule(pl.LightningModule):
@@ -122,8 +122,8 @@ class TrainingModule(pl.LightningModule):
             optimizer.zero_grad()
         before = [buffer.clone() for buffer in self.updated_buffers()]
         micro_batches = self._micro_batches(batch)
-        losses: Scalars = {}
-        statistics: Scalars = {}
+        losses: Metrics = {}
+        statistics: Metrics = {}
         for index, micro_batch in enumerate(micro_batches):
             last = index + 1 == len(micro_batches)
             with nullcontext() if last else self._no_sync():
@@ -153,10 +153,10 @@ class TrainingModule(pl.LightningModule):
 
     def _backward(
         self, micro_batch: Any, step: int, optimizers: list[LightningOptimizer], weight: float
-    ) -> tuple[Scalars, Scalars]:
+    ) -> tuple[Metrics, Metrics]:
         """Accumulates the gradients of a micro-batch; returns its weighted losses by name, and its statistics."""
-        losses: Scalars = {}
-        statistics: Scalars = {}
+        losses: Metrics = {}
+        statistics: Metrics = {}
         results = self.losses(micro_batch, step)
         for optimizer in optimizers:
             self.toggle_optimizer(optimizer)  # no gradients for the weights of the others
@@ -174,9 +174,9 @@ class TrainingModule(pl.LightningModule):
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
-    def _clip(self, optimizers: list[LightningOptimizer], names: Sequence[str]) -> Scalars:
+    def _clip(self, optimizers: list[LightningOptimizer], names: Sequence[str]) -> Metrics:
         """Clips each optimizer's gradients; returns their norms before clipping."""
-        norms: Scalars = {}
+        norms: Metrics = {}
         for optimizer, cfg, name in zip(optimizers, self.optimizer_configs(), self.optimizer_names(), strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             if name not in names or not parameters:
@@ -199,7 +199,7 @@ class TrainingModule(pl.LightningModule):
         optimizers: Any = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]
 
-    def _log(self, statistics: Scalars, batch_size: int) -> None:
+    def _log(self, statistics: Metrics, batch_size: int) -> None:
         values = torch.stack([value.detach().float() for value in statistics.values()])
         with torch.no_grad():
             values = mean_over_processes(values)
@@ -214,12 +214,12 @@ class TrainingModule(pl.LightningModule):
 
     # NaN and infinite values
 
-    def _all_finite(self, values: Scalars) -> bool:
+    def _all_finite(self, values: Metrics) -> bool:
         """Whether all values are finite in all processes."""
         finite = torch.stack([value.detach().isfinite().all() for value in values.values()]).all()
         return self.trainer.strategy.reduce_boolean_decision(bool(finite), all=True)
 
-    def _stop_or_skip(self, batch: Any, step: int, losses: Scalars, norms: Scalars) -> None:
+    def _stop_or_skip(self, batch: Any, step: int, losses: Metrics, norms: Metrics) -> None:
         """Stops the run with a dump of the batch, or counts a skipped step, as `non_finite` says."""
         failed = [f"loss_{name}" for name, value in losses.items() if not value.isfinite()]
         if not self.trainer.strategy.reduce_boolean_decision(bool(failed), all=False):
