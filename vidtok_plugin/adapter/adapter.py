@@ -16,9 +16,10 @@ from vidtok_plugin.adapter.precision import check_float32, full_float32
 from vidtok_plugin.adapter.saving import AdapterConfig, load_adapter_parts, save_adapter
 from vidtok_plugin.adapter.sequences import from_sequences, to_sequences
 from vidtok_plugin.adapter.streams import TokenDecoderStream, TokenStream
-from vidtok_plugin.adapter.tokens import UNPLACED, TokenGrid, VideoTokens, ids_on_grid, patches_on_grid, video_tokens
+from vidtok_plugin.adapter.tokens import UNPLACED, TokenGrid, VideoTokens, on_grid, video_tokens
 from vidtok_plugin.adapter.vocabulary import Vocabulary
 from vidtok_plugin.tokenizer.model import VidTok
+from vidtok_plugin.tokenizer.streams import Encoded
 from vidtok_plugin.tokenizer.video_checks import check_multiple
 
 
@@ -140,10 +141,13 @@ class TokenizerAdapter(FrozenTokenizer):
 
         Runs in float32 even under autocast, which would change ids. `validate`: check the range on CUDA as well.
         """
+        encoded = self._encode(video, validate)
+        return self.tokens_from_latents(encoded.latents, encoded.indices, video.shape[2])
+
+    def _encode(self, video: Tensor, validate: bool = False) -> Encoded:
         self.check_video(video)
         with full_float32(video.device):
-            encoded = self.tokenizer.encode(video, validate=validate)
-        return self.tokens_from_latents(encoded.latents, encoded.indices, video.shape[2])
+            return self.tokenizer.encode(video, validate=validate)
 
     def decode(self, tokens: VideoTokens) -> Tensor:
         """Tokens -> video (b, 3, t, h, w) in about [-1, 1], as long as the longest of them.
@@ -277,7 +281,7 @@ class TokenizerAdapter(FrozenTokenizer):
 
     def ids_to_indices(self, ids: Tensor, grid: TokenGrid) -> Tensor:
         """Vocabulary ids (b, n) -> codebook indices (b, T, H, W) int64; remove special tokens before."""
-        indices = ids_on_grid(ids, grid)
+        indices = on_grid(ids, grid, "(b, n)")
         self.vocabulary.check_codebook_ids(ids)
         return indices.to(torch.int64)
 
@@ -324,14 +328,9 @@ class TokenizerAdapter(FrozenTokenizer):
             ValueError: a discrete adapter, no video, or latents with NaN or infinite values.
         """
         self._check_continuous()
-        mean, std = channel_statistics(self._latents(video) for video in videos)
+        mean, std = channel_statistics(self._encode(video).latents for video in videos)
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
-
-    def _latents(self, video: Tensor) -> Tensor:
-        self.check_video(video)
-        with full_float32(video.device):
-            return self.tokenizer.encode(video).latents
 
     def _patch(self, latents: Tensor) -> Tensor:
         self._check_continuous()
@@ -342,7 +341,7 @@ class TokenizerAdapter(FrozenTokenizer):
 
     def _patches_on_grid(self, patches: Tensor, grid: TokenGrid) -> Tensor:
         self._check_continuous()
-        values = patches_on_grid(patches, grid)
+        values = on_grid(patches, grid, "(b, n, patch_dim)")
         if values.shape[-1] != self.patch_dim:
             raise ValueError(f"TokenizerAdapter: patches must have {self.patch_dim} values, got {values.shape[-1]}.")
         return values

@@ -88,26 +88,17 @@ def video_tokens(values: Tensor, num_frames: int, first_step: int) -> VideoToken
     return VideoTokens(grid_values=values, num_frames=frames, first_step=first, batch_size=[b])  # type: ignore[call-arg]
 
 
-def ids_on_grid(ids: Tensor, grid: TokenGrid) -> Tensor:
-    """Ids in raster order (b, n) -> (b, T, H, W).
+def on_grid(values: Tensor, grid: TokenGrid, shape: str) -> Tensor:
+    """Tokens in raster order (b, n) or (b, n, d) -> (b, T, H, W) or (b, T, H, W, d).
 
     Raises:
-        ValueError: another shape, or another number of tokens than the grid has.
+        ValueError: another number of axes than in `shape`, such as "(b, n)", or of tokens than the grid has.
     """
-    return rearrange(_filling(ids, grid, "(b, n)", 2), "b (t h w) -> b t h w", t=grid.T, h=grid.H)
-
-
-def patches_on_grid(patches: Tensor, grid: TokenGrid) -> Tensor:
-    """Patches in raster order (b, n, d) -> (b, T, H, W, d); errors as for ids."""
-    return rearrange(_filling(patches, grid, "(b, n, patch_dim)", 3), "b (t h w) d -> b t h w d", t=grid.T, h=grid.H)
-
-
-def _filling(values: Tensor, grid: TokenGrid, shape: str, dims: int) -> Tensor:
-    if values.ndim != dims:
+    if values.ndim != len(shape.split(",")):
         raise ValueError(f"TokenizerAdapter: tokens must have the shape {shape}, got {tuple(values.shape)}.")
     if values.shape[1] != grid.num_tokens:
         raise ValueError(
             f"TokenizerAdapter: {grid} has {grid.num_tokens} tokens, got {values.shape[1]}; "
             "remove special tokens and give whole steps."
         )
-    return values
+    return rearrange(values, "b (t h w) ... -> b t h w ...", t=grid.T, h=grid.H)

@@ -1,7 +1,7 @@
-"""Tokenizing episodes into a store, with one process or several: plan, find what is stale, encode, publish."""
+"""Tokenizing episodes into a store, with one process or several: plan shards, find stale ones, encode, write."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.processes import THE_ONLY_PROCESS, Process
 from vidtok_plugin.store.encode import clip_ranges, encode_episode
-from vidtok_plugin.store.metadata import StoreMetadata
 from vidtok_plugin.store.plan import plan_shards
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.shards import Shard, StoredEpisode, open_shard, shard_paths
@@ -70,7 +69,7 @@ class _StaleShard:
 
     number: int
     names: Sequence[str]  # of all its episodes
-    stale: Mapping[str, str]  # name -> digest of the episodes to encode
+    digests: Mapping[str, str]  # of the episodes to encode, by name
     stored: Shard | None  # the shard that it replaces
 
 
@@ -129,30 +128,39 @@ def write_shards(
     sources = named_sources(episodes, config.root)
     metadata = store_metadata(adapter, episodes[0], config.clip_frames)
     writer = TokenStoreWriter(output, metadata, adapter=adapter, update=config.update)
+    folder = writer.split_folder(config.split)
 
-    plan = plan_shards(writer.split_folder(config.split), list(sources), config.episodes_per_shard)
-    wanted = {number: names for number, names in enumerate(plan) if not sources.keys().isdisjoint(names)}
+    plan = plan_shards(folder, list(sources), config.episodes_per_shard)
+    planned = {number: names for number, names in enumerate(plan) if not sources.keys().isdisjoint(names)}
     if process.rank == 0:
-        _log_plan(writer, wanted, len(sources), config, process)
+        _log_plan(output, planned, _missing(folder, planned), len(sources), process)
 
-    own = {number: names for number, names in wanted.items() if number % process.world_size == process.rank}
-    _check_same(adapter, sources, own, metadata)
-    shards = _find_stale(sources, own, writer, config)
+    own = {number: names for number, names in planned.items() if number % process.world_size == process.rank}
+    for name in (name for names in own.values() for name in names if name in sources):
+        metadata.check_same(replace(metadata, **common_facts(adapter, sources[name])), name)
+    stale = _find_stale(output, sources, own, shard_paths(folder), config)
+
     with Progress(disable=not config.progress or process.rank > 0) as bar:
-        encoding = bar.add_task(f"tokens ({config.split})", total=sum(len(shard.stale) for shard in shards))
-        for shard in shards:
+        encoding = bar.add_task(f"tokens ({config.split})", total=sum(len(shard.digests) for shard in stale))
+        for shard in stale:
             clips = _stored_clips(shard.stored)
-            for name, digest in shard.stale.items():
+            for name, digest in shard.digests.items():
                 clips[name] = _encode_clips(adapter, sources[name], name, digest, config)
                 bar.advance(encoding)
-            _write(writer, shard, clips, config.split)
+            entries, data = zip(*(clip for name in shard.names for clip in clips[name]), strict=True)
+            replaces = None if shard.stored is None else shard.stored.path
+            writer.write_shard(config.split, entries, data, shard.number, replaces=replaces)
+    writer.tidy(config.split)
 
-    missing = _missing(writer, wanted, config.split)
-    return WrittenShards(
-        written=tuple(shard.number for shard in shards),
-        missing=missing,
-        outdated=_publish(writer, config, complete=not missing),
-    )
+    missing = _missing(folder, planned)
+    outdated = writer.switch() if config.update and not missing else ()
+    if outdated:
+        logger.warning(
+            "%s serves its previous tokens until %d more episodes are tokenized with --update, with their own folder "
+            "and --split: %s",
+            *(output, len(outdated), f"{', '.join(outdated[:3])}{', ...' if len(outdated) > 3 else ''}"),
+        )
+    return WrittenShards(written=tuple(shard.number for shard in stale), missing=missing, outdated=outdated)
 
 
 def _check_fit(adapter: TokenizerAdapter, episodes: Sequence[Source], config: TokenizeConfig) -> None:
@@ -173,78 +181,45 @@ def _check_fit(adapter: TokenizerAdapter, episodes: Sequence[Source], config: To
         )
 
 
-# Plan
-
-
-def _missing(writer: TokenStoreWriter, wanted: Mapping[int, Sequence[str]], split: str) -> tuple[int, ...]:
-    written = shard_paths(writer.split_folder(split))
-    return tuple(number for number in wanted if number not in written)
+def _missing(split_folder: Path, planned: Iterable[int]) -> tuple[int, ...]:
+    written = shard_paths(split_folder)
+    return tuple(number for number in planned if number not in written)
 
 
 def _log_plan(
-    writer: TokenStoreWriter,
-    wanted: Mapping[int, Sequence[str]],
-    num_sources: int,
-    config: TokenizeConfig,
-    process: Process,
+    output: str | Path, planned: Mapping[int, Sequence[str]], missing: Sequence[int], num_sources: int, process: Process
 ) -> None:
-    missing = _missing(writer, wanted, config.split)
-    to_encode = sum(len(wanted[number]) for number in missing)
-    logger.info("%s: %d of %d episodes to encode", writer.folder, to_encode, num_sources)
+    logger.info("%s: %d of %d episodes to encode", output, sum(len(planned[n]) for n in missing), num_sources)
     if 0 < len(missing) < process.world_size:
         logger.warning(
             "%s: there are only %d shards to write for %d processes; lower episodes_per_shard",
-            *(writer.folder, len(missing), process.world_size),
+            *(output, len(missing), process.world_size),
         )
 
 
-# Find what is stale
-
-
-def _check_same(
-    adapter: TokenizerAdapter,
-    sources: Mapping[str, Source],
-    planned: Mapping[int, Sequence[str]],
-    metadata: StoreMetadata,
-) -> None:
-    """Raise a ValueError if a planned source differs from what all sources of the store have in common."""
-    for name in (name for names in planned.values() for name in names if name in sources):
-        metadata.check_same(replace(metadata, **common_facts(adapter, sources[name])), name)
-
-
 def _find_stale(
+    output: str | Path,
     sources: Mapping[str, Source],
     planned: Mapping[int, Sequence[str]],
-    writer: TokenStoreWriter,
+    paths: Mapping[int, Path],
     config: TokenizeConfig,
 ) -> list[_StaleShard]:
-    """The planned shards with episodes that are new or have changed."""
-    paths = shard_paths(writer.split_folder(config.split))
+    """The planned shards with episodes that are new or whose files have changed."""
     shards = []
     for number, names in planned.items():
         stored = open_shard(paths[number]) if number in paths else None
-        digests = {} if stored is None else {episode.name: episode.digest for episode in stored.stored_episodes()}
-        stale = {}
-        for name in names:
-            if name not in sources:
-                continue  # it is stored, and its file is gone
-            digest = file_digest(sources[name])
-            if digest == digests.get(name):
-                continue
-            if name in digests and not config.update:
-                raise ValueError(
-                    f"write_store: {name} has changed since it was written to {writer.folder}; {REDO}, or write "
-                    "another store."
-                )
-            stale[name] = digest
+        known = {} if stored is None else {episode.name: episode.digest for episode in stored.stored_episodes()}
+        digests = {name: file_digest(sources[name]) for name in names if name in sources}
+        stale = {name: digest for name, digest in digests.items() if digest != known.get(name)}
+        if (changed := next((name for name in stale if name in known), None)) and not config.update:
+            raise ValueError(
+                f"write_store: {changed} has changed since it was written to {output}; {REDO}, or write another store."
+            )
         if stale:
-            shards.append(_StaleShard(number=number, names=names, stale=stale, stored=stored))
-    if changed := sum(len(shard.stale) for shard in shards if shard.stored is not None):
-        logger.info("%s: %d episodes have changed since they were written; encoding them again", writer.folder, changed)
+            shards.append(_StaleShard(number=number, names=names, digests=stale, stored=stored))
+    if count := sum(len(shard.digests) for shard in shards if shard.stored is not None):
+        logger.info("%s: %d episodes have changed since they were written; encoding them again", output, count)
     return shards
-
-
-# Encode
 
 
 def _stored_clips(shard: Shard | None) -> dict[str, list[Clip]]:
@@ -266,25 +241,3 @@ def _encode_clips(
         entry = StoredEpisode(name=name, first_frame=frames.start, frames=len(frames), steps=steps, digest=digest)
         clips.append((entry, data))
     return clips
-
-
-# Publish
-
-
-def _write(writer: TokenStoreWriter, shard: _StaleShard, clips: Mapping[str, Sequence[Clip]], split: str) -> None:
-    entries, data = zip(*(clip for name in shard.names for clip in clips[name]), strict=True)
-    replaces = None if shard.stored is None else shard.stored.path
-    writer.write_shard(split, entries, data, shard.number, replaces=replaces)
-
-
-def _publish(writer: TokenStoreWriter, config: TokenizeConfig, *, complete: bool) -> tuple[str, ...]:
-    """Tidy up, and switch an update that is complete here; returns the episodes of the store that it still lacks."""
-    writer.tidy(config.split)
-    outdated = writer.switch() if config.update and complete else ()
-    if outdated:
-        logger.warning(
-            "%s serves its previous tokens until %d more episodes are tokenized with --update, with their own folder "
-            "and --split: %s",
-            *(writer.folder, len(outdated), f"{', '.join(outdated[:3])}{', ...' if len(outdated) > 3 else ''}"),
-        )
-    return outdated
