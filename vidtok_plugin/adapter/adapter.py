@@ -19,7 +19,7 @@ from vidtok_plugin.adapter.streams import TokenDecoderStream, TokenStream
 from vidtok_plugin.adapter.tokens import UNPLACED, TokenGrid, VideoTokens, on_grid, video_tokens
 from vidtok_plugin.adapter.vocabulary import Vocabulary
 from vidtok_plugin.tokenizer.model import VidTok
-from vidtok_plugin.tokenizer.streams import Encoded
+from vidtok_plugin.tokenizer.regularizers import Encoded
 from vidtok_plugin.tokenizer.video_checks import check_multiple
 
 
