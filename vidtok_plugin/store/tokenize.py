@@ -1,4 +1,4 @@
-"""Tokenizing episodes into a store, with one process or several: plan shards, find stale ones, encode, write."""
+"""Tokenizing episodes into a store, with one process or several: plan, find stale episodes, encode, publish."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -140,26 +140,9 @@ def write_shards(
         metadata.check_same(replace(metadata, **common_facts(adapter, sources[name])), name)
     stale = _find_stale(output, sources, own, shard_paths(folder), config)
 
-    with Progress(disable=not config.progress or process.rank > 0) as bar:
-        encoding = bar.add_task(f"tokens ({config.split})", total=sum(len(shard.digests) for shard in stale))
-        for shard in stale:
-            clips = _stored_clips(shard.stored)
-            for name, digest in shard.digests.items():
-                clips[name] = _encode_clips(adapter, sources[name], name, digest, config)
-                bar.advance(encoding)
-            entries, data = zip(*(clip for name in shard.names for clip in clips[name]), strict=True)
-            replaces = None if shard.stored is None else shard.stored.path
-            writer.write_shard(config.split, entries, data, shard.number, replaces=replaces)
-    writer.tidy(config.split)
-
+    _encode_and_write(adapter, sources, stale, writer, config, show_progress=config.progress and process.rank == 0)
     missing = _missing(folder, planned)
-    outdated = writer.switch() if config.update and not missing else ()
-    if outdated:
-        logger.warning(
-            "%s serves its previous tokens until %d more episodes are tokenized with --update, with their own folder "
-            "and --split: %s",
-            *(output, len(outdated), f"{', '.join(outdated[:3])}{', ...' if len(outdated) > 3 else ''}"),
-        )
+    outdated = _publish(writer, config, complete=not missing)
     return WrittenShards(written=tuple(shard.number for shard in stale), missing=missing, outdated=outdated)
 
 
@@ -222,6 +205,27 @@ def _find_stale(
     return shards
 
 
+def _encode_and_write(
+    adapter: TokenizerAdapter,
+    sources: Mapping[str, Source],
+    shards: Sequence[_StaleShard],
+    writer: TokenStoreWriter,
+    config: TokenizeConfig,
+    *,
+    show_progress: bool,
+) -> None:
+    with Progress(disable=not show_progress) as bar:
+        encoding = bar.add_task(f"tokens ({config.split})", total=sum(len(shard.digests) for shard in shards))
+        for shard in shards:
+            clips = _stored_clips(shard.stored)
+            for name, digest in shard.digests.items():
+                clips[name] = _encode_clips(adapter, sources[name], name, digest, config)
+                bar.advance(encoding)
+            entries, data = zip(*(clip for name in shard.names for clip in clips[name]), strict=True)
+            replaces = None if shard.stored is None else shard.stored.path
+            writer.write_shard(config.split, entries, data, shard.number, replaces=replaces)
+
+
 def _stored_clips(shard: Shard | None) -> dict[str, list[Clip]]:
     """The clips of each source in a shard."""
     clips: dict[str, list[Clip]] = {}
@@ -241,3 +245,16 @@ def _encode_clips(
         entry = StoredEpisode(name=name, first_frame=frames.start, frames=len(frames), steps=steps, digest=digest)
         clips.append((entry, data))
     return clips
+
+
+def _publish(writer: TokenStoreWriter, config: TokenizeConfig, *, complete: bool) -> tuple[str, ...]:
+    """Tidy up, and finish an update whose shards are complete; returns the episodes that it does not include yet."""
+    writer.tidy(config.split)
+    outdated = writer.switch() if config.update and complete else ()
+    if outdated:
+        logger.warning(
+            "%s serves its previous tokens until %d more episodes are tokenized with --update, with their own folder "
+            "and --split: %s",
+            *(writer.folder, len(outdated), f"{', '.join(outdated[:3])}{', ...' if len(outdated) > 3 else ''}"),
+        )
+    return outdated
