@@ -47,12 +47,12 @@ def config(store: Path, output: Path, *overrides: str) -> WorldModelRunConfig:
 @pytest.mark.parametrize("muon_lr", ["null", "0.02"])
 def test_a_world_model_learns_by_trainer_fit(store: Path, tmp_path: Path, muon_lr: str) -> None:
     """Codes count up by one per step, which is soon learned."""
-    cfg = config(store, tmp_path, "trainer.max_steps=60", f"optimizer.muon_lr={muon_lr}")
+    cfg = config(store, tmp_path, "trainer.max_steps=20", f"optimizer.muon_lr={muon_lr}")
     module, data = WorldModelModule(cfg), TokenDataModule(cfg)
     trainer = pl.Trainer(**cfg.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
     trainer.fit(module, data)
-    assert trainer.callback_metrics["val/cross_entropy"] < 0.7  # at first log 12 = 2.5
-    assert trainer.callback_metrics["val/accuracy"] > 0.8
+    assert trainer.callback_metrics["val/cross_entropy"] < 0.3  # at first log 12 = 2.5
+    assert trainer.callback_metrics["val/accuracy"] > 0.9
     assert module.model.token_hash == "def"
 
 
@@ -62,12 +62,12 @@ def test_a_world_model_learns_by_trainer_fit(store: Path, tmp_path: Path, muon_l
 def test_continuous_tokens_are_learned_by_flow_matching(prediction: str, overrides: list[str], tmp_path: Path) -> None:
     for split in ("train", "validation"):
         write_episodes(tmp_path / "tokens", split, [9, 12, 5], metadata=PATCHES)
-    settings = [f"model.prediction={prediction}", "trainer.max_steps=60", "model.flow.width=32", *overrides]
+    settings = [f"model.prediction={prediction}", "trainer.max_steps=20", "model.flow.width=32", *overrides]
     cfg = config(tmp_path / "tokens", tmp_path, *settings)
     module, data = WorldModelModule(cfg), TokenDataModule(cfg)
     trainer = pl.Trainer(**cfg.trainer, logger=False, enable_checkpointing=False, enable_model_summary=False)
     trainer.fit(module, data)
-    assert trainer.callback_metrics["val/flow_loss"] < 0.8  # at first 1 plus the mean square of the patches, about 1.3
+    assert trainer.callback_metrics["val/flow_loss"] < 0.7  # at first 1 plus the mean square of the patches, about 1.3
     assert "val/accuracy" not in trainer.callback_metrics
 
 
