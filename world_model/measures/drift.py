@@ -66,13 +66,8 @@ class Drift:
     def measured(self) -> Measured:
         """The results under the names of the report."""
         count = len(next(iter(self.imagined.values())))
-        values: dict[str, Any] = {
-            "rollouts": self.rollouts,
-            "frames": [
-                self.segment_frames * (1 + index) for index in range(count)
-            ],  # imagined by the end of each segment
-            "real_source": self.real_source,
-        }
+        ends = [self.segment_frames * (1 + index) for index in range(count)]  # of the segments, in imagined frames
+        values: dict[str, Any] = {"rollouts": self.rollouts, "frames": ends, "real_source": self.real_source}
         rows = []
         for name, series in self.imagined.items():
             digits, real = DIGITS[name], self.real[name]

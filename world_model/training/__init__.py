@@ -1,1 +1,1 @@
-"""Training of world models: module, runs, shards."""
+"""Training of world models: the Lightning module, runs, sharding."""
