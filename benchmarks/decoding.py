@@ -1,12 +1,12 @@
-"""Orders of decoding compared on trained models: how fast they roll out, and what it costs in quality.
+"""The speed and quality of decoding orders, on trained models.
 
     python benchmarks/decoding.py --causal FOLDER [--masked FOLDER] --store STORE --episodes FOLDER
 
-`benchmarks/rollout_speed.py` compares their speed without trained models, and with another library's.
+`benchmarks/rollout_speed.py` measures speed without trained models, and compares it with another library's.
 
-Every order imagines the same held-out futures in one batch and with a batch of one, in turns for several rounds, of
-which the median counts. Cross entropy is teacher-forced on the store's test split as the order sees the tokens, in nats
-a token; for masked models it is that of drawing a step's tokens in random order.
+Every order imagines the same held-out futures, in one batch and in batches of one. Orders take turns for several
+rounds; figures are medians. Cross entropy is teacher-forced on the store's test split, with the attention mask of the
+order, in nats per token. For masked models it is that of drawing a step's tokens in random order.
 """
 
 import statistics
@@ -28,7 +28,7 @@ from world_model.measures.prompts import Prompts, held_out_prompts
 
 CAUSAL = {
     "raster": Decoding(),
-    **{f"diagonal, window {w}": Decoding(order="diagonal", diagonal_offset=w) for w in (4, 2, 1)},
+    **{f"diagonal, offset {k}": Decoding(order="diagonal", diagonal_offset=k) for k in (4, 2, 1)},
 }
 MASKED = {f"masked, {steps} steps": Decoding(order="masked", steps=steps) for steps in (16, 8, 4, 2)}
 

@@ -1,9 +1,9 @@
-"""What a GPU's own paths bring: xformers against SDPA, memory formats of convolutions, CUDA graphs in decoding.
+"""Speed of what is particular to a GPU: xformers against SDPA, memory formats of convolutions, CUDA graphs in decoding.
 
     python benchmarks/gpu.py
 
-The tokenizer's and the rollout's benchmarks run on a GPU as they are (bf16 by --precision, compiled networks, diffusers
-in both memory formats); this one has what is for a GPU alone. Contenders take turns; medians of the rounds.
+The benchmarks of the tokenizer and of rollouts also run on a GPU (bf16 by --precision, compiled networks, diffusers in
+both memory formats). Contenders take turns; figures are medians of rounds.
 """
 
 import statistics
@@ -27,7 +27,7 @@ Work = Callable[[], Any]
 
 
 def rows_of(section: str, what: str, contenders: Mapping[str, Work], rounds: int, **more: Any) -> list[dict[str, Any]]:
-    """The first contender is what the others are compared with."""
+    """Rows of contenders, with their speed relative to the first."""
     seconds = in_turns(contenders, rounds=rounds, warmups=3)
     first = next(iter(contenders))
     return [
@@ -46,12 +46,12 @@ def rows_of(section: str, what: str, contenders: Mapping[str, Work], rounds: int
 def attention_rows(batch: int, heads: int, queries: int, keys: int, rounds: int) -> list[dict[str, Any]]:
     q = torch.randn(batch, heads, queries, 64, device="cuda", dtype=torch.bfloat16)
     k, v = (torch.randn(batch, heads, keys, 64, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    causal = queries > 1  # a single query, as in decoding, sees all keys
+    causal = queries > 1  # a single query, as in decoding, attends to all keys
     contenders: dict[str, Work] = {"sdpa": lambda: attention(q, k, v, causal=causal, backend="sdpa")}
     try:
         output = attention(q, k, v, causal=causal, backend="xformers")
     except (ValueError, NotImplementedError) as error:
-        print(f"xformers is left out, for it cannot run here: {str(error).splitlines()[0]}")
+        print(f"xformers is left out, since it cannot run here: {str(error).splitlines()[0]}")
     else:
         assert (output.float() - contenders["sdpa"]().float()).abs().max() < 0.03
         contenders["xformers"] = lambda: attention(q, k, v, causal=causal, backend="xformers")
@@ -60,7 +60,7 @@ def attention_rows(batch: int, heads: int, queries: int, keys: int, rounds: int)
 
 @torch.no_grad()
 def convolution_rows(dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
-    """A 3x3x3 convolution in both memory formats, and the resampling layers against what they stand for."""
+    """A 3x3x3 convolution in both memory formats, and the resampling layers against their definitions."""
     what = "256 channels, 20x64x64"
     x = torch.randn(1, 20, 64, 64, 256, device="cuda", dtype=dtype)
     weight = torch.randn(256, 256, 3, 3, 3, device="cuda", dtype=dtype)
@@ -93,7 +93,7 @@ def convolution_rows(dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def decoding_rows(batch: int, rounds: int) -> list[dict[str, Any]]:
-    """Latent steps in raster order by the plain path and by one captured CUDA graph a token."""
+    """Latent steps in raster order, without and with one captured CUDA graph per token."""
     tokens = TokenSpec(codebook_size=1000, height=8, width=8, temporal_factor=4)
     transformer = TransformerConfig(width=512, depth=8, heads=8)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""How a rollout's cost grows, as a picture: time a token by length and by context, and the cache's bytes by context."""
+"""Plots how a rollout's cost grows: time per call by length and by context, and the cache's bytes by context."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,18 +19,18 @@ STYLES = ("-", "--", ":")  # of the batches
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Writes a PNG of rows that tell their `axis`, `who`, `batch`, `tokens` and what was measured."""
+    """Writes a PNG of rows with `axis`, `who`, `batch`, `tokens` and the measured values."""
     generated = [row for row in rows if row["axis"] == "generated"]
     context = [row for row in rows if row["axis"] == "context"]
     figure = Figure(figsize=(14, 4), dpi=100, layout="constrained")
     length, time, memory = (figure.add_subplot(1, 3, place) for place in (1, 2, 3))
     _lines(length, generated, "ms a call")
-    length.axvline(generated[0]["window"] - 64, color="tab:gray", lw=1)
-    length.set_title("ms a call, by tokens generated; right of the line the window moves", fontsize=9)
+    length.axvline(generated[0]["context"] - 64, color="tab:gray", lw=1)
+    length.set_title("ms per call, by tokens generated; the context is full at the line", fontsize=9)
     length.set_xlabel("tokens generated", fontsize=9)
     length.set_ylim(bottom=0)
     _lines(time, context, "ms a call")
-    time.set_title("ms a call, by context", fontsize=9)
+    time.set_title("ms per call, by context", fontsize=9)
     time.set_yscale("log")
     time.yaxis.set_major_formatter(ScalarFormatter())
     time.yaxis.set_minor_formatter(ScalarFormatter())

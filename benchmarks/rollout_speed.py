@@ -1,15 +1,15 @@
-"""Rolled-out tokens and frames a second, against Hugging Face `generate()` with a Llama of the same shape.
+"""Tokens and frames per second of rollouts, against Hugging Face `generate()` with a Llama of the same shape.
 
     python benchmarks/rollout_speed.py                                # minutes
     python benchmarks/rollout_speed.py --quick                        # less than one on a GPU
-    python benchmarks/rollout_speed.py --plot docs/rollout_cost.png   # how cost grows, instead; with a plot
+    python benchmarks/rollout_speed.py --plot docs/rollout_cost.png   # instead, how cost grows with length, as a plot
 
 Both have the same layers, width, heads, hidden width and vocabulary, continue the same prompts by as many tokens, and
-draw them from the whole distribution at temperature 1 (--greedy: take the likeliest). Times are of all of it, the
-prompt included: medians of rounds in which contenders take turns; ms a token are shared by the batch. "x generate()" is
-the median of the rounds' ratios to `generate()` as it is, with its growing cache; its static cache is a contender too.
-Without a cache each token takes a whole pass over the window. The tokenizer's part is apart, and so is a whole
-`rollout()`, from video to video.
+draw from the whole distribution at temperature 1 (--greedy: take the likeliest). Times include the prompt, and are
+medians of rounds in which contenders take turns; "ms a token" divides by the batch. "x generate()" is the median of the
+rounds' ratios to the default `generate()`, with its growing cache; its static cache is a contender too. Without a cache
+each token takes a whole pass over the context. The tokenizer is measured apart, and so is a whole `rollout()`, from
+video to video.
 """
 
 import statistics
@@ -38,11 +38,11 @@ PEER = "generate()"
 PLAIN = "raster"
 CAUSAL = {
     PLAIN: Decoding(),
-    **{f"diagonal, window {window}": Decoding(order="diagonal", diagonal_offset=window) for window in (4, 2, 1)},
+    **{f"diagonal, offset {k}": Decoding(order="diagonal", diagonal_offset=k) for k in (4, 2, 1)},
 }
 COMPILED = {"raster, compiled": Decoding(compiled=True)}
 MASKED = {f"masked, {steps} calls": Decoding(order="masked", steps=steps) for steps in (8, 4)}
-UNCACHED_TOKENS = 4  # that are drawn without a cache: each takes as long as the others
+UNCACHED_TOKENS = 4  # drawn without a cache: each takes equally long
 CONTEXTS = (4, 8, 16, 32)  # steps
 
 Row = dict[str, Any]
@@ -50,7 +50,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Contender:
-    """A way to roll out: `work` draws so many `tokens` of each rollout, in so many calls of the transformer."""
+    """A way to roll out: `work` draws `tokens` tokens of each rollout, in `calls` calls of the transformer."""
 
     work: Callable[[], Any]
     tokens: int
@@ -66,7 +66,7 @@ def ours(model: WorldModel, batch: int, steps: int, decoding: Decoding, sampler:
             generator.step(actions[step : step + 1])
         return generator
 
-    return Contender(work, steps * STEP, work().model_calls - 1)  # but the one that reads the prompt
+    return Contender(work, steps * STEP, work().model_calls - 1)  # without the prefill of the prompt
 
 
 def without_cache(model: WorldModel, batch: int, sampler: Sampler) -> Contender:
@@ -136,7 +136,7 @@ def measured(shape: Shape, batch: int, args: Any) -> list[Row]:
 
 
 def from_video_to_video(batch: int, args: Any) -> list[Row]:
-    """What the tokenizer takes of a rollout, and a whole rollout with the demo's sizes."""
+    """The time of the tokenizer, and of a whole rollout with the demo's sizes."""
     adapter = TokenizerAdapter(VidTok.from_pretrained("vidtok_tiny").to(default_device()))
     shape = Shape(size="demo", precision=args.precision)
     model = shape.world_model()
@@ -163,7 +163,7 @@ def from_video_to_video(batch: int, args: Any) -> list[Row]:
 
 
 class Clock(StoppingCriteria):
-    """Never stops, and notes when each token was there."""
+    """Never stops, and records the time of each token."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -175,9 +175,9 @@ class Clock(StoppingCriteria):
 
 
 def step_seconds(model: WorldModel, batch: int, prompt: int, steps: int) -> tuple[list[float], int]:
-    """Of each of so many steps after a prompt and one more, a token; and the cache's bytes.
+    """Seconds per token of each of `steps` steps after a prompt and one more step, and the cache's bytes.
 
-    The first lays weights out, once for all of a window.
+    The first step prepacks weights for the whole window, and is left out.
     """
     actions = random_actions(batch, prompt + 1 + steps)
     generator = StepGenerator(model, random_codes(batch, prompt), actions[:prompt], Sampler())
@@ -189,13 +189,13 @@ def step_seconds(model: WorldModel, batch: int, prompt: int, steps: int) -> tupl
 
 
 def peer_seconds(llama: LlamaForCausalLM, batch: int, prompt: int, steps: int) -> tuple[list[float], int]:
-    """The same of `generate()`, which counts from the prompt on."""
+    """The same for `generate()`."""
     clock = Clock()
     codes = random_codes(batch, prompt).flatten(1)
     result = generated(
         llama,
         codes,
-        1 + steps * STEP,  # the first comes with the prompt
+        1 + steps * STEP,  # the prompt gives the first
         Sampler(),
         stopping_criteria=[clock],
         return_dict_in_generate=True,
@@ -206,22 +206,22 @@ def peer_seconds(llama: LlamaForCausalLM, batch: int, prompt: int, steps: int) -
 
 
 def whole_seconds(model: WorldModel, batch: int, steps: int) -> float:
-    """Of a token without a cache, a pass over so many steps."""
+    """Seconds per token without a cache: a pass over so many steps."""
     codes, actions = random_codes(batch, steps), random_actions(batch, steps)
     with torch.no_grad():
         return seconds_of(lambda: model(codes, actions))
 
 
 def growth(args: Any) -> list[Row]:
-    """Seconds a token by the tokens generated so far; seconds and bytes by context. In turns, medians of rounds."""
+    """Time per token by the number of generated tokens; time and bytes by context. Medians of rounds, in turns."""
     return [row for batch in args.batches for row in (*by_length(batch, args), *by_context(batch, args))]
 
 
 def by_length(batch: int, args: Any) -> list[Row]:
-    window, beyond = (4, 2) if args.quick else (16, 8)
-    shape = Shape(size=args.sizes[0], precision=args.precision, max_steps=window)
-    model, llama = shape.world_model(), shape.llama((window + beyond + 1) * STEP)
-    steps = window - 2 + beyond  # after two that are given or drawn before
+    context, beyond = (4, 2) if args.quick else (16, 8)
+    shape = Shape(size=args.sizes[0], precision=args.precision, max_steps=context)
+    model, llama = shape.world_model(), shape.llama((context + beyond + 1) * STEP)
+    steps = context - 2 + beyond  # after two that are given or drawn before
     taken: dict[str, list[list[float]]] = {PLAIN: [], PEER: []}
     with shape.casting():
         for _ in range(args.rounds + 1):
@@ -231,7 +231,7 @@ def by_length(batch: int, args: Any) -> list[Row]:
     for name, rounds in taken.items():
         for i, seconds in enumerate(zip(*rounds[1:], strict=True)):
             row = {"axis": "generated", "size": shape.size, "batch": batch, "who": name, "tokens": (i + 1) * STEP}
-            rows.append(row | {"ms a call": 1000 * statistics.median(seconds), "window": window * STEP})
+            rows.append(row | {"ms a call": 1000 * statistics.median(seconds), "context": context * STEP})
     return rows
 
 
@@ -267,14 +267,16 @@ def by_context(batch: int, args: Any) -> list[Row]:
 def main(argv: Sequence[str] | None = None) -> None:
     gpu = default_device().type == "cuda"
     parser = make_parser(__doc__, rounds=5)
-    parser.add_argument("--sizes", nargs="+", choices=tuple(SIZES), help="demo and large; with --quick or --plot, demo")
+    parser.add_argument(
+        "--sizes", nargs="+", choices=tuple(SIZES), help="default: demo and large; with --quick or --plot, demo"
+    )
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--steps", type=int, help="latent steps to imagine, of 64 tokens: 4; with --quick, 1")
-    parser.add_argument("--precision", choices=PRECISIONS, default="32", help="bf16 is by autocast")
+    parser.add_argument("--steps", type=int, help="latent steps of 64 tokens to imagine; default: 4, with --quick 1")
+    parser.add_argument("--precision", choices=PRECISIONS, default="32", help="bf16 uses autocast")
     parser.add_argument("--greedy", action="store_true")
-    parser.add_argument("--compiled", action="store_true", default=gpu, help="compiled decoding too; always on a GPU")
+    parser.add_argument("--compiled", action="store_true", default=gpu, help="also compiled decoding; always on a GPU")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="measure instead how cost grows, with a plot")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="measure how cost grows instead, and plot it")
     args = parser.parse_args(argv)
     if args.plot and (args.steps or args.greedy or (args.sizes and len(args.sizes) > 1) or len(args.batches) > 3):
         parser.error("--plot takes one size and at most 3 batches, and neither --steps nor --greedy.")

@@ -1,4 +1,4 @@
-"""World models and Llamas of the same shape, with random weights: speed doesn't depend on what they learned."""
+"""World models and Llamas of the same shape, with random weights, on which speed does not depend."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ PRECISIONS = ("32", "bf16", "bf16-weights")
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What both have in common, and the latent steps that ours sees."""
+    """The sizes that both share, and the latent steps that ours sees."""
 
     size: str
     precision: str = "32"
@@ -73,7 +73,7 @@ class Shape:
             model.bfloat16()
 
     def casting(self) -> AbstractContextManager[object]:
-        """The context that both run in."""
+        """The autocast context that both run in."""
         if self.precision == "bf16":
             return torch.autocast(default_device().type, torch.bfloat16)
         return nullcontext()
@@ -86,7 +86,7 @@ def random_codes(batch: int, steps: int) -> Tensor:
 
 
 def random_actions(batch: int, steps: int) -> GroupedActions:
-    """One for each frame of so many latent steps."""
+    """One action for each frame of so many latent steps."""
     frames = 1 + (steps - 1) * TOKENS.temporal_factor
     values = torch.randint(ACTIONS, (batch, frames), generator=torch.Generator().manual_seed(1))
     return group_actions(values, TOKENS.temporal_factor).to(default_device())

@@ -1,13 +1,12 @@
 """The world model's training step against a Llama of the same shape: forward, backward and optimizer.
 
     python benchmarks/world_model_step.py
-    python benchmarks/world_model_step.py --precision bf16 --batches 64    # on a GPU, by autocast
+    python benchmarks/world_model_step.py --precision bf16 --batches 64    # on a GPU, with autocast
 
 Both have the same layers, width, heads, hidden width and vocabulary, read the same windows of 8 latent steps of 64
-tokens, and learn the same ones of them by cross entropy: those after a window's first step, which is context alone.
-Ours also reads the actions, and the tokens around each slot. They take turns; times are medians of rounds, and
-"x Llama" is the median of the rounds' ratios. Memory is the peak beyond what was there before, of a second step in a
-process of its own.
+tokens, and learn by cross entropy the tokens after a window's first step, which is context alone. Ours also reads the
+actions and the tokens around each position. They take turns; times are medians of rounds, and "x Llama" is the median
+of the rounds' ratios. Memory is the additional peak of a second step, in its own process.
 """
 
 import argparse
@@ -32,7 +31,7 @@ Row = dict[str, Any]
 
 
 def make_step(network: str, shape: Shape, batch: int) -> tuple[nn.Module, Callable[[], None]]:
-    """A network and a training step of it."""
+    """A network and its training step."""
     codes, actions = random_codes(batch, STEPS), random_actions(batch, STEPS)
     ids = codes.flatten(1)
     labels = ids.clone()
@@ -58,7 +57,7 @@ def make_step(network: str, shape: Shape, batch: int) -> tuple[nn.Module, Callab
 
 
 def measured_memory(**case: Any) -> int:
-    """Of a second step, in a process of its own."""
+    """Peak bytes of a second step, in its own process."""
     command = [sys.executable, __file__, "--memory-of", json.dumps(case)]
     done = subprocess.run(command, env=sharp_memory(), check=True, capture_output=True, text=True)
     return int(done.stdout.split()[-1])
@@ -92,11 +91,9 @@ def measured(size: str, precision: str, batch: int, args: Any) -> list[Row]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, rounds=7)
     parser.add_argument("--sizes", nargs="+", choices=tuple(SIZES), default=list(SIZES))
-    parser.add_argument(
-        "--batches", nargs="+", type=int, help="windows of a batch; 4 of the demo's, 2 of the large one's"
-    )
-    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="bf16 is by autocast")
-    parser.add_argument("--no-memory", action="store_true", help="leave the memory's processes out")
+    parser.add_argument("--batches", nargs="+", type=int, help="windows per batch; default: 4 for demo, 2 for large")
+    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="bf16 uses autocast")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
     parser.add_argument("--memory-of", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     transformers.utils.logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""Toy world models of every kind, whose every weight matters, and tokens and actions for them."""
+"""Toy world models of every kind, with random weights, tokens and actions."""
 
 from dataclasses import replace
 from typing import Any
@@ -48,7 +48,7 @@ VARIANTS = CAUSAL | MASKED
 
 
 def random_model(config: WorldModelConfig = CONFIG, seed: int = 0) -> WorldModel:
-    """With no weight at zero, as after training; in eval mode."""
+    """A model in eval mode without zero weights, as after training, so that every weight matters."""
     torch.manual_seed(seed)
     model = WorldModel(config)
     for parameter in model.parameters():
@@ -79,6 +79,7 @@ def random_actions(config: WorldModelConfig, batch: int, steps: int, seed: int =
 
 
 def of_step(actions: GroupedActions | None, step: int) -> GroupedActions | None:
+    """The actions of a single step."""
     return None if actions is None else actions[step : step + 1]
 
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from vidtok_plugin.common.distributed import mean_over_processes
 from vidtok_plugin.common.state_dict import load_state_dict_strictly
-from world_model import weights as weights_io
 from world_model.actions import GroupedActions
 from world_model.architecture import FlowConfig, WorldModelConfig
 from world_model.heads.base import DrawnTokens, TokenScores
@@ -35,6 +34,7 @@ from world_model.prediction.masked import MaskedPrediction
 from world_model.transformer.cache import TransformerCache
 from world_model.transformer.rotary import grid_rotation
 from world_model.transformer.transformer import DecodeBlocks, Transformer
+from world_model.weights import ADAPTER_FOLDER, Contents, read_folder, write_folder
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter
@@ -277,10 +277,9 @@ class WorldModel(nn.Module):
                 f"{self.token_hash}, got {adapter.token_hash}."
             )
         token_hash = self.token_hash if adapter is None else adapter.token_hash
-        contents = weights_io.Contents(world_model=self.config, token_hash=token_hash)
-        weights_io.save(folder, contents, self.state_dict())
+        write_folder(folder, Contents(world_model=self.config, token_hash=token_hash), self.state_dict())
         if adapter is not None:
-            adapter.save_pretrained(folder / weights_io.ADAPTER_FOLDER)
+            adapter.save_pretrained(folder / ADAPTER_FOLDER)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "WorldModel":
@@ -290,7 +289,7 @@ class WorldModel(nn.Module):
             FileNotFoundError: the folder or a file in it is missing.
             ValueError: the folder holds another architecture.
         """
-        contents, weights = weights_io.load(Path(folder))
+        contents, weights = read_folder(Path(folder))
         model = cls(contents.world_model, contents.token_hash)
         load_state_dict_strictly(
             model, weights, who="WorldModel", source=folder, hint=lambda: "; use the config that they were trained with"

@@ -24,15 +24,15 @@ class Contents:
     token_hash: str | None = None
 
 
-def save(folder: Path, contents: Contents, weights: Mapping[str, Tensor]) -> None:
+def write_folder(folder: Path, contents: Contents, weights: Mapping[str, Tensor]) -> None:
     """Write config and weights into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(to_yaml(contents))
 
 
-def load(folder: Path) -> tuple[Contents, dict[str, Tensor]]:
-    """Read what `save` wrote. `TokenizerAdapter.from_pretrained(folder / ADAPTER_FOLDER)` reads the adapter.
+def read_folder(folder: Path) -> tuple[Contents, dict[str, Tensor]]:
+    """Read what `write_folder` wrote. `TokenizerAdapter.from_pretrained(folder / ADAPTER_FOLDER)` reads the adapter.
 
     Raises:
         FileNotFoundError: the folder, its config or its weights are missing.

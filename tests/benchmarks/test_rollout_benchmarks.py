@@ -1,4 +1,4 @@
-"""The benchmarks of rollouts and of the world model's training run, at a tiny size, and compare what is the same."""
+"""The benchmarks of rollouts and of training steps run at a tiny size, and compare networks of the same shape."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def reported(benchmark: ModuleType, folder: Path, *arguments: str) -> list[dict[
     return rows
 
 
-def test_both_networks_are_of_the_same_shape() -> None:
+def test_both_networks_have_the_same_shape() -> None:
     def weights(*modules: torch.nn.Module) -> int:
         return sum(parameter.numel() for module in modules for parameter in module.parameters() if parameter.ndim == 2)
 
@@ -47,14 +47,14 @@ def test_rollouts_against_generate(tmp_path: Path) -> None:
     benchmark = load_benchmark("rollout_speed")
     rows = reported(benchmark, tmp_path, "--quick", "--batches", "1")
     calls = {row["order"]: row["calls a frame"] for row in rows if "calls a frame" in row}
-    assert (calls["raster"], calls["diagonal, window 1"], calls["masked, 8 calls"]) == (16, 3.75, 9 / 4)
+    assert (calls["raster"], calls["diagonal, offset 1"], calls["masked, 8 calls"]) == (16, 3.75, 9 / 4)
     assert {"generate()", "generate(), static cache"} <= calls.keys()
     assert all(row["frames/s"] > 0 for row in rows)
     apart = {row["order"] for row in rows} - calls.keys()
     assert apart == {"tokenizer encodes the prompt", "tokenizer decodes all", "whole rollout(), raster"}
 
 
-def test_without_a_cache_the_same_tokens_are_drawn() -> None:
+def test_drawing_without_a_cache_gives_the_same_tokens() -> None:
     benchmark = load_benchmark("rollout_speed")
     model, sampler = TINY.world_model(), Sampler(temperature=0)
     uncached = benchmark.without_cache(model, 2, sampler).work()
@@ -98,5 +98,5 @@ def test_orders_of_decoding_on_a_saved_model(tmp_path: Path) -> None:
     sizes = ["--prompts", "2", "--frames", "4", "--rounds", "1", "--threads", "1"]
     load_benchmark("decoding").main([*given, *sizes, "--output", str(output)])
     rows = json.loads(output.read_text())["rows"]
-    assert [row["order"] for row in rows] == ["raster", *(f"diagonal, window {window}" for window in (4, 2, 1))]
+    assert [row["order"] for row in rows] == ["raster", *(f"diagonal, offset {offset}" for offset in (4, 2, 1))]
     assert all(row["cross entropy"] > 0 and row["frames/s, batch 2"] > 0 for row in rows)

@@ -1,4 +1,4 @@
-"""The world model predicts each token from what comes before it, with a cache as without, and learns."""
+"""The world model predicts each token from what comes before it, equally with and without a cache, and learns."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -45,11 +45,11 @@ def hidden_step_by_step(model: WorldModel, tokens: Tensor, actions: GroupedActio
         context = model.step_context(previous, of_step(actions, step), cache)
         truth = tokens[:, step].flatten(1, 2)
         current = torch.zeros_like(truth)
-        positions = []
+        hidden = []
         for group in groups:
-            positions.append(causal(model).step(current, group, context, cache))
+            hidden.append(causal(model).step(current, group, context, cache))
             current[:, group.positions] = truth[:, group.positions]
-        steps.append(torch.cat(positions, dim=1).unflatten(1, tokens.shape[2:4]))
+        steps.append(torch.cat(hidden, dim=1).unflatten(1, tokens.shape[2:4]))
         cache = cache.advanced(model.tokens.tokens_per_step)
         previous = tokens[:, step]
     return torch.stack(steps, dim=1)
@@ -58,7 +58,7 @@ def hidden_step_by_step(model: WorldModel, tokens: Tensor, actions: GroupedActio
 @pytest.mark.parametrize("name", CAUSAL)
 @pytest.mark.parametrize("prefilled", [0, 1, 3])
 @torch.no_grad()
-def test_cached_decoding_equals_the_whole_at_every_position(name: str, prefilled: int) -> None:
+def test_cached_decoding_equals_the_whole_window_at_every_position(name: str, prefilled: int) -> None:
     config = CAUSAL[name]
     model, tokens, actions = random_model(config), tokens_for(config, 3, 4), random_actions(config, 3, 4)
     whole = model(tokens, actions)
@@ -68,7 +68,7 @@ def test_cached_decoding_equals_the_whole_at_every_position(name: str, prefilled
 
 @pytest.mark.parametrize("name", MASKED)
 @torch.no_grad()
-def test_a_masked_step_after_a_cache_equals_the_whole(name: str) -> None:
+def test_a_masked_step_after_a_cache_equals_the_whole_window(name: str) -> None:
     config = MASKED[name]
     model, tokens, actions = random_model(config), tokens_for(config, 2, 4), random_actions(config, 2, 4)
     known = torch.rand(2, 3, 2, 3) < 0.5
@@ -84,7 +84,7 @@ def test_a_masked_step_after_a_cache_equals_the_whole(name: str) -> None:
 
 @pytest.mark.parametrize("name", MASKED)
 @torch.no_grad()
-def test_a_masked_prediction_sees_the_steps_before_and_what_is_known_of_its_own(name: str) -> None:
+def test_a_masked_prediction_sees_the_steps_before_and_the_known_tokens_of_its_own(name: str) -> None:
     config = MASKED[name]
     model, tokens, actions = random_model(config), tokens_for(config, 1, 4), random_actions(config, 1, 4)
     known = torch.zeros(1, 3, 2, 3, dtype=torch.bool)
@@ -103,15 +103,15 @@ def test_a_masked_prediction_sees_the_steps_before_and_what_is_known_of_its_own(
 
 
 @torch.no_grad()
-def test_a_prefill_in_parts_equals_one() -> None:
+def test_two_prefills_equal_one() -> None:
     model, codes, actions = random_model(), torch.randint(12, (2, 3, 2, 3)), random_actions(CONFIG, 2, 3)
     assert actions is not None
     whole = model.prefill(codes, actions, model.init_cache(2))
-    parts = model.prefill(codes[:, :1], actions[:1], model.init_cache(2))
-    parts = model.prefill(codes[:, 1:], actions[1:], parts, previous=codes[:, 0])
-    assert parts.length == whole.length == 18
-    torch.testing.assert_close(parts.own.keys, whole.own.keys, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(parts.own.values, whole.own.values, rtol=1e-4, atol=1e-4)
+    two = model.prefill(codes[:, :1], actions[:1], model.init_cache(2))
+    two = model.prefill(codes[:, 1:], actions[1:], two, previous=codes[:, 0])
+    assert two.length == whole.length == 18
+    torch.testing.assert_close(two.own.keys, whole.own.keys, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(two.own.values, whole.own.values, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["full", "factored", "patches"])
@@ -125,20 +125,20 @@ def test_a_token_changes_only_the_predictions_after_it(name: str) -> None:
         changed[:, position] = (changed[:, position] + 1) % 12
         difference = (model(changed.view_as(tokens), actions).flatten(1, 3) - whole).abs().amax(-1)[0]
         assert not difference[: position + 1].any()
-        # A row's last token is first read below it, a step's last around its place in the next step.
+        # A row's last token is first read by the row below, a step's last token by the next step.
         first = position + {2: 3, 5: 2}.get(position % 6, 1)
         assert (difference[first:] > 1e-6).all()
         assert position < 17 or not difference.any()
 
 
 @torch.no_grad()
-def test_a_window_knows_nothing_of_what_led_to_its_first_step() -> None:
+def test_the_actions_of_a_windows_first_step_are_ignored() -> None:
     model, codes, actions = random_model(), torch.randint(12, (1, 3, 2, 3)), random_actions(CONFIG, 1, 4)
     assert actions is not None
-    later = actions[1:4]  # its first step has known actions, as a window from the middle of an episode
-    forgotten = GroupedActions(values=later.values, known=later.known.clone())
-    forgotten.known[:, 0] = False
-    assert torch.equal(model(codes, later), model(codes, forgotten))
+    later = actions[1:4]  # its first step has known actions, as in the middle of an episode
+    unknown = GroupedActions(values=later.values, known=later.known.clone())
+    unknown.known[:, 0] = False
+    assert torch.equal(model(codes, later), model(codes, unknown))
 
 
 def test_the_loss_scores_the_valid_steps_after_the_first() -> None:
@@ -159,7 +159,7 @@ def test_the_loss_scores_the_valid_steps_after_the_first() -> None:
 
 
 def test_it_learns_a_world_that_follows_its_actions() -> None:
-    """Each step is the one before, moved on by its first action: neither copying nor frequencies can tell."""
+    """Each step is the one before plus its first action, which neither copying nor frequencies predict."""
     torch.manual_seed(1)
     model = WorldModel(replace(CONFIG, copy_neighbourhood=1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95))
@@ -185,7 +185,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["full", "factored", "masked", "masked factored"])
-def test_an_untrained_model_guesses_evenly(name: str) -> None:
+def test_an_untrained_model_predicts_a_uniform_distribution(name: str) -> None:
     config = VARIANTS[name]
     torch.manual_seed(0)
     scores = WorldModel(config).eval().score(tokens_for(config, 16, 4), random_actions(config, 16, 4))
@@ -193,7 +193,7 @@ def test_an_untrained_model_guesses_evenly(name: str) -> None:
     assert mean.item() == pytest.approx(torch.tensor(12.0).log().item(), abs=0.1)
 
 
-def test_corruption_and_dropped_actions_are_for_training_alone() -> None:
+def test_corruption_and_action_dropout_apply_in_training_only() -> None:
     codes, actions = tokens_for(CONFIG, 8, 4), random_actions(CONFIG, 8, 4)
     for change in ({"corruption": 1.0}, {"action_dropout": 0.5}):
         model = random_model(replace(CONFIG, **change))  # type: ignore[arg-type]
@@ -203,17 +203,17 @@ def test_corruption_and_dropped_actions_are_for_training_alone() -> None:
 
 
 @pytest.mark.parametrize("config", [replace(CONFIG, corruption=0.5), replace(FLOW, corruption=0.5)])
-def test_the_share_of_replaced_tokens_is_told(config: WorldModelConfig) -> None:
+def test_the_model_is_conditioned_on_the_fraction_of_replaced_tokens(config: WorldModelConfig) -> None:
     torch.manual_seed(0)
     model, tokens = random_model(config), tokens_for(config, 400, 4)
-    corrupted, part = corrupt_tokens(tokens, 0.5, model.tokens.codebook_size)
+    corrupted, level = corrupt_tokens(tokens, 0.5, model.tokens.codebook_size)
     changed = (corrupted != tokens).flatten(4).any(-1) if tokens.ndim == 5 else corrupted != tokens
-    chance = 1.0 if tokens.ndim == 5 else 11 / 12  # that another code was drawn
-    share = changed.float().flatten(1).mean(1)
-    slope = (share * part).sum() / part.square().sum()
+    chance = 1.0 if tokens.ndim == 5 else 11 / 12  # of drawing another code
+    fraction = changed.float().flatten(1).mean(1)
+    slope = (fraction * level).sum() / level.square().sum()
     assert slope.item() == pytest.approx(0.5 * chance, abs=0.03)
     actions = random_actions(config, 400, 4)
-    assert not torch.allclose(model(tokens, actions, corruption=part), model(tokens, actions))
+    assert not torch.allclose(model(tokens, actions, corruption=level), model(tokens, actions))
     torch.testing.assert_close(
         model(tokens, actions, corruption=torch.zeros(400)), model(tokens, actions), rtol=0, atol=0
     )
@@ -224,18 +224,18 @@ def test_actions_are_dropped_by_windows_and_by_steps() -> None:
     actions = random_actions(CONFIG, 2000, 9)
     assert actions is not None
     actions = drop_actions(actions, 0.2)
-    conditioning = actions.known[:, 1:].all(-1)
-    assert (~conditioning.any(1)).float().mean().item() == pytest.approx(0.2, abs=0.03)
-    assert conditioning[conditioning.any(1)].float().mean().item() == pytest.approx(0.8, abs=0.03)
+    kept = actions.known[:, 1:].all(-1)
+    assert (~kept.any(1)).float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert kept[kept.any(1)].float().mean().item() == pytest.approx(0.8, abs=0.03)
 
 
-def test_a_masked_models_losses_estimate_drawing_in_random_order() -> None:
-    """For a model that knows nothing, any estimate of the mean loss is the mean over all tokens."""
+def test_weights_of_a_masked_models_losses_estimate_the_mean_over_all_tokens() -> None:
+    """They average 1 over each step, whatever its number of masked tokens, which is uniform."""
     known, weights = random_known((3000, 2, 2, 3), torch.device("cpu"), seeded=True)
     assert not (weights[known] != 0).any()
     torch.testing.assert_close(weights.mean((2, 3)), torch.ones(3000, 2))
-    conditioning = known.sum((2, 3)).flatten()
-    assert torch.bincount(conditioning, minlength=6).float().div(6000).sub(1 / 6).abs().max() < 0.03
+    counts = known.sum((2, 3)).flatten()
+    assert torch.bincount(counts, minlength=6).float().div(6000).sub(1 / 6).abs().max() < 0.03
     again, _ = random_known((3000, 2, 2, 3), torch.device("cpu"), seeded=True)
     assert torch.equal(again, known)
 
@@ -250,8 +250,8 @@ def test_a_step_cannot_begin_in_the_middle_of_another() -> None:
 
 
 @torch.no_grad()
-def test_a_context_is_of_one_cache() -> None:
-    """Keys went into the buffers of one fork, and were looked for in those of the other."""
+def test_a_step_context_belongs_to_one_cache() -> None:
+    """Keys were written into the buffers of one fork and read from those of the other."""
     model, tokens, actions = random_model(CONFIG), tokens_for(CONFIG, 2, 3), random_actions(CONFIG, 2, 4)
     assert actions is not None
     cache = model.prefill(tokens, actions[:3], model.init_cache(2))
@@ -284,7 +284,7 @@ def test_a_masked_model_has_no_order_and_predicts_nothing_of_a_single_step() -> 
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_saved_model_is_read_back(name: str, tmp_path: Path) -> None:
+def test_a_saved_model_loads_as_it_was(name: str, tmp_path: Path) -> None:
     config = VARIANTS[name]
     model = random_model(config)
     model.token_hash = "abc"
@@ -295,7 +295,7 @@ def test_a_saved_model_is_read_back(name: str, tmp_path: Path) -> None:
     assert torch.equal(again.score(tokens, actions).losses, model.score(tokens, actions).losses)
 
 
-def test_weights_of_another_architecture_are_one_clear_error(tmp_path: Path) -> None:
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     random_model().save_pretrained(tmp_path / "a")
     random_model(VARIANTS["free embeddings"]).save_pretrained(tmp_path / "b")
     (tmp_path / "a" / "model.safetensors").replace(tmp_path / "b" / "model.safetensors")
@@ -329,7 +329,7 @@ def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
         WorldModelConfig(**settings)
 
 
-def test_codes_of_another_grid_are_named() -> None:
+def test_tokens_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \(b, T, 2, 3\), got torch.int64 of \(1, 2, 3, 3\)"):
         random_model()(torch.zeros(1, 2, 3, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"at most 4 latent steps \(max_steps\), got 5"):
@@ -349,11 +349,11 @@ def test_the_first_fsq_level_is_the_least_significant_digit() -> None:
 
 def test_codes_with_shared_digits_share_their_embedding() -> None:
     table = CodeTable(12, 8, (4, 3), std=1.0)()
-    # code = d0 + 4 d1: without free vectors yet, differences along one digit don't depend on the other
+    # code = d0 + 4 d1. Free vectors start at zero: differences along one digit don't depend on the other.
     torch.testing.assert_close(table[1] - table[0], table[9] - table[8])
 
 
-def test_neighbours_are_the_codes_around_each_place() -> None:
+def test_a_local_window_has_the_codes_around_each_position() -> None:
     neighbor_codes = local_window(torch.arange(12).view(1, 3, 4), 3)
     assert neighbor_codes.shape == (1, 3, 4, 9)
     assert neighbor_codes[0, 1, 1].tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10]

@@ -1,4 +1,4 @@
-"""One call, compiled once, draws every slot as the plain path does, and nothing in it waits for the device."""
+"""One compiled call draws every position as the uncompiled code does, and nothing in it waits for the device."""
 
 from dataclasses import replace
 from typing import Any
@@ -22,8 +22,9 @@ SAMPLERS = {
     "patches": Sampler(seed=3),
     "guided": Sampler(seed=3, guidance=2.0),
 }
-CONFIGS = {name: VARIANTS[name] for name in ("full", "factored", "patches")}
-CONFIGS["guided"] = replace(CONFIG, action_dropout=0.1)
+ONE_BLOCK = replace(CONFIG.transformer, depth=1)  # compiling takes as long as there are blocks
+CONFIGS = {name: replace(VARIANTS[name], transformer=ONE_BLOCK) for name in ("full", "factored", "patches")}
+CONFIGS["guided"] = replace(CONFIGS["full"], action_dropout=0.1)
 
 
 def compiled_drawing(model: WorldModel, sampler: Sampler, backend: Any) -> CompiledDrawing:
@@ -32,7 +33,7 @@ def compiled_drawing(model: WorldModel, sampler: Sampler, backend: Any) -> Compi
 
 
 def drawn(name: str, steps: int, backend: str | None, batch: int = 2) -> tuple[torch.Tensor, StepGenerator]:
-    """Steps drawn after a past of two, by the compiled slot where a backend is given."""
+    """Steps drawn after a past of two, compiled if a backend is given."""
     config, sampler = CONFIGS[name], SAMPLERS[name]
     model, tokens, actions = random_model(config), random_tokens(config, batch, 2), random_actions(config, batch, 12)
     generator = StepGenerator(model, tokens, None if actions is None else actions[:2], sampler)
@@ -42,15 +43,15 @@ def drawn(name: str, steps: int, backend: str | None, batch: int = 2) -> tuple[t
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_compiled_slot_draws_what_the_plain_path_draws(name: str) -> None:
+def test_compiled_drawing_equals_uncompiled_drawing(name: str) -> None:
     expected, _ = drawn(name, 3, None)
     given, _ = drawn(name, 3, "eager")
     torch.testing.assert_close(given, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_it_is_compiled_once_for_all_slots_steps_and_windows() -> None:
+def test_it_is_compiled_once_for_all_positions_steps_and_windows() -> None:
     counter = CompileCounter()
-    config = CONFIG
+    config = CONFIGS["full"]
     model, tokens, actions = random_model(config), random_tokens(config, 2, 2), random_actions(config, 2, 12)
     assert actions is not None
     generator = StepGenerator(model, tokens, actions[:2], Sampler(seed=3))
@@ -58,32 +59,32 @@ def test_it_is_compiled_once_for_all_slots_steps_and_windows() -> None:
     for step in range(2, 10):
         generator.step(actions[step : step + 1])
     assert counter.frame_count == 1
-    assert generator.model_calls > 8 * 6  # one for each slot, and windows read anew
+    assert generator.model_calls > 8 * 6  # one for each position, and re-prefills
 
 
-def test_forks_at_many_lengths_of_the_past_are_compiled_a_few_times() -> None:
-    """Each length was compiled anew, and the ninth ended in an error of PyTorch's."""
+def test_forks_of_pasts_of_many_lengths_are_compiled_a_few_times() -> None:
+    """Each length was recompiled, and the ninth hit PyTorch's limit, which is an error."""
     counter = CompileCounter()
     tokens = replace(CONFIG.tokens, height=1, width=2)  # type: ignore[type-var]
-    config = replace(CONFIG, tokens=tokens, max_steps=12, transformer=replace(CONFIG.transformer, depth=1))
-    model, actions = random_model(config), random_actions(config, 1, 20)
+    config = replace(CONFIG, tokens=tokens, max_steps=7, transformer=ONE_BLOCK)
+    model, actions = random_model(config), random_actions(config, 1, 9)
     assert actions is not None
     plain = StepGenerator(model, random_tokens(config, 1, 2), actions[:2], Sampler(seed=3))
     compiled = StepGenerator(model, random_tokens(config, 1, 2), actions[:2], Sampler(seed=3))
     compiled.drawing = compiled_drawing(model, Sampler(seed=3), counter)
-    for step in range(2, 13):
+    for step in range(2, 9):
         futures = actions[step : step + 1].repeated(2)
         assert torch.equal(compiled.fork(2).step(futures), plain.fork(2).step(futures))
         one = actions[step : step + 1]
         assert torch.equal(compiled.step(one), plain.step(one))
-    assert counter.frame_count <= 4  # rollouts and forks, and no more for buffers made when a window moves
+    assert counter.frame_count <= 4  # rollouts and forks, and no more for the buffers of later windows
 
 
 @torch._dynamo.config.patch(recompile_limit=1)
-def test_more_versions_are_compiled_than_pytorch_would_by_itself() -> None:
-    """A ninth batch size, or temperature, ended in an error of PyTorch's."""
+def test_the_limit_of_recompilation_is_raised() -> None:
+    """A ninth batch size, or temperature, hit PyTorch's limit, which is an error."""
     tokens = replace(CONFIG.tokens, height=1, width=1)  # type: ignore[type-var]
-    config = replace(CONFIG, tokens=tokens, transformer=replace(CONFIG.transformer, depth=1))
+    config = replace(CONFIG, tokens=tokens, transformer=ONE_BLOCK)
     model = random_model(config)
     drawing = compiled_drawing(model, Sampler(), "eager")
     for batch in (1, 2, 3):
@@ -96,7 +97,7 @@ def test_more_versions_are_compiled_than_pytorch_would_by_itself() -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_nothing_in_the_loop_waits_for_the_device(name: str) -> None:
-    """Fake tensors have no values: whatever looks at one fails."""
+    """Fake tensors have no values: reading one fails."""
     config, sampler = CONFIGS[name], SAMPLERS[name]
     model, tokens, actions = random_model(config), random_tokens(config, 4, 2), random_actions(config, 4, 3)
     assert actions is not None
@@ -115,14 +116,14 @@ def test_nothing_in_the_loop_waits_for_the_device(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
-def test_inductor_draws_what_the_plain_path_draws(name: str) -> None:
+def test_inductor_equals_uncompiled_drawing(name: str) -> None:
     expected, _ = drawn(name, 3, None)
     given, _ = drawn(name, 3, "inductor")
     torch.testing.assert_close(given, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.gpu
-def test_on_cuda_the_compiled_slot_draws_the_same_without_waiting() -> None:
+def test_on_cuda_compiled_drawing_equals_uncompiled_without_waiting() -> None:
     config = CONFIG
     tokens, actions = random_tokens(config, 2, 2).to("cuda"), random_actions(config, 2, 12)
     assert actions is not None

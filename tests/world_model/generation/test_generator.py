@@ -1,4 +1,4 @@
-"""Steps are drawn from what the model says of the past, in every order, whatever is kept of it and shared."""
+"""Steps are drawn from the model's prediction given the past, in every order, with caches, forks and guidance."""
 
 import statistics
 import time
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from world_models import CONFIG, FLOW, MASKED, VARIANTS, of_step, random_actions, random_model, random_tokens, rows
 
+from vidtok_plugin import reference_path
 from world_model.actions import GroupedActions
 from world_model.architecture import WorldModelConfig
 from world_model.decoding import Decoding, diagonal_groups, diagonal_mask, known_after, raster_groups
@@ -26,7 +27,7 @@ KINDS = CAUSAL_KINDS | MASKED
 
 
 def roll(generator: StepGenerator, actions: GroupedActions | None, first: int, steps: int) -> Tensor:
-    """The next `steps` steps (b, T, H, W[, p]); the first is that of index `first`."""
+    """The next `steps` steps (b, T, H, W[, p]), the first of which has the index `first`."""
     return torch.stack([generator.step(of_step(actions, step)) for step in range(first, first + steps)], dim=1)
 
 
@@ -47,14 +48,14 @@ def same(one: Tensor, other: Tensor) -> None:
 
 @torch.no_grad()
 def greedy_from(model: WorldModel, window: Tensor, actions: GroupedActions | None) -> Tensor:
-    """The likeliest next step (b, H, W) after a window of whole steps, without a cache."""
+    """The likeliest next step (b, H, W) after a window of whole steps, computed without a cache."""
     codes = torch.cat([window, torch.zeros_like(window[:, :1])], dim=1)
     for place in range(model.tokens.tokens_per_step):
         row, column = divmod(place, model.tokens.width)
         drawn = torch.zeros(len(window), dtype=torch.int64)
         scale = 1
         for size in model.head.sizes:
-            # Each factor's logits are given the true ones before it, which the last rounds have put there.
+            # Logits are conditioned on the true factors before, which the last rounds have put there.
             index = model.head.sizes.index(size)
             codes[:, -1, row, column] = drawn
             logits = model.logits(codes, actions)[index][:, -1, row, column]
@@ -66,10 +67,8 @@ def greedy_from(model: WorldModel, window: Tensor, actions: GroupedActions | Non
 
 @pytest.mark.parametrize("name", ["full", "factored"])
 @pytest.mark.parametrize(("max_steps", "context_shift"), [(2, None), (4, 1), (4, 3), (5, 2)])
-def test_beyond_the_context_the_window_moves_by_whole_steps(
-    name: str, max_steps: int, context_shift: int | None
-) -> None:
-    """Each step drawn is what the model says of the newest steps alone, recomputed as a window of their own."""
+def test_a_full_context_drops_whole_steps(name: str, max_steps: int, context_shift: int | None) -> None:
+    """Each drawn step is the model's prediction given the newest steps alone, as a window of their own."""
     config = replace(VARIANTS[name], max_steps=max_steps)
     model, codes, actions = random_model(config), random_tokens(config, 2, 7), random_actions(config, 2, 17)
     assert actions is not None
@@ -85,7 +84,7 @@ def test_beyond_the_context_the_window_moves_by_whole_steps(
         codes, held = torch.cat([codes, drawn[:, None]], dim=1), held + 1
 
 
-def test_a_past_that_leaves_room_for_a_step_is_read_as_it_is() -> None:
+def test_a_past_that_leaves_room_for_a_step_is_kept_whole() -> None:
     model, codes, actions = random_model(), random_tokens(CONFIG, 2, 3), random_actions(CONFIG, 2, 4)
     assert actions is not None and CONFIG.max_steps == 4
     generator = StepGenerator(model, codes, actions[:3], Sampler(temperature=0), decoding=Decoding(context_shift=3))
@@ -107,8 +106,8 @@ def test_the_same_seed_gives_the_same_rollout_whatever_the_batch(name: str) -> N
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_pasts_of_different_lengths_go_together(name: str) -> None:
-    """Each row is as if it were alone, as long as the longest fits the context."""
+def test_pasts_of_different_lengths_share_a_batch(name: str) -> None:
+    """Each row gives what it gives alone, as long as the longest fits the context."""
     config = replace(KINDS[name], max_steps=8)
     model, tokens, actions = random_model(config), random_tokens(config, 3, 3), random_actions(config, 3, 12)
     assert actions is not None
@@ -120,12 +119,12 @@ def test_pasts_of_different_lengths_go_together(name: str) -> None:
         past = tokens[i : i + 1, 3 - count :]
         alone = StepGenerator(model, past, row[3 - count : 3], SAMPLER, indices=[i])
         same(roll(alone, row, 3, 5), together[i : i + 1, :5])
-    assert together.shape[1] == 8  # past the first move of the window, too
+    assert together.shape[1] == 8  # also after the context is full
 
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("past", [1, 3])
-def test_forks_go_on_from_one_past_as_they_would_alone(name: str, past: int) -> None:
+def test_forks_of_one_past_equal_separate_rollouts(name: str, past: int) -> None:
     config = KINDS[name]
     generator, actions = start(config, past=past)
     assert actions is not None
@@ -134,7 +133,7 @@ def test_forks_go_on_from_one_past_as_they_would_alone(name: str, past: int) -> 
     theirs = actions.repeated(3)
     theirs = GroupedActions(values=(theirs.values + torch.arange(6)[:, None, None]) % 5, known=theirs.known)
     drawn = roll(futures, theirs, past, 6)
-    own = roll(generator, actions, past, 6)  # what was forked goes on, and neither disturbs the other
+    own = roll(generator, actions, past, 6)  # the forked rollout goes on, and neither disturbs the other
     same(own, roll(start(config, past=past)[0], actions, past, 6))
     for i in range(6):
         row = rows(actions, slice(i // 3, i // 3 + 1))
@@ -145,7 +144,7 @@ def test_forks_go_on_from_one_past_as_they_would_alone(name: str, past: int) -> 
 
 
 def bytes_held(*generators: StepGenerator) -> int:
-    """Of all keys and values together, each buffer once."""
+    """Size of all keys and values together, each buffer counted once."""
     segments = [segment for one in generators for segment in (one.window.cache.own, *one.window.cache.shared)]
     storages = [tensor.untyped_storage() for segment in segments for tensor in segment]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
@@ -164,8 +163,17 @@ def test_a_fork_copies_nothing_of_the_past_and_draws_the_same_numbers() -> None:
         generator.fork(4, indices=[0, 1])
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_rollouts_on_the_fast_path_equal_the_reference_path(name: str) -> None:
+    fast, actions = start(KINDS[name])
+    with reference_path():
+        plain, _ = start(KINDS[name])
+        expected = roll(plain, actions, 2, 4)
+    same(roll(fast, actions, 2, 4), expected)
+
+
 @pytest.mark.parametrize("name", CAUSAL_KINDS)
-def test_diagonal_order_with_the_widest_window_is_raster_order(name: str) -> None:
+def test_diagonal_order_with_the_largest_offset_is_raster_order(name: str) -> None:
     config = CAUSAL_KINDS[name]
     raster, actions = start(config)
     expected = roll(raster, actions, 2, 6)
@@ -180,7 +188,7 @@ def test_diagonal_order_with_the_widest_window_is_raster_order(name: str) -> Non
 
 @pytest.mark.parametrize("diagonal_offset", [1, 2])
 @torch.no_grad()
-def test_diagonal_steps_with_a_cache_equal_the_whole(diagonal_offset: int) -> None:
+def test_diagonal_steps_with_a_cache_equal_the_whole_window(diagonal_offset: int) -> None:
     model, codes, actions = random_model(), random_tokens(CONFIG, 2, 3), random_actions(CONFIG, 2, 3)
     causal, cache, previous, steps = model.prediction, model.init_cache(2), None, []
     assert isinstance(causal, CausalPrediction)
@@ -197,16 +205,16 @@ def test_diagonal_steps_with_a_cache_equal_the_whole(diagonal_offset: int) -> No
     torch.testing.assert_close(torch.stack(steps, dim=1), whole, rtol=1e-4, atol=1e-4)
     raster = model.score(codes, actions).losses
     torch.testing.assert_close(model.score(codes, actions, diagonal_offset=3).losses, raster, rtol=1e-4, atol=1e-4)
-    same_sight = diagonal_offset == 2  # a row of three, two behind, is finished when the next begins
+    same_mask = diagonal_offset == 2  # a row of three, two ahead, is finished when the next begins
     assert (
         torch.allclose(model.score(codes, actions, diagonal_offset=diagonal_offset).losses, raster, atol=1e-4)
-        == same_sight
+        == same_mask
     )
 
 
-def test_a_diagonal_sees_what_has_been_drawn_before_it() -> None:
+def test_a_diagonal_sees_the_tokens_drawn_before_it() -> None:
     mask = diagonal_mask(2, 2, 3, 1, torch.device("cpu"))
-    # Row 1's first slot goes with row 0's second: it doesn't see the third.
+    # Row 1's first position is drawn with row 0's second: it doesn't see the third.
     assert mask[6 + 3].tolist() == [True] * 6 + [True, True, False, True, False, False]
     assert mask[6 + 4].tolist() == [True] * 6 + [True, True, True, True, True, False]
     assert mask[:6, :6].equal(mask[6:, 6:]) and not mask[:6, 6:].any()
@@ -230,17 +238,17 @@ def test_groups_cover_a_step_once_in_order() -> None:
         assert len(groups) == width + (height - 1) * min(diagonal_offset, width)
     with pytest.raises(
         ValueError, match="diagonal_offset must be at least 1"
-    ):  # scores were too good: each saw itself above
+    ):  # scores were too good: tokens saw themselves
         random_model().score(random_tokens(CONFIG, 1, 2), random_actions(CONFIG, 1, 2), diagonal_offset=0)
     assert [group.positions.item() for group in raster_groups(2, 2, torch.device("cpu"))] == [0, 1, 2, 3]
     assert known_after(8, 6)[-1] == 6 and known_after(3, 64)[-1] == 64 and known_after(1, 4) == [4]
-    assert len(known_after(20, 6)) == 6  # no call is made for nothing
+    assert len(known_after(20, 6)) == 6  # no call draws nothing
 
 
 @pytest.mark.parametrize("name", ["masked", "masked factored"])
 @torch.no_grad()
-def test_masked_decoding_keeps_the_surest_tokens_and_fills_the_rest(name: str) -> None:
-    """Greedy and without noise in the choice, against the model without a cache."""
+def test_masked_decoding_keeps_the_most_confident_tokens_and_redraws_the_rest(name: str) -> None:
+    """Greedy, without noise in the choice, compared with the model without a cache."""
     config = MASKED[name]
     model, codes, actions = random_model(config), random_tokens(config, 2, 2), random_actions(config, 2, 3)
     assert actions is not None
@@ -261,26 +269,26 @@ def test_masked_decoding_keeps_the_surest_tokens_and_fills_the_rest(name: str) -
             model.head.tables(),
         )
         assert best.confidence is not None
-        conditioning = known[:, -1].flatten(1)
-        kept = best.confidence.masked_fill(conditioning, float("inf")).topk(count, dim=1).indices
-        now = conditioning.scatter(1, kept, True)
-        step = torch.where(now & ~conditioning, best.tokens, current[:, -1].flatten(1))
+        before = known[:, -1].flatten(1)
+        kept = best.confidence.masked_fill(before, float("inf")).topk(count, dim=1).indices
+        now = before.scatter(1, kept, True)
+        step = torch.where(now & ~before, best.tokens, current[:, -1].flatten(1))
         current[:, -1], known[:, -1] = step.view(2, 2, 3), now.view(2, 2, 3)
     assert torch.equal(drawn, current[:, -1])
     assert generator.model_calls == 1 + 3 + 1
 
 
 @pytest.mark.parametrize("name", ["full", "factored", "patches", "masked"])
-def test_guidance_draws_from_what_the_actions_change(name: str) -> None:
-    """Guidance 1 is none at all, 0 is without actions, and more is further from that."""
+def test_guidance_scales_the_effect_of_the_actions(name: str) -> None:
+    """Guidance 0 ignores the actions, and 1 changes nothing."""
     config = replace(KINDS[name], action_dropout=0.1)
     plain, actions = start(config)
     assert actions is not None
-    forgotten = GroupedActions(values=actions.values, known=torch.zeros_like(actions.known))
-    none = StepGenerator(plain.model, random_tokens(config, 2, 2), forgotten[:2], SAMPLER)
+    unknown = GroupedActions(values=actions.values, known=torch.zeros_like(actions.known))
+    none = StepGenerator(plain.model, random_tokens(config, 2, 2), unknown[:2], SAMPLER)
     zero, _ = start(config, sampler=replace(SAMPLER, guidance=0.0))
-    same(roll(zero, actions, 2, 6), roll(none, forgotten, 2, 6))
-    nearly, _ = start(config, sampler=replace(SAMPLER, guidance=1 + 1e-9))  # twice the rows, the same logits
+    same(roll(zero, actions, 2, 6), roll(none, unknown, 2, 6))
+    nearly, _ = start(config, sampler=replace(SAMPLER, guidance=1 + 1e-9))  # twice the rows, equal logits
     same(roll(nearly, actions, 2, 3), roll(plain, actions, 2, 3))
 
 
@@ -291,15 +299,15 @@ def test_guided_logits_are_as_defined() -> None:
     assert actions is not None
     generator = StepGenerator(model, codes[:, :2], actions[:2], Sampler(temperature=0, guidance=3.0))
     first = generator.step(of_step(actions, 2))[:, 0, 0]
-    untold = GroupedActions(values=actions.values, known=torch.zeros_like(actions.known))
-    with_, without = (model.logits(codes, acts)[0][:, 2, 0, 0] for acts in (actions, untold))
+    unknown = GroupedActions(values=actions.values, known=torch.zeros_like(actions.known))
+    with_, without = (model.logits(codes, acts)[0][:, 2, 0, 0] for acts in (actions, unknown))
     assert torch.equal(first, (without + 3 * (with_ - without)).argmax(-1))
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_changed_weights_count_from_the_next_window_on(batch: int) -> None:
-    """They are laid out once a window, as its keys are computed once. A change through `.data`, as of averaged weights,
-    leaves no trace that one could look for."""
+    """Keys are computed and weights prepacked once per window. A change through `.data`, as by weight averaging, cannot
+    be detected."""
     model, actions = random_model(CONFIG), random_actions(CONFIG, batch, 40)
     assert actions is not None
     tokens = random_tokens(CONFIG, batch, 3)
@@ -318,7 +326,7 @@ def test_changed_weights_count_from_the_next_window_on(batch: int) -> None:
     assert not torch.equal(changed[:, :1], drawn)
 
 
-def test_temperature_scales_the_noise_that_patches_begin_as() -> None:
+def test_temperature_scales_the_noise_that_patches_start_from() -> None:
     cold, actions = start(FLOW, sampler=Sampler(temperature=0.0, seed=1))
     other, _ = start(FLOW, sampler=Sampler(temperature=0.0, seed=2))
     same(cold.step(of_step(actions, 2)), other.step(of_step(actions, 2)))
@@ -328,7 +336,8 @@ def test_temperature_scales_the_noise_that_patches_begin_as() -> None:
 
 def test_a_thousand_frames_take_no_more_memory_than_ten() -> None:
     assert CONFIG.tokens is not None
-    config = replace(CONFIG, tokens=replace(CONFIG.tokens, height=1, width=2))
+    one_block = replace(CONFIG.transformer, depth=1)
+    config = replace(CONFIG, tokens=replace(CONFIG.tokens, height=1, width=1), transformer=one_block)
     generator, actions = start(config, batch=1)
     roll(generator, actions, 2, 10)
     size = generator.state_bytes
@@ -341,7 +350,7 @@ def test_a_thousand_frames_take_no_more_memory_than_ten() -> None:
 
 @pytest.mark.slow
 def test_a_step_takes_as_long_after_a_thousand_frames_as_after_ten() -> None:
-    """The medians of rounds of whole windows, which the moves of the window are part of."""
+    """Medians over rounds of whole windows, re-prefills included."""
     generator, actions = start(CONFIG, batch=1)
     seconds = []
     for _ in range(126):
@@ -353,7 +362,7 @@ def test_a_step_takes_as_long_after_a_thousand_frames_as_after_ten() -> None:
 
 @pytest.mark.parametrize("name", ["full", "factored", "patches", "masked"])
 def test_steps_are_drawn_under_autocast(name: str) -> None:
-    """Keys of half precision were refused by whole buffers where tokens are placed one by one, along diagonals."""
+    """In diagonal order, buffers of single precision refused keys of half precision."""
     config = KINDS[name]
     orders = [Decoding(), Decoding(order="diagonal")] if config.prediction == "causal" else [Decoding()]
     for decoding in orders:
@@ -363,17 +372,17 @@ def test_steps_are_drawn_under_autocast(name: str) -> None:
         assert drawn.shape[1] == 4 and drawn.isfinite().all()
 
 
-@pytest.mark.parametrize(("count", "rows_told"), [(3, 2), (6, 2), (5, 1)])
-def test_actions_of_other_steps_than_the_pasts_are_named(count: int, rows_told: int) -> None:
-    """The newest of each were taken, and so actions were told of steps that weren't theirs."""
-    actions = rows(random_actions(CONFIG, 2, 9), slice(0, rows_told))
+@pytest.mark.parametrize(("count", "rows_given"), [(3, 2), (6, 2), (5, 1)])
+def test_actions_of_other_steps_than_the_past_are_refused(count: int, rows_given: int) -> None:
+    """The newest of each were paired, so that steps got the actions of other steps."""
+    actions = rows(random_actions(CONFIG, 2, 9), slice(0, rows_given))
     assert actions is not None
-    message = rf"each of the 2 rollouts and 5 latent steps .*got \({rows_told}, {count}\)"
+    message = rf"each of the 2 rollouts and 5 latent steps .*got \({rows_given}, {count}\)"
     with pytest.raises(ValueError, match=message):
         StepGenerator(random_model(CONFIG), random_tokens(CONFIG, 2, 5), actions[:count], SAMPLER)
 
 
-def test_actions_of_another_batch_are_named_before_anything_is_drawn() -> None:
+def test_actions_of_another_batch_are_refused_before_anything_is_drawn() -> None:
     generator, actions = start(CONFIG)
     with pytest.raises(ValueError, match=r"each of the 2 rollouts and 1 latent steps .*got \(1, 1\)"):
         generator.step(of_step(rows(actions, slice(0, 1)), 2))
@@ -407,7 +416,9 @@ def begin(config: WorldModelConfig = CONFIG, **changes: Any) -> None:
         (replace(CONFIG, max_steps=1), {}, "max_steps must be at least 2"),
     ],
 )
-def test_what_does_not_fit_is_named(config: WorldModelConfig, changes: dict[str, Any], message: str) -> None:
+def test_settings_that_do_not_fit_the_model_are_refused(
+    config: WorldModelConfig, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         begin(config, **changes)
 

@@ -1,4 +1,4 @@
-"""Heads are distributions, whose factors make up the codes' and whose flow makes up the patches'."""
+"""Heads are distributions: over codes, factor by factor; over patches, by a flow."""
 
 import math
 
@@ -26,7 +26,7 @@ def random_head(factors: tuple[tuple[int, tuple[int, ...] | None], ...] = FACTOR
 
 
 def all_losses(head: CodeHead, hidden: Tensor, neighbor_codes: Tensor | None) -> Tensor:
-    """The loss of each of the 12 codes at each place, (n, 12)."""
+    """The loss of each of the 12 codes at each of n positions, (n, 12)."""
     codes = torch.arange(12).expand(len(hidden), 12)
     neighbor_codes = None if neighbor_codes is None else neighbor_codes[:, None].expand(-1, 12, -1)
     losses, _ = head.scores(hidden[:, None].expand(-1, 12, -1), neighbor_codes, codes, head.tables())
@@ -60,7 +60,7 @@ def test_factored_codes_are_drawn_by_their_probabilities() -> None:
 
 
 @torch.no_grad()
-def test_pointing_raises_the_probability_of_the_code_pointed_at() -> None:
+def test_copying_raises_the_probability_of_the_copied_code() -> None:
     for factors in (FACTORS, ((12, None),)):
         head, hidden = random_head(factors, copy_size=1), torch.randn(6, 8)
         assert head.copy is not None
@@ -71,7 +71,7 @@ def test_pointing_raises_the_probability_of_the_code_pointed_at() -> None:
         assert (losses.argmin(1) == 5).all() and (losses[:, 5] < 0.01).all()
 
 
-def test_a_large_codebook_never_makes_a_row_for_each_code() -> None:
+def test_a_large_codebook_needs_no_row_per_code() -> None:
     spec = TokenSpec(codebook_size=8**6, fsq_levels=(8,) * 6, height=2, width=2, temporal_factor=4)
     config = WorldModelConfig(tokens=spec, max_steps=3, transformer=TransformerConfig(width=24, depth=1, heads=2))
     assert config.factors() == ((512, (8, 8, 8)), (512, (8, 8, 8)))
@@ -94,7 +94,7 @@ def test_a_large_codebook_never_makes_a_row_for_each_code() -> None:
         WorldModelConfig(tokens=TokenSpec(codebook_size=5, height=1, width=1, temporal_factor=1), vocabulary="factored")
 
 
-def test_auto_is_factored_for_large_codebooks_alone() -> None:
+def test_auto_factors_only_large_codebooks() -> None:
     for levels, factors in (((8,) * 4, 1), ((8,) * 5, 2), ((8, 8, 8, 5, 5, 5), 2)):
         size = math.prod(levels)
         spec = TokenSpec(codebook_size=size, fsq_levels=levels, height=1, width=1, temporal_factor=1)
@@ -104,7 +104,7 @@ def test_auto_is_factored_for_large_codebooks_alone() -> None:
     assert factor_levels((3, 2, 2)) == ((3,), (2, 2))
 
 
-def test_uniform_numbers_become_normal_ones() -> None:
+def test_box_muller_gives_standard_normal_numbers() -> None:
     x = normal_numbers(torch.rand(20_000, 4, generator=torch.Generator().manual_seed(0)))
     torch.testing.assert_close(x.mean(0), torch.zeros(4), atol=0.03, rtol=0)
     torch.testing.assert_close(x.T.cov(), torch.eye(4), atol=0.05, rtol=0)
@@ -113,15 +113,15 @@ def test_uniform_numbers_become_normal_ones() -> None:
 
 @torch.no_grad()
 def test_a_half_precision_head_draws_finite_patches() -> None:
-    """It rounded uniform numbers to 1, whose normal numbers are infinite: one in 500 of bfloat16's."""
+    """One in 500 uniform numbers rounded to 1 in bfloat16, and gave infinity."""
     head = FlowHead(2, 4, FlowConfig(width=8, depth=1, sampling_steps=2)).to(torch.bfloat16)
     noise = torch.tensor([[[0.9999, 0.25], [1.0, 0.0]]])
     drawn = head.draw(torch.zeros(1, 2, 4, dtype=torch.bfloat16), None, noise, Sampler(), ()).tokens
     assert drawn.dtype == torch.bfloat16 and drawn.isfinite().all()
 
 
-def test_the_flow_learns_a_distribution_that_depends_on_what_it_is_told() -> None:
-    """Two modes at -c and c for what it is told, c: their mean is none of them."""
+def test_the_flow_learns_a_conditional_distribution() -> None:
+    """Two modes, at -c and c, conditioned on c. Their mean is neither."""
     torch.manual_seed(0)
     head = FlowHead(1, 2, FlowConfig(width=32, depth=2, repeats=4, sampling_steps=16))
     optimizer = torch.optim.Adam(head.parameters(), lr=5e-3)
@@ -143,7 +143,7 @@ def test_the_flow_learns_a_distribution_that_depends_on_what_it_is_told() -> Non
 
 
 @torch.no_grad()
-def test_more_flow_steps_come_nearer_to_the_flow() -> None:
+def test_more_steps_approximate_the_flow_better() -> None:
     torch.manual_seed(0)
     head = FlowHead(3, 4, FlowConfig(width=16, depth=1, sampling_steps=4)).eval()
     for parameter in head.parameters():
@@ -165,8 +165,8 @@ def test_guided_velocities_are_as_defined() -> None:
     head = FlowHead(3, 4, FlowConfig(width=16, depth=1)).eval()
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    conditioning, untold, x = torch.randn(2, 5, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 3)
+    conditional, unconditional, x = torch.randn(2, 5, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 3)
     level = torch.tensor(0.3)
-    given = head._guided(x, level, torch.cat([conditioning, untold]), Sampler(guidance=2.5))
-    with_, without = (head.velocity(x, level.expand(2, 5, 1), hidden) for hidden in (conditioning, untold))
+    given = head._guided(x, level, torch.cat([conditional, unconditional]), Sampler(guidance=2.5))
+    with_, without = (head.velocity(x, level.expand(2, 5, 1), hidden) for hidden in (conditional, unconditional))
     torch.testing.assert_close(given, without + 2.5 * (with_ - without))

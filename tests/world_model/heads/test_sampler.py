@@ -1,4 +1,4 @@
-"""Each option changes the distribution as its definition says; randomness belongs to each rollout alone."""
+"""Each option changes the distribution as defined, and each rollout has its own random numbers."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ LOGITS = torch.tensor([[2.0, 0.0, 1.0, -1.0, 1.5], [0.0, 0.0, 0.0, 3.0, -5.0]])
 
 
 def frequencies(sampler: Sampler, logits: Tensor, draws: int = 4000) -> Tensor:
-    """Of tokens drawn at evenly spaced numbers."""
+    """Relative frequencies of the tokens drawn at evenly spaced numbers."""
     uniforms = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
     tokens = sampler.draw(logits.expand(draws, -1), uniforms)
     return torch.bincount(tokens, minlength=logits.shape[-1]) / draws
@@ -28,7 +28,7 @@ def frequencies(sampler: Sampler, logits: Tensor, draws: int = 4000) -> Tensor:
     ],
 )
 @pytest.mark.parametrize("row", [0, 1])
-def test_tokens_are_drawn_by_their_probabilities(sampler: Sampler, row: int) -> None:
+def test_tokens_are_drawn_with_their_probabilities(sampler: Sampler, row: int) -> None:
     expected = sampler.probabilities(LOGITS[row : row + 1])[0]
     assert expected.sum().item() == pytest.approx(1)
     torch.testing.assert_close(frequencies(sampler, LOGITS[row]), expected, atol=1e-3, rtol=0)
@@ -54,7 +54,7 @@ def test_top_p_keeps_the_fewest_likeliest_that_reach_it() -> None:
         torch.testing.assert_close(left[codes], p[0, codes] / p[0, codes].sum())
 
 
-def test_top_p_counts_what_top_k_left() -> None:
+def test_top_p_applies_to_what_top_k_leaves() -> None:
     p = torch.tensor([[0.5, 0.1, 0.3, 0.1]]).log()
     # of 0.5 and 0.3 the likelier has 5/8
     assert torch.nonzero(Sampler(top_k=2, top_p=0.6).probabilities(p)[0]).flatten().tolist() == [0]
@@ -68,12 +68,12 @@ def test_greedy_takes_the_likeliest() -> None:
 @pytest.mark.parametrize("sampler", [Sampler(), Sampler(top_k=2), Sampler(top_p=0.5)])
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
 def test_an_impossible_token_is_never_drawn(sampler: Sampler, uniform: float) -> None:
-    """A number just below 1 rounds to 1 in float32, which would fall behind the last token."""
+    """A number just below 1 rounds to 1 in float32, which would fall beyond the last token."""
     logits = torch.tensor([[float("-inf"), 1.0, 1.0, 1.0, float("-inf")]])
     assert sampler.draw(logits, torch.tensor([uniform], dtype=torch.float64)).item() in (1, 2, 3)
 
 
-def test_a_rollouts_numbers_follow_from_seed_and_index_alone() -> None:
+def test_a_rollouts_numbers_depend_only_on_seed_and_index() -> None:
     together = RolloutNoise(3, range(4))
     first, second = together.uniforms(5), together.uniforms(2)
     alone = RolloutNoise(3, [2])
