@@ -1,4 +1,4 @@
-"""What a reader process calls in tests in place of the real functions: they hang or crash at some videos."""
+"""Replacements in tests for the functions of a reader process, which hang or crash on some videos."""
 
 import os
 import signal

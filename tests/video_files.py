@@ -1,4 +1,4 @@
-"""Video files for tests: of many containers, at variable rates, damaged, cut off, rotated."""
+"""Video files for tests: various containers, variable rates, damaged, truncated, rotated."""
 
 import math
 import struct
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def moving_noise(num_frames: int, *, height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
-    """Frames `(t, h, w, 3)` of coarse noise, all different."""
+    """Frames `(t, h, w, 3)` of different coarse noise."""
     coarse = np.random.default_rng(seed).integers(0, 256, (num_frames, height // 8, width // 8, 3), dtype=np.uint8)
     return coarse.repeat(8, axis=1).repeat(8, axis=2)
 
@@ -27,7 +27,7 @@ def write_file(
     b_frames: int = 0,
     container: dict[str, str] | None = None,
 ) -> Path:
-    """Encodes frames at a constant rate, or at `times` in ms; the container follows from the path's ending."""
+    """Encodes frames at a constant rate, or at `times` in ms; the path's suffix determines the container."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=container or {}) as file:
         stream = file.add_stream(codec, rate=fps)
@@ -47,19 +47,19 @@ def write_file(
 
 
 def write_faststart(path: Path, frames: np.ndarray) -> Path:
-    """An mp4 file whose index is at its front, so that a cut leaves the index whole: it says too many frames."""
+    """An mp4 file with its index at the front, so that a truncated file declares too many frames."""
     return write_file(path, frames, container={"movflags": "faststart"})
 
 
-def cut_off(path: Path, share: float) -> Path:
-    """Leaves the first part of a file."""
+def cut_off(path: Path, fraction: float) -> Path:
+    """Truncates a file to a fraction of its length."""
     data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
+    path.write_bytes(data[: int(len(data) * fraction)])
     return path
 
 
 def overwrite(path: Path, start: float, stop: float) -> Path:
-    """Overwrites the part of a file between two shares of its length with noise."""
+    """Overwrites the bytes between two fractions of a file's length with noise."""
     data = bytearray(path.read_bytes())
     first, last = int(len(data) * start), int(len(data) * stop)
     data[first:last] = np.random.default_rng(0).integers(0, 256, last - first, dtype=np.uint8).tobytes()
@@ -68,7 +68,7 @@ def overwrite(path: Path, start: float, stop: float) -> Path:
 
 
 def rotate(path: Path, degrees: int) -> Path:
-    """Marks an mp4 file as one to show rotated clockwise, by the matrix in its track header."""
+    """Marks an mp4 file as rotated clockwise, by the matrix in its track header."""
     data = bytearray(path.read_bytes())
     header = data.index(b"tkhd") + 4
     place = header + 4 + (20 if data[header] == 0 else 32) + 16

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(build_parser(), argv)
+
+
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vidtok-plugin", description="Train and use VidTok video tokenizers.")
     commands = parser.add_subparsers(metavar="COMMAND")
     add_command(commands, "presets", run_presets, "list the published models and the one in this package")
@@ -24,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_evaluate(commands)
     add_tokenize(commands)
     add_convert(commands)
-    return run_command(parser, argv)
+    return parser
 
 
 def run_presets(args: argparse.Namespace) -> None:

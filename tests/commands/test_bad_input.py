@@ -1,4 +1,4 @@
-"""Users' mistakes end in one clear sentence with the remedy, and exit code 2."""
+"""Users' mistakes print one clear sentence with the remedy and exit with code 2."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def fail(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command that must fail, and gives the sentence that it printed."""
+    """Runs a command that must fail and returns its error message."""
 
     def run(*argv: str, main: Callable[[list[str]], int] = cli.main) -> str:
         assert main(list(argv)) == 2
@@ -63,7 +63,7 @@ def test_empty_folder(fail: Run, tmp_path: Path) -> None:
     assert ".mp4" in fail(*fit(tmp_path / "empty", tmp_path / "run"))
 
 
-def test_file_that_is_no_video(fail: Run, tmp_path: Path) -> None:
+def test_file_that_is_not_a_video(fail: Run, tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "broken.mp4").write_text("no video")
     message = fail(*fit(tmp_path / "clips", tmp_path / "run"))
@@ -74,15 +74,15 @@ def test_video_too_short_for_the_clip(fail: Run, tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     make_video(tmp_path / "clips" / "short.mp4", 5)
     message = fail(*fit(tmp_path / "clips", tmp_path / "run"))
-    assert "short.mp4" in message and "17" in message
+    assert "short.mp4 has 5 frames, but a clip needs 17 frames" in message
 
 
-def test_size_that_is_no_multiple_of_the_spatial_factor(fail: Run, tmp_path: Path) -> None:
+def test_size_that_is_not_a_multiple_of_the_spatial_factor(fail: Run, tmp_path: Path) -> None:
     message = fail(*fit(tmp_path, tmp_path / "run", "data.height=60"))
     assert "multiple of 8" in message and "56 and 64" in message
 
 
-def test_size_of_a_video_that_does_not_fit_names_those_that_do(fail: Run, tmp_path: Path) -> None:
+def test_unsuitable_video_size_names_suitable_sizes(fail: Run, tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     make_video(tmp_path / "clips" / "odd.mp4", 9, size=20)
     arguments = ["tokenize", str(tmp_path / "clips"), "--model", "vidtok_tiny", "--output", str(tmp_path / "store")]
@@ -106,7 +106,7 @@ def test_store_written_by_another_tokenizer(fail: Run, tmp_path: Path) -> None:
     store = make_store(tmp_path, tiny())
     tiny().save_pretrained(tmp_path / "other")  # other random weights
     message = fail("tokenize", str(tmp_path), "--model", str(tmp_path / "other"), "--output", str(store))
-    assert "adapter_hash" in message or "another tokenizer" in message
+    assert "another tokenizer" in message
 
 
 def test_checkpoint_of_another_architecture(fail: Run, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_weights_of_another_architecture(fail: Run, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_error_in_a_loader_worker_is_one_sentence_too(fail: Run, tmp_path: Path) -> None:
-    """It was all of the worker's traceback, in one line."""
+    """It was the complete traceback of the worker in one line."""
     folder = tmp_path / "clips"
     folder.mkdir()
     whole = make_video(folder / "whole.mp4", 40)

@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, and the first of several writers stays."""
+"""Files and folders appear complete or not at all, and the first of several writers wins."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def make_folder(path: Path, text: str = "") -> None:
     (path / "file").write_text(text)
 
 
-def test_what_is_written_gets_its_name_once_it_is_whole(tmp_path: Path) -> None:
+def test_a_file_gets_its_name_once_complete(tmp_path: Path) -> None:
     def write(path: Path) -> None:
         path.write_text("text")
         assert not (tmp_path / "new" / "file").exists()
@@ -34,7 +34,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_of_two_writers_of_a_folder_the_first_one_stays(tmp_path: Path) -> None:
+def test_the_first_of_two_writers_of_a_folder_wins(tmp_path: Path) -> None:
     def write(path: Path) -> None:
         make_folder(path, "second")
         assert atomic_create(tmp_path / "folder", lambda path: make_folder(path, "first"))
@@ -45,9 +45,7 @@ def test_of_two_writers_of_a_folder_the_first_one_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError, RuntimeError, SafetensorError])
-def test_a_writer_whose_partial_folder_was_removed_meanwhile_is_the_second_one(
-    tmp_path: Path, error: type[Exception]
-) -> None:
+def test_a_writer_whose_partial_folder_was_removed_has_lost(tmp_path: Path, error: type[Exception]) -> None:
     def write(path: Path) -> None:
         assert atomic_create(tmp_path / "folder", lambda path: make_folder(path, "first"))
         raise error("no such folder")
@@ -86,8 +84,8 @@ def test_a_killed_write_leaves_nothing_after_the_next(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "new" and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_what_killed_writers_left_is_removed_once_another_has_written_it(tmp_path: Path) -> None:
-    for name in (".done.part-0a1b", ".done.part", ".begun.part-0a1b"):  # the second from before names were unique
+def test_partial_files_of_killed_writers_are_removed_once_the_complete_one_exists(tmp_path: Path) -> None:
+    for name in (".done.part-0a1b", ".done.part", ".begun.part-0a1b"):  # with and without a unique suffix
         make_folder(tmp_path / name)
     (tmp_path / ".file.json.part-0a1b").write_text("")
     (tmp_path / ".gitignore").write_text("")

@@ -1,4 +1,4 @@
-"""Statistics over two processes, and their gradients, are those of one process that has the whole batch."""
+"""Statistics over two processes and their gradients equal those of one process with the whole batch."""
 
 from pathlib import Path
 
@@ -15,14 +15,14 @@ LEVELS = (8, 6, 5)
 
 
 def batch() -> Tensor:
-    """Latents of two clips that use different codes, small enough that tokens are undecided and gradients flow."""
+    """Latents of two clips with different codes, small enough that assignments are soft and gradients flow."""
     z = 0.02 * torch.randn(2, 3, 2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     z[1] += 0.01
     return z
 
 
 def statistics(z: Tensor) -> dict[str, Tensor]:
-    """Of this process's latents; gradients as they arrive here, before DDP averages them."""
+    """Statistics of this process's latents, with gradients as they are before DDP averages them."""
     x = z.clone().requires_grad_()
     mean = mean_over_processes(x.mean(dim=(0, 2, 3, 4)))
     (of_mean,) = torch.autograd.grad(mean.pow(3).sum(), x)
@@ -52,9 +52,9 @@ def work(rank: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     folder = tmp_path_factory.mktemp("processes")
-    # From a server that imports the package once for both.
+    # A fork server imports the package once for both.
     torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["vidtok_plugin.tokenizer.objective"])
     torch.multiprocessing.start_processes(work, (folder,), nprocs=PROCESSES, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
@@ -67,27 +67,27 @@ def whole() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", ["mean", "lecam"])
-def test_reduced_statistics_are_the_whole_batch_s_in_every_process(
-    name: str, parts: list[dict[str, Tensor]], whole: dict[str, Tensor]
+def test_statistics_equal_those_of_the_whole_batch_in_every_process(
+    name: str, results: list[dict[str, Tensor]], whole: dict[str, Tensor]
 ) -> None:
-    assert torch.equal(parts[0][name], parts[1][name])
-    torch.testing.assert_close(parts[0][name], whole[name])
+    assert torch.equal(results[0][name], results[1][name])
+    torch.testing.assert_close(results[0][name], whole[name])
 
 
-def test_the_entropy_s_mean_over_processes_is_the_whole_batch_s(
-    parts: list[dict[str, Tensor]], whole: dict[str, Tensor]
+def test_the_mean_entropy_over_processes_equals_that_of_the_whole_batch(
+    results: list[dict[str, Tensor]], whole: dict[str, Tensor]
 ) -> None:
-    """Each process has its own tokens' entropy, and the batch's, which their average alone would overrate."""
-    torch.testing.assert_close((parts[0]["entropy"] + parts[1]["entropy"]) / 2, whole["entropy"])
+    """The codebook entropy is computed over all processes; the mean of per-process values would differ."""
+    torch.testing.assert_close((results[0]["entropy"] + results[1]["entropy"]) / 2, whole["entropy"])
     alone = [statistics(batch()[rank : rank + 1])["entropy"] for rank in range(PROCESSES)]
     assert abs(sum(alone) / 2 - whole["entropy"]) > 1e-2
 
 
 @pytest.mark.parametrize("name", ["of_mean", "of_entropy"])
-def test_gradients_averaged_over_processes_are_the_whole_batch_s(
-    name: str, parts: list[dict[str, Tensor]], whole: dict[str, Tensor]
+def test_gradients_averaged_over_processes_equal_those_of_the_whole_batch(
+    name: str, results: list[dict[str, Tensor]], whole: dict[str, Tensor]
 ) -> None:
-    """DDP divides each process's share by their number."""
-    averaged = torch.cat([part[name] for part in parts]) / PROCESSES
+    """DDP averages gradients over processes."""
+    averaged = torch.cat([result[name] for result in results]) / PROCESSES
     assert whole[name].abs().max() > 1e-6
     torch.testing.assert_close(averaged, whole[name], rtol=1e-6, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Processes that a command starts end with it, and the first that fails says why."""
+"""Child processes of a command: ranks, and a failure that terminates the others."""
 
 import time
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_each_process_knows_its_rank(tmp_path: Path) -> None:
         ("bug", "Process 2 of 2 failed: it exited with code 1; its own error is printed above."),
     ],
 )
-def test_one_that_fails_ends_the_others_and_is_named(tmp_path: Path, how: str, reason: str) -> None:
+def test_a_failing_process_terminates_the_others_and_is_reported(tmp_path: Path, how: str, reason: str) -> None:
     start = time.monotonic()
     with pytest.raises(ChildProcessError) as raised:
         run_processes(process_targets.misbehave, 2, tmp_path, how)
@@ -36,7 +36,7 @@ def test_one_that_fails_ends_the_others_and_is_named(tmp_path: Path, how: str, r
     assert time.monotonic() - start < 300
 
 
-def test_a_launcher_tells_rank_and_world_size() -> None:
+def test_rank_and_world_size_come_from_the_launcher() -> None:
     assert launched_process({}) == Process() == launched_process({"LOCAL_RANK": "3"})
     assert launched_process({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Process(
         rank=5, world_size=8, local_rank=1
@@ -48,6 +48,6 @@ def test_a_launcher_tells_rank_and_world_size() -> None:
     "environment",
     [{"RANK": "0"}, {"WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "one", "WORLD_SIZE": "2"}],
 )
-def test_what_a_launcher_cannot_mean_is_refused(environment: dict[str, str]) -> None:
+def test_an_inconsistent_environment_is_an_error(environment: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=f"must set RANK and WORLD_SIZE, .* got {next(iter(environment))}="):
         launched_process(environment)

@@ -1,4 +1,4 @@
-"""`vidtok-plugin evaluate`: figures by the published protocol, on natural video, that go on after a stop."""
+"""`vidtok-plugin evaluate`: the published protocol on natural video, and resumption."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Natural clips too, of 12 and 21 small frames at 6 fps, for what doesn't depend on much of them."""
+    """Natural clips of 12 and 21 small frames at 6 fps, for facts that do not depend on their size."""
     root = tmp_path_factory.mktemp("small")
     frames = resize(read_frames(natural_clip("carphone_pristine.mp4"), range(0, 105, 5)), 20, 24)
     write_video(root / "a.mp4", frames[:12], fps=6)
@@ -86,7 +86,7 @@ def report(folder: Path, networks: MetricNetworks, tmp_path_factory: pytest.Temp
 
 
 @torch.no_grad()
-def test_clips_have_the_figures_of_the_model_on_each_of_them(
+def test_figures_of_a_video_are_means_over_its_reconstructed_clips(
     report: Report, folder: Path, networks: MetricNetworks
 ) -> None:
     carphone, bikes = report.videos
@@ -95,7 +95,7 @@ def test_clips_have_the_figures_of_the_model_on_each_of_them(
     assert (round(carphone.fps, 2), bikes.fps) == (5.99, 6.25)
     video = natural_video(folder / "carphone.mp4", 5)
     assert video.shape[2] == 24
-    video = torch.cat([video, video[:, :, -1:].expand(-1, -1, 3, -1, -1)], dim=2)  # the last clip is completed
+    video = torch.cat([video, video[:, :, -1:].expand(-1, -1, 3, -1, -1)], dim=2)  # the last clip is padded
     pairs = [(clip, tiny()(clip).reconstruction.clamp(-1, 1)) for clip in video.split(9, dim=2)]
     assert carphone.psnr == pytest.approx(float(torch.stack([bounded_psnr(*pair) for pair in pairs]).mean()), abs=1e-4)
     assert carphone.ssim == pytest.approx(float(torch.stack([frame_ssim(*pair) for pair in pairs]).mean()), abs=1e-5)
@@ -108,7 +108,7 @@ def test_clips_have_the_figures_of_the_model_on_each_of_them(
 
 
 def test_overall_figures_are_means_over_clips(report: Report) -> None:
-    """As published; a mean over videos would weigh the clips of short videos more."""
+    """As published; a mean over videos would give clips of short videos more weight."""
     carphone, bikes = report.videos
     for metric in ("psnr", "ssim", "lpips"):
         expected = (3 * getattr(carphone, metric) + 7 * getattr(bikes, metric)) / 10
@@ -117,7 +117,7 @@ def test_overall_figures_are_means_over_clips(report: Report) -> None:
 
 
 @torch.no_grad()
-def test_whole_videos_are_streamed_with_the_figures_of_the_whole(folder: Path, tmp_path: Path) -> None:
+def test_streamed_figures_equal_those_of_the_whole_video(folder: Path, tmp_path: Path) -> None:
     tokenizer = toy_tokenizer(V1_1)
     cfg = replace(published_protocol(tokenizer), fps=6, size=16)
     assert cfg.protocol == "whole"
@@ -132,8 +132,8 @@ def test_whole_videos_are_streamed_with_the_figures_of_the_whole(folder: Path, t
 
 
 @torch.no_grad()
-def test_a_streamed_video_is_read_no_further_than_needed() -> None:
-    """So that memory does not grow with its length."""
+def test_a_streamed_video_is_read_only_as_far_as_needed() -> None:
+    """Memory must not grow with its length."""
     read = compared = 0
     furthest = 0
 
@@ -148,7 +148,7 @@ def test_a_streamed_video_is_read_no_further_than_needed() -> None:
         furthest = max(furthest, read - compared)
         compared += pair.shape[2]
     assert compared == read == 140
-    assert furthest <= 16 + 7 + 8  # a part, what was read beyond it, and what the decoder holds back
+    assert furthest <= 16 + 7 + 8  # a chunk, the rest of a block, and frames that the decoder still holds
 
 
 def test_a_better_model_has_better_figures(small: Path, tmp_path: Path, networks: MetricNetworks) -> None:
@@ -168,13 +168,13 @@ def test_the_protocol_is_the_published_one() -> None:
 
 
 @pytest.mark.parametrize(("rate", "step"), [(24, 1), (30, 1), (29.97, 1), (50, 2), (60, 2), (120, 4), (10, 1)])
-def test_frames_are_left_out_of_faster_videos_and_never_repeated(rate: float, step: int) -> None:
+def test_frames_of_faster_videos_are_skipped_and_none_is_repeated(rate: float, step: int) -> None:
     info = VideoInfo(path=Path("v.mp4"), num_frames=100, height=16, width=16, fps=rate)
     assert sampled(info, 30) == range(0, 100, step)
 
 
-def test_frames_are_scaled_as_torchvision_scales_them() -> None:
-    """Each pixel is a mean under a triangle as wide as two target pixels, of which the middle is cut out."""
+def test_frames_are_resized_as_by_torchvision() -> None:
+    """Each pixel is a mean weighted by a triangle as wide as two target pixels; the result is center-cropped."""
 
     def weights(source: int, target: int) -> np.ndarray:
         scale = source / target
@@ -194,7 +194,7 @@ def test_frames_are_scaled_as_torchvision_scales_them() -> None:
 
 @torch.no_grad()
 def test_the_resizer_of_training_clips_would_change_the_figures() -> None:
-    """It leaves frames sharper; this is why the evaluation has its own. Published figures have two decimals."""
+    """It leaves frames sharper, which is why the evaluation has its own. Published figures have two decimals."""
     tokenizer, frames = VidTok.from_pretrained("vidtok_tiny"), read_frames(natural_clip("bigbuckbunny.mp4"), range(5))
     published = resize_as_published(torch.from_numpy(frames), 64).movedim(1, 0)[None]
     by_area = from_uint8(torch.from_numpy(resize_and_crop(frames, 64, 64)))[None]
@@ -210,21 +210,21 @@ def test_blocks_of_a_video_are_its_frames_in_order(folder: Path) -> None:
         assert max(block.shape[2] for block in blocks) <= 32
 
 
-# Going on after a stop
+# Resumption
 
 
-class Stopped(Exception):
+class Interrupted(Exception):
     pass
 
 
-def counted(monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> list[str]:
-    """The names of the videos that are evaluated from now on; after `most` of them comes a stop."""
+def counted(monkeypatch: pytest.MonkeyPatch, limit: int | None = None) -> list[str]:
+    """The names of the videos evaluated from now on; raises Interrupted after `limit` of them."""
     names: list[str] = []
     original = evaluation._evaluate_video
 
     def evaluate_video(*args: Any, name: str, **kwargs: Any) -> Any:
-        if len(names) == most:
-            raise Stopped
+        if len(names) == limit:
+            raise Interrupted
         names.append(name)
         return original(*args, name=name, **kwargs)
 
@@ -236,24 +236,24 @@ def content(output: Path) -> dict[str, Any]:
     return json.loads((output / "metrics.json").read_text())
 
 
-def test_a_stopped_evaluation_goes_on_with_the_same_result(
+def test_a_resumed_evaluation_has_the_same_result(
     small: Path, tmp_path: Path, networks: MetricNetworks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(small, tmp_path / "whole", networks=networks)
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        counted(patch, most=1)
-        run(small, tmp_path / "parts", networks=networks)
-    assert not (tmp_path / "parts" / "metrics.json").exists()
+    run(small, tmp_path / "uninterrupted", networks=networks)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        counted(patch, limit=1)
+        run(small, tmp_path / "resumed", networks=networks)
+    assert not (tmp_path / "resumed" / "metrics.json").exists()
     evaluated = counted(monkeypatch)
-    report = run(small, tmp_path / "parts", networks=networks)
+    report = run(small, tmp_path / "resumed", networks=networks)
     assert evaluated == ["sub/b.mp4"] and report.overall.fvd is not None
-    assert content(tmp_path / "parts") == content(tmp_path / "whole")
-    run(small, tmp_path / "parts", networks=networks)
+    assert content(tmp_path / "resumed") == content(tmp_path / "uninterrupted")
+    run(small, tmp_path / "resumed", networks=networks)
     assert evaluated == ["sub/b.mp4"]
 
 
 @pytest.mark.parametrize("kept", ["header", "line"])
-def test_a_line_that_was_cut_off_is_done_again(
+def test_the_video_of_a_truncated_line_is_evaluated_again(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
 ) -> None:
     run(small, tmp_path)
@@ -276,7 +276,7 @@ def test_a_damaged_line_in_the_middle_is_an_error(small: Path, tmp_path: Path) -
         run(small, tmp_path)
 
 
-def test_a_video_whose_features_are_lost_is_done_again(
+def test_a_video_without_its_features_is_evaluated_again(
     small: Path, tmp_path: Path, networks: MetricNetworks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(small, tmp_path, networks=networks)
@@ -304,7 +304,7 @@ def test_other_settings_or_weights_are_an_error(small: Path, tmp_path: Path, net
         run(small, tmp_path, other)
 
 
-def test_a_video_that_has_changed_is_an_error_and_one_that_is_new_is_added(small: Path, tmp_path: Path) -> None:
+def test_a_changed_video_is_an_error_and_a_new_one_is_added(small: Path, tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     videos.mkdir()
     shutil.copy(small / "a.mp4", videos / "a.mp4")
@@ -319,10 +319,10 @@ def test_a_video_that_has_changed_is_an_error_and_one_that_is_new_is_added(small
         run(videos, tmp_path / "out")
 
 
-# What cannot be had or read
+# Missing networks and unreadable videos
 
 
-def test_a_metric_that_cannot_be_had_is_not_computed_and_why(small: Path, tmp_path: Path) -> None:
+def test_a_metric_without_its_network_is_not_computed_with_the_reason(small: Path, tmp_path: Path) -> None:
     report = run(small, tmp_path)
     result = content(tmp_path)
     assert result["overall"]["lpips"] is None and result["overall"]["fvd"] is None
@@ -341,7 +341,7 @@ def test_fvd_of_a_single_clip_is_not_computed(small: Path, tmp_path: Path, netwo
 
 @pytest.fixture
 def damaged(small: Path, tmp_path: Path) -> Path:
-    """Two whole videos, and one that is no video."""
+    """Two videos, and a file that is not a video."""
     videos = tmp_path / "videos"
     videos.mkdir()
     for name in ("a.mp4", "b.mp4"):
@@ -350,12 +350,12 @@ def damaged(small: Path, tmp_path: Path) -> Path:
     return videos
 
 
-def test_a_damaged_video_is_an_error_that_names_it(damaged: Path, tmp_path: Path) -> None:
+def test_a_damaged_video_is_an_error(damaged: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"broken\.mp4 cannot be read: it is not a video"):
         run(damaged, tmp_path / "out")
 
 
-def test_damaged_videos_are_skipped_and_listed_if_wished(
+def test_damaged_videos_are_skipped_and_listed_on_request(
     damaged: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     report = run(damaged, tmp_path / "out", skip_unreadable=True)
@@ -369,7 +369,7 @@ def test_damaged_videos_are_skipped_and_listed_if_wished(
         run(damaged, tmp_path / "other", skip_unreadable=True)
 
 
-def test_a_video_that_is_damaged_inside_is_skipped_too(
+def test_a_video_whose_frames_are_damaged_is_skipped_too(
     damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vidtok_plugin.evaluation import pairs
@@ -387,7 +387,7 @@ def test_a_video_that_is_damaged_inside_is_skipped_too(
     assert [video.name for video in report.videos] == ["a.mp4"] and list(report.skipped) == ["b.mp4"]
 
 
-def test_settings_that_do_not_fit_are_an_error(small: Path, tmp_path: Path, networks: MetricNetworks) -> None:
+def test_invalid_settings_are_errors(small: Path, tmp_path: Path, networks: MetricNetworks) -> None:
     for wrong, message in (
         ({"protocol": "all"}, "protocol must be clips or whole, got all"),
         ({"fps": 0}, "fps must be above 0, got 0"),
@@ -423,7 +423,7 @@ def printed(report: Report) -> list[str]:
     return capture.get().splitlines()
 
 
-def test_published_figures_stand_below_those_of_a_published_name(small: Path, tmp_path: Path) -> None:
+def test_published_figures_are_shown_for_a_published_name(small: Path, tmp_path: Path) -> None:
     tokenizer = toy_tokenizer("vidtok_fsq_noncausal_488_262144").float()
     report = run(small, tmp_path, tokenizer, model="vidtok_fsq_noncausal_488_262144")
     assert content(tmp_path)["published"] == {"psnr": 30.78, "ssim": 0.889, "lpips": 0.091, "fvd": 132.1}
@@ -469,7 +469,7 @@ def test_the_command_prints_a_table_and_writes_json(
 
 
 @pytest.mark.usefixtures("offline")
-def test_the_commands_mistakes_are_one_sentence(
+def test_mistakes_in_the_command_are_one_sentence(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""PSNR and SSIM of frames are the published ones."""
+"""PSNR and SSIM of frames equal the published implementation."""
 
 import numpy as np
 import pytest
@@ -21,16 +21,16 @@ def golden_videos() -> tuple[Tensor, Tensor]:
     return a.movedim(0, 1)[None], (a + 0.3 * b).clamp(-1, 1).movedim(0, 1)[None]
 
 
-def test_psnr_is_the_published_one() -> None:
+def test_psnr_equals_the_published_one() -> None:
     torch.testing.assert_close(bounded_psnr(*golden_videos()).mean(), GOLDEN["metric.psnr"][0], rtol=0.0, atol=1e-4)
 
 
-def test_ssim_is_the_published_one() -> None:
+def test_ssim_equals_the_published_one() -> None:
     torch.testing.assert_close(frame_ssim(*golden_videos()).mean(), GOLDEN["metric.ssim"][0], rtol=0.0, atol=1e-4)
 
 
 @pytest.mark.parametrize("metric", [bounded_psnr, frame_ssim])
-def test_each_frame_has_a_value_of_its_own(metric: type) -> None:
+def test_each_frame_has_its_own_value(metric: type) -> None:
     real, made = (torch.cat([video, video.flip(2) / 2]) for video in golden_videos())
     values = metric(real, made)
     assert values.shape == (2, 2) and len(values.unique()) == 4
@@ -48,7 +48,7 @@ def test_a_reconstruction_beyond_the_range_is_clamped(metric: type) -> None:
 
 
 def test_an_exactly_reproduced_frame_has_80_db_and_ssim_1() -> None:
-    """torchmetrics gives infinity, and one black frame would make a whole video's mean infinite."""
+    """torchmetrics returns infinity, so one black frame would make the mean of a video infinite."""
     black = torch.full((1, 3, 1, 16, 16), -1.0)
     assert bounded_psnr(black, black).tolist() == [[80.0]]
     torch.testing.assert_close(frame_ssim(black, black), torch.ones(1, 1))

@@ -1,4 +1,4 @@
-"""LPIPS: the published values, gradients that training can use, and weights from their standard places."""
+"""LPIPS: published values, gradients, and weights from their standard locations."""
 
 import copy
 from pathlib import Path
@@ -25,12 +25,12 @@ def frames(seed: int, size: int = 64) -> Tensor:
     return torch.from_numpy(noise.astype(np.float32)).clamp(-1, 1)
 
 
-def test_lpips_is_the_published_one() -> None:
+def test_lpips_equals_the_published_one() -> None:
     distance = golden_lpips()(frames(5), frames(6))
     torch.testing.assert_close(distance, load_file(GOLDEN)["lpips"].flatten(), rtol=2e-5, atol=0.0)
 
 
-def test_equal_frames_have_no_distance_and_order_does_not_matter() -> None:
+def test_the_distance_is_symmetric_and_zero_for_equal_frames() -> None:
     lpips, a, b = golden_lpips(), frames(5, 16), frames(6, 16)
     assert lpips(a, a).tolist() == [0.0, 0.0]
     torch.testing.assert_close(lpips(a, b), lpips(b, a))
@@ -43,7 +43,7 @@ def test_parameters_have_the_names_of_published_checkpoints() -> None:
         assert set(LPIPS().state_dict()) == trunk | {f"lin{index}.model.1.weight" for index in range(5)}
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
+def test_gradients_equal_finite_differences() -> None:
     lpips = copy.deepcopy(golden_lpips()).double()
     a, b = frames(5, 16).double().requires_grad_(), frames(6, 16).double().requires_grad_()
     direction = torch.randn_like(a)
@@ -55,8 +55,8 @@ def test_gradients_are_those_of_finite_differences() -> None:
         torch.testing.assert_close((gradient * direction).sum(), expected, rtol=1e-5, atol=1e-9)
 
 
-def test_features_that_are_all_zero_have_a_finite_gradient() -> None:
-    """The square root in the features' norm has an infinite one at 0, and infinity times 0 is no number."""
+def test_zero_features_have_a_finite_gradient() -> None:
+    """The square root in the norm has an infinite gradient at 0, and infinity times 0 is NaN."""
     x = torch.zeros(1, 4, 2, 2, requires_grad=True)
     unit = _unit(x)
     unit.square().sum().backward()
@@ -64,7 +64,7 @@ def test_features_that_are_all_zero_have_a_finite_gradient() -> None:
     assert x.grad.isfinite().all()
 
 
-def test_it_is_fixed_and_training_changes_nothing() -> None:
+def test_lpips_is_frozen_and_training_mode_has_no_effect() -> None:
     lpips, a, b = copy.deepcopy(golden_lpips()), frames(5, 16), frames(6, 16)
     assert not any(parameter.requires_grad for parameter in lpips.parameters())
     assert torch.equal(lpips.train()(a, b), golden_lpips().eval()(a, b))
@@ -86,7 +86,7 @@ def test_features_are_compared_in_float32_under_autocast() -> None:
         (((1, 3, 8, 16), (1, 3, 8, 16)), r"at least 16, got \(8, 16\)"),
     ],
 )
-def test_frames_that_do_not_fit_are_an_error(shapes: tuple[tuple[int, ...], ...], message: str) -> None:
+def test_invalid_frames_are_an_error(shapes: tuple[tuple[int, ...], ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         golden_lpips()(*(torch.zeros(shape) for shape in shapes))
 
@@ -95,7 +95,7 @@ def test_frames_that_do_not_fit_are_an_error(shapes: tuple[tuple[int, ...], ...]
 
 
 def torchvision_checkpoint() -> dict[str, Tensor]:
-    """The golden trunk by torchvision's names, with a classifier that LPIPS has no use for."""
+    """The golden trunk by torchvision's names, with a classifier, which LPIPS does not use."""
     trunk = {name: value for name, value in golden_lpips().state_dict().items() if name.startswith("net.")}
     by_place = {"features." + name.split(".", 2)[2]: value for name, value in trunk.items()}
     return {**by_place, "classifier.0.weight": torch.zeros(2, 2)}
@@ -103,7 +103,7 @@ def torchvision_checkpoint() -> dict[str, Tensor]:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The checkpoints of an empty torch hub, without a network."""
+    """The checkpoint folder of an empty torch hub, without network access."""
 
     def download(*_: Any, **__: Any) -> None:
         raise URLError("no network")
@@ -115,7 +115,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_vgg16_is_found_where_torchvision_leaves_it(hub: Path) -> None:
+def test_vgg16_is_found_where_torchvision_caches_it(hub: Path) -> None:
     torch.save(torchvision_checkpoint(), hub / "vgg16-397923af.pth")
     lpips = load_lpips()
     expected = golden_lpips().state_dict() | read_heads()
@@ -124,7 +124,7 @@ def test_vgg16_is_found_where_torchvision_leaves_it(hub: Path) -> None:
 
 
 def test_the_heads_are_those_of_lpips_version_0_1() -> None:
-    """The file that VidTok was trained with; its weights are not negative, or LPIPS were no distance."""
+    """The file that VidTok was trained with. Weights are not negative, else LPIPS would not be a distance."""
     heads = read_heads()
     widths = [heads[f"lin{index}.model.1.weight"].shape[1] for index in range(5)]
     assert widths == [64, 128, 256, 512, 512]
@@ -143,7 +143,7 @@ def test_a_missing_vgg16_is_downloaded_into_the_hub(hub: Path, monkeypatch: pyte
     assert asked == [("https://download.pytorch.org/models/vgg16-397923af.pth", True, True)]
 
 
-def test_weights_that_cannot_be_had_are_an_error_with_the_way_to_have_them(hub: Path) -> None:
+def test_missing_weights_are_an_error_that_says_where_to_fetch_them(hub: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no network.*fetch https://download\.pytorch.*save it as") as error:
         load_lpips()
     assert str(hub / "vgg16-397923af.pth") in str(error.value)
@@ -151,7 +151,7 @@ def test_weights_that_cannot_be_had_are_an_error_with_the_way_to_have_them(hub: 
         load_lpips("nowhere.pth")
 
 
-def test_a_published_vidtok_checkpoint_holds_all_of_lpips(tmp_path: Path) -> None:
+def test_a_published_vidtok_checkpoint_contains_all_of_lpips(tmp_path: Path) -> None:
     inside = {f"loss.perceptual_loss.{name}": value for name, value in golden_lpips().state_dict().items()}
     inside["loss.perceptual_loss.scaling_layer.shift"] = torch.zeros(1, 3, 1, 1)
     inside["encoder.conv_in.conv.weight"] = torch.zeros(1)
@@ -160,7 +160,7 @@ def test_a_published_vidtok_checkpoint_holds_all_of_lpips(tmp_path: Path) -> Non
     assert torch.equal(lpips(frames(5, 16), frames(6, 16)), golden_lpips()(frames(5, 16), frames(6, 16)))
 
 
-def test_other_or_damaged_files_are_an_error(tmp_path: Path) -> None:
+def test_other_or_damaged_files_are_errors(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save({"encoder.weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"must be torchvision's VGG16 .* or a published VidTok checkpoint"):

@@ -1,4 +1,4 @@
-"""PSNR of a frame: in decibels, of the clamped reconstruction."""
+"""PSNR of frames, in decibels, with a clamped reconstruction."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ import torch
 from vidtok_plugin.metrics.psnr import frame_psnr
 
 
-def test_the_psnr_of_a_frame_is_in_decibels_of_the_clamped_reconstruction() -> None:
+def test_psnr_is_in_decibels_and_clamps_the_reconstruction() -> None:
     video = torch.zeros(2, 3, 4, 8, 8)
     assert frame_psnr(video, video + 0.2).shape == (2, 4)
     torch.testing.assert_close(frame_psnr(video, video + 0.2), torch.full((2, 4), 20.0))

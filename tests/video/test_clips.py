@@ -1,4 +1,4 @@
-"""Clips are the frames they say, random ones follow from their keys alone, and bad videos are named."""
+"""Clips are the right frames, random clips depend only on their keys, and unreadable videos are reported."""
 
 import logging
 from pathlib import Path
@@ -51,11 +51,11 @@ def test_a_clip_is_consecutive_frames_of_one_video(folder: Path) -> None:
 def test_a_frame_interval_skips_frames(folder: Path) -> None:
     clips = ClipDataset.every(find_sources([str(folder / "a")]), **SHAPE, frame_interval=3, every=10)
     video = frames_of(folder / "a/long.mp4")
-    assert len(clips) == 3  # from frames 0, 10 and 20, each of which takes 13
+    assert len(clips) == 3  # from frames 0, 10 and 20; each needs 13
     torch.testing.assert_close(clips[2], video[:, 20:33:3])
 
 
-def test_a_random_clip_follows_from_seed_epoch_and_index(folder: Path) -> None:
+def test_a_random_clip_depends_only_on_seed_epoch_and_index(folder: Path) -> None:
     sources = find_sources([str(folder)])
     one, two = (ClipDataset.random(sources, **SHAPE, seed=3, num_clips=50) for _ in range(2))
     for _ in range(3):
@@ -68,23 +68,23 @@ def test_a_random_clip_follows_from_seed_epoch_and_index(folder: Path) -> None:
     assert not torch.equal(one[(4, 11)], other[(4, 11)])
 
 
-def share_of_a(folder: Path, clips: ClipDataset) -> float:
-    """How many random clips come from the long video of source a, by its frames' sums."""
+def fraction_from_a(folder: Path, clips: ClipDataset) -> float:
+    """The fraction of random clips from the long video of source a, which is recognized by sums of frames."""
     sums = {round(float(frame.sum()), 2) for frame in frames_of(folder / "a/long.mp4").unbind(1)}
     first = [round(float(clips[index][:, 0].sum()), 2) for index in range(len(clips))]
     return sum(value in sums for value in first) / len(first)
 
 
-def test_weights_balance_sources_whatever_their_length(folder: Path) -> None:
+def test_weights_balance_sources_of_any_length(folder: Path) -> None:
     patterns = [str(folder / "a"), str(folder / "b")]
     shape = SHAPE | {"num_clips": 400, "cache_mb": 1}
-    alike = ClipDataset.random(find_sources(patterns), **shape)
-    assert share_of_a(folder, alike) == pytest.approx(36 / 52, abs=0.08)  # in proportion to the clips
+    unweighted = ClipDataset.random(find_sources(patterns), **shape)
+    assert fraction_from_a(folder, unweighted) == pytest.approx(36 / 52, abs=0.08)  # in proportion to their clips
     weighted = ClipDataset.random(find_sources(patterns, [1.0, 3.0]), **shape, weighted=True)
-    assert share_of_a(folder, weighted) == pytest.approx(1 / 4, abs=0.08)
+    assert fraction_from_a(folder, weighted) == pytest.approx(1 / 4, abs=0.08)
 
 
-def test_a_pattern_names_several_folders_that_share_its_weight(folder: Path) -> None:
+def test_the_weight_of_a_pattern_is_divided_among_its_folders(folder: Path) -> None:
     sources = find_sources([str(folder / "*")], [2.0])
     assert [(Path(source.name).name, source.weight) for source in sources] == [("a", 1.0), ("b", 1.0)]
     with pytest.raises(ValueError, match="one positive number for each of the 1 entries"):
@@ -93,18 +93,18 @@ def test_a_pattern_names_several_folders_that_share_its_weight(folder: Path) -> 
         find_sources([str(folder / "none")])
 
 
-def test_cached_clips_equal_those_that_are_read(folder: Path) -> None:
+def test_cached_clips_equal_uncached_clips(folder: Path) -> None:
     sources = find_sources([str(folder)])
     plain = ClipDataset.random(sources, **SHAPE | {"height": 8}, frame_interval=2, num_clips=20)
     cached = ClipDataset.random(sources, **SHAPE | {"height": 8}, frame_interval=2, num_clips=20, cache_mb=1)
     tight = ClipDataset.random(sources, **SHAPE | {"height": 8}, frame_interval=2, num_clips=20, cache_mb=1)
-    tight.cache_left = 12 * 8 * 16 * 3  # room for one of the videos
+    tight.cache_left = 12 * 8 * 16 * 3  # space for one of the videos
     for index in range(20):
         assert torch.equal(plain[index], cached[index]) and torch.equal(plain[index], tight[index])
     assert len(plain.cache) == 0 and len(cached.cache) == 3 and len(tight.cache) == 1
 
 
-def test_flipped_clips_are_mirrored_by_sample(folder: Path) -> None:
+def test_each_clip_is_mirrored_at_random(folder: Path) -> None:
     sources = find_sources([str(folder)])
     plain = ClipDataset.random(sources, **SHAPE, num_clips=30)
     flipping = ClipDataset.random(sources, **SHAPE, num_clips=30, horizontal_flip=True)
@@ -113,7 +113,7 @@ def test_flipped_clips_are_mirrored_by_sample(folder: Path) -> None:
     assert all(a != b for a, b in zip(same, mirrored, strict=True)) and 5 < sum(mirrored) < 25
 
 
-def test_validation_clips_are_evenly_spaced_and_at_most_so_many(folder: Path) -> None:
+def test_validation_clips_are_evenly_spaced_and_limited(folder: Path) -> None:
     clips = ClipDataset.every(find_sources([str(folder / "a")]), **SHAPE)
     assert [start for _, start in clips.starts or []] == list(range(0, 36, 5))
     few = ClipDataset.every(find_sources([str(folder / "a")]), **SHAPE, max_clips=3)
@@ -121,13 +121,13 @@ def test_validation_clips_are_evenly_spaced_and_at_most_so_many(folder: Path) ->
     torch.testing.assert_close(few[1], frames_of(folder / "a/long.mp4")[:, 20:25])
 
 
-def test_a_video_of_another_size_is_scaled_and_cropped(folder: Path) -> None:
+def test_a_video_of_another_size_is_resized_and_cropped(folder: Path) -> None:
     clips = ClipDataset.every(find_sources([str(folder / "a")]), clip_length=2, height=8, width=4)
     expected = torch.nn.functional.avg_pool2d(frames_of(folder / "a/long.mp4")[:, :2], 2)[..., 2:6]
     torch.testing.assert_close(clips[0], expected, atol=0.005, rtol=0)
 
 
-def test_a_video_too_short_is_named_unless_skipped(folder: Path) -> None:
+def test_a_short_video_is_an_error_unless_skipped(folder: Path) -> None:
     sources = find_sources([str(folder)])
     shape = SHAPE | {"clip_length": 17}
     with pytest.raises(ValueError, match=r"other\.mp4 has 12 frames, but a clip needs 17 frames; .*skip_short=true"):
@@ -138,7 +138,7 @@ def test_a_video_too_short_is_named_unless_skipped(folder: Path) -> None:
         ClipDataset.random(sources, **SHAPE | {"clip_length": 50}, skip_short=True)
 
 
-def test_an_unreadable_video_is_named_or_left_out_within_the_budget(
+def test_an_unreadable_video_is_an_error_or_skipped_within_the_budget(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(10):

@@ -1,4 +1,4 @@
-"""A process reads in place of this one, and is ended where it hangs or crashes."""
+"""A separate process reads clips and is terminated when it hangs or crashes."""
 
 import os
 import re
@@ -18,10 +18,10 @@ from vidtok_plugin.video.clip_reader import ClipReader
 from vidtok_plugin.video.reader_process import ReaderProcess, ReaderStoppedError
 
 
-def test_it_returns_what_a_function_returns_or_raises() -> None:
+def test_results_and_errors_of_calls_are_returned() -> None:
     with ReaderProcess(timeout=60) as process:
         assert process.call("math:hypot", 3, 4) == 5.0
-        for shape in ((2, 3), (40, 50, 3), (7,), (40, 50, 3)):  # in memory that grows
+        for shape in ((2, 3), (40, 50, 3), (7,), (40, 50, 3)):  # shared memory grows
             np.testing.assert_array_equal(process.call("hanging_reader:array", *shape), hanging_reader.array(*shape))
         with pytest.raises(ValueError, match="invalid literal"):
             process.call("builtins:int", "x")
@@ -32,14 +32,14 @@ def test_it_returns_what_a_function_returns_or_raises() -> None:
 
 
 def test_it_starts_without_torch() -> None:
-    """With the packages' own imports it would take seconds and hundreds of MB, in each worker and at each restart."""
+    """The packages' own imports would take seconds and hundreds of MB, in each worker and at each restart."""
     with ReaderProcess(timeout=60) as process:
         loaded = process.call("hanging_reader:loaded_modules")
     assert "vidtok_plugin.video.clip_reader" in loaded
     assert not {"torch", "lightning", "tensordict"}.intersection(loaded)
 
 
-def test_a_call_that_hangs_is_ended_and_the_next_one_answered() -> None:
+def test_a_hanging_call_is_terminated_and_the_next_one_succeeds() -> None:
     with ReaderProcess(timeout=60) as process:
         child = process.call("os:getpid")
         process.timeout = 0.3
@@ -51,7 +51,7 @@ def test_a_call_that_hangs_is_ended_and_the_next_one_answered() -> None:
         assert process.call("os:getpid") != child
 
 
-def test_a_crash_is_told_from_a_mistake_in_the_code() -> None:
+def test_a_crash_is_distinguished_from_a_bug() -> None:
     with ReaderProcess(timeout=60) as process:
         with pytest.raises(ReaderStoppedError, match="crashed with signal 6"):
             process.call("os:abort")
@@ -60,8 +60,8 @@ def test_a_crash_is_told_from_a_mistake_in_the_code() -> None:
         assert process.call("math:sqrt", 4) == 2
 
 
-def test_it_ends_with_its_parent_even_while_it_hangs() -> None:
-    script = (  # the module alone, since the package imports torch
+def test_it_exits_with_its_parent_even_while_it_hangs() -> None:
+    script = (  # only the module, since the package imports torch
         "import importlib.util\n"
         f"spec = importlib.util.spec_from_file_location('reader_process', {reader_process.__file__!r})\n"
         "module = importlib.util.module_from_spec(spec)\n"
@@ -84,7 +84,7 @@ def test_it_ends_with_its_parent_even_while_it_hangs() -> None:
 
 
 def exists(process: int) -> bool:
-    """Whether a process runs; one that ended and wasn't waited for yet doesn't."""
+    """Whether a process runs; a zombie does not."""
     try:
         state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except FileNotFoundError:
@@ -101,7 +101,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_clips_by_a_process_equal_those_read_directly(folder: Path) -> None:
+def test_clips_read_by_a_process_equal_those_read_directly(folder: Path) -> None:
     def clips(timeout: float | None) -> ClipDataset:
         return ClipDataset.random(
             find_sources([str(folder)]),
@@ -135,7 +135,7 @@ def test_videos_that_hang_or_crash_the_decoder_are_unreadable(folder: Path, monk
     assert len(clips) == 5
     origins = [Path(clips.clip(index).origin.split(",")[0]).name for index in range(5)]
     assert origins[:2] == ["a.mp4", "b.mp4"] and origins[2] == "c.mp4"
-    assert set(origins[3:]) <= {"a.mp4", "b.mp4", "c.mp4"}  # in the places of crashes.mp4 and hangs.mp4
+    assert set(origins[3:]) <= {"a.mp4", "b.mp4", "c.mp4"}  # replacing crashes.mp4 and hangs.mp4
     causes = {Path(path).name: cause for path, cause in unreadable.found.items()}
     assert set(causes) == {"cut.mp4", "never-opens.mp4", "hangs.mp4", "crashes.mp4"}
     for name, cause in (

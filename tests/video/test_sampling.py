@@ -1,4 +1,4 @@
-"""The frames of a clip are those nearest to the times that its frame rate asks for."""
+"""The frames of a clip are those nearest in time at its frame rate."""
 
 from pathlib import Path
 
@@ -21,10 +21,15 @@ def constant(num_frames: int, rate: float) -> IndexedVideo:
     return video(np.arange(num_frames) / rate)
 
 
-def test_a_rate_takes_the_frames_nearest_in_time() -> None:
+def test_a_rate_samples_the_nearest_frames() -> None:
     assert ClipFrames(clip_length=4, fps=3).indices(constant(40, 30), 5) == [5, 15, 25, 35]
     assert ClipFrames(clip_length=6, fps=8).indices(constant(40, 30), 0) == [0, 4, 7, 11, 15, 19]  # 3.75 apart
-    assert ClipFrames(clip_length=4, fps=20).indices(constant(40, 30), 0) == [0, 1, 3, 4]  # of 1.5 the earlier
+    assert ClipFrames(clip_length=4, fps=20).indices(constant(40, 30), 0) == [
+        0,
+        1,
+        3,
+        4,
+    ]  # a tie: the earlier one
 
 
 def test_frames_of_a_slower_video_repeat() -> None:
@@ -38,7 +43,7 @@ def test_no_frame_repeats_unless_the_video_is_slower(rate: float, share: float, 
 
 
 @given(rate=st.sampled_from([8.0, 24000 / 1001, 25.0, 30000 / 1001, 60.0]), rounding=st.sampled_from([0, 3]))
-def test_a_video_at_the_rate_asked_gives_its_own_frames(rate: float, rounding: int) -> None:
+def test_a_video_at_the_target_rate_keeps_its_frames(rate: float, rounding: int) -> None:
     """Some containers round times to 1 ms."""
     times = np.arange(60) / rate
     one = video(times.round(rounding) if rounding else times)
@@ -52,7 +57,7 @@ def test_a_variable_rate_is_sampled_by_its_times() -> None:
     stalls = video(np.array([0, 0.1, 0.2, 0.9, 1.0, 1.1]))
     frames = ClipFrames(clip_length=5, fps=5)
     assert frames.indices(stalls, 0) == [0, 2, 2, 3, 3]  # at 0, 0.2, 0.4, 0.6, 0.8 s
-    assert frames.num_starts(stalls) == 3  # from 0.9 s on it would end at 1.7 s
+    assert frames.num_starts(stalls) == 3  # starting at 0.9 s, it would end at 1.7 s
     assert frames.starts(stalls) == [0]
 
 
@@ -64,7 +69,7 @@ def test_a_clip_ends_within_the_video() -> None:
     assert ClipFrames(clip_length=3, frame_interval=4).num_starts(constant(9, 30)) == 1
 
 
-def test_settings_that_do_not_fit_are_named() -> None:
+def test_invalid_settings_are_errors() -> None:
     with pytest.raises(ValueError, match="fps=3 and frame_interval=2 exclude each other"):
         ClipFrames(clip_length=3, frame_interval=2, fps=3)
     with pytest.raises(ValueError, match="fps must be above 0, got -1"):
@@ -75,7 +80,7 @@ def test_settings_that_do_not_fit_are_named() -> None:
 
 @pytest.mark.parametrize(("ending", "b_frames"), [("mp4", 0), ("mkv", 2)])
 @pytest.mark.parametrize("reader", ["decord", "pyav"])
-def test_clips_of_a_file_of_variable_rate_are_its_frames_at_those_times(
+def test_clips_of_a_variable_rate_file_are_its_nearest_frames(
     tmp_path: Path, ending: str, b_frames: int, reader: str
 ) -> None:
     times = np.cumsum([0, *np.random.default_rng(2).integers(10, 90, 59)])  # ms

@@ -1,4 +1,4 @@
-"""Entries of a config name videos by folder, file, CSV list or pattern, and mistakes are named with their line."""
+"""Config entries resolve to videos; mistakes in CSV lists are reported with their line."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def named(root: Path, *entries: str) -> list[tuple[str, list[str]]]:
     return [(str(Path(s.name).relative_to(root)), [str(p.relative_to(root)) for p in s.videos]) for s in sources]
 
 
-def test_entries_name_folders_files_and_patterns(root: Path) -> None:
+def test_entries_are_folders_files_and_patterns(root: Path) -> None:
     assert named(root, "a") == [("a", ["a/1.mp4", "a/deep/2.mp4"])]
     assert named(root, "4.mp4", "b") == [("4.mp4", ["4.mp4"]), ("b", ["b/3.mp4"])]
     assert named(root, "[ab]") == [("a", ["a/1.mp4", "a/deep/2.mp4"]), ("b", ["b/3.mp4"])]
@@ -30,7 +30,7 @@ def test_entries_name_folders_files_and_patterns(root: Path) -> None:
     assert named(root, "**/*.mp4") == [("**/*.mp4", ["4.mp4", "a/1.mp4", "a/deep/2.mp4", "b/3.mp4"])]
 
 
-def test_a_video_that_a_pattern_names_twice_is_taken_once(root: Path) -> None:
+def test_a_video_that_a_pattern_matches_twice_counts_once(root: Path) -> None:
     assert named(root, "a/**") == [("a", ["a/1.mp4", "a/deep/2.mp4"])]
     (root / "e/only.txt").unlink(), (root / "e").rmdir()
     assert named(root, "*") == [
@@ -46,7 +46,7 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_that_folder(root: Path) -> 
     assert named(root, "[ab]") == [("[ab]", ["[ab]/6.mp4"])]
 
 
-def test_a_csv_list_names_videos_from_its_folder_or_a_root(root: Path) -> None:
+def test_paths_of_a_csv_list_start_at_its_folder_or_a_root(root: Path) -> None:
     (root / "lists").mkdir()
     (root / "lists/train.csv").write_text('videos,caption\n../4.mp4,"one, two"\n\n"../a/1.mp4",\n/abs/7.mp4,x\n')
     paths = [root / "lists/../4.mp4", root / "lists/../a/1.mp4", Path("/abs/7.mp4")]
@@ -80,13 +80,13 @@ def test_a_csv_list_may_be_utf8_or_latin1(tmp_path: Path, encoding: str) -> None
         ('videos\n"a.mp4"b\n', r"line 2: .*; check the quotes there"),
     ],
 )
-def test_mistakes_in_a_csv_list_are_named_with_their_line(tmp_path: Path, text: str, message: str) -> None:
+def test_mistakes_in_a_csv_list_are_reported_with_their_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         find_sources([str(tmp_path / "list.csv")])
 
 
-def test_entries_that_name_nothing_are_errors(root: Path) -> None:
+def test_entries_without_videos_are_errors(root: Path) -> None:
     for entry, message in {
         "none": r"none doesn't exist",
         "none.mp4": r"none\.mp4 doesn't exist",

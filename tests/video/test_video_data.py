@@ -1,5 +1,6 @@
-"""Training data follow from seed and epoch alone, and resume with the very next batch."""
+"""Training data depends only on seed and epoch, and resumes with the next batch."""
 
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from vidtok_plugin.training import loading
 from vidtok_plugin.training.sampler import EpochSampler
 from vidtok_plugin.video import VideoBatch, VideoDataConfig, VideoDataModule, write_video
 
-BATCHES = 4  # in an epoch
+BATCHES = 4  # per epoch
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def config(folder: Path, **changes: Any) -> VideoDataConfig:
         "height": 8,
         "width": 8,
         "batch_size": 2,
-        "clips_per_epoch": 2 * BATCHES + 1,  # the odd one is left out
+        "clips_per_epoch": 2 * BATCHES + 1,  # the last one is dropped
         "validation_clips": 3,
         "seed": 5,
     }
@@ -42,7 +43,7 @@ def config(folder: Path, **changes: Any) -> VideoDataConfig:
 
 
 class Recorder(pl.LightningModule):
-    """Learns nothing, and notes what it sees: the sums of each batch's clips."""
+    """Learns nothing and records the epoch and the sum of each clip."""
 
     def __init__(self, manual: bool = False) -> None:
         super().__init__()
@@ -100,11 +101,10 @@ class TestResumption:
             ({"max_steps": 10, "val_check_interval": 2}, True),
         ],
     )
-    def test_a_resumed_run_sees_what_an_unbroken_one_sees(
+    def test_a_resumed_run_continues_with_the_next_batch(
         self, folder: Path, tmp_path: Path, limit: dict[str, Any], manual: bool
     ) -> None:
-        """StatefulDataLoader under Lightning skips the rest of an epoch, or repeats the first epoch's
-        order."""
+        """StatefulDataLoader under Lightning skips the rest of an epoch, or repeats the order of the first epoch."""
         whole = fit(config(folder), tmp_path / "whole", manual=manual, **limit)
         assert len({clip for _, batch in whole for clip in batch}) > len(whole)  # they differ
         for step in (1, BATCHES, BATCHES + 2):
@@ -113,7 +113,7 @@ class TestResumption:
 
     @pytest.mark.gpu
     @pytest.mark.parametrize("workers", [0, 2])
-    def test_a_gpus_batches_come_in_pinned_memory_and_resume(
+    def test_batches_for_a_gpu_are_pinned_and_resume(
         self, folder: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         pinned: list[bool] = []
@@ -127,17 +127,19 @@ class TestResumption:
             resumed = fit(cfg, tmp_path / f"{step}", resume, accelerator="gpu", max_steps=steps)
             assert resumed == whole[step:]
 
-    @pytest.mark.parametrize("step", [2, BATCHES, BATCHES + 1])
-    def test_prefetched_batches_are_neither_lost_nor_repeated(self, folder: Path, tmp_path: Path, step: int) -> None:
-        """Two workers have up to four batches under way when the checkpoint is written."""
-        whole = fit(config(folder), tmp_path / "whole", max_steps=BATCHES + 3)
-        assert fit(config(folder, num_workers=2), tmp_path / "a", max_steps=step) == whole[:step]
-        resume = tmp_path / "a" / f"step={step}.ckpt"
-        for workers in (0, 2):
-            resumed = fit(config(folder, num_workers=workers), tmp_path / f"{workers}", resume, max_steps=BATCHES + 3)
-            assert resumed == whole[step:]
+    def test_prefetched_batches_are_neither_lost_nor_repeated(self, folder: Path, tmp_path: Path) -> None:
+        """Two workers have prefetched up to four batches when a checkpoint is written."""
+        steps = BATCHES + 3
+        whole = fit(config(folder), tmp_path / "whole", max_steps=steps)
+        assert (
+            fit(config(folder, num_workers=2), tmp_path / "by_workers", max_steps=BATCHES + 1) == whole[: BATCHES + 1]
+        )
+        for step, workers in itertools.product((2, BATCHES, BATCHES + 1), (0, 2)):
+            resume = tmp_path / "by_workers" / f"step={step}.ckpt"
+            cfg = config(folder, num_workers=workers)
+            assert fit(cfg, tmp_path / f"{step}_{workers}", resume, max_steps=steps) == whole[step:], (step, workers)
 
-    def test_an_epoch_cut_by_the_trainer_resumes_alike(self, folder: Path, tmp_path: Path) -> None:
+    def test_an_epoch_limited_by_the_trainer_resumes(self, folder: Path, tmp_path: Path) -> None:
         limit = {"max_steps": 7, "limit_train_batches": 3}
         whole = fit(config(folder), tmp_path / "whole", **limit)
         assert [epoch for epoch, _ in whole] == [0, 0, 0, 1, 1, 1, 2]
@@ -146,10 +148,10 @@ class TestResumption:
             assert fit(config(folder), tmp_path / f"{step}", resume, **limit) == whole[step:]
 
     @pytest.mark.parametrize(("first", "then"), [(2, 4), (4, 2), (3, 4)])
-    def test_batches_of_another_size_take_the_rest_of_the_epoch(
+    def test_batches_of_another_size_use_the_rest_of_the_epoch(
         self, folder: Path, tmp_path: Path, first: int, then: int
     ) -> None:
-        """The Trainer counted the batches before by their own size, and ended an epoch of larger ones early."""
+        """The Trainer counted earlier batches at their own size, and ended an epoch of larger ones early."""
         before = fit(config(folder, clips_per_epoch=24, batch_size=first), tmp_path / "first", max_steps=2)
         resume = tmp_path / "first" / "step=2.ckpt"
         after = fit(config(folder, clips_per_epoch=24, batch_size=then), tmp_path / "then", resume, max_epochs=2)
@@ -169,7 +171,7 @@ class TestResumption:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_memory_is_pinned_for_a_gpu_alone(folder: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_pinned_only_for_a_gpu(folder: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = VideoDataModule(config(folder))
     data.setup()
     monkeypatch.setattr(loading, "default_device", lambda: torch.device(device))  # without a trainer
@@ -177,11 +179,11 @@ def test_memory_is_pinned_for_a_gpu_alone(folder: Path, device: str, monkeypatch
     assert pinning == [device == "cuda"] * 3
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     data.trainer = SimpleNamespace(strategy=strategy, global_rank=0, world_size=1)  # type: ignore[assignment]
-    assert not data.pin_memory  # a GPU that isn't trained on
+    assert not data.pin_memory  # the machine has a GPU, but training does not use it
 
 
-def test_a_gpu_is_not_waited_for_when_batches_go_there(folder: Path) -> None:
-    """Lightning copies with `non_blocking` what is a plain tensor alone."""
+def test_copies_to_a_gpu_are_asynchronous(folder: Path) -> None:
+    """Lightning uses `non_blocking` only for plain tensors."""
     calls: list[tuple[torch.device, bool]] = []
 
     class Batch:
@@ -195,7 +197,7 @@ def test_a_gpu_is_not_waited_for_when_batches_go_there(folder: Path) -> None:
     assert calls == [(torch.device("cpu"), False), (torch.device("cuda"), True)]
 
 
-def test_each_epoch_has_an_order_of_its_own() -> None:
+def test_each_epoch_has_its_own_order() -> None:
     sampler = EpochSampler(100, batch_size=4, seed=1)
     again = EpochSampler(100, batch_size=4, seed=1)
     again.set_epoch(2)
@@ -205,7 +207,7 @@ def test_each_epoch_has_an_order_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("start", [0, 12])
-def test_ranks_share_an_epoch_out_between_them(start: int) -> None:
+def test_an_epoch_is_divided_among_ranks(start: int) -> None:
     keys = []
     for rank in range(3):
         sampler = EpochSampler(25, batch_size=2, seed=0, rank=rank, world_size=3)
@@ -221,7 +223,7 @@ def test_an_epoch_without_a_batch_is_refused() -> None:
         EpochSampler(15, batch_size=8, seed=0, world_size=2)
 
 
-def test_data_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
+def test_invalid_data_is_an_error(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lists of folders"):
         config(folder, train=str(folder))
     with pytest.raises(ValueError, match="clip_length must be at least 1, got 0"):

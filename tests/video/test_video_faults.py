@@ -1,4 +1,4 @@
-"""Bad files in a folder: the same clips whoever reads them, each bad file logged once, and a budget."""
+"""Unreadable files: logged once, limited by a budget, and without effect on the other clips."""
 
 import logging
 import re
@@ -28,7 +28,7 @@ WHEN_READ = {"damaged.mp4"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six videos of different sizes, rates and containers, and four bad files."""
+    """Six videos of different sizes, rates and containers, and four unreadable files."""
     root = tmp_path_factory.mktemp("videos")
     write_file(root / "a.mp4", moving_noise(40), fps=30)
     write_file(root / "b.mkv", moving_noise(40, width=64), fps=25, b_frames=2)
@@ -62,7 +62,7 @@ def config(folder: Path, **changes: Any) -> VideoDataConfig:
 
 
 class Recorder(pl.LightningModule):
-    """Learns nothing, and notes what it sees."""
+    """Learns nothing and records batches and the number of unreadable videos."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def fit(data: VideoDataModule, output: Path, resume: Path | None = None, epochs:
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     trainer.save_checkpoint(output / "last.ckpt")
     assert data._train_loader is not None
-    data._train_loader._iterator = None  # ends the workers; left to the garbage collector, PyTorch takes 10 s to do so
+    data._train_loader._iterator = None  # ends the workers now; on garbage collection, PyTorch takes 10 s
     return module
 
 
@@ -116,7 +116,7 @@ class TestTraining:
             pytest.param({"read_timeout": 60.0}, marks=pytest.mark.slow),
         ],
     )
-    def test_clips_are_the_same_whoever_reads_them_and_each_bad_file_is_logged_once(
+    def test_clips_do_not_depend_on_the_reader_and_each_unreadable_file_is_logged_once(
         self, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any]
     ) -> None:
         expected = fit(VideoDataModule(config(folder)), tmp_path)
@@ -130,7 +130,7 @@ class TestTraining:
         assert all(torch.equal(one[1], two[1]) for one, two in zip(expected.seen, other.seen, strict=True))
         assert sorted(logged(caplog.text)) == sorted(AT_INDEXING | WHEN_READ)
 
-    def test_a_resumed_run_does_not_log_a_bad_file_again(
+    def test_a_resumed_run_does_not_log_an_unreadable_file_again(
         self, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         fit(VideoDataModule(config(folder)), tmp_path, epochs=1)
@@ -146,18 +146,18 @@ class TestTraining:
     def test_a_run_over_its_budget_stops_with_the_path_and_the_cause(
         self, folder: Path, tmp_path: Path, workers: int
     ) -> None:
-        """Three of ten files are found to be bad when they are opened, the fourth when it is read."""
+        """Three of ten files are found unreadable when opened, the fourth when read."""
         data = VideoDataModule(config(folder, max_unreadable_fraction=0.3, num_workers=workers))
         with pytest.raises(UnreadableVideoError, match=r"4 of 10 videos.*allows 3\. Video .*damaged\.mp4 .*frames"):
             fit(data, tmp_path)
 
 
-def test_the_first_bad_file_stops_a_run_without_a_budget(folder: Path) -> None:
+def test_the_first_unreadable_file_stops_a_run_without_a_budget(folder: Path) -> None:
     with pytest.raises(UnreadableVideoError, match=r"=0 allows 0\. Video .*cut\.mp4 cannot be read: .*truncated"):
         VideoDataModule(config(folder, max_unreadable_fraction=0.0)).setup()
 
 
-def test_files_that_a_csv_list_names_in_vain_are_unreadable(folder: Path, tmp_path: Path) -> None:
+def test_missing_files_of_a_csv_list_are_unreadable(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("videos\na.mp4\nnone.mp4\nb.mkv\n")
     data = VideoDataModule(config(folder, train=(str(tmp_path / "list.csv"),), root=str(folder)))
     data.setup()
@@ -165,7 +165,7 @@ def test_files_that_a_csv_list_names_in_vain_are_unreadable(folder: Path, tmp_pa
     assert "doesn't exist" in data.unreadable.found[str(folder / "none.mp4")]
 
 
-def test_validation_has_its_own_rate_and_middle_crops_and_takes_other_clips_for_unreadable_ones(folder: Path) -> None:
+def test_validation_has_its_own_rate_center_crops_and_replaces_unreadable_clips(folder: Path) -> None:
     data = VideoDataModule(config(folder, validation=(str(folder),), validation_fps=24.0, validation_every=8))
     data.setup()
     (loader,) = [data.val_dataloader()]
@@ -175,10 +175,10 @@ def test_validation_has_its_own_rate_and_middle_crops_and_takes_other_clips_for_
     assert all(origin.endswith("crop center") for origin in origins)
     assert f"{folder / 'a.mp4'}, frames 0 1 2 4, crop center" in origins  # at 0, 1.25, 2.5 and 3.75 frames
     assert str(folder / "damaged.mp4") in data.unreadable.found
-    assert len(set(origins)) < len(origins)  # others stand in for the clips of damaged.mp4
+    assert len(set(origins)) < len(origins)  # other clips replace those of damaged.mp4
 
 
-def test_a_budget_is_a_share_of_all_videos() -> None:
+def test_a_budget_is_a_fraction_of_all_videos() -> None:
     unreadable = UnreadableVideos(0.29)
     unreadable.expect(f"{i}.mp4" for i in range(100))
     assert unreadable.add({f"{i}.mp4": "bad" for i in range(29)}) == [f"{i}.mp4" for i in range(29)]
@@ -189,7 +189,7 @@ def test_a_budget_is_a_share_of_all_videos() -> None:
         UnreadableVideos(1.0)
 
 
-def test_a_video_is_logged_once_also_after_its_state_was_loaded(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_video_is_logged_once_also_after_loading_a_state(caplog: pytest.LogCaptureFixture) -> None:
     one, two = UnreadableVideos(0.9), UnreadableVideos(0.9)
     for recorder in (one, two):
         recorder.expect(["a.mp4", "b.mp4", "c.mp4"])
@@ -204,7 +204,7 @@ def test_a_video_is_logged_once_also_after_its_state_was_loaded(caplog: pytest.L
 
 
 class TestBatch:
-    def test_a_batch_moves_with_its_origins(self) -> None:
+    def test_a_moved_batch_keeps_its_origins(self) -> None:
         clips = [
             Clip(frames=torch.zeros(2, 4, 4, 3, dtype=torch.uint8), origin="a", unreadable={"x": "bad"}),
             Clip(frames=torch.ones(2, 4, 4, 3, dtype=torch.uint8), origin="b", unreadable={"x": "bad", "y": "bad"}),
@@ -214,7 +214,7 @@ class TestBatch:
         moved = batch.to("meta", non_blocking=True)
         assert moved.video.is_meta and moved.origins == batch.origins and moved.unreadable == batch.unreadable
 
-    def test_plain_tensors_are_batches_too_and_other_things_are_named(self) -> None:
+    def test_tensors_are_batches_and_other_types_are_errors(self) -> None:
         video = torch.zeros(2, 3, 1, 4, 4)
         frames = torch.zeros(2, 1, 4, 4, 3, dtype=torch.uint8)
         batch = VideoBatch(frames=frames, origins=["a", "b"])
@@ -226,7 +226,7 @@ class TestBatch:
         with pytest.raises(ValueError, match=r"frames must be uint8 of shape \(b, t, h, w, 3\), got torch.float32"):
             VideoBatch(frames=video, origins=["a", "b"])
 
-    def test_frames_are_video_in_the_networks_order_and_range(self) -> None:
+    def test_video_has_the_order_and_range_of_the_networks(self) -> None:
         frames = torch.arange(2 * 2 * 4 * 4 * 3).view(2, 2, 4, 4, 3).to(torch.uint8)
         frames[0, 1, 2, 3] = torch.tensor([0, 51, 255], dtype=torch.uint8)
         batch = VideoBatch(frames=frames, origins=["a", "b"])
@@ -251,6 +251,6 @@ class TestBatch:
         ({"reader": "opencv"}, "reader must be one of auto, decord, pyav, got 'opencv'"),
     ],
 )
-def test_config_mistakes_are_named(folder: Path, changes: dict[str, Any], message: str) -> None:
+def test_config_mistakes_are_errors(folder: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(folder, **changes)

@@ -1,4 +1,4 @@
-"""Videos are read as they were written, and what cannot be read is said in one clear sentence."""
+"""Videos are read as written, and errors of unreadable ones are one clear sentence."""
 
 import json
 import os
@@ -33,7 +33,7 @@ from vidtok_plugin.video.resizing import (
 
 
 def moving_square(num_frames: int, size: int = 32) -> np.ndarray:
-    """Frames that all differ: a white square on colours, one pixel further in each frame."""
+    """Frames that all differ: a white square on color, moving by one pixel per frame."""
     frames = np.empty((num_frames, size, size, 3), np.uint8)
     frames[:] = (200, 40, 90)
     for index, frame in enumerate(frames):
@@ -51,7 +51,7 @@ def clip(tmp_path: Path) -> tuple[Path, np.ndarray]:
 
 
 def test_frames_are_read_as_written(clip: tuple[Path, np.ndarray]) -> None:
-    """yuv420p would cost the colours: at 32x32 it leaves errors of 20 and more here."""
+    """yuv420p would change colors: at 32x32 errors reach 20 and more."""
     path, frames = clip
     read = read_frames(path)
     assert read.dtype == np.uint8 and read.shape == frames.shape
@@ -59,7 +59,7 @@ def test_frames_are_read_as_written(clip: tuple[Path, np.ndarray]) -> None:
     assert error.mean() < 2 and error.max() < 16
 
 
-def test_probe_tells_length_size_and_rate(tmp_path: Path) -> None:
+def test_probe_returns_length_size_and_rate(tmp_path: Path) -> None:
     write_video(tmp_path / "wide.mp4", moving_square(5, 32)[:, :16], fps=12.5)
     info = probe(tmp_path / "wide.mp4")
     assert (info.num_frames, info.height, info.width, info.fps) == (5, 16, 32, 12.5)
@@ -74,9 +74,8 @@ def test_random_access_equals_reading_in_order(clip: tuple[Path, np.ndarray]) ->
 
 
 @pytest.mark.parametrize("width", [8, 16, 40, 48, 72])
-def test_narrow_videos_are_read_too(tmp_path: Path, width: int) -> None:
-    """decord 0.6 takes row padding for channels at widths such as 16, 48 and 72, and fails on batches of
-    them."""
+def test_narrow_videos_are_read_correctly(tmp_path: Path, width: int) -> None:
+    """decord 0.6 takes row padding for channels at widths such as 16, 48 and 72, and fails on their batches."""
     frames = moving_square(9, 72)[:, :, :width]
     write_video(tmp_path / "narrow.mp4", frames, fps=30)
     read = read_frames(tmp_path / "narrow.mp4")
@@ -86,14 +85,14 @@ def test_narrow_videos_are_read_too(tmp_path: Path, width: int) -> None:
 
 
 def test_no_reader_is_open_at_a_fork(clip: tuple[Path, np.ndarray]) -> None:
-    """A DataLoader's worker hung or aborted when it freed a reader from before the fork: joining the reader's
-    threads, which aren't there, joins others that got their stacks."""
+    """A loader's worker hung or aborted when it freed a reader from before the fork: it joined threads that did not
+    exist there, and thereby others that had been given their stacks."""
     path, _ = clip
     pool = ReaderPool()
     expected = read_frames(path, [20], pool=pool)
     reader = weakref.ref(pool.reader(path))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns about forks with threads
         process = os.fork()
     if process == 0:
         os._exit(0 if reader() is None and (read_frames(path, [20], pool=pool) == expected).all() else 1)
@@ -101,18 +100,18 @@ def test_no_reader_is_open_at_a_fork(clip: tuple[Path, np.ndarray]) -> None:
     np.testing.assert_array_equal(read_frames(path, [20], pool=pool), expected)
 
 
-def test_pool_keeps_the_most_recent_readers_open(tmp_path: Path) -> None:
+def test_a_pool_keeps_the_most_recent_readers_open(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.mp4" for i in range(3)]
     for path in paths:
         write_video(path, moving_square(3), fps=30)
     pool = ReaderPool(capacity=2)
     first, second = pool.reader(paths[0]), pool.reader(paths[1])
     assert pool.reader(paths[0]) is first
-    pool.reader(paths[2])  # drops the second, the least recent
+    pool.reader(paths[2])  # evicts the second, the least recent
     assert pool.reader(paths[0]) is first and pool.reader(paths[1]) is not second
 
 
-def test_a_file_that_was_rewritten_is_opened_again(tmp_path: Path) -> None:
+def test_a_rewritten_file_is_reopened(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     write_video(path, moving_square(3), fps=30)
     assert len(read_frames(path)) == 3
@@ -121,14 +120,14 @@ def test_a_file_that_was_rewritten_is_opened_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all" * 50])
-def test_a_file_that_is_no_video_is_named_with_the_cause(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_video_is_an_error_with_the_cause(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "notes.mp4").write_bytes(content)
     with pytest.raises(ValueError, match=r"Video .*notes\.mp4 cannot be read: .*remove or replace it\.") as caught:
         read_frames(tmp_path / "notes.mp4")
     assert "\n" not in str(caught.value)
 
 
-def test_a_video_cut_off_is_named(clip: tuple[Path, np.ndarray]) -> None:
+def test_a_truncated_video_is_an_error(clip: tuple[Path, np.ndarray]) -> None:
     path, _ = clip
     path.write_bytes(path.read_bytes()[: os.path.getsize(path) // 2])
     with pytest.raises(ValueError, match=r"clip\.mp4 cannot be read"):
@@ -136,7 +135,7 @@ def test_a_video_cut_off_is_named(clip: tuple[Path, np.ndarray]) -> None:
 
 
 class Overreporting:
-    """A decord reader of a video whose container says 60 frames, while 50 are there: decord fails deep inside."""
+    """A decord reader of a video that declares 60 frames but has 50, where decord fails internally."""
 
     def __init__(self, path: Path, error: Exception) -> None:
         self.reader, self.error, self.given = DecordReader(path)._reader, error, 0
@@ -162,7 +161,7 @@ def overreporting(path: Path, error: Exception | None = None) -> DecordReader:
     return reader
 
 
-def test_a_video_that_says_too_many_frames_is_named(
+def test_a_video_that_declares_too_many_frames_is_an_error(
     clip: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "open_video", lambda path, reader: overreporting(path))
@@ -182,7 +181,7 @@ def test_reading_in_order_gives_the_same_frames(tmp_path: Path, width: int) -> N
     ("error", "cause"),
     [(StopIteration(), "there are no more frames"), (RuntimeError("[1:1] a.cc:1: broken"), "broken")],
 )
-def test_a_video_that_ends_early_is_named_when_read_in_order(
+def test_a_video_that_ends_early_is_an_error_when_read_in_order(
     clip: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch, error: Exception, cause: str
 ) -> None:
     path, _ = clip
@@ -193,7 +192,7 @@ def test_a_video_that_ends_early_is_named_when_read_in_order(
         next(blocks)
 
 
-def test_missing_files_and_indices_outside_are_named(clip: tuple[Path, np.ndarray]) -> None:
+def test_missing_files_and_indices_outside_are_errors(clip: tuple[Path, np.ndarray]) -> None:
     path, _ = clip
     with pytest.raises(FileNotFoundError, match=r"none\.mp4 doesn't exist"):
         probe(path.with_name("none.mp4"))
@@ -214,7 +213,7 @@ def test_a_video_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     assert [child.name for child in tmp_path.iterdir()] == ["clip.mp4"] and count_frames(path) == 5
 
 
-def test_writer_refuses_what_is_no_video(tmp_path: Path) -> None:
+def test_invalid_frames_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="uint8"):
         write_video(tmp_path / "a.mp4", moving_square(2).astype(np.float32), fps=30)
     with pytest.raises(ValueError, match="no frames"):
@@ -224,14 +223,14 @@ def test_writer_refuses_what_is_no_video(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_videos_are_found_in_subfolders_and_hidden_ones_left_out(tmp_path: Path) -> None:
+def test_videos_are_found_in_subfolders_without_hidden_files(tmp_path: Path) -> None:
     for name in ("b.mp4", "a/c.AVI", "a/notes.txt", ".d.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert find_videos(tmp_path) == [tmp_path / "a/c.AVI", tmp_path / "b.mp4"]
 
 
-def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
+def test_missing_and_empty_folders_are_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="none doesn't exist"):
         find_videos(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"has no videos.*\.mp4, \.avi"):
@@ -251,7 +250,7 @@ def test_episodes_have_actions_and_meta(clip: tuple[Path, np.ndarray]) -> None:
     assert (episode.path, episode.meta, episode.num_frames) == (path, meta, 50)
 
 
-def test_actions_that_do_not_fit_are_named(clip: tuple[Path, np.ndarray]) -> None:
+def test_invalid_actions_are_errors(clip: tuple[Path, np.ndarray]) -> None:
     path, _ = clip
     with pytest.raises(FileNotFoundError, match=r"has no clip\.actions\.npy"):
         find_episodes(path.parent)
@@ -273,7 +272,7 @@ def test_resizing_keeps_flat_areas_flat(source: int, target: int) -> None:
     np.testing.assert_allclose(resize_weights(source, target).sum(axis=1), 1, atol=1e-5)
 
 
-def test_shrinking_takes_the_mean_of_what_is_covered() -> None:
+def test_shrinking_averages_the_covered_pixels() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3), dtype=np.uint8)
     blocks = frames.reshape(2, 4, 2, 4, 3, 3).mean(axis=(2, 4))
     np.testing.assert_allclose(resize(frames, 4, 4), blocks, atol=0.51)
@@ -290,19 +289,21 @@ def test_resizing_is_the_product_with_the_weights(source: tuple[int, int], targe
 
 @pytest.mark.parametrize("place", [None, (0.0, 0.0), (0.99, 0.3), (0.2, 0.99)])
 @pytest.mark.parametrize("size", [(45, 80), (80, 45), (16, 24), (12, 9)])
-def test_what_is_cut_out_is_that_part_of_the_whole(size: tuple[int, int], place: tuple[float, float] | None) -> None:
+def test_resize_and_crop_equals_a_crop_of_the_resized_frames(
+    size: tuple[int, int], place: tuple[float, float] | None
+) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
     expected = crop_out(cover(frames, 16, 24), 16, 24, place)
     np.testing.assert_array_equal(resize_and_crop(frames, 16, 24, place), expected)
 
 
-def test_a_video_of_the_right_size_passes_untouched() -> None:
+def test_frames_of_the_right_size_are_unchanged() -> None:
     frames = moving_square(2)
     assert resize(frames, 32, 32) is frames
     np.testing.assert_array_equal(resize_and_crop(frames, 32, 32), frames)
 
 
-def test_another_shape_is_covered_and_its_middle_cut_out() -> None:
+def test_frames_of_another_aspect_ratio_are_center_cropped() -> None:
     frames = np.zeros((1, 20, 60, 3), np.uint8)
     frames[:, :, 20:40] = 255  # the middle third
     assert (resize_and_crop(frames, 10, 10) == 255).all()

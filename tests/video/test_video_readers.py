@@ -1,4 +1,4 @@
-"""decord and PyAV give the same frames of the same files, and damaged files are errors, not wrong frames."""
+"""decord and PyAV read the same frames, and damaged files are errors, not wrong frames."""
 
 import sys
 import time
@@ -48,8 +48,8 @@ def natural(name: str) -> Callable[[Path], Path]:
     "make",
     [constant, b_frames, variable, ours, rotated, natural("carphone_pristine.mp4"), natural("bikes.mp4")],
 )
-def test_both_readers_give_the_same_frames(make: Callable[[Path], Path], tmp_path: Path) -> None:
-    """Frames may differ by the rounding of the conversion from YUV; they don't with FFmpeg 4 in decord, 8 in PyAV."""
+def test_both_readers_return_the_same_frames(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    """Rounding in the conversion from YUV could differ; it does not with FFmpeg 4 in decord and 8 in PyAV."""
     path = make(tmp_path)
     decord, pyav = DecordReader(path), PyavReader(path)
     assert (pyav.num_frames, pyav.fps) == (decord.num_frames, decord.fps)
@@ -61,10 +61,16 @@ def test_both_readers_give_the_same_frames(make: Callable[[Path], Path], tmp_pat
     np.testing.assert_allclose(decord.times(), pyav.times())
 
 
+@pytest.fixture(scope="module")
+def large_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    frames = moving_noise(150, height=256, width=256)
+    return write_file(tmp_path_factory.mktemp("large") / "a.mp4", frames, keyframe_interval=16)
+
+
 @pytest.mark.parametrize("reader", [DecordReader, PyavReader])
-def test_nothing_is_decoded_after_a_read(reader: type[OpenVideo], tmp_path: Path) -> None:
-    """decord decoded on to the file's end in the background: 480 frames for a clip of 17, where files take turns."""
-    opened = reader(write_file(tmp_path / "a.mp4", moving_noise(150, height=256, width=256), keyframe_interval=16))
+def test_nothing_is_decoded_after_a_read(reader: type[OpenVideo], large_video: Path) -> None:
+    """decord decoded on to the end of the file in the background: 480 frames for a clip of 17."""
+    opened = reader(large_video)
     start = time.process_time()
     opened.read(range(150))
     whole = time.process_time() - start
@@ -84,8 +90,8 @@ def test_pyav_reads_any_frame_as_in_order(make: Callable[[Path], Path], tmp_path
         np.testing.assert_array_equal(read_frames(path, indices, reader="pyav"), in_order[indices])
 
 
-def test_pyav_goes_on_at_a_key_frame_that_comes_next_anyway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It went back to each key frame that it came to."""
+def test_pyav_does_not_seek_to_a_key_frame_that_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sought again at every key frame."""
     starts: list[int] = []
     decoded = pyav_reader._decoded
     monkeypatch.setattr(pyav_reader, "_decoded", lambda *where: (starts.append(1), decoded(*where))[1])
@@ -93,12 +99,12 @@ def test_pyav_goes_on_at_a_key_frame_that_comes_next_anyway(tmp_path: Path, monk
     opened.read(range(5, 42))
     assert len(starts) == 1
     opened.read([42, 43, 49])
-    assert len(starts) == 2  # 48 is a key frame, and nearer to 49
+    assert len(starts) == 2  # to 48, the last key frame before 49
     opened.close()
 
 
 @pytest.mark.parametrize("reader", ["decord", "pyav"])
-def test_frames_are_fitted_as_they_come(tmp_path: Path, reader: ReaderName) -> None:
+def test_fit_is_applied_to_each_decoded_frame(tmp_path: Path, reader: ReaderName) -> None:
     path, indices = b_frames(tmp_path), [7, 30, 7, 12]
     whole = read_frames(path, indices, reader=reader)
     blocks: list[int] = []
@@ -111,7 +117,7 @@ def test_frames_are_fitted_as_they_come(tmp_path: Path, reader: ReaderName) -> N
     assert reader == "decord" or blocks == [1, 1, 1]
 
 
-def test_a_video_marked_as_rotated_is_turned(tmp_path: Path) -> None:
+def test_a_video_marked_as_rotated_is_rotated(tmp_path: Path) -> None:
     upright = read_frames(constant(tmp_path))
     info = probe(rotate(tmp_path / "a.mp4", 90))
     assert (info.height, info.width) == (64, 48)
@@ -119,8 +125,8 @@ def test_a_video_marked_as_rotated_is_turned(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("codec", "ending"), [("mpeg1video", "mpg"), ("mpeg4", "avi"), ("libvpx", "webm")])
-def test_other_containers_give_the_frames_written(tmp_path: Path, codec: str, ending: str) -> None:
-    """decord finds no times in .mpg and gives wrong frames there, without a word."""
+def test_frames_of_other_containers_are_read_as_written(tmp_path: Path, codec: str, ending: str) -> None:
+    """decord finds no times in .mpg and silently returns wrong frames."""
     frames = natural_frames()
     path = write_file(tmp_path / f"a.{ending}", frames, codec=codec)
     for indices in ([0], [29], [14, 3], list(range(30))):
@@ -153,17 +159,17 @@ def test_decord_need_not_be_installed(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("reader", ["auto", "decord", "pyav"])
-@pytest.mark.parametrize("share", [0.3, 0.9])
-def test_a_video_cut_off_behind_its_index_is_no_shorter_video(tmp_path: Path, share: float, reader: str) -> None:
-    """Its index says more frames than are there."""
-    path = cut_off(write_faststart(tmp_path / "a.mp4", FRAMES), share)
+@pytest.mark.parametrize("fraction", [0.3, 0.9])
+def test_a_video_truncated_after_its_index_is_an_error(tmp_path: Path, fraction: float, reader: str) -> None:
+    """Its index declares more frames than it has."""
+    path = cut_off(write_faststart(tmp_path / "a.mp4", FRAMES), fraction)
     with pytest.raises(UnreadableVideoError, match=r"a\.mp4 cannot be read: .*\(.+\); remove or replace it\."):
         open_video(path, reader)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("reader", ["auto", "decord", "pyav"])
-def test_frames_of_a_damaged_part_are_errors_and_the_others_right(tmp_path: Path, reader: str) -> None:
-    """Of the first damaged frame only the end is noise here, which looks like any picture to a decoder."""
+def test_damaged_frames_are_errors_and_the_others_are_right(tmp_path: Path, reader: str) -> None:
+    """The first damaged frame may decode without an error, since only its end is noise."""
     path = write_faststart(tmp_path / "a.mp4", FRAMES)
     whole = read_frames(path, reader="pyav")
     overwrite(path, 0.5, 0.6)
@@ -178,14 +184,14 @@ def test_frames_of_a_damaged_part_are_errors_and_the_others_right(tmp_path: Path
             if np.abs(frame.astype(int) - whole[index]).max() > 3:
                 wrong.append(index)
     assert len(failed) >= 4 and 49 not in failed
-    if reader != "decord":  # whose thread decodes ahead, so that any frame before the damage may fail, too
+    if reader != "decord":  # its thread decodes ahead, so frames before the damage may fail, too
         assert failed[0] > 12 and len(failed) <= 20
     assert len(wrong) <= 1 and all(index + 1 in failed for index in wrong), (wrong, failed)
     with pytest.raises(UnreadableVideoError, match="cannot be decoded at frames"):
         list(read_in_order(path, 16, reader=reader))  # type: ignore[arg-type]
 
 
-def test_files_without_video_are_named(tmp_path: Path) -> None:
+def test_files_without_video_are_errors(tmp_path: Path) -> None:
     (tmp_path / "notes.mp4").write_text("1\n00:00:01,000 --> 00:00:02,000\nno video\n")
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "folder.mp4").mkdir()
