@@ -74,6 +74,12 @@ def restored_logging() -> Iterator[None]:
     logger.setLevel(level)
 
 
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots take most of a small validation's time; the command's test writes them."""
+    monkeypatch.setattr("world_model.training.runs.write_plots", lambda report, folder: [])
+
+
 def test_the_command_writes_every_regime_as_json_table_and_plots(
     root: Path, restored_logging: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,7 +101,7 @@ def test_the_command_writes_every_regime_as_json_table_and_plots(
         assert (root / "run" / "validation" / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_recordings_drift_is_measured_on_the_stores_tokens(root: Path) -> None:
+def test_without_recordings_drift_is_measured_on_the_stores_tokens(root: Path, no_plots: None) -> None:
     report = validate_world_model(config(root))
     prompted, free = report.regimes["prompt_then_free"], report.regimes["free_running"]
     assert prompted.values == {} and set(prompted.not_measured) == {"psnr", "ssim", "lpips", "fvd", "action_delta_psnr"}
@@ -103,7 +109,7 @@ def test_without_recordings_drift_is_measured_on_the_stores_tokens(root: Path) -
     assert len(free.values["token_divergence"]) == 2 and "split validation" in free.values["real_source"]
 
 
-def test_given_networks_are_used(root: Path, tmp_path: Path) -> None:
+def test_given_networks_are_used(root: Path, tmp_path: Path, no_plots: None) -> None:
     i3d = save_torchscript(ToyI3D(), tmp_path / "i3d.pt")
     report = validate_world_model(config(root, f"measures.episodes={root}/episodes", f"measures.i3d={i3d}"))
     prompted = report.regimes["prompt_then_free"]
@@ -174,7 +180,7 @@ def test_fvd_needs_futures_long_enough() -> None:
         MeasuresConfig(future_frames=8, i3d=Path("i3d.pt"))
 
 
-def test_recordings_without_actions_work_for_a_model_without_actions(root: Path, tmp_path: Path) -> None:
+def test_recordings_without_actions_work_for_a_model_without_actions(tmp_path: Path, no_plots: None) -> None:
     folder = tmp_path / "episodes"
     write_episode(folder / "0.mp4", 60)
     for path in (folder / "0.actions.npy", folder / "0.json"):
