@@ -1,4 +1,4 @@
-"""FSQ gives the published codes and losses, without a matrix of tokens x codebook."""
+"""FSQ equals the published codes and losses, without a tokens x codebook matrix."""
 
 import math
 
@@ -27,15 +27,15 @@ def golden_input(levels: tuple[int, ...]) -> Tensor:
 
 
 def codebook(levels: tuple[int, ...]) -> Tensor:
-    """All normalised codes (codebook, channels), in the order of their indices: the first channel varies fastest."""
+    """All normalized codes (codebook, channels) by index: the first channel varies fastest."""
     values = [(torch.arange(level, dtype=torch.float64) - level // 2) / (level // 2) for level in levels]
     return torch.cartesian_prod(*reversed(values)).view(-1, len(levels)).flip(1)
 
 
 def plain_entropy(z: Tensor, levels: tuple[int, ...], clamp: bool) -> Tensor:
-    """The reference: entropies over the whole codebook, of each token (mean) less that of the tokens' mean.
+    """The reference: entropies over the whole codebook, the tokens' mean minus that of the tokens' mean distribution.
 
-    With `clamp` each takes `-p log(max(p, 1e-5))` as published; without, only that of the mean does, as ours.
+    With `clamp` both are `-p log(max(p, 1e-5))`, as published; without, only the latter is, as in ours.
     """
     z = z.movedim(1, -1).reshape(-1, len(levels))
     p = (2 * 100 * z @ codebook(levels).to(z).T).softmax(-1)
@@ -50,14 +50,14 @@ def terms(z: Tensor, levels: tuple[int, ...]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", LEVELS)
-def test_codes_are_the_published_ones(name: str) -> None:
+def test_codes_equal_the_published_ones(name: str) -> None:
     quantized = FSQ(LEVELS[name])(golden_input(LEVELS[name]), sample=False, with_terms=False)
     assert torch.equal(quantized.indices, GOLDEN[f"fsq.{name}.indices"].long())
     torch.testing.assert_close(quantized.latents, GOLDEN[f"fsq.{name}.latents"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", LEVELS)
-def test_losses_are_the_published_ones(name: str) -> None:
+def test_losses_equal_the_published_ones(name: str) -> None:
     cfg, ours = ObjectiveConfig(), terms(golden_input(LEVELS[name]), LEVELS[name])
     loss = sum(cfg.regularizer_weight(term, 500) * value for term, value in ours.items())
     torch.testing.assert_close(loss, GOLDEN[f"fsq.{name}.aux_loss"][0], rtol=5e-5, atol=0)
@@ -65,13 +65,13 @@ def test_losses_are_the_published_ones(name: str) -> None:
 
 @settings(max_examples=20)
 @given(levels=levels_strategy.filter(lambda levels: math.prod(levels) <= 4096), scale=st.floats(0.0, 3.0))
-def test_the_factorised_entropy_equals_the_plain_one(levels: tuple[int, ...], scale: float) -> None:
+def test_the_factorized_entropy_equals_the_plain_one(levels: tuple[int, ...], scale: float) -> None:
     z = scale * torch.randn(2, len(levels), 2, 3, 3, dtype=torch.float64)
     torch.testing.assert_close(terms(z, levels)["entropy"], plain_entropy(z, levels, clamp=False), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", LEVELS)
-def test_gradients_of_the_factorised_entropy_equal_those_of_the_plain_one(name: str) -> None:
+def test_gradients_of_the_factorized_entropy_equal_those_of_the_plain_one(name: str) -> None:
     levels = LEVELS[name]
     z = (0.02 * golden_input(levels)).double()[:1, :, :1].requires_grad_()  # small, so that there are gradients
     (ours,) = torch.autograd.grad(terms(z, levels)["entropy"], z)
@@ -81,7 +81,7 @@ def test_gradients_of_the_factorised_entropy_equal_those_of_the_plain_one(name: 
 
 
 def test_the_published_clamp_matters_only_where_a_token_is_undecided() -> None:
-    """A product of channels cannot carry the clamp: the one deliberate difference, only at the start of training."""
+    """A product over channels cannot reproduce the clamp: a deliberate difference, only at the start of training."""
     levels = LEVELS["8x5"]
     z = golden_input(levels).double()[:1, :, :1]
     decided = plain_entropy(z, levels, clamp=True) - plain_entropy(z, levels, clamp=False)
@@ -90,7 +90,7 @@ def test_the_published_clamp_matters_only_where_a_token_is_undecided() -> None:
 
 
 def test_the_loss_of_a_large_codebook_takes_less_than_200_megabytes() -> None:
-    """262,144 codes and the 5,120 tokens of 17x256x256, where the plain form would make 5.4 GB a copy."""
+    """262,144 codes and the 5,120 tokens of 17x256x256, for which the plain form allocates 5.4 GB a copy."""
     z = torch.randn(1, 6, 5, 32, 32, requires_grad=True)
     with LiveBytes([z]) as count:
         terms(z, (8,) * 6)["entropy"].backward()
@@ -129,7 +129,7 @@ def test_the_gradient_passes_straight_through_the_rounding(name: str) -> None:
 
 @settings(max_examples=30)
 @given(levels=levels_strategy, data=st.data())
-def test_indices_and_latents_are_each_others_inverse(levels: tuple[int, ...], data: st.DataObject) -> None:
+def test_indices_and_latents_are_inverse(levels: tuple[int, ...], data: st.DataObject) -> None:
     fsq, size = FSQ(levels), math.prod(levels)
     drawn = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=8))
     indices = torch.tensor([0, size - 1, *drawn]).view(1, -1, 1, 1)
@@ -177,7 +177,7 @@ def test_codes_do_not_depend_on_autocast() -> None:
     assert all(torch.equal(autocast.terms[name], plain.terms[name]) for name in plain.terms)
 
 
-def test_the_entropy_term_rewards_tokens_that_decide_and_differ() -> None:
+def test_the_entropy_term_rewards_certain_and_diverse_tokens() -> None:
     corners = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]).T.reshape(1, 2, 1, 2, 2)
     entropy = {
         "spread": terms(corners, (4, 4))["entropy"].item(),

@@ -1,4 +1,4 @@
-"""The published implementation's outputs, keys and shapes are ours."""
+"""Outputs, keys and shapes equal those of the published implementation."""
 
 import copy
 import functools
@@ -13,7 +13,7 @@ from places import GOLDEN_FILES
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vidtok_plugin import VidTok, presets
+from vidtok_plugin import VidTok, presets, reference_path
 from vidtok_plugin.tokenizer.model import count_parameters
 from vidtok_plugin.tokenizer.objective import ObjectiveConfig
 
@@ -53,7 +53,7 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 
 def near_a_rounding_boundary(encoder_output: Tensor, levels: tuple[int, ...]) -> Tensor:
-    """Which tokens (b, T, H, W) have a channel whose value before rounding is within 1e-3 of a half."""
+    """Mask (b, T, H, W) of the tokens that have a channel whose value before rounding is within 1e-3 of a half."""
     level = torch.tensor(levels, dtype=torch.float64).view(1, -1, 1, 1, 1)
     half_width = (level - 1) * 1.001 / 2
     offset = (level % 2 == 0) * 0.5
@@ -71,7 +71,7 @@ def test_the_encoder_gives_the_published_output(golden: Golden) -> None:
 
 
 @torch.no_grad()
-def test_latents_and_indices_are_the_published_ones(golden: Golden) -> None:
+def test_latents_and_indices_equal_the_published_ones(golden: Golden) -> None:
     encoded = golden.model.encode(golden.video)
     levels = golden.model.architecture.fsq_levels
     if levels is None:
@@ -79,7 +79,7 @@ def test_latents_and_indices_are_the_published_ones(golden: Golden) -> None:
         torch.testing.assert_close(encoded.latents, golden.published["latents"], **TOLERANCE)
         return
     certain = ~near_a_rounding_boundary(golden.published["encoder_output"], levels)
-    assert certain.float().mean() > 0.9  # else the comparison would say little
+    assert certain.float().mean() > 0.9  # else the comparison would mean little
     assert encoded.indices is not None and encoded.indices.dtype == torch.int64
     assert torch.equal(encoded.indices[certain], golden.published["indices"].long()[certain])
     ours, published = (x.movedim(1, -1)[certain] for x in (encoded.latents, golden.published["latents"]))
@@ -98,19 +98,31 @@ def test_published_latents_and_indices_decode_to_the_published_video(golden: Gol
 
 
 @torch.no_grad()
-def test_regularizer_terms_weigh_up_to_the_published_losses(golden: Golden) -> None:
+def test_weighted_regularizer_terms_equal_the_published_losses(golden: Golden) -> None:
     golden.model.train()
     terms = golden.model(golden.video).regularizer_terms
     golden.model.eval()
     cfg = ObjectiveConfig()
     if "kl_loss" in golden.published:
-        # The published loss is not weighted; its weight in the objective is 1e-6.
+        # The published value is unweighted; its weight in the objective is 1e-6.
         assert list(terms) == ["kl"] and cfg.regularizer_weight("kl", 0) == 1e-6
         torch.testing.assert_close(terms["kl"], golden.published["kl_loss"][0], rtol=5e-5, atol=0.0)
         return
     for step, name in ((0, "aux_loss"), (1000, "aux_loss_step_1000"), (2000, "aux_loss_step_2000")):
         loss = sum(cfg.regularizer_weight(term, step) * value for term, value in terms.items())
         torch.testing.assert_close(loss, golden.published[name][0], rtol=5e-5, atol=0.0)
+
+
+@torch.no_grad()
+def test_the_reference_path_gives_the_published_output(golden: Golden) -> None:
+    """The definition alone, in float64: float32 rounds otherwise on it, by as much."""
+    exact, seen = copy.deepcopy(golden.model).double(), list[Tensor]()
+    exact.regularization.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with reference_path():
+        exact.encode(golden.video)
+        video = exact.decode(golden.published["latents"])
+    torch.testing.assert_close(seen[0].float(), golden.published["encoder_output"], **TOLERANCE)
+    torch.testing.assert_close(video.float(), golden.published["reconstruction"], **TOLERANCE)
 
 
 @torch.no_grad()
@@ -126,7 +138,7 @@ def test_a_long_v1_1_clip_gives_the_published_output(name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", CAUSAL)
 def test_streams_give_the_published_output(name: str) -> None:
-    """The published implementation has no streams for v1.0, and for v1.1 they miss its own output by 1e-3."""
+    """The published implementation has no streams for v1.0, and those of v1.1 differ from its own output by 1e-3."""
     golden, long = golden_of(name), name in V1_1
     video = golden.uniform(1, 25) if long else golden.video
     latents, reconstruction = (
@@ -153,6 +165,6 @@ def test_state_dict_keys_and_shapes_are_the_published_ones(name: str) -> None:
 
 
 @torch.no_grad()
-def test_a_preset_tells_the_shape_of_its_latents(golden: Golden) -> None:
+def test_a_preset_knows_the_shape_of_its_latents(golden: Golden) -> None:
     preset, video = presets()[golden.name], golden.video
     assert golden.model.encode(video).latents.shape[1:] == preset.latent_shape(*video.shape[2:])

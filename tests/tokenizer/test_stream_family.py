@@ -1,4 +1,4 @@
-"""Streams of all published causal models, and of architectures drawn at random, give what the whole clip gives."""
+"""Streams of all published causal models, and of random architectures, equal the whole clip."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +16,10 @@ from vidtok_plugin.tokenizer.architecture import Architecture
 
 CAUSAL = [name for name, preset in presets().items() if preset.architecture.causal]
 PUBLISHED = [name for name in CAUSAL if name != "vidtok_tiny"]
-EXACT = 1e-11  # in float64: rounding alone
-# Float32 rounds at each layer, by up to so much of the largest value at the end.
+EXACT = 1e-11  # float64 rounding
+# Float32 rounding of all layers, relative to the largest value.
 FLOAT32 = 1e-5
-# Convolutions of other lengths may sum in another order before they round to bfloat16's 8 bits.
+# Convolutions of different lengths may sum in another order before they round to bfloat16's 8 bits.
 BFLOAT16 = 3e-2
 
 
@@ -50,7 +50,7 @@ def test_the_family_has_seventeen_causal_models() -> None:
 
 @pytest.mark.parametrize("name", CAUSAL)
 @torch.no_grad()
-def test_every_split_gives_the_whole_clip(name: str) -> None:
+def test_every_split_equals_the_whole_clip(name: str) -> None:
     model = toy_tokenizer(name)
     size = model.spatial_factor
     video = random_video(11, h=size, w=2 * size)
@@ -65,7 +65,7 @@ def test_every_split_gives_the_whole_clip(name: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 @torch.no_grad()
-def test_float32_streams_give_the_whole_clip_to_rounding(name: str) -> None:
+def test_float32_streams_equal_the_whole_clip_to_rounding(name: str) -> None:
     model = fill(VidTok.from_preset(name, ch=16)).eval()
     size = 2 * model.spatial_factor
     video = random_video(9, h=size, w=size).float()
@@ -80,7 +80,7 @@ def test_float32_streams_give_the_whole_clip_to_rounding(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["vidtok_fsq_causal_488_32768", "vidtok_kl_causal_488_4chn_v1_1"])
 @torch.no_grad()
-def test_streams_under_autocast_give_the_whole_clip_under_autocast(name: str) -> None:
+def test_streams_under_autocast_equal_the_whole_clip_under_autocast(name: str) -> None:
     model = fill(VidTok.from_preset(name, ch=16)).eval()
     video = random_video(9, h=16, w=16).float()
     with torch.autocast("cpu", torch.bfloat16):
@@ -97,10 +97,10 @@ def test_streams_under_autocast_give_the_whole_clip_under_autocast(name: str) ->
 
 @st.composite
 def architectures(draw: st.DrawFn) -> Architecture:
-    """Any causal VidTok that is small enough to run in an instant."""
+    """Any causal VidTok that is small enough to run instantly."""
     depth = draw(st.integers(1, 4))
 
-    def places(count: int) -> tuple[int, ...]:
+    def levels(count: int) -> tuple[int, ...]:
         return tuple(sorted(draw(st.permutations(range(depth)))[:count]))
 
     spatial, temporal = draw(st.integers(0, min(depth, 3))), draw(st.integers(0, min(depth, 3)))
@@ -113,17 +113,17 @@ def architectures(draw: st.DrawFn) -> Architecture:
         ch=draw(st.integers(2, 5)),
         ch_mult=tuple(draw(st.lists(st.integers(1, 2), min_size=depth, max_size=depth))),
         num_res_blocks=draw(st.integers(1, 2)),
-        encoder_spatial_levels=places(spatial),
-        decoder_spatial_levels=places(spatial),
-        encoder_temporal_levels=places(temporal),
-        decoder_temporal_levels=places(temporal),
+        encoder_spatial_levels=levels(spatial),
+        decoder_spatial_levels=levels(spatial),
+        encoder_temporal_levels=levels(temporal),
+        decoder_temporal_levels=levels(temporal),
     )
 
 
 @settings(max_examples=40)
 @given(architecture=architectures(), data=st.data())
 @torch.no_grad()
-def test_any_architecture_and_any_split_give_the_whole_clip(architecture: Architecture, data: st.DataObject) -> None:
+def test_any_architecture_and_any_split_equal_the_whole_clip(architecture: Architecture, data: st.DataObject) -> None:
     model: Any = fill(VidTok(architecture)).eval().double()
     f, size = model.temporal_factor, 2 * model.spatial_factor
 

@@ -1,4 +1,4 @@
-"""A stream's memory is small, known, and the same however long it runs."""
+"""A stream's state is minimal, and doesn't grow with the stream."""
 
 import math
 import os
@@ -25,7 +25,7 @@ def elements(state: TensorDict | Any) -> int:
 
 
 def min_state(network: torch.nn.Module, sizes: dict[str, tuple[int, int]]) -> int:
-    """Elements that any exact stream must keep: each kernel's frames before the next, counted layer by layer.
+    """Elements that the fast path must keep: the earlier frames that each kernel still sees, layer by layer.
 
     sizes: height and width of each layer's input, by the layer's name.
     """
@@ -36,7 +36,7 @@ def min_state(network: torch.nn.Module, sizes: dict[str, tuple[int, int]]) -> in
             frames = 2
         elif isinstance(layer, TemporalDownsample):
             frames = 1
-        elif isinstance(layer, TemporalUpsample):  # two of sums and, of a frame to interpolate from, three products
+        elif isinstance(layer, TemporalUpsample):  # two sums and, for linear interpolation, three products of a frame
             frames = 5 if layer.padding == "first_frame" else 2
         if frames:
             conv = layer if isinstance(layer, TimeConv) else layer.conv.conv
@@ -78,7 +78,7 @@ def test_a_state_is_as_small_as_the_kernels_allow(name: str) -> None:
     held_back = decoder.state["ready"].numel()
     flags = 1 if model.architecture.version == "1.1" else 0
     assert elements(decoder.state) == min_state(model.decoder, sizes) + held_back + flags
-    assert held_back <= (f - 1) * 3 * s * 2 * s  # frames that are final, but not their group
+    assert held_back <= (f - 1) * 3 * s * 2 * s  # final frames of a group that is not
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ def peak_kilobytes():
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
 here.run(model, 40, size=64)
-open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
+open("/proc/self/clear_refs", "w").write("5")  # resets the peak
 here.run(model, 100, size=64)
 short = peak_kilobytes()
 here.run(model, 1000, size=64)
@@ -127,7 +127,7 @@ print(short, peak_kilobytes())
 @pytest.mark.parametrize("name", NAMES)
 def test_a_process_that_streams_a_thousand_frames_stays_as_small(name: str) -> None:
     script = SCRIPT.format(tests=str(TESTS), name=name)
-    # A fixed threshold, since glibc's own grows with what is freed, and then keeps more: up to 12% was seen.
+    # A fixed threshold: glibc's own grows with freed blocks and then keeps more memory, up to 12%.
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)
     hundred, thousand = map(int, done.stdout.split())

@@ -1,4 +1,4 @@
-"""VidTok's whole-clip interface: lengths, values, errors and gradients, for every kind of member."""
+"""VidTok's whole-clip interface: lengths, values, errors and gradients, for every kind of model in the family."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from toy_tokenizers import TOY, difference, random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok, presets
 
-EXACT = 1e-11  # of float64 values: rounding alone
+EXACT = 1e-11  # float64 rounding
 TOYS = {
     "fsq causal v1.0": toy_tokenizer("vidtok_fsq_causal_488_32768"),
     "kl causal v1.1": toy_tokenizer("vidtok_kl_causal_488_4chn_v1_1"),
@@ -43,7 +43,7 @@ def whole_lengths(model: VidTok) -> list[int]:
 
 
 @pytest.mark.parametrize("name", presets())
-def test_a_name_tells_its_sizes(name: str) -> None:
+def test_a_name_says_its_sizes(name: str) -> None:
     preset = presets()[name]
     arch = preset.architecture
     assert preset.name == name and preset.compression == (arch.temporal_factor,) + (arch.spatial_factor,) * 2
@@ -65,7 +65,7 @@ def test_seventeen_frames_have_five_latents(fsq: VidTok) -> None:
 
 
 @given(toy=st.sampled_from(list(TOYS)), steps=st.integers(1, 10_000), frames=st.integers(1, 100_000))
-def test_lengths_fit_each_other(toy: str, steps: int, frames: int) -> None:
+def test_numbers_of_latents_and_frames_are_inverse(toy: str, steps: int, frames: int) -> None:
     model = TOYS[toy]
     f = model.temporal_factor
     assert model.num_latents(model.num_frames(steps)) == steps
@@ -74,7 +74,7 @@ def test_lengths_fit_each_other(toy: str, steps: int, frames: int) -> None:
 
 
 @torch.no_grad()
-def test_latents_and_frames_have_the_sizes_promised(model: VidTok) -> None:
+def test_latents_and_frames_have_the_documented_sizes(model: VidTok) -> None:
     s = model.spatial_factor
     for frames in whole_lengths(model):
         encoded = model.encode(random_video(frames, b=2, h=s, w=2 * s))
@@ -89,7 +89,7 @@ def test_latents_and_frames_have_the_sizes_promised(model: VidTok) -> None:
 
 
 @torch.no_grad()
-def test_an_odd_length_is_completed_by_its_last_frame_and_cut_back(model: VidTok) -> None:
+def test_a_partial_group_is_completed_with_the_last_frame_and_cut_back(model: VidTok) -> None:
     s = model.spatial_factor
     whole = model.num_frames(3)
     for frames in range(model.num_frames(2) + 1, whole):
@@ -139,7 +139,7 @@ def test_clips_of_a_batch_do_not_mix(model: VidTok) -> None:
 
 
 @torch.no_grad()
-def test_encoding_is_deterministic_in_training_too(model: VidTok) -> None:
+def test_encoding_is_deterministic_in_training_mode_too(model: VidTok) -> None:
     video = random_video(model.num_frames(1), h=model.spatial_factor, w=model.spatial_factor)
     before = model.encode(video).latents
     model.train()
@@ -160,7 +160,7 @@ def test_float64_and_float32_models_take_either_video(model: VidTok) -> None:
 
 
 @torch.no_grad()
-def test_indices_decode_as_their_latents_do(model: VidTok) -> None:
+def test_indices_decode_like_their_latents(model: VidTok) -> None:
     s = model.spatial_factor
     encoded = model.encode(random_video(model.num_frames(2), h=s, w=s))
     if model.codebook_size is None:
@@ -172,7 +172,7 @@ def test_indices_decode_as_their_latents_do(model: VidTok) -> None:
 
 
 @torch.no_grad()
-def test_a_generator_decides_the_sample_of_a_posterior(kl: VidTok) -> None:
+def test_a_generator_determines_the_sample_of_a_posterior(kl: VidTok) -> None:
     def sample(seed: int) -> torch.Tensor:
         return kl.encode(video, sample=True, generator=torch.Generator().manual_seed(seed)).latents
 
@@ -187,7 +187,7 @@ def test_a_generator_decides_the_sample_of_a_posterior(kl: VidTok) -> None:
     assert scores.mean().abs() < 0.1 and scores.std() == pytest.approx(1, abs=0.1)
 
 
-def test_a_kl_model_samples_in_training_and_fsq_does_not(kl: VidTok, fsq: VidTok) -> None:
+def test_kl_models_sample_in_training_and_fsq_models_do_not(kl: VidTok, fsq: VidTok) -> None:
     video = random_video(5)
     for model, samples in ((kl, True), (fsq, False)):
         model.train()
@@ -199,7 +199,7 @@ def test_a_kl_model_samples_in_training_and_fsq_does_not(kl: VidTok, fsq: VidTok
 # Training
 
 
-def test_regularizer_terms_go_by_name(kl: VidTok, fsq: VidTok) -> None:
+def test_regularizer_terms_are_named_scalars(kl: VidTok, fsq: VidTok) -> None:
     for model, names in ((kl, {"kl"}), (fsq, {"entropy", "commitment"})):
         model.train()
         terms = model(random_video(5)).regularizer_terms
@@ -222,7 +222,7 @@ def test_the_kl_term_is_that_of_the_posterior(kl: VidTok) -> None:
 
 
 def test_gradients_reach_every_parameter(model: VidTok) -> None:
-    s = model.spatial_factor  # two positions: attention over a single one weighs nothing
+    s = model.spatial_factor  # two positions: attention over a single one has no gradient
     model.train()
     out = model(random_video(model.num_frames(3), h=s, w=2 * s))
     loss = (out.reconstruction**2).mean() + sum(out.regularizer_terms.values())
@@ -234,14 +234,14 @@ def test_gradients_reach_every_parameter(model: VidTok) -> None:
     assert untouched == [] and finite
 
 
-def test_a_new_model_starts_with_identities_along_time() -> None:
+def test_temporal_blocks_of_a_new_model_are_identities() -> None:
     model = VidTok.from_preset("vidtok_kl_causal_488_4chn", **TOY)
     convs = {name: p for name, p in model.named_parameters() if ".norm" not in name}
     last = [name for name in convs if "_temporal." in name and ".conv2." in name]
     assert last and [name for name, p in convs.items() if not p.any()] == last
 
 
-def test_dropout_is_for_training_alone() -> None:
+def test_dropout_acts_in_training_only() -> None:
     model = VidTok.from_preset("vidtok_fsq_causal_488_32768", **TOY, dropout=0.5)
     video = random_video(5).float()
     with torch.no_grad():
@@ -272,7 +272,7 @@ def test_video_of_a_wrong_shape_is_refused(fsq: VidTok, shape: tuple[int, ...], 
 
 
 def test_video_with_values_beyond_the_range_is_refused(fsq: VidTok) -> None:
-    with pytest.raises(ValueError, match=r"float video must be in \[-1, 1\], got values up to 255 .*pass uint8"):
+    with pytest.raises(ValueError, match=r"float video must be in \[-1, 1\], got magnitudes up to 255; pass uint8"):
         fsq.encode(torch.full((1, 3, 5, 8, 8), 255.0))
     for value in (float("nan"), float("inf"), -2.0):
         with pytest.raises(ValueError, match=r"in \[-1, 1\]"):
@@ -282,7 +282,7 @@ def test_video_with_values_beyond_the_range_is_refused(fsq: VidTok) -> None:
 
 
 @torch.no_grad()
-def test_what_a_decoder_overshoots_is_still_video(fsq: VidTok) -> None:
+def test_a_decoders_overshoot_is_valid_video(fsq: VidTok) -> None:
     fsq.encode(torch.full((1, 3, 1, 8, 8), 1.2))
 
 
@@ -306,7 +306,7 @@ def test_sampling_is_for_kl_models(fsq: VidTok) -> None:
 
 
 def test_a_generator_without_sampling_is_refused(kl: VidTok) -> None:
-    """No option is accepted and ignored."""
+    """No option is silently ignored."""
     with pytest.raises(ValueError, match="generator draws a sample; add sample=True"):
         kl.encode(random_video(1), generator=torch.Generator())
 
@@ -328,11 +328,11 @@ def test_an_unknown_setting_names_the_nearest() -> None:
         ({"regularizer": "kl"}, "'fsq' takes fsq_levels and 'kl' takes kl_channels"),
         ({"fsq_levels": (8, 1)}, r"every FSQ level must be 2 or more, got \(8, 1\)"),
         ({"fsq_levels": ()}, "every FSQ level must be 2 or more"),
-        ({"causal": False, "version": "1.1"}, "version 1.1 is a way of causal padding"),
+        ({"causal": False, "version": "1.1"}, "version 1.1 is a kind of causal padding"),
         ({"ch": 0}, "must be 1 or more, got 0"),
         ({"ch_mult": (1, 0, 1, 1)}, "must be 1 or more"),
-        ({"encoder_temporal_levels": (1,)}, "encoder and decoder must have as many temporal levels"),
-        ({"encoder_spatial_levels": (1, 2)}, "encoder and decoder must have as many spatial levels"),
+        ({"encoder_temporal_levels": (1,)}, "encoder and decoder must have the same number of temporal levels"),
+        ({"encoder_spatial_levels": (1, 2)}, "encoder and decoder must have the same number of spatial levels"),
         ({"encoder_temporal_levels": (1, 4)}, "temporal levels must be 0 to 3"),
         ({"encoder_temporal_levels": (2, 2)}, "levels must differ"),
         ({"version": "2.0"}, "version must be '1.0' or '1.1', got '2.0'"),
@@ -340,6 +340,6 @@ def test_an_unknown_setting_names_the_nearest() -> None:
         ({"dropout": 1.5}, "dropout must be in"),
     ],
 )
-def test_settings_that_make_no_network_are_refused(overrides: dict[str, object], message: str) -> None:
+def test_invalid_architectures_are_refused(overrides: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=f"^Architecture: .*{message}"):
         VidTok.from_preset("vidtok_fsq_causal_488_32768", **overrides)

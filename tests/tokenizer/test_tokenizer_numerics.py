@@ -1,4 +1,4 @@
-"""Other sizes, precisions, memory formats and the compiler give what the plain path gives, within stated bounds."""
+"""Results don't depend on sizes, precision, memory format or compiler, within stated bounds."""
 
 import copy
 from typing import Any
@@ -12,10 +12,10 @@ from toy_tokenizers import difference, random_video, toy_tokenizer
 from vidtok_plugin import VidTok
 
 NAMES = ("vidtok_fsq_causal_488_32768", "vidtok_kl_causal_488_4chn_v1_1", "vidtok_fsq_noncausal_488_262144")
-FLOAT32 = 2e-5  # of the largest value
-# Bfloat16 has 8 bits, so that the 30 or so layers of a network add up to some percent of the largest value.
-BFLOAT16 = 0.08  # of the largest value; how kernels round differs by processor: 0.064 has been seen
-BFLOAT16_INDICES = 0.25  # share of codes that may change: why the adapter encodes in float32
+FLOAT32 = 2e-5  # relative to the largest value
+# Bfloat16 has 8 bits: over about 30 layers, errors add up to some percent of the largest value.
+BFLOAT16 = 0.08  # relative to the largest value; kernels round differently by processor: up to 0.064 was measured
+BFLOAT16_INDICES = 0.25  # fraction of codes that may change: the reason why the adapter encodes in float32
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -34,7 +34,7 @@ def clip(model: VidTok, *, b: int = 2, h: int = 16, w: int = 40) -> Tensor:
 
 
 def encoder_output(model: VidTok, video: Tensor) -> Tensor:
-    """What comes before the regularizer, where no rounding to codes hides or blows up a difference."""
+    """The regularizer's input, where no rounding to codes hides or amplifies a difference."""
     seen: list[Tensor] = []
     hook = model.regularization.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     model.encode(video)
@@ -51,20 +51,20 @@ def test_float32_and_float64_agree(model: VidTok) -> None:
 
 
 @torch.no_grad()
-def test_sides_and_batches_change_nothing_else(model: VidTok) -> None:
-    """A picture that is turned over its diagonal by turned weights gives turned latents: no side is special."""
-    video, turned = clip(model), copy.deepcopy(model)
-    for parameter in turned.parameters():
+def test_height_width_and_batch_are_treated_alike(model: VidTok) -> None:
+    """A transposed picture with transposed weights gives transposed latents."""
+    video, transposed = clip(model), copy.deepcopy(model)
+    for parameter in transposed.parameters():
         if parameter.ndim >= 4:
             parameter.copy_(parameter.clone().transpose(-1, -2))
     output = encoder_output(model, video)
-    assert difference(encoder_output(turned, video.transpose(-1, -2)).transpose(-1, -2), output) < FLOAT32
+    assert difference(encoder_output(transposed, video.transpose(-1, -2)).transpose(-1, -2), output) < FLOAT32
     for i in range(len(video)):
         assert difference(encoder_output(model, video[i : i + 1]), output[i : i + 1]) < FLOAT32
 
 
 @torch.no_grad()
-def test_any_memory_format_is_taken(model: VidTok) -> None:
+def test_any_memory_format_gives_the_same_result(model: VidTok) -> None:
     video = clip(model)
     output, latents = encoder_output(model, video), model.encode(video).latents
     strided = video.permute(0, 2, 4, 3, 1).contiguous().permute(0, 4, 1, 3, 2)
@@ -90,7 +90,7 @@ def test_bfloat16_autocast_stays_within_its_bounds(model: VidTok) -> None:
 
 
 def assert_compiles(model: VidTok, backend: str) -> None:
-    """As one graph: nothing in a network falls back to Python."""
+    """As one graph, without graph breaks."""
     x = torch.randn(1, 2 * model.temporal_factor, 8, 16, 3)
     z = torch.randn(1, 2, 1, 2, model.latent_channels)
     torch._dynamo.reset()
@@ -100,14 +100,14 @@ def assert_compiles(model: VidTok, backend: str) -> None:
             assert difference(compiled(value), network(value)) < FLOAT32
 
 
-def test_a_network_is_one_graph() -> None:
+def test_a_network_compiles_to_one_graph() -> None:
     one_level = {f"{part}_{kind}_levels": (0,) for part in ("encoder", "decoder") for kind in ("spatial", "temporal")}
     model = toy_tokenizer("vidtok_kl_causal_488_4chn_v1_1", ch_mult=(1,), **one_level)
     assert_compiles(model.float(), "eager")
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_a_compiled_network_gives_the_same(name: str) -> None:
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler itself
+def test_a_compiled_network_equals_the_eager_one(name: str) -> None:
     two_levels = {"ch_mult": (1, 1), "encoder_temporal_levels": (0,), "decoder_temporal_levels": (1,)}
     assert_compiles(toy_tokenizer(name, **two_levels).float(), "inductor")

@@ -1,4 +1,4 @@
-"""One contract for all streams: whatever the split, they give what the whole clip gives, and own their state."""
+"""One contract for all streams: for any split they equal the whole clip, and they own their state."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +14,8 @@ from toy_tokenizers import difference, random_latents, random_video, toy_tokeniz
 from vidtok_plugin import VidTok
 from vidtok_plugin.tokenizer.streams import EncoderStream
 
-EXACT = 1e-11  # of float64 values: rounding alone
-GRADIENTS_EXACT = 1e-9  # likewise: a norm over four channels enlarges it
+EXACT = 1e-11  # float64 rounding
+GRADIENTS_EXACT = 1e-9  # float64 rounding, amplified by norms over four channels
 TOYS = {
     "fsq v1.0 f=4": toy_tokenizer("vidtok_fsq_causal_488_32768"),
     "kl v1.1 f=4": toy_tokenizer("vidtok_kl_causal_488_4chn_v1_1"),
@@ -35,7 +35,7 @@ def waits(model: VidTok) -> bool:
 
 
 def encode_in_parts(stream: EncoderStream, parts: Sequence[Tensor]) -> Tensor:
-    """The latents; the indices beside them are checked to be theirs."""
+    """The latents; checks that the indices belong to them."""
     encoded = [stream.push(part) for part in parts] + [stream.flush()]
     latents = torch.cat([part.latents for part in encoded], dim=2)
     if stream.model.codebook_size is None:
@@ -49,13 +49,13 @@ def encode_in_parts(stream: EncoderStream, parts: Sequence[Tensor]) -> Tensor:
 
 @st.composite
 def splits(draw: st.DrawFn, longest: int) -> list[int]:
-    """Sizes of the parts of a clip of 1 to `longest` frames."""
+    """Sizes of the pushes of a clip of 1 to `longest` frames."""
     length = draw(st.integers(1, longest))
     cuts = sorted(draw(st.sets(st.integers(1, length - 1)))) if length > 1 else []
     return [end - start for start, end in zip([0, *cuts], [*cuts, length], strict=True)]
 
 
-# The whole clip's result
+# Equality with the whole clip
 
 
 @pytest.mark.parametrize("toy", TOYS)
@@ -99,7 +99,7 @@ def test_gradients_step_by_step_equal_those_of_the_whole(model: VidTok) -> None:
     assert all((streamed - whole).abs().max() < GRADIENTS_EXACT * largest for streamed, whole in pairs)
 
 
-# What comes out when
+# Timing of outputs
 
 
 @torch.no_grad()
@@ -132,13 +132,13 @@ def test_decoding_without_lookahead_emits_each_group_at_once(model: VidTok) -> N
     if not waits(model):
         assert difference(frames, whole) < EXACT
         return
-    # Each push is what the whole clip gives when it ends there; only a seam's group differs from the longer clip.
+    # Each push equals a whole clip that ends there; only the group at a seam differs from the longer clip.
     for k in (1, 2, 4, 5):
         end, start = model.num_frames(k), model.num_frames({1: 0, 2: 1, 4: 2, 5: 4}[k])
         assert difference(frames[:, :, start:end], model.decode(latents[:, :, :k])[:, :, start:end]) < EXACT
-    inside = slice(model.num_frames(2), model.num_frames(3))  # its next latent came in the same push
+    inside = slice(model.num_frames(2), model.num_frames(3))  # whose next latent came in the same push
     assert difference(frames[:, :, inside], whole[:, :, inside]) < EXACT
-    assert difference(frames, whole) > 1e-6  # else lookahead would be for nothing
+    assert difference(frames, whole) > 1e-6  # else lookahead would have no effect
 
 
 @torch.no_grad()
@@ -181,7 +181,7 @@ def test_later_latents_change_at_most_the_last_group_of_frames(model: VidTok) ->
     assert not torch.equal(a[:, :, : model.num_frames(4)], b)
 
 
-# Whose state it is
+# Ownership of the state
 
 
 @torch.no_grad()
@@ -206,7 +206,7 @@ def test_interleaved_streams_stay_independent(model: VidTok) -> None:
 
 
 @torch.no_grad()
-def test_forks_go_on_independently(model: VidTok) -> None:
+def test_forks_continue_independently(model: VidTok) -> None:
     past, futures = random_video(6), [random_video(5, seed=seed) for seed in (1, 2)]
     stream = model.encoder_stream()
     done = stream.push(past).latents
@@ -261,7 +261,7 @@ def test_a_state_is_a_tensordict_of_the_batch(model: VidTok) -> None:
 @torch.no_grad()
 def test_the_state_does_not_grow_with_the_stream(model: VidTok) -> None:
     def owned_bytes(state: TensorDict) -> int:
-        """What the state keeps alive: the storages behind its tensors."""
+        """Bytes of the storages behind the state's tensors."""
         tensors = state.values(include_nested=True, leaves_only=True)
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
@@ -290,7 +290,7 @@ def test_the_model_holds_no_state(model: VidTok) -> None:
 
 
 @torch.no_grad()
-def test_clips_of_a_batch_are_streamed_each_on_its_own(model: VidTok) -> None:
+def test_clips_of_a_batch_stream_independently(model: VidTok) -> None:
     video, latents = random_video(6, b=2), random_latents(model, 3, b=2)
     streamed = encode_in_parts(model.encoder_stream(), video.split([2, 4], dim=2))
     decoder = model.decoder_stream()
@@ -311,7 +311,7 @@ def test_a_stream_moves_with_its_state(model: VidTok) -> None:
 
 @pytest.mark.gpu
 @torch.no_grad()
-def test_a_stream_goes_on_on_another_device(model: VidTok) -> None:
+def test_a_stream_continues_on_another_device(model: VidTok) -> None:
     video, stream = random_video(9), model.encoder_stream()
     first = stream.push(video[:, :, :6]).latents
     moved = VidTok(model.architecture).eval().double()
@@ -326,7 +326,7 @@ def test_a_stream_goes_on_on_another_device(model: VidTok) -> None:
 
 
 @torch.no_grad()
-def test_nothing_is_pushed_or_flushed_after_the_end(model: VidTok) -> None:
+def test_pushing_or_flushing_after_the_end_is_refused(model: VidTok) -> None:
     encoder, decoder = model.encoder_stream(), model.decoder_stream()
     encoder.push(random_video(2))
     encoder.flush()
@@ -342,8 +342,8 @@ def test_nothing_is_pushed_or_flushed_after_the_end(model: VidTok) -> None:
 
 
 @torch.no_grad()
-def test_a_flushed_stream_has_no_state_to_go_on_from(model: VidTok) -> None:
-    """Its last group was completed with copies: frames pushed after it would have no true past."""
+def test_a_flushed_stream_has_no_state_to_continue_from(model: VidTok) -> None:
+    """Its last group was completed with copies: frames pushed after it would have a wrong past."""
     encoder, decoder = model.encoder_stream(), model.decoder_stream()
     encoder.push(random_video(2))
     encoder.flush()
@@ -355,7 +355,7 @@ def test_a_flushed_stream_has_no_state_to_go_on_from(model: VidTok) -> None:
 
 
 @torch.no_grad()
-def test_a_state_goes_on_only_as_it_began(model: VidTok) -> None:
+def test_a_state_of_another_kind_of_stream_is_refused(model: VidTok) -> None:
     encoder, decoder = model.encoder_stream(), model.decoder_stream(lookahead=False)
     encoder.push(random_video(1))
     latents = random_latents(model, 4)
@@ -372,7 +372,7 @@ def test_a_state_goes_on_only_as_it_began(model: VidTok) -> None:
 
 @torch.no_grad()
 def test_a_state_of_a_model_with_other_layers_is_refused() -> None:
-    """A layer that its state lacked would have started anew, with wrong latents and no error."""
+    """A layer without a state would have started again, with wrong latents and no error."""
     one, other = TOYS["kl v1.1 f=4"], TOYS["fsq v1.1 f=8"]
     encoder, decoder = one.encoder_stream(), one.decoder_stream()
     encoder.push(random_video(9))
@@ -390,7 +390,7 @@ def test_non_causal_models_have_no_streams() -> None:
 
 
 @torch.no_grad()
-def test_what_does_not_fit_the_stream_is_refused(model: VidTok) -> None:
+def test_frames_and_latents_of_another_shape_are_refused(model: VidTok) -> None:
     stream = model.encoder_stream()
     with pytest.raises(ValueError, match="width must be a multiple of 8 .*, got 12; the nearest sizes are 8 and 16"):
         stream.push(random_video(1, w=12))

@@ -1,4 +1,4 @@
-"""What a VidTok is made of, as data: the settings in which the members of the family differ."""
+"""The architecture of a VidTok as data: the settings in which the members of the family differ."""
 
 import math
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from vidtok_plugin.tokenizer.network.layers import TimePadding
 class Architecture:
     """A member of the VidTok family (`vidtok.md`; arXiv 2412.13061, section 3).
 
-    Levels count from 0, the full resolution. Where a tuple of levels is None, the family's default holds.
+    Levels count from 0, the full resolution. A tuple of levels that is None stands for the family's default.
 
     Raises:
-        ValueError: for settings that make no network.
+        ValueError: for settings that contradict each other or describe no network.
 
     Example:
         >>> Architecture(regularizer="fsq", fsq_levels=(8, 8, 8, 8)).codebook_size
@@ -25,7 +25,7 @@ class Architecture:
     fsq_levels: tuple[int, ...] | None = None  # FSQ: levels of each latent channel
     kl_channels: int | None = None  # KL: latent channels
     causal: bool = True
-    version: Literal["1.0", "1.1"] = "1.0"  # how causal models pad and interpolate in time
+    version: Literal["1.0", "1.1"] = "1.0"  # of causal models' padding and interpolation in time
     ch: int = 128
     ch_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
@@ -48,7 +48,7 @@ class Architecture:
         if self.version not in ("1.0", "1.1"):
             raise ValueError(f"Architecture: version must be '1.0' or '1.1', got {self.version!r}.")
         if self.version == "1.1" and not self.causal:
-            raise ValueError("Architecture: version 1.1 is a way of causal padding; set causal=true or version='1.0'.")
+            raise ValueError("Architecture: version 1.1 is a kind of causal padding; set causal=true or version='1.0'.")
         if min(self.ch, self.num_res_blocks, len(self.ch_mult), *self.ch_mult) < 1:
             raise ValueError(
                 "Architecture: ch, ch_mult and num_res_blocks must be 1 or more, "
@@ -60,7 +60,8 @@ class Architecture:
             down, up = getattr(self, f"{name}_down"), getattr(self, f"{name}_up")
             if len(down) != len(up):
                 raise ValueError(
-                    f"Architecture: encoder and decoder must have as many {name} levels, got {down} and {up}."
+                    f"Architecture: encoder and decoder must have the same number of {name} levels, "
+                    f"got {down} and {up}."
                 )
             if len(set(down)) != len(down) or len(set(up)) != len(up):
                 raise ValueError(f"Architecture: {name} levels must differ, got {down} and {up}.")

@@ -1,18 +1,18 @@
-"""How much of its codebook a tokenizer uses."""
+"""Codebook usage: how many of its codes a tokenizer uses, and how evenly."""
 
 from torch import Tensor
 
 
 def count_codes(indices: Tensor, codebook_size: int) -> Tensor:
-    """How often each code occurs: indices of any shape -> (codebook_size,) float32."""
+    """Occurrences of each code: indices of any shape -> (codebook_size,) float32."""
     return indices.flatten().bincount(minlength=codebook_size).float()
 
 
 def code_statistics(counts: Tensor) -> dict[str, Tensor]:
-    """Of how often each code occurs (codes,): the share of codes that do, and their perplexity.
+    """The fraction of codes that occur, and the perplexity of their distribution.
 
-    The perplexity is that of the codes' distribution, the exponential of its entropy: between 1, where one code is all,
-    and the number of codes, where all are as frequent.
+    counts: occurrences of each code (codes,). The perplexity is the exponential of the entropy: from 1, if a single
+    code occurs, to the number of codes, if all are equally frequent.
 
     Example:
         >>> from torch import tensor

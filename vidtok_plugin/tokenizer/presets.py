@@ -1,4 +1,4 @@
-"""The VidTok family as data: every published model and the small one that ships with this package."""
+"""The VidTok family as data: every published model, and the small one that ships with this package."""
 
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -14,7 +14,7 @@ HUB_REPOSITORY = "microsoft/VidTok"
 class Metrics:
     """Reconstruction quality as published: 30 MCL-JCV videos, 30 fps, 256x256.
 
-    On clips of 17 frames, 16 if non-causal; v1.1 on whole videos.
+    Measured on clips of 17 frames, or 16 if non-causal; v1.1 on whole videos.
     """
 
     psnr: float  # dB
@@ -27,7 +27,7 @@ class Metrics:
 class Preset:
     """A named member of the family.
 
-    `checkpoint` is a file of the Hugging Face repository `microsoft/VidTok`, or None for the one in this package.
+    checkpoint: a file of the Hugging Face repository `microsoft/VidTok`; None for the model in this package.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Preset:
         return arch.temporal_factor, arch.spatial_factor, arch.spatial_factor
 
     def latent_shape(self, num_frames: int = 17, height: int = 256, width: int = 256) -> tuple[int, int, int, int]:
-        """Latents (c, T, H, W) of a clip of that size."""
+        """Shape (c, T, H, W) of the latents of a clip of that size."""
         arch = self.architecture
         return (
             arch.latent_channels,
@@ -102,7 +102,7 @@ _ROWS: tuple[tuple[Literal["kl", "fsq"], bool, str, int, Literal["1.0", "1.1"], 
     ("fsq", True, "888", 32768, "1.1", (27.95, 0.817, 0.142, 293.2)),
 )
 _FSQ_LEVELS = {4096: (8,) * 4, 32768: (8,) * 5, 262144: (8,) * 6}
-_VARIANTS: dict[str, dict[str, Any]] = {  # what differs from the family's default placing of the levels
+_VARIANTS: dict[str, dict[str, Any]] = {  # differences from the family's default levels
     "488": {},
     "41616": {"ch_mult": _FIVE_LEVELS},
     "288": {"encoder_temporal_levels": (1,), "decoder_temporal_levels": (2,)},
@@ -140,7 +140,7 @@ def _published() -> dict[str, Preset]:
 
 _TINY = Preset(
     name="vidtok_tiny",
-    # Cheap on a CPU: narrow, one block a level, and temporal resampling where the picture is small.
+    # Cheap on a CPU: narrow, one block per level, and temporal resampling at low resolution.
     architecture=Architecture(
         regularizer="fsq",
         fsq_levels=(8, 5, 5, 5),

@@ -1,18 +1,18 @@
-"""What VidTok takes for video: shapes, sizes, dtypes and ranges, and the errors that say what does not fit."""
+"""Checks of input video: shape, size, dtype and range of values."""
 
 import torch
 from torch import Tensor
 
-LARGEST_VALUE = 1.5  # float video beyond it is surely not in [-1, 1]; a decoder's overshoot stays below it
+LARGEST_VALUE = 1.5  # float video beyond it is not meant to be in [-1, 1]; a decoder's overshoot stays below
 
 
 def as_float_video(video: Tensor, *, who: str, spatial_factor: int, dtype: torch.dtype, validate: bool) -> Tensor:
     """Video `(b, 3, t, h, w)`, uint8 in 0-255 or float in [-1, 1], as `dtype` in [-1, 1].
 
-    Values are checked on the CPU, and on other devices only with `validate`, since it waits for the device.
+    Values are checked on the CPU, and on other devices only with `validate`, since that waits for the device.
 
     Raises:
-        ValueError: for another shape, a size that is no multiple of `spatial_factor`, or other values.
+        ValueError: for another shape, a size that is not a multiple of `spatial_factor`, or values out of range.
     """
     if video.ndim != 5 or video.shape[1] != 3:
         raise ValueError(f"{who}: video must have the shape (b, 3, t, h, w), got {tuple(video.shape)}.")
@@ -28,14 +28,14 @@ def as_float_video(video: Tensor, *, who: str, spatial_factor: int, dtype: torch
         largest = video.detach().abs().amax().item()
         if not largest <= LARGEST_VALUE:
             raise ValueError(
-                f"{who}: float video must be in [-1, 1], got values up to {largest:.4g} in size; "
+                f"{who}: float video must be in [-1, 1], got magnitudes up to {largest:.4g}; "
                 "pass uint8 for 0-255, or scale it with `video / 127.5 - 1`."
             )
     return video.to(dtype)
 
 
 def check_multiple(size: int, factor: int, *, who: str, name: str, of: str) -> None:
-    """A ValueError that names the nearest sizes unless `size` is a positive multiple of `factor`."""
+    """A ValueError that names the nearest valid sizes, unless `size` is a positive multiple of `factor`."""
     if size > 0 and size % factor == 0:
         return
     below, above = size // factor * factor, (size // factor + 1) * factor

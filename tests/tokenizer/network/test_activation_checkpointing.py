@@ -1,4 +1,4 @@
-"""Recomputing activations changes the memory and the time of training, and nothing else."""
+"""Activation checkpointing changes the memory and time of training, and nothing else."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ def trainee(name: str, **overrides: Any) -> VidTok:
 
 
 def step(model: VidTok, autocast: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-    """The reconstruction of a training step of fixed seed, and all gradients."""
+    """The reconstruction of a training step with a fixed seed, and all gradients."""
     torch.manual_seed(1)
     model.zero_grad()
     video = random_video(9).float()
@@ -85,8 +85,7 @@ def test_a_training_step_takes_less_than_half_the_memory(name: str) -> None:
     assert peak(lambda: step(model), model) == plain
 
 
-def test_what_runs_without_gradients_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor do streams recompute, with gradients or without."""
+def test_inference_and_streams_are_not_checkpointed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("checkpointed")

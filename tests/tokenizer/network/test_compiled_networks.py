@@ -1,4 +1,4 @@
-"""Compiled networks compute what plain ones do, and leave the rest of a model as it is."""
+"""Compiled networks equal eager ones, and compiling leaves the rest of a model unchanged."""
 
 import copy
 from typing import Any
@@ -10,7 +10,7 @@ from toy_tokenizers import difference, random_video, toy_tokenizer
 
 from vidtok_plugin.tokenizer.objective import Objective, ObjectiveConfig
 
-pytestmark = [  # PyTorch's own: tracing looks at the gradient of the decoder's input, inductor uses TorchScript
+pytestmark = [  # PyTorch's own warnings: tracing reads the gradient of the decoder's input, inductor uses TorchScript
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
 ]
@@ -23,7 +23,7 @@ def forget_graphs() -> None:
 
 
 def check_step(name: str, backend: str, checkpointing: bool) -> None:
-    model = trainee(name, **SHALLOW).double()  # so that rounding is far below the tolerance
+    model = trainee(name, **SHALLOW).double()  # rounding far below the tolerance
     video, gradients = step(model)
     model.checkpoint_activations(checkpointing)
     model.compile_networks(backend=backend)
@@ -32,13 +32,13 @@ def check_step(name: str, backend: str, checkpointing: bool) -> None:
     assert compiled_gradients.keys() == gradients.keys()
     largest = max(gradient.abs().max() for gradient in gradients.values())
     for key, gradient in gradients.items():
-        # Softmax knows no bias of the keys, whose gradients are rounding alone.
+        # Softmax is invariant to the bias of the keys, whose gradients are rounding errors.
         scale = max(gradient.abs().max(), 1e-6 * largest)
         assert (compiled_gradients[key] - gradient).abs().max() < 1e-9 * scale, key
 
 
 def test_a_training_step_traced_with_recomputation_equals_a_plain_one() -> None:
-    """Traced whole: `compile_networks` refuses breaks. The slow tests differentiate the graphs and generate code."""
+    """Traced as a whole: `compile_networks` refuses graph breaks. The slow tests differentiate and generate code."""
     check_step(KINDS[1], "eager", checkpointing=True)
 
 
@@ -50,12 +50,12 @@ def test_a_compiled_training_step_equals_a_plain_one(name: str, checkpointing: b
 
 @pytest.mark.slow
 def test_a_step_compiled_with_recomputation_in_bfloat16_is_as_exact_as_a_plain_one() -> None:
-    """Operations that are fused round once where plain ones round each, so the two differ; neither may be worse."""
-    model = trainee(KINDS[1], **SHALLOW | {"ch": 32})  # norms over few channels would blow rounding up
+    """Fused operations round once, separate ones each time, so the two differ; neither may be worse."""
+    model = trainee(KINDS[1], **SHALLOW | {"ch": 32})  # norms over few channels would amplify rounding
     latents = torch.randn(1, model.latent_channels, 3, 4, 8)
 
     def decode(autocast: bool) -> list[torch.Tensor]:
-        """The video and all gradients, as a vector each."""
+        """The video and all gradients, each as a vector."""
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             video = model.decode(latents).float()
@@ -71,7 +71,7 @@ def test_a_step_compiled_with_recomputation_in_bfloat16_is_as_exact_as_a_plain_o
         assert 0 < error < 1.2 * (usual - right).norm() / right.norm() < 0.05
 
 
-def test_compiling_leaves_state_dict_streams_and_copies_as_they_are() -> None:
+def test_compiling_leaves_state_dict_streams_and_copies_unchanged() -> None:
     model, video = toy_tokenizer(KINDS[1], **SHALLOW), random_video(9)
     plain = copy.deepcopy(model)
     calls = []
@@ -96,7 +96,7 @@ def test_compiling_leaves_state_dict_streams_and_copies_as_they_are() -> None:
 
 @pytest.mark.slow
 def test_each_size_compiles_once_with_gradients_and_once_without() -> None:
-    """Encoder and decoder once shared a function, so that PyTorch made graphs for all sizes, which inductor refused."""
+    """Encoder and decoder once shared a function: PyTorch made graphs with dynamic sizes, which inductor refused."""
     model, graphs = trainee(KINDS[0], **SHALLOW), []
 
     def count_and_run(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
@@ -116,8 +116,8 @@ def test_each_size_compiles_once_with_gradients_and_once_without() -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_compiled_tokenizer_trains_beyond_the_start_of_the_discriminator(checkpointing: bool) -> None:
-    """The adaptive weight takes gradients at the last weight, keeping the graph: while that weight was in the compiled
-    part, training stopped there with an error, batches 20,001 on."""
+    """The adaptive weight takes gradients at the last weight and keeps the graph. While that weight was in the compiled
+    part, training stopped with an error from batch 20,001 on."""
     torch.manual_seed(0)
     model, video = trainee(KINDS[1], **SHALLOW), random_video(5, h=16, w=16).float()
     model.float().checkpoint_activations(checkpointing)
@@ -134,5 +134,5 @@ def test_a_compiled_tokenizer_trains_beyond_the_start_of_the_discriminator(check
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     for (name, compiled), plain in zip(model.named_parameters(), twin.parameters(), strict=True):
         assert compiled.grad is not None and plain.grad is not None, name
-        if not name.endswith("attn_1.k.conv.bias"):  # softmax doesn't see it: its gradient is rounding alone
+        if not name.endswith("attn_1.k.conv.bias"):  # softmax is invariant to it: its gradient is rounding error
             assert difference(compiled.grad, plain.grad) < 1e-2, name

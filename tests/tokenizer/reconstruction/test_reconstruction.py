@@ -1,4 +1,4 @@
-"""A video of any length comes back with its frames, rate and size, as its tokenizer reconstructs it."""
+"""A reconstructed video keeps its number of frames, rate and size, and equals the whole clip's reconstruction."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def as_video(path: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", [FSQ, KL, NONCAUSAL])
 @pytest.mark.parametrize("num_frames", [1, 8, 18])
-def test_all_frames_come_back_as_the_whole_clip_does(name: str, num_frames: int, tmp_path: Path) -> None:
+def test_all_frames_equal_the_whole_clips_reconstruction(name: str, num_frames: int, tmp_path: Path) -> None:
     model, source = toy(name), clip(tmp_path, num_frames)
     result = reconstruct_video(model, source, tmp_path / "out.mp4")
     written = probe(tmp_path / "out.mp4")
@@ -49,12 +49,12 @@ def test_all_frames_come_back_as_the_whole_clip_does(name: str, num_frames: int,
     with torch.no_grad():
         whole = model(video).reconstruction
     assert result.psnr == pytest.approx(float(frame_psnr(video, whole).mean()), abs=1e-3)
-    # What is in the file is that reconstruction, but for the rounding and the codec.
+    # The file holds that reconstruction, up to rounding and the codec.
     assert frame_psnr(whole.clamp(-1, 1), as_video(tmp_path / "out.mp4")).mean() > 30
 
 
 def test_a_long_video_is_one_stream(tmp_path: Path) -> None:
-    """Longer than a push, so that what the streams remember matters."""
+    """Longer than a push, so that the streams' states matter."""
     model, source = toy(KL), clip(tmp_path, 75, 16, 16)
     video = as_video(source)
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_a_long_video_is_one_stream(tmp_path: Path) -> None:
     assert reconstruct_video(model, source, tmp_path / "out.mp4").psnr == pytest.approx(whole, abs=1e-3)
 
 
-def test_sizes_that_do_not_fit_are_padded_or_cropped_as_asked(tmp_path: Path) -> None:
+def test_sizes_that_are_no_multiple_are_padded_or_cropped(tmp_path: Path) -> None:
     model, source = toy(FSQ), clip(tmp_path, 5, 20, 36)
     with pytest.raises(ValueError, match=r"height must be a multiple of 8 .*--fit pad.* or fit='crop' \(--fit crop\)"):
         reconstruct_video(model, source, tmp_path / "out.mp4")
@@ -81,7 +81,7 @@ def test_odd_sizes_are_written(tmp_path: Path) -> None:
     assert (written.height, written.width) == (19, 66)
 
 
-def test_the_original_stands_to_the_left(tmp_path: Path) -> None:
+def test_side_by_side_has_the_original_on_the_left(tmp_path: Path) -> None:
     source = clip(tmp_path, 5)
     reconstruct_video(toy(FSQ), source, tmp_path / "out.mp4", side_by_side=True)
     both = as_video(tmp_path / "out.mp4")
@@ -102,8 +102,8 @@ def test_mistakes_leave_no_file(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [source.name, "damaged.mp4"]
 
 
-def test_a_frame_that_is_exact_leaves_the_mean_finite(tmp_path: Path) -> None:
-    """Black decoded to -1 or below is black: the mean over the film was infinite."""
+def test_an_exact_frame_leaves_the_mean_psnr_finite(tmp_path: Path) -> None:
+    """Black that decodes to -1 or below is exact: the mean PSNR over the video was infinite."""
     model = toy(FSQ)
     with torch.no_grad():
         for parameter in model.decoder.conv_out.parameters():
@@ -149,14 +149,14 @@ def kilobytes(what):
 
 before = kilobytes("VmRSS")
 for video, memory in {runs!r}:
-    open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
+    open("/proc/self/clear_refs", "w").write("5")  # resets the peak
     result = reconstruct_video(model, Path(video), Path({output!r}), memory=memory)
     print(1024 * (kilobytes("VmHWM") - before), 1024 * kilobytes("VmHWM"), result.num_tiles)
 """
 
 
 def measure(runs: list[tuple[str, float | None]], output: Path, *, ch: int) -> list[tuple[int, int, int]]:
-    """For each run: the bytes taken at most beyond those at the start, those taken in all, and the tiles."""
+    """For each run: peak bytes beyond those at the start, peak bytes in all, and the number of tiles."""
     script = SCRIPT.format(tests=str(TESTS), name=KL, runs=runs, output=str(output), ch=ch)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

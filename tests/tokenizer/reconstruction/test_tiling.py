@@ -1,4 +1,4 @@
-"""Tiles cover a frame, their weights sum to one, and their streams give what whole clips of them give."""
+"""Tiles cover a frame, their weights sum to one, and their streams equal whole clips of them."""
 
 from pathlib import Path
 
@@ -50,9 +50,9 @@ def test_weights_sum_to_one_everywhere(h: int, w: int, rows: int, columns: int, 
 
 
 @pytest.mark.parametrize("push", [4, 11])
-def test_a_single_tile_gives_the_whole_clip(model: VidTok, push: int) -> None:
+def test_a_single_tile_equals_the_whole_clip(model: VidTok, push: int) -> None:
     if not model.causal and push < 11:
-        pytest.skip("a non-causal model sees no further than a push")
+        pytest.skip("a non-causal model reconstructs each push on its own")
     video = uint8_video(11, 16, 24)
     tiled = TiledReconstruction(model, Tiling(16, 24, rows=1, columns=1, overlap=8, multiple=8))
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_tiles_are_blended_from_their_own_reconstructions(model: VidTok) -> None
     assert tiled.seam is not None and tiled.seam > 0
 
 
-def test_states_on_the_disk_are_those_in_memory(model: VidTok, tmp_path: Path) -> None:
+def test_states_on_disk_give_the_same_result_as_in_memory(model: VidTok, tmp_path: Path) -> None:
     video, tiling = uint8_video(11, 16, 32), Tiling(16, 32, rows=1, columns=2, overlap=8, multiple=8)
     in_memory = reconstruct(TiledReconstruction(model, tiling), video, 4)
     assert torch.equal(reconstruct(TiledReconstruction(model, tiling, folder=tmp_path), video, 4), in_memory)
@@ -84,7 +84,7 @@ def test_states_on_the_disk_are_those_in_memory(model: VidTok, tmp_path: Path) -
 
 
 def test_a_footprint_is_in_proportion_to_the_pixels(model: VidTok) -> None:
-    """So that what a small tile takes tells what a large one will."""
+    """So the count for a small tile predicts that for a large one."""
     small = footprint(model, 4)
     assert small.push > small.state >= 0 and (small.state > 0) == model.causal
     assert footprint(model, 8).push > small.push
@@ -105,7 +105,7 @@ def test_a_budget_decides_the_tiles() -> None:
     assert 1 < tiles[0] <= tiles[1] <= tiles[2]
 
 
-def test_a_budget_below_the_smallest_tile_names_the_least() -> None:
+def test_a_budget_below_the_smallest_tile_names_the_minimum() -> None:
     model = toy_tokenizer(NAMES[0]).float()
     with pytest.raises(ValueError, match=r"memory must be at least [0-9.]+ GB for frames of 512 x 768 .*, got 0.01 GB"):
         make_plan(model, 512, 768, budget=1e7)
@@ -116,7 +116,7 @@ def test_a_budget_below_the_smallest_tile_names_the_least() -> None:
 
 @torch.no_grad()
 def test_seams_of_a_natural_clip_are_slight() -> None:
-    """As `tiling`'s docstring has it, on a smaller clip: an overlap makes the seams a fraction as strong."""
+    """The measurement in `tiling`'s docstring, on a smaller clip: an overlap makes seams weaker."""
     model = VidTok.from_pretrained("vidtok_tiny")
     frames = torch.from_numpy(read_frames(natural_clip("bikes.mp4"), range(5)))[:, :192, :320]
     video = frames.permute(3, 0, 1, 2)[None]

@@ -221,7 +221,7 @@ def test_an_architecture_that_diffusers_cannot_express_is_refused(
         ({"codebook_size": 4096}, "codebook_size must be 32768 in this family, got 4096"),
         ({"regularizer": "vq"}, "regularizer 'fsq' takes fsq_levels"),
         ({"ch": "wide"}, "has the wrong type"),
-        ({"tempo_ds": [0]}, "as many temporal levels"),
+        ({"tempo_ds": [0]}, "the same number of temporal levels"),
     ],
 )
 def test_an_unsupported_diffusers_config_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

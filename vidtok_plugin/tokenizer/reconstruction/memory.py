@@ -1,7 +1,7 @@
-"""How much memory reconstructing a video takes, and the tiling and the push that a budget allows.
+"""The memory that reconstructing a video takes, and the tiling and the frames per push that a budget allows.
 
-What a push takes is counted: every tensor alive at its fullest moment, in a push of a small tile, and in proportion to
-the tile's pixels. That is exact on a GPU; a CPU, which works on larger tiles in parts, takes less.
+The memory of a push is counted: the tensors alive at its peak, for a small tile, in proportion to the tile's pixels.
+That is exact on a GPU. A CPU processes larger tiles in chunks and takes less.
 """
 
 import itertools
@@ -20,26 +20,26 @@ from torch.utils._pytree import tree_iter
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.reconstruction.tiling import Tiling, tile_length
 
-CLIP = 32  # frames of a clip of a non-causal model, which sees no further
-PUSHED_PIXELS = 2**17  # about as many are pushed at once where memory doesn't matter
-OVERLAP = 6  # of neighbouring tiles, in latents; see `tiling`
-SMALL = 2  # latents along the sides of the tile that is counted
+CLIP = 32  # frames of a non-causal model's clips, each of which is reconstructed on its own
+PUSHED_PIXELS = 2**17  # about as many are pushed at once if memory doesn't matter
+OVERLAP = 6  # of neighboring tiles, in latents; see `tiling`
+SMALL = 2  # latents along each side of the tile that is counted
 
-# Bytes, as measured with some reserve (see above).
-FIXED = 64e6  # what libraries take once they run
-READING = 100  # the video decoder's, for each pixel of a frame
-WRITING = 130  # the video encoder's, for each pixel written
-SCORING = 80  # what becomes of one frame at the end, for each pixel
-BLENDING = 40  # originals that wait and frames that are blended, for each pixel and frame of a push
-MARGIN = 1.6  # times the tensors' bytes: what operations take inside, and freed memory in pieces too small
-WAITING = 2.0  # times the bytes of the states that wait in memory, between which such pieces stay free
+# Bytes, measured, with some reserve.
+FIXED = 64e6  # libraries, once they run
+READING = 100  # the video decoder, per pixel of a frame
+WRITING = 130  # the video encoder, per pixel written
+SCORING = 80  # PSNR and conversion of one frame, per pixel
+BLENDING = 40  # originals that wait and frames that are blended, per pixel and frame of a push
+MARGIN = 1.6  # factor on the tensors' bytes: workspace of operations, and fragmentation
+WAITING = 2.0  # factor on the bytes of waiting states: fragmentation between them
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that were made under it and are still alive; `peak` is the most at a time."""
+    """Counts the bytes of the tensors that were made under it and are still alive; `peak` is their maximum."""
 
     def __init__(self, before: Iterable[Tensor]) -> None:
-        """Views of the tensors `before`, such as a model's weights, don't count."""
+        """before: tensors, such as a model's weights, whose views don't count."""
         super().__init__()
         self.live, self.peak = 0, 0
         self._before = {tensor.untyped_storage()._cdata for tensor in before}
@@ -69,15 +69,15 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """The bytes that reconstructing takes for each pixel of a tile."""
+    """Bytes per pixel of a tile."""
 
-    push: float  # at the fullest moment of one push, its own streams' states included
+    push: float  # at the peak of one push, with the states of its own streams
     state: float  # of the streams' states between pushes; 0 for a non-causal model
 
 
 @torch.no_grad()
 def footprint(tokenizer: VidTok, frames: int, latents: int = SMALL) -> Footprint:
-    """What a push of `frames` frames takes, counted on a tile of `latents` x `latents` latents."""
+    """The memory of a push of `frames` frames, counted on a tile of `latents` x `latents` latents."""
     side = latents * tokenizer.spatial_factor
     video = torch.zeros(1, 3, frames, side, side, dtype=torch.uint8, device=tokenizer.device)
     with LiveBytes(tokenizer.parameters()) as count:
@@ -85,7 +85,7 @@ def footprint(tokenizer: VidTok, frames: int, latents: int = SMALL) -> Footprint
             tokenizer(video)
             return Footprint(push=count.peak / side**2, state=0.0)
         encoder, decoder = tokenizer.encoder_stream(), tokenizer.decoder_stream()
-        for _ in range(3):  # from the third push on, v1.1 gives as many frames as it takes
+        for _ in range(3):  # from the third push on, v1.1 returns as many frames as it gets
             decoder.push(encoder.push(video).latents)
         return Footprint(push=count.peak / side**2, state=count.live / side**2)
 
@@ -95,61 +95,83 @@ class Plan:
     """How a video is reconstructed."""
 
     tiling: Tiling
-    frames: int  # of a push
-    states_on_disk: int  # bytes of the streams' states that wait on the disk; 0 where they fit the memory
+    frames: int  # per push
+    states_on_disk: int  # bytes of the streams' states, if they wait on disk; 0 if they fit in memory
     memory: float  # bytes, as estimated
 
 
-def make_plan(tokenizer: VidTok, height: int, width: int, *, budget: float | None, pictures: int = 1) -> Plan:
-    """Whole frames, or, if they take more than `budget` bytes, the tiles within it that are the least work.
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """One way to cut frames into tiles."""
 
-    pictures: how many of the size `height` x `width` each frame written is made of.
+    rows: int
+    columns: int
+    tile_pixels: int
+
+    @property
+    def tiles(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all tiles, overlaps included: the work for a frame."""
+        return self.tiles * self.tile_pixels
+
+
+def make_plan(tokenizer: VidTok, height: int, width: int, *, budget: float | None, pictures: int = 1) -> Plan:
+    """Whole frames, or, if they need more than `budget` bytes, the tiles within it that are the least work.
+
+    pictures: how many pictures of `height` x `width` each written frame consists of.
 
     Raises:
-        ValueError: if the smallest tiles take more than the budget.
+        ValueError: if the smallest tiles need more than the budget.
     """
     f, s = tokenizer.temporal_factor, tokenizer.spatial_factor
     overlap = OVERLAP * s
-    pixels = height * width
+    frame_pixels = height * width
 
-    def tiled(rows: int, columns: int) -> Tiling:
-        return Tiling(height, width, rows=rows, columns=columns, overlap=overlap, multiple=s)
+    def memory_of(push: float, frames: int) -> float:
+        """Of pushes that take `push` bytes, everything else included."""
+        return FIXED + frame_pixels * (READING + WRITING * pictures + SCORING + BLENDING * frames) + MARGIN * push
 
-    def beside(frames: int) -> float:
-        """What is taken beside the tile's push."""
-        return FIXED + pixels * (READING + WRITING * pictures + SCORING + BLENDING * frames)
-
-    frames = f * max(1, min(CLIP, PUSHED_PIXELS // pixels) // f) if tokenizer.causal else CLIP
-    memory = beside(frames) + MARGIN * footprint(tokenizer, frames).push * pixels
+    frames = f * max(1, min(CLIP, PUSHED_PIXELS // frame_pixels) // f) if tokenizer.causal else CLIP
+    memory = memory_of(footprint(tokenizer, frames).push * frame_pixels, frames)
     if budget is None or memory <= budget:
-        return Plan(tiling=tiled(1, 1), frames=frames, states_on_disk=0, memory=memory)
+        tiling = Tiling(height, width, rows=1, columns=1, overlap=overlap, multiple=s)
+        return Plan(tiling=tiling, frames=frames, states_on_disk=0, memory=memory)
 
     frames = f if tokenizer.causal else CLIP
-    taken = footprint(tokenizer, frames)
-    least, best = math.inf, None
-    for rows, columns in product(_counts(height, overlap, s), _counts(width, overlap, s)):
-        tile = tile_length(height, rows, overlap, s) * tile_length(width, columns, overlap, s)
-        one = beside(frames) + MARGIN * taken.push * tile
-        least = min(least, one)
-        if one <= budget:
-            # Of the states, those of the tile at hand are in `one`.
-            states = taken.state * tile * rows * columns
-            everything = one + WAITING * states * (1 - 1 / (rows * columns))
-            work = (tile * rows * columns, rows * columns)
-            ways = (0, everything) if everything <= budget else (math.ceil(states), one)
-            plan = (work, rows, columns, *ways)
-            best = min(best or plan, plan)
-    if best is None:
-        raise ValueError(
-            f"reconstruct_video: memory must be at least {math.ceil(least / 1e7) / 100} GB for frames of {height} x "
-            f"{width} and this tokenizer, got {budget / 1e9:g} GB."
+    bytes_per_pixel = footprint(tokenizer, frames)
+    cuts = [
+        Cut(
+            rows=rows,
+            columns=columns,
+            tile_pixels=tile_length(height, rows, overlap, s) * tile_length(width, columns, overlap, s),
         )
-    _, rows, columns, on_disk, memory = best
-    return Plan(tiling=tiled(rows, columns), frames=frames, states_on_disk=on_disk, memory=memory)
+        for rows, columns in product(_counts(height, overlap, s), _counts(width, overlap, s))
+    ]
+    needed = {cut: memory_of(bytes_per_pixel.push * cut.tile_pixels, frames) for cut in cuts}
+    fitting = [cut for cut in cuts if needed[cut] <= budget]
+    if not fitting:
+        raise ValueError(
+            f"reconstruct_video: memory must be at least {math.ceil(min(needed.values()) / 1e7) / 100} GB for frames "
+            f"of {height} x {width} and this tokenizer, got {budget / 1e9:g} GB."
+        )
+    best = min(fitting, key=lambda cut: (cut.pixels, cut.tiles, cut.rows))
+    states = bytes_per_pixel.state * best.pixels
+    # The states of the tile that runs are part of its push.
+    in_memory = needed[best] + WAITING * states * (1 - 1 / best.tiles)
+    on_disk = in_memory > budget
+    return Plan(
+        tiling=Tiling(height, width, rows=best.rows, columns=best.columns, overlap=overlap, multiple=s),
+        frames=frames,
+        states_on_disk=math.ceil(states) if on_disk else 0,
+        memory=needed[best] if on_disk else in_memory,
+    )
 
 
 def _counts(size: int, overlap: int, multiple: int) -> Iterator[int]:
-    """Into how many tiles an axis may be cut: none is shorter than two overlaps, unless it's the whole axis."""
+    """Into how many tiles an axis may be cut: none is shorter than two overlaps, unless it is the whole axis."""
     for count in itertools.count(1):
         if count > 1 and tile_length(size, count, overlap, multiple) < 2 * overlap:
             return

@@ -1,4 +1,4 @@
-"""Reconstructing a video file of any length as a stream, a few frames in memory at a time."""
+"""Reconstructs a video file of any length as a stream, with a few frames in memory at a time."""
 
 import logging
 import shutil
@@ -34,31 +34,31 @@ GB = 1e9
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructedVideo:
-    """What became of a video."""
+    """The result of reconstructing a video."""
 
     num_frames: int
-    psnr: float  # in dB, mean of the frames', each at most 80
+    psnr: float  # dB, mean over frames, each at most 80
     num_tiles: int
     tile_height: int
     tile_width: int
-    seam: float | None  # by how much neighbouring tiles differ where they overlap, in levels of 0-255; see `tiling`
+    seam: float | None  # mean difference of neighboring tiles where they overlap, in levels of 0-255; see `tiling`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """The part of a video's frames that is reconstructed, and the size that it is filled up to at right and bottom."""
+    """The region of a video's frames that is reconstructed, and the size to which it is padded at right and bottom."""
 
     rows: slice
     columns: slice
     height: int
     width: int
 
-    def cut_out(self, frames: np.ndarray) -> np.ndarray:
-        """Of frames (t, h, w, 3), the part."""
+    def crop(self, frames: np.ndarray) -> np.ndarray:
+        """The region of frames (t, h, w, 3)."""
         return frames[:, self.rows, self.columns]
 
-    def fill_up(self, frames: np.ndarray) -> np.ndarray:
-        """The part (t, h, w, 3) with copies of its last row and column."""
+    def pad(self, frames: np.ndarray) -> np.ndarray:
+        """The region (t, h, w, 3), padded with copies of its last row and column."""
         missing = (self.height - frames.shape[1], self.width - frames.shape[2])
         return np.pad(frames, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
 
@@ -73,20 +73,20 @@ def reconstruct_video(
     memory: float | None = None,
     progress: bool = False,
 ) -> ReconstructedVideo:
-    """Writes `source` as `tokenizer` reconstructs it, with as many frames at the same rate.
+    """Writes `source` as `tokenizer` reconstructs it, with the same number of frames and the same frame rate.
 
-    A causal model runs as one stream over the whole file, another on clips of 32 frames.
+    A causal model runs as one stream over the whole file, a non-causal one on clips of 32 frames.
 
-    fit: what becomes of frames whose height or width is no multiple of the spatial factor: "pad" fills them up with
-        copies of their last row and column, and cuts that off again; "crop" cuts their middle out.
+    fit: how to treat frames whose height or width is not a multiple of the spatial factor: "pad" pads them with copies
+        of their last row and column, and crops the result; "crop" reconstructs their center.
     side_by_side: write the original to the left of its reconstruction.
-    memory: GB (10^9 bytes) that may be taken, beside the model itself. Frames too large for it are reconstructed in
-        tiles that overlap (see `tiling`); what the tiles' streams remember waits in a temporary folder beside `output`
-        if it doesn't fit either. Whole frames by default, however much that takes.
+    memory: budget in GB (10^9 bytes), in addition to the model itself. Frames that need more are reconstructed in
+        overlapping tiles (see `tiling`). If the states of the tiles' streams don't fit either, they wait in a temporary
+        folder next to `output`. By default there is no budget: whole frames.
 
     Raises:
-        FileNotFoundError: there is no such video.
-        ValueError: it can't be read to its end, its size doesn't fit, or there is too little memory.
+        FileNotFoundError: if there is no such video.
+        ValueError: if it can't be read to its end, its size doesn't fit, or there is too little memory.
 
     Example:
         >>> tokenizer = VidTok.from_pretrained("vidtok_tiny")   # doctest: +SKIP
@@ -113,7 +113,7 @@ def reconstruct_video(
         tiled = TiledReconstruction(tokenizer, tiling, folder=folder)
 
         def emit(frames: Tensor) -> None:
-            """Writes the frames (1, 3, t, h, w), but for those beyond the video's end."""
+            """Writes the frames (1, 3, t, h, w), except those beyond the video's end."""
             for frame in frames.float().cpu().unbind(2)[: len(waiting)]:
                 original = waiting.popleft()
                 height, width, _ = original.shape
@@ -124,9 +124,9 @@ def reconstruct_video(
                 bar.advance(task)
 
         for block in read_in_order(source, plan.frames):
-            part = window.cut_out(block)
-            waiting.extend(part)
-            emit(tiled.push(rearrange(torch.from_numpy(window.fill_up(part)), "t h w c -> 1 c t h w")))
+            originals = window.crop(block)
+            waiting.extend(originals)
+            emit(tiled.push(rearrange(torch.from_numpy(window.pad(originals)), "t h w c -> 1 c t h w")))
         emit(tiled.flush())
     return ReconstructedVideo(
         num_frames=len(psnr),
@@ -139,7 +139,7 @@ def reconstruct_video(
 
 
 def _window(info: VideoInfo, factor: int, fit: Fit | None) -> Window:
-    """The frames' part and its filled-up size, both sides multiples of `factor`."""
+    """The region of the frames, and its padded size, whose sides are multiples of `factor`."""
     if fit not in (None, "pad", "crop"):
         raise ValueError(f"reconstruct_video: fit must be 'pad' or 'crop', got {fit!r}.")
     sizes = {"height": info.height, "width": info.width}
@@ -148,17 +148,17 @@ def _window(info: VideoInfo, factor: int, fit: Fit | None) -> Window:
             try:
                 check_multiple(size, factor, who=str(info.path), name=name, of="the tokenizer's spatial factor")
             except ValueError as error:
-                crop = "" if size < factor else ", or fit='crop' (--fit crop) to cut out their middle"
+                crop = "" if size < factor else ", or fit='crop' (--fit crop) to reconstruct their center"
                 raise ValueError(
-                    f"{error} Pass fit='pad' (--fit pad) to fill the frames up for the tokenizer alone{crop}."
+                    f"{error} Pass fit='pad' (--fit pad) to pad the frames for the tokenizer only{crop}."
                 ) from None
-    below = {name: size // factor * factor if fit == "crop" else size for name, size in sizes.items()}
-    top, left = (info.height - below["height"]) // 2, (info.width - below["width"]) // 2
+    kept = {name: size // factor * factor if fit == "crop" else size for name, size in sizes.items()}
+    top, left = (info.height - kept["height"]) // 2, (info.width - kept["width"]) // 2
     return Window(
-        rows=slice(top, top + below["height"]),
-        columns=slice(left, left + below["width"]),
-        height=-(-below["height"] // factor) * factor,
-        width=-(-below["width"] // factor) * factor,
+        rows=slice(top, top + kept["height"]),
+        columns=slice(left, left + kept["width"]),
+        height=-(-kept["height"] // factor) * factor,
+        width=-(-kept["width"] // factor) * factor,
     )
 
 
@@ -169,7 +169,7 @@ def _psnr(original: np.ndarray, frame: Tensor) -> float:
 
 @contextmanager
 def _folder_for_states(plan: Plan, output: Path) -> Iterator[Path | None]:
-    """A temporary folder beside the output, where the plan wants one; None else."""
+    """A temporary folder next to the output, if the plan keeps states on disk; else None."""
     if not plan.states_on_disk:
         yield None
         return
@@ -177,25 +177,25 @@ def _folder_for_states(plan: Plan, output: Path) -> Iterator[Path | None]:
     free = shutil.disk_usage(output.parent).free
     if free < plan.states_on_disk:
         raise ValueError(
-            f"reconstruct_video: {output.parent} must have {plan.states_on_disk / GB:.1f} GB free for what the tiles' "
-            f"streams remember, got {free / GB:.1f} GB; allow more memory, or write to another disk."
+            f"reconstruct_video: {output.parent} must have {plan.states_on_disk / GB:.1f} GB free for the states of "
+            f"the tiles' streams, got {free / GB:.1f} GB; allow more memory, or write to another disk."
         )
     # Not in the system's temporary folder, which may itself be memory.
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-        logger.info("%.2f GB of the tiles' streams wait in %s", plan.states_on_disk / GB, folder)
+        logger.info("%.2f GB of the states of the tiles' streams are in %s", plan.states_on_disk / GB, folder)
         yield Path(folder)
 
 
 @contextmanager
 def _memory_in_the_error(info: VideoInfo, memory: float | None) -> Iterator[None]:
-    """Names the remedy where memory runs out."""
+    """Names the remedy when memory runs out."""
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise ValueError(
-            f"reconstruct_video: frames of {info.height} x {info.width} don't fit the memory with "
-            f"{'no budget' if memory is None else f'a budget of {memory:g} GB'}; pass a smaller one (--memory), "
-            "for tiles."
+            f"reconstruct_video: frames of {info.height} x {info.width} don't fit in memory with "
+            f"{'no budget' if memory is None else f'a budget of {memory:g} GB'}; pass a smaller budget (--memory) to "
+            "reconstruct in tiles."
         ) from error

@@ -1,4 +1,4 @@
-"""Reconstruction tile by tile: each tile is a video of its own, whose stream waits while it's the others' turn."""
+"""Reconstruction tile by tile: each tile is a video of its own, whose streams wait during the other tiles' turns."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,18 +17,18 @@ Streams = tuple[EncoderStream, DecoderStream]
 class TiledReconstruction:
     """Frames in, reconstructed frames out, for any number of pushes.
 
-    A causal model runs as one stream over all pushes, in each tile; another takes each push as a clip of its own.
-    A single tile gives what the whole frame gives; several differ from it (see `tiling`).
+    A causal model runs one stream over all pushes in each tile; a non-causal one reconstructs each push as a clip.
+    The result of a single tile equals that of the whole frame; several tiles differ from it (see `tiling`).
 
-    Between two pushes the streams' states stay on the model's device, or with `folder` in files there, so that the
-    memory taken is that of one tile, and the room on the disk doesn't grow with the video.
+    Between two pushes the states of the streams stay on the model's device, or with `folder` in files there. Memory is
+    then that of one tile, and the files don't grow with the video.
 
     Example:
         >>> tokenizer = VidTok.from_preset("vidtok_kl_causal_488_4chn", ch=4).eval()
         >>> tiling = Tiling(16, 64, rows=1, columns=2, overlap=16, multiple=8)
         >>> tiled = TiledReconstruction(tokenizer, tiling)
         >>> frames = torch.zeros(1, 3, 6, 16, 64, dtype=torch.uint8)
-        >>> tiled.push(frames).shape[2], tiled.flush().shape[2]   # 1 + 4 + 4 frames, of which the last 3 are filled up
+        >>> tiled.push(frames).shape[2], tiled.flush().shape[2]   # 1 + 4 + 4 frames, of which the last 3 are padding
         (5, 4)
     """
 
@@ -39,8 +39,8 @@ class TiledReconstruction:
 
     @property
     def seam(self) -> float | None:
-        """By how much neighbouring tiles differ where they overlap, on average over all frames so far, in levels of
-        0-255; None for a single tile."""
+        """Mean difference of neighboring tiles where they overlap, over all frames so far, in levels of 0-255; None for
+        a single tile."""
         return 127.5 * self._difference / self._compared if self._compared else None
 
     @torch.no_grad()
@@ -48,11 +48,11 @@ class TiledReconstruction:
         """uint8 frames (1, 3, n, h, w) -> the reconstructed frames (1, 3, m, h, w) in [-1, 1] that are final now."""
 
         def work(number: int, tile: Tile) -> Tensor:
-            part = frames[..., tile.rows, tile.columns].to(self.tokenizer.device)
+            clip = frames[..., tile.rows, tile.columns].to(self.tokenizer.device)
             if not self.tokenizer.causal:
-                return self.tokenizer(part).reconstruction
+                return self.tokenizer(clip).reconstruction
             encoder, decoder = self._resume(number)
-            reconstruction = decoder.push(encoder.push(part).latents)
+            reconstruction = decoder.push(encoder.push(clip).latents)
             self._keep(number, encoder, decoder)
             return reconstruction
 
@@ -60,7 +60,7 @@ class TiledReconstruction:
 
     @torch.no_grad()
     def flush(self) -> Tensor:
-        """Ends the streams: the frames (1, 3, m, h, w) still held back, the last perhaps beyond the video's end."""
+        """Ends the streams: the frames (1, 3, m, h, w) still held back, perhaps some beyond the video's end."""
 
         def work(number: int, tile: Tile) -> Tensor:
             encoder, decoder = self._resume(number)
@@ -77,28 +77,29 @@ class TiledReconstruction:
             return work(0, tiles[0]).clamp_(-1, 1)
         frames, covered = torch.empty(0), torch.empty(0)
         for number, tile in enumerate(tiles):
-            part = work(number, tile).clamp_(-1, 1)
-            weights = self.tiling.weights(number).to(part)
+            reconstruction = work(number, tile).clamp_(-1, 1)
+            weights = self.tiling.weights(number).to(reconstruction)
             if number == 0:
                 size = (self.tiling.height, self.tiling.width)
-                frames, covered = part.new_zeros(1, 3, part.shape[2], *size), weights.new_zeros(size)
-            self._compare(part, frames[..., tile.rows, tile.columns], covered[tile.rows, tile.columns])
-            frames[..., tile.rows, tile.columns] += part * weights
+                frames = reconstruction.new_zeros(1, 3, reconstruction.shape[2], *size)
+                covered = weights.new_zeros(size)
+            self._compare(reconstruction, frames[..., tile.rows, tile.columns], covered[tile.rows, tile.columns])
+            frames[..., tile.rows, tile.columns] += reconstruction * weights
             covered[tile.rows, tile.columns] += weights
         return frames
 
-    def _compare(self, part: Tensor, sum_before: Tensor, weight_before: Tensor) -> None:
-        """Adds up the difference between a tile and what the tiles before made of the pixels that they share."""
+    def _compare(self, tile: Tensor, sum_before: Tensor, weight_before: Tensor) -> None:
+        """Adds the difference between a tile and the blend of the earlier tiles, over the pixels that they share."""
         shared = weight_before > 0
         before = sum_before[..., shared] / weight_before[shared]
-        self._difference += (part[..., shared] - before).abs().sum(dtype=torch.float64).item()
+        self._difference += (tile[..., shared] - before).abs().sum(dtype=torch.float64).item()
         self._compared += before.numel()
 
     def _resume(self, number: int) -> Streams:
         if self.folder is None or not self._path(number).exists():
             streams = self._streams.pop(number, None)
             return streams or (self.tokenizer.encoder_stream(), self.tokenizer.decoder_stream())
-        # Copies, since the files are written anew while the state is in use.
+        # Copies, since the files are overwritten while the state is in use.
         device = self.tokenizer.device
         states = TensorDict.load_memmap(self._path(number)).to_tensordict().to(device)
         return self.tokenizer.encoder_stream(state=states["encoder"]), self.tokenizer.decoder_stream(

@@ -1,12 +1,12 @@
-"""Tilings: a frame cut into equal tiles that overlap, and the tiles' frames blended into whole ones again.
+"""Tilings: a frame cut into equal, overlapping tiles, whose reconstructions are blended into whole frames.
 
-A tile's edges see zeros where the whole frame goes on, and its attention sees the tile alone, so tiles don't give
-exactly what the whole frame gives: what comes out differs most at the edges, which therefore weigh least.
+At a tile's edge convolutions see zeros instead of the rest of the frame, and attention sees only the tile. So tiles
+don't reproduce the whole frame exactly. They differ most at their edges, which therefore get the least weight.
 
-Measured with vidtok_tiny on two scenes of natural video at 272 x 512, in 2 x 3 tiles: without an overlap, the pixels at
-a seam differ from those of the whole frame by 3.7 and 6.9 levels of 255 on average; with one of 48 pixels (6 latents,
-the default of `memory`) by 1.0 and 1.1, the other pixels by 0.9 and 0.7; with 64 pixels by 0.8 and 0.9. The PSNR to the
-original is within 0.1 dB of the whole frame's throughout, and rather higher.
+Measured with vidtok_tiny on two scenes of natural video at 272 x 512, in 2 x 3 tiles: without overlap, pixels at a seam
+differ from those of the whole frame by 3.7 and 6.9 levels of 255 on average; with an overlap of 48 pixels (6 latents,
+the default in `memory`) by 1.0 and 1.1, and other pixels by 0.9 and 0.7; with 64 pixels by 0.8 and 0.9. The PSNR is
+always within 0.1 dB of the whole frame's, usually above it.
 """
 
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ class Tile:
 
 
 class Tiling:
-    """`rows` x `columns` tiles of one size, which together cover `height` x `width` pixels.
+    """`rows` x `columns` tiles of the same size, which cover `height` x `width` pixels.
 
-    The tiles' edges are multiples of `multiple`, and neighbours share at least `overlap` pixels (rounded up to such a
-    multiple). In the overlap their weights fall and rise linearly; at each pixel the weights sum to 1.
+    The tiles' edges are multiples of `multiple`, and neighbors share at least `overlap` pixels, rounded up to such a
+    multiple. Weights fall and rise linearly in the overlap, and sum to 1 at each pixel.
 
     Example:
         >>> tiling = Tiling(64, 96, rows=1, columns=2, overlap=16, multiple=8)
@@ -44,18 +44,18 @@ class Tiling:
         self._weights = [y[:, None] * x for y in weights[0] for x in weights[1]]
 
     def weights(self, number: int) -> Tensor:
-        """What the pixels of a tile weigh in the frame, float32 (tile_height, tile_width)."""
+        """The weights of a tile's pixels in the blended frame, float32 (tile_height, tile_width)."""
         return self._weights[number]
 
 
 def tile_length(size: int, count: int, overlap: int, multiple: int) -> int:
-    """The least multiple that gives `count` parts of an axis the overlap."""
+    """The length of `count` tiles that cover an axis with the overlap: the least such multiple of `multiple`."""
     overlap = -(-overlap // multiple) * multiple
     return -(-(size + (count - 1) * overlap) // (count * multiple)) * multiple
 
 
 def _spans(size: int, count: int, overlap: int, multiple: int) -> list[slice]:
-    """The parts of an axis, evenly spread."""
+    """The tiles along an axis, evenly spread."""
     length = tile_length(size, count, overlap, multiple)
     room = (size - length) // multiple
     starts = [room * i // max(1, count - 1) * multiple for i in range(count)]
