@@ -8,12 +8,60 @@ import numpy as np
 EMULATOR_FPS = 60
 
 
-def make_game(env: str, *, sticky_actions: float, minimal_actions: bool) -> Any:
-    """A gymnasium environment of an Atari game that shows every frame of the emulator as RGB.
+class AtariGame:
+    """An Atari game that shows one frame for every `frame_skip` frames of the emulator.
+
+    `warmup` frames at the start of each game are played without action and not shown.
 
     Raises:
         ValueError: the game is unknown, or the packages that play it are not installed.
     """
+
+    def __init__(
+        self, name: str, *, frame_skip: int, warmup: int, sticky_actions: float, minimal_actions: bool
+    ) -> None:
+        self.frame_skip, self.warmup = frame_skip, warmup
+        self.env = make_env(name, sticky_actions, minimal_actions)
+        self.num_actions = int(self.env.action_space.n)
+        self.action_meanings: list[str] = list(self.env.unwrapped.get_action_meanings())
+
+    def __enter__(self) -> "AtariGame":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.env.close()
+
+    def play(self, policy: Callable[[], int], *, seed: int, frames: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Play one game: yields each frame (h, w, 3) with the action that led to it, at most `frames` of them.
+
+        The first action is 0.
+        """
+        frame, _ = self.env.reset(seed=seed)
+        for _ in range(self.warmup):
+            frame, over = self._step(0)
+            if over:
+                return
+        yield 0, frame
+        for _ in range(frames - 1):
+            action = policy()
+            frame, over = self._step(action)
+            yield action, frame
+            if over:
+                return
+
+    def _step(self, action: int) -> tuple[np.ndarray, bool]:
+        """Hold an action for `frame_skip` emulator frames; -> the frame to show, and whether the game is over."""
+        frames: list[np.ndarray] = []
+        over = False
+        while len(frames) < self.frame_skip and not over:
+            frame, _, terminated, truncated, _ = self.env.step(action)
+            frames.append(frame)
+            over = terminated or truncated
+        return np.max(frames[-2:], axis=0), over  # many games draw their sprites only on every other frame
+
+
+def make_env(name: str, sticky_actions: float, minimal_actions: bool) -> Any:
+    """The gymnasium environment of an Atari game, with RGB observations of every emulator frame."""
     try:
         import ale_py
         import gymnasium
@@ -25,7 +73,7 @@ def make_game(env: str, *, sticky_actions: float, minimal_actions: bool) -> Any:
     gymnasium.register_envs(ale_py)
     try:
         return gymnasium.make(
-            env,
+            name,
             obs_type="rgb",
             frameskip=1,
             repeat_action_probability=sticky_actions,
@@ -34,36 +82,5 @@ def make_game(env: str, *, sticky_actions: float, minimal_actions: bool) -> Any:
         )
     except gymnasium.error.Error as error:
         raise ValueError(
-            f"RecordConfig: env must be one of gymnasium's Atari games, such as ALE/Boxing-v5, got {env!r} ({error})."
+            f"RecordConfig: env must be one of gymnasium's Atari games, such as ALE/Boxing-v5, got {name!r} ({error})."
         ) from None
-
-
-def play_game(
-    game: Any, policy: Callable[[], int], *, seed: int, frames: int, frame_skip: int, warmup: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """One game: yields `(action, frame)`, the frame (h, w, 3) and the action that led to it, until the game ends or
-    `frames` frames were shown. The first action is 0. The `warmup` frames before it are not shown."""
-    observation, _ = game.reset(seed=seed)
-    for _ in range(warmup):
-        observation, over = _step(game, 0, frame_skip)
-        if over:
-            return
-    yield 0, observation
-    for _ in range(frames - 1):
-        action = policy()
-        observation, over = _step(game, action, frame_skip)
-        yield action, observation
-        if over:
-            return
-
-
-def _step(game: Any, action: int, frame_skip: int) -> tuple[np.ndarray, bool]:
-    """Hold an action for `frame_skip` emulator frames; -> the pixelwise maximum of the last two, and whether the game
-    is over. Many games draw their sprites only on every other frame."""
-    frames: list[np.ndarray] = []
-    over = False
-    while len(frames) < frame_skip and not over:
-        frame, _, terminated, truncated, _ = game.step(action)
-        frames.append(frame)
-        over = terminated or truncated
-    return np.max(frames[-2:], axis=0), over

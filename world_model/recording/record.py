@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vidtok_plugin.video.episodes import load_episode, meta_path, save_episode_files
 from vidtok_plugin.video.resizing import resize
 from vidtok_plugin.video.writing import VideoWriter
-from world_model.recording.game import EMULATOR_FPS, make_game, play_game
+from world_model.recording.game import EMULATOR_FPS, AtariGame
 from world_model.recording.policy import CoveringPolicy
 
 logger = logging.getLogger(__name__)
@@ -112,20 +112,16 @@ def record(cfg: RecordConfig, *, show_progress: bool = True) -> None:
     splits = [split for split in SPLITS if cfg.num_frames(split) > 0]
     done = {split: _complete_episodes(cfg, split) for split in splits}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    game = _make_game(cfg)
-    try:
-        with Progress(*columns, disable=not show_progress) as progress:
-            for split in splits:
-                total, frames = cfg.num_frames(split), sum(done[split])
-                task = progress.add_task(f"{cfg.env} {split}", total=total, completed=min(frames, total))
-                number = len(done[split])
-                while frames < total:
-                    frames += _record_episode(cfg, game, split, number)
-                    number += 1
-                    progress.update(task, completed=min(frames, total))
-                logger.info("%s: %d episodes, %d frames of %s", split, number, frames, cfg.env)
-    finally:
-        game.close()
+    with _open_game(cfg) as game, Progress(*columns, disable=not show_progress) as progress:
+        for split in splits:
+            total, frames = cfg.num_frames(split), sum(done[split])
+            task = progress.add_task(f"{cfg.env} {split}", total=total, completed=min(frames, total))
+            number = len(done[split])
+            while frames < total:
+                frames += _record_episode(cfg, game, split, number)
+                number += 1
+                progress.update(task, completed=min(frames, total))
+            logger.info("%s: %d episodes, %d frames of %s", split, number, frames, cfg.env)
 
 
 def replay(meta: Mapping[str, Any], actions: Sequence[int]) -> np.ndarray:
@@ -144,26 +140,22 @@ def replay(meta: Mapping[str, Any], actions: Sequence[int]) -> np.ndarray:
             f"replay: sticky_actions must be 0, got {cfg.sticky_actions}; such a game can't be played again."
         )
     remaining = iter(actions[1:])
-    game = _make_game(cfg)
-    try:
-        played = play_game(
-            game,
-            lambda: next(remaining),
-            seed=meta["seed"],
-            frames=len(actions),
-            frame_skip=cfg.frame_skip,
-            warmup=cfg.warmup,
-        )
+    with _open_game(cfg) as game:
+        played = game.play(lambda: next(remaining), seed=meta["seed"], frames=len(actions))
         frames = [frame for _, frame in played]
-    finally:
-        game.close()
     if len(frames) < len(actions):
         raise ValueError(f"replay: the game ended after {len(frames)} of {len(actions)} frames.")
     return resize(np.stack(frames), cfg.size, cfg.size)
 
 
-def _make_game(cfg: RecordConfig) -> Any:
-    return make_game(cfg.env, sticky_actions=cfg.sticky_actions, minimal_actions=cfg.minimal_actions)
+def _open_game(cfg: RecordConfig) -> AtariGame:
+    return AtariGame(
+        cfg.env,
+        frame_skip=cfg.frame_skip,
+        warmup=cfg.warmup,
+        sticky_actions=cfg.sticky_actions,
+        minimal_actions=cfg.minimal_actions,
+    )
 
 
 def _episode_path(cfg: RecordConfig, split: str, number: int) -> Path:
@@ -191,26 +183,18 @@ def _complete_episodes(cfg: RecordConfig, split: str) -> list[int]:
     return frames
 
 
-def _record_episode(cfg: RecordConfig, game: Any, split: str, number: int) -> int:
+def _record_episode(cfg: RecordConfig, game: AtariGame, split: str, number: int) -> int:
     """Record one episode; -> its number of frames."""
     path = _episode_path(cfg, split, number)
     for attempt in range(MAX_ATTEMPTS):
         seeds = np.random.SeedSequence([cfg.seed, SPLITS.index(split), number, attempt])
         game_seed = int(seeds.generate_state(1)[0] >> 1)
-        policy = CoveringPolicy(int(game.action_space.n), cfg.hold, np.random.default_rng(seeds))
+        policy = CoveringPolicy(game.num_actions, cfg.hold, np.random.default_rng(seeds))
         actions: list[int] = []
         writer = VideoWriter(path, fps=cfg.file_fps, crf=cfg.crf)
         try:
             frames: list[np.ndarray] = []
-            played = play_game(
-                game,
-                policy,
-                seed=game_seed,
-                frames=cfg.frames_per_episode,
-                frame_skip=cfg.frame_skip,
-                warmup=cfg.warmup,
-            )
-            for action, frame in played:
+            for action, frame in game.play(policy, seed=game_seed, frames=cfg.frames_per_episode):
                 actions.append(action)
                 frames.append(frame)
                 if len(frames) == CHUNK_FRAMES:
@@ -234,11 +218,7 @@ def _record_episode(cfg: RecordConfig, game: Any, split: str, number: int) -> in
             "fps": cfg.file_fps,
             "size": cfg.size,
             "num_frames": len(actions),
-            "action_space": {
-                "kind": "discrete",
-                "size": int(game.action_space.n),
-                "meanings": list(game.unwrapped.get_action_meanings()),
-            },
+            "action_space": {"kind": "discrete", "size": game.num_actions, "meanings": game.action_meanings},
             "split": split,
             "recipe": cfg.recipe,
         }

@@ -9,6 +9,7 @@ import pytest
 
 from vidtok_plugin.video import find_episodes, read_frames
 from vidtok_plugin.video.writing import VideoWriter
+from world_model.recording import game as game_module
 from world_model.recording import record as record_module
 from world_model.recording.policy import CoveringPolicy
 from world_model.recording.record import RecordConfig, record, replay
@@ -157,7 +158,7 @@ class ShortGame:
 def test_a_file_is_one_uninterrupted_game_and_short_games_are_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_module, "make_game", lambda env, **settings: ShortGame())
+    monkeypatch.setattr(game_module, "make_env", lambda *settings: ShortGame())
     cfg = config(tmp_path, frame_skip=1, warmup=0, size=16, min_frames=6, validation_episodes=0)
     record(cfg, show_progress=False)
     episodes = find_episodes(tmp_path / "train")
