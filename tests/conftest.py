@@ -24,7 +24,9 @@ def seed() -> None:
 
 @pytest.fixture
 def narrow_discriminators(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Discriminators of few channels: at full width they take most of the time of a toy run."""
+    """Discriminators of few channels, for the toy runs of a test."""
+    from training_runs import NARROW_WIDTHS
+
     from vidtok_plugin.tokenizer.objective import discriminators
 
-    monkeypatch.setattr(discriminators, "WIDTHS", (3, 8, 8, 8, 8, 1))
+    monkeypatch.setattr(discriminators, "WIDTHS", NARROW_WIDTHS)

@@ -10,10 +10,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from training_runs import configure
+from training_runs import NARROW_WIDTHS, configure
 
 from vidtok_plugin import training
 from vidtok_plugin.common.hashing import hash_weights
+from vidtok_plugin.tokenizer.objective import discriminators
 from vidtok_plugin.tokenizer.training.module import TokenizerModule, TokenizerRunConfig
 from vidtok_plugin.training.module import Loss, TrainingModule
 from vidtok_plugin.video import VideoDataModule
@@ -61,6 +62,7 @@ class OneFails(TokenizerModule):
 
 
 def main(kind: str, report: str, *overrides: str) -> None:
+    discriminators.WIDTHS = NARROW_WIDTHS
     cfg = configure(kind, [*overrides, "seed=3"])  # type: ignore[arg-type]
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     check = ReplicaCheck()

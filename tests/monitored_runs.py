@@ -7,9 +7,11 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from training_runs import NARROW_WIDTHS
 
 from vidtok_plugin import training
 from vidtok_plugin.common.config import load_config
+from vidtok_plugin.tokenizer.objective import discriminators
 from vidtok_plugin.tokenizer.training.module import TokenizerModule, TokenizerRunConfig
 from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 from vidtok_plugin.video import VideoDataModule
@@ -80,4 +82,5 @@ def module_of(cfg: TokenizerRunConfig) -> TokenizerModule:
 
 
 if __name__ == "__main__":  # a run as a script, which Lightning can start in further processes
+    discriminators.WIDTHS = NARROW_WIDTHS
     fit_tokenizer(config(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]))

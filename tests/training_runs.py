@@ -27,6 +27,7 @@ from world_model.training.runs import fit_world_model
 
 ROOT = Path(__file__).resolve().parent.parent
 Kind = Literal["tokenizer", "world_model"]
+NARROW_WIDTHS = (3, 8, 8, 8, 8, 1)  # channels of discriminators: the full ones take most of the time of a toy run
 TRAINER = [
     "loggers=[csv]",
     "trainer.accelerator=cpu",

@@ -16,6 +16,7 @@ from vidtok_plugin.training.checkpoints import find_checkpoints
 from world_model import WorldModel
 
 pytestmark = [
+    pytest.mark.usefixtures("narrow_discriminators"),  # as in distributed_run.py
     pytest.mark.filterwarnings("ignore:The .*_dataloader.* does not have many workers"),
 ]
 SAME = [
