@@ -1,7 +1,7 @@
-"""What the benchmarks share: contenders timed in turns, peak memory, the machine's matrix-product rate, and the report.
+"""The basis of the benchmarks: interleaved timing, peak memory, the machine's matrix-product rate, and reports.
 
-Machines are noisy, so contenders take turns in one process and a figure is the median of several rounds; a ratio is the
-median of the rounds' ratios, since what slows one contender slows the other beside it too.
+Machines are noisy, so contenders take turns in one process, and a figure is the median over rounds. A ratio is the
+median of the ratios per round, since other load affects both contenders of a round.
 """
 
 import argparse
@@ -20,17 +20,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-FOLDER = Path("runs/benchmarks")  # for results
+FOLDER = Path("runs/benchmarks")  # of results
 
 Row = Mapping[str, Any]
 
 
 def make_parser(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
-    """A parser with the options that every benchmark has."""
+    """A parser with the options of all benchmarks."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=rounds, help="rounds of which the median counts")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of PyTorch on the CPU")
-    parser.add_argument("--output", type=Path, help=f"file for the results as JSON; {FOLDER}/NAME.json by default")
+    parser.add_argument("--rounds", type=int, default=rounds, help="rounds, whose median is reported")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
+    parser.add_argument("--output", type=Path, help=f"JSON file of the results (default: {FOLDER}/NAME.json)")
     return parser
 
 
@@ -40,7 +40,7 @@ def synchronize() -> None:
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
-    """Wall time of one call, with the GPU's work."""
+    """Wall time of one call, including GPU work."""
     synchronize()
     start = time.perf_counter()
     work()
@@ -49,7 +49,7 @@ def seconds_of(work: Callable[[], Any]) -> float:
 
 
 def in_turns(contenders: Mapping[str, Callable[[], Any]], *, rounds: int, warmups: int = 1) -> dict[str, list[float]]:
-    """Seconds of each contender in each round; within a round they follow each other."""
+    """Seconds of each contender in each round; a round runs all contenders once."""
     for _ in range(warmups):
         for work in contenders.values():
             work()
@@ -61,15 +61,15 @@ def in_turns(contenders: Mapping[str, Callable[[], Any]], *, rounds: int, warmup
 
 
 def ratio(slower: Sequence[float], faster: Sequence[float]) -> float:
-    """How many times as long `slower` takes: the median of the rounds' ratios."""
+    """How many times as long `slower` takes: the median of the ratios per round."""
     return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
 
 
 def peak_bytes(work: Callable[[], Any]) -> int:
-    """The most bytes that one call takes beyond what was there before it: resident ones on a CPU, allocated on a GPU.
+    """Peak memory of one call beyond that in use before it, in bytes: resident on a CPU, allocated on a GPU.
 
-    On a CPU it needs Linux, and is sharp only with `MALLOC_MMAP_THRESHOLD_=65536` in the environment (`sharp_memory`):
-    else freed blocks stay with the process, and the next call finds them there.
+    On a CPU it needs Linux, and is exact only with `MALLOC_MMAP_THRESHOLD_=65536` in the environment (`sharp_memory`);
+    otherwise the process keeps freed blocks and reuses them in the next call.
     """
     gc.collect()
     if torch.cuda.is_available():
@@ -79,7 +79,7 @@ def peak_bytes(work: Callable[[], Any]) -> int:
         work()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _high_water_mark()
     work()
     return _high_water_mark() - before
@@ -91,12 +91,12 @@ def _high_water_mark() -> int:
 
 
 def sharp_memory() -> dict[str, str]:
-    """The environment of a process that measures its memory: blocks of more than 64 KiB go back when they are freed."""
+    """The environment for measuring memory: freed blocks of more than 64 KiB return to the system at once."""
     return {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def matmul_rate(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", size: int = 2048) -> float:
-    """FLOP a second of a square matrix product, the best of several: what convolutions are held against."""
+    """FLOP per second of a square matrix product, the best of several; the reference for convolutions."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = in_turns({"product": lambda: a @ b}, rounds=10, warmups=3)["product"]
     return 2 * size**3 / min(seconds)
@@ -110,7 +110,7 @@ def processor() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """A description of the machine."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"processor": processor(), "cores": os.cpu_count(), "gpu": gpu, "system": platform.platform()}
 
@@ -123,10 +123,10 @@ def _version(package: str) -> str | None:
 
 
 def report(name: str, rows: Sequence[Row], output: Path | None, *, packages: Sequence[str] = (), **more: Any) -> None:
-    """Prints `rows` as a table and writes them to a JSON file, with the machine, the versions and the threads.
+    """Prints `rows` as a table and writes them to a JSON file, with the machine, versions and number of threads.
 
-    packages: whose versions are named, beside Python's and PyTorch's; None of one that isn't installed.
-    more: what else the file should tell, such as the rounds.
+    packages: whose versions are included beside those of Python and PyTorch; None for one that is not installed.
+    more: other entries of the file, such as the number of rounds.
     """
     columns = list(dict.fromkeys(column for row in rows for column in row))
     table = Table(*columns, title=name)

@@ -1,9 +1,9 @@
-"""What it costs to read clips by a process that can be ended (data.read_timeout), against reading them directly.
+"""The cost of reading clips through a separate process (data.read_timeout), compared with reading them directly.
 
     python benchmarks/reader_process.py [--size 256] [--frames 17] [--rounds 400]
 
-Both read the same random clips of one file, a clip a round, so that other load meets both alike. The time from ending
-the process to the first clip of the next is told as well.
+Both read the same random clips of one file, one clip per round. The time from the end of the process to the first clip
+of the next one is reported as well.
 """
 
 import statistics
@@ -23,7 +23,7 @@ from vidtok_plugin.video import ClipDataset, find_sources
 
 
 def reading(clips: ClipDataset) -> Callable[[], object]:
-    """Reads the next clip at each call."""
+    """A function that reads the next clip at each call."""
     keys = count()
     return lambda: clips.clip(next(keys))
 
@@ -49,19 +49,19 @@ def main(argv: list[str] | None = None) -> None:
             )
 
         direct, process = dataset(None), dataset(60.0)
-        seconds = in_turns({"directly": reading(direct), "by a process": reading(process)}, rounds=args.rounds)
+        seconds = in_turns({"directly": reading(direct), "through a process": reading(process)}, rounds=args.rounds)
         assert process.reader.process is not None
         process.reader.process.close()
         restart = seconds_of(lambda: process.clip(0))
         process.reader.process.close()
-    more = statistics.median(b - a for a, b in zip(seconds["directly"], seconds["by a process"], strict=True))
+    overhead = statistics.median(b - a for a, b in zip(seconds["directly"], seconds["through a process"], strict=True))
     rows = [
-        {"reads": name, "clips a second": 1 / statistics.median(taken), "ms more a clip": 1000 * extra}
-        for (name, taken), extra in zip(seconds.items(), (0.0, more), strict=True)
+        {"reads": name, "clips per second": 1 / statistics.median(taken), "extra ms per clip": 1000 * extra}
+        for (name, taken), extra in zip(seconds.items(), (0.0, overhead), strict=True)
     ]
     sizes = {"size": args.size, "frames": args.frames, "rounds": args.rounds}
     report("reader_process", rows, args.output, packages=("av", "decord"), restart_seconds=restart, **sizes)
-    print(f"{restart:.2f} s from a process's end to the next one's first clip")
+    print(f"{restart:.2f} s from the end of a process to the first clip of the next")
 
 
 if __name__ == "__main__":

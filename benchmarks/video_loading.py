@@ -1,25 +1,22 @@
-"""Clips a second of our loading, against bare decord that reads the very same frames of the same files.
+"""Clips per second of our loading, compared with bare decord reading the same frames of the same files.
 
     python benchmarks/video_loading.py [--rounds 5] [--clips 200] [--folder runs/benchmarks/video_loading]
 
-Three kinds of videos: the demo's training episodes (1000 frames of Atari at 64x64, key frames every 16 and fewer), read
-with the settings of `configs/tokenizer/demo.yaml` but for the cache, which has a line of its own; natural ones of the
-clips' size (256x256, key frames every 30 and fewer); and natural ones of 640x272 and 1280x720, of which clips take the
-middle 256x256. They are made at the first run, and kept.
+Three kinds of videos: the demo's training episodes (1000 frames of Atari at 64x64, a key frame at least every 16), with
+the settings of `configs/tokenizer/demo.yaml` except for the cache, which has a row of its own; natural videos of the
+clips' size (256x256, a key frame at least every 30); and natural videos of 640x272 and 1280x720, center-cropped to
+256x256. They are created in the first run and kept.
 
-Bare decord: a VideoReader with one thread for each file, opened before and kept open; for each clip `seek(0)`, without
-which decord may give wrong frames, and `get_batch(indices).asnumpy()`, uint8 (t, h, w, 3). Larger videos are scaled by
-the reader itself (width=, height=: FFmpeg's bicubic, where ours takes means of areas), and the middle is cut out.
-`stopped`: with another `seek(0)` after each clip, or else decord decodes on in the background, often to the file's end
-(see DecordReader.read).
+Bare decord: an open VideoReader with one thread per file; for each clip `seek(0)`, without which decord may return
+wrong frames, and `get_batch(indices).asnumpy()`, uint8 (t, h, w, 3). Larger videos are resized by the reader (width=,
+height=: FFmpeg's bicubic, while ours averages areas) and center-cropped. `stopped` adds a `seek(0)` after each clip,
+since otherwise decord decodes on in the background, often to the end of the file (see DecordReader.read).
 
-The processor's time is that of all threads of the process, which other work on the machine changes less; that of a
-reader process is not in it.
+CPU time is that of all threads of this process, which other load affects less; it does not include a reader process.
 
-Ours: batches as a training loader gives them, uint8 as well; `video` is what the device makes of them, float32. The
-loaders are those of training (`VideoDataModule`): without workers, with one and with two, the batches that were there
-already left out; `own cores` is the time that the process that loads takes itself. What two threads of a checksum do
-more than one says what the cores allow.
+Ours: uint8 batches as a training loader returns them; `video` includes the conversion to float32. The loaders are those
+of training (`VideoDataModule`) with 0, 1 and 2 workers, without prefetched batches; `own cores` is the CPU time of this
+process per second. The speedup of two threads computing checksums shows what the cores allow.
 """
 
 import hashlib
@@ -52,15 +49,15 @@ from vidtok_plugin.video.resizing import crop_out
 from world_model.recording.record import RecordConfig, record
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-CUT_OUT = {"bikes.mp4": ((0, 0), (8, 190), (16, 384)), "bigbuckbunny.mp4": ((200, 300), (400, 900))}  # top and left
+CROPS = {"bikes.mp4": ((0, 0), (8, 190), (16, 384)), "bigbuckbunny.mp4": ((200, 300), (400, 900))}  # top and left
 WORKERS = (0, 1, 2)
-TIMEOUT = 60.0  # seconds, of the reader process
+TIMEOUT = 60.0  # seconds, for the reader process
 
-Clips = Sequence[tuple[str, Sequence[int]]]  # file and frames of each
+Clips = Sequence[tuple[str, Sequence[int]]]  # file and frame indices
 
 
 def demo_videos(folder: Path) -> VideoDataConfig:
-    """The demo's training episodes, recorded, and its settings."""
+    """Records the demo's training episodes and returns its settings."""
     recipe: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "demo.yaml").record)
     recipe |= {"output": str(folder), "validation_episodes": 0, "test_episodes": 0, "hold": tuple(recipe["hold"])}
     record(RecordConfig(**recipe))
@@ -69,8 +66,8 @@ def demo_videos(folder: Path) -> VideoDataConfig:
 
 
 def natural_videos(folder: Path) -> VideoDataConfig:
-    """Parts of natural clips, written as files that phones and cameras write."""
-    for name, places in CUT_OUT.items():
+    """Crops of natural clips, encoded like files of phones and cameras."""
+    for name, places in CROPS.items():
         for top, left in places:
             path = folder / f"{Path(name).stem}_{left}.mp4"
             if not path.exists():
@@ -80,12 +77,12 @@ def natural_videos(folder: Path) -> VideoDataConfig:
 
 
 def larger_videos(_: Path) -> VideoDataConfig:
-    paths = tuple(str(natural_clip(name)) for name in CUT_OUT)
+    paths = tuple(str(natural_clip(name)) for name in CROPS)
     return VideoDataConfig(train=paths, batch_size=2, clips_per_epoch=100_000)
 
 
 def random_clips(cfg: VideoDataConfig, **changes: Any) -> ClipDataset:
-    """The training clips of a config, without its cache unless `changes` say so."""
+    """The training clips of a config, without a cache unless in `changes`."""
     data = VideoDataModule(replace(cfg, **({"cache_mb": 0} | changes)))
     data.setup("fit")
     assert data.train_clips is not None
@@ -93,7 +90,7 @@ def random_clips(cfg: VideoDataConfig, **changes: Any) -> ClipDataset:
 
 
 def frames_of(clips: ClipDataset, keys: Sequence[int]) -> Clips:
-    """What our loading reads for these keys, for others to read."""
+    """The files and frames that our loading reads for these keys."""
     read: list[tuple[str, Sequence[int]]] = []
     for key in keys:
         number, start, _, _ = next(clips._draws(0, key))
@@ -102,7 +99,7 @@ def frames_of(clips: ClipDataset, keys: Sequence[int]) -> Clips:
 
 
 def decord_reader(path: str, cfg: VideoDataConfig) -> Any:
-    """A reader whose frames cover the clips' size, as ours do."""
+    """A reader whose frames are resized to cover the clips' size, like ours."""
     video = probe(path)
     scale = max(cfg.height / video.height, cfg.width / video.width)
     height, width = round(scale * video.height), round(scale * video.width)
@@ -118,7 +115,7 @@ def by_decord(clips: Clips, readers: Mapping[str, Any], cfg: VideoDataConfig, *,
         crop_out(readers[path].get_batch(indices).asnumpy(), cfg.height, cfg.width)
         if stopped:
             readers[path].seek(0)
-    for reader in readers.values():  # what it decodes on would be the next contender's burden
+    for reader in readers.values():  # stops background decoding, which would slow the next contender
         reader.seek(0)
 
 
@@ -151,7 +148,7 @@ def in_one_process(videos: str, cfg: VideoDataConfig, clips: int, rounds: int) -
         "ours, video": lambda: consume(ours["ours"], video=True),
     }
     works |= {name: lambda dataset=dataset: consume(dataset) for name, dataset in ours.items()}  # type: ignore[misc]
-    busy: dict[str, list[float]] = {name: [] for name in works}  # seconds of this process's threads, warm-ups too
+    busy: dict[str, list[float]] = {name: [] for name in works}  # CPU seconds, including warm-ups
 
     def watched(name: str) -> None:
         start = time.process_time()
@@ -164,8 +161,8 @@ def in_one_process(videos: str, cfg: VideoDataConfig, clips: int, rounds: int) -
             {
                 "videos": videos,
                 "clips by": name,
-                "clips a second": clips / statistics.median(taken),
-                "processor's ms a clip": 1000 * statistics.median(busy[name][1:]) / clips,
+                "clips per second": clips / statistics.median(taken),
+                "CPU ms per clip": 1000 * statistics.median(busy[name][1:]) / clips,
                 "x bare": ratio(seconds["bare decord"], taken),
                 "x bare, stopped": ratio(seconds["bare decord, stopped"], taken),
             }
@@ -189,7 +186,7 @@ def by_loaders(videos: str, cfg: VideoDataConfig, clips: int, rounds: int, worke
     own: dict[tuple[int, float | None], list[float]] = {key: [] for key in loaders}
     for _ in track(range(rounds), f"{videos}, by loaders"):
         for key, coming in batches.items():
-            for _ in range(2 * key[0] + 1):  # prefetched while others were measured
+            for _ in range(2 * key[0] + 1):  # prefetched during other measurements
                 next(coming)
             start, start_of_own = time.perf_counter(), time.process_time()
             for _ in range(number_of_batches):
@@ -202,7 +199,7 @@ def by_loaders(videos: str, cfg: VideoDataConfig, clips: int, rounds: int, worke
         {
             "videos": videos,
             "clips by": f"loader, {number} workers" + ("" if timeout is None else ", reader processes"),
-            "clips a second": number_of_batches * cfg.batch_size / statistics.median(taken),
+            "clips per second": number_of_batches * cfg.batch_size / statistics.median(taken),
             "x one worker": ratio(seconds[1, timeout], taken) if (1, timeout) in seconds else None,
             "own cores": statistics.median(own[number, timeout]),
         }
@@ -211,7 +208,7 @@ def by_loaders(videos: str, cfg: VideoDataConfig, clips: int, rounds: int, worke
 
 
 def two_threads_to_one(rounds: int) -> float:
-    """How much more two threads do than one, of work that needs nothing but a core."""
+    """The speedup of two threads over one for pure computation."""
     data = bytes(2**24)
 
     def by(threads: int) -> None:
@@ -225,8 +222,8 @@ def two_threads_to_one(rounds: int) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, rounds=5)
-    parser.add_argument("--clips", type=int, default=200, help="clips of each turn; a quarter of them of larger videos")
-    parser.add_argument("--folder", type=Path, default=FOLDER / "video_loading", help="for the videos")
+    parser.add_argument("--clips", type=int, default=200, help="clips per turn; a quarter for larger videos")
+    parser.add_argument("--folder", type=Path, default=FOLDER / "video_loading", help="folder of the videos")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     rows: list[Row] = []
@@ -244,7 +241,7 @@ def main(argv: list[str] | None = None) -> None:
         clips=args.clips,
         two_threads_to_one=allowed,
     )
-    print(f"two threads of a checksum do {allowed:.2f} times as much as one")
+    print(f"two threads compute {allowed:.2f} times as many checksums as one")
 
 
 if __name__ == "__main__":

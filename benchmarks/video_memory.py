@@ -1,10 +1,10 @@
-"""Memory while clips are read: 10,000 random clips of files that take turns in being open.
+"""Memory while 10,000 random clips are read and files open and close.
 
     python benchmarks/video_memory.py [--reads 10000] [--rounds 20] [--reader auto|decord|pyav] [--read-timeout SECONDS]
 
-The files differ in container, codec, size and rate; two are damaged, and the budget lets others take their places. Half
-as many stay open as there are, so that every other read opens a file and closes another. A round is a part of the
-reads, after which the memory is looked at; the JSON has its growth over the last nine tenths of them.
+The files differ in container, codec, size and rate. Two are damaged, and other clips replace theirs. Half of the files
+stay open, so every other read opens a file and closes another. Memory is measured after each round of reads; the JSON
+has its growth over the last nine tenths of them.
 """
 
 import gc
@@ -56,13 +56,13 @@ def random_clips(folder: Path, *, reader: ReaderName = "auto", read_timeout: flo
 
 
 def resident_mib(process: str = "self") -> float:
-    """Memory of a process that is in use, in MiB."""
+    """Resident memory of a process in MiB."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 
 
 def memory_over(clips: ClipDataset, reads: int, *, every: int) -> Iterator[tuple[int, float]]:
-    """The memory in MiB after 0, `every`, 2 `every` ... reads of random clips, with that of the reader process."""
+    """Memory in MiB, including the reader process, after 0, `every`, 2 * `every`, ... reads of random clips."""
     process = clips.reader.process
     for index in range(reads + 1):
         if index % every == 0:

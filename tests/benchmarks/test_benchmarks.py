@@ -96,8 +96,8 @@ def test_token_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_reader_process(tmp_path: Path) -> None:
     record = reported(load_benchmark("reader_process"), tmp_path, "--rounds", "3", "--size", "32", "--frames", "3")
-    assert [row["reads"] for row in record["rows"]] == ["directly", "by a process"]
-    assert all(row["clips a second"] > 0 for row in record["rows"]) and record["restart_seconds"] > 0
+    assert [row["reads"] for row in record["rows"]] == ["directly", "through a process"]
+    assert all(row["clips per second"] > 0 for row in record["rows"]) and record["restart_seconds"] > 0
 
 
 def test_video_memory(tmp_path: Path) -> None:
@@ -129,10 +129,10 @@ def test_video_loading(tmp_path: Path) -> None:
     cfg = VideoDataConfig(train=(str(tmp_path / "videos"),), clip_length=5, height=32, width=32, batch_size=2)
     rows = benchmark.in_one_process("tiny", cfg, clips=4, rounds=1)
     assert {row["clips by"] for row in rows} >= {"bare decord", "bare decord, stopped", "ours", "ours, cached"}
-    assert rows[0]["x bare"] == 1 and all(row["clips a second"] > 0 for row in rows)
+    assert rows[0]["x bare"] == 1 and all(row["clips per second"] > 0 for row in rows)
     rows = benchmark.by_loaders("tiny", cfg, clips=4, rounds=1, workers=(0,))
     assert [row["clips by"] for row in rows] == ["loader, 0 workers", "loader, 0 workers, reader processes"]
-    assert all(row["clips a second"] > 0 for row in rows)
+    assert all(row["clips per second"] > 0 for row in rows)
     assert benchmark.two_threads_to_one(1) > 0
 
 
