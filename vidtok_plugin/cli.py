@@ -155,7 +155,11 @@ def add_tokenize(commands: "Commands") -> None:
     command.add_argument("--split", default="train", help="the split of the store to write to (default: train)")
     command.add_argument("--processes", type=int, default=1, metavar="N", help="processes to start (default: 1)")
     command.add_argument(
-        "--episodes-per-shard", type=int, default=32, metavar="N", help="shards are written whole (default: 32)"
+        "--episodes-per-shard",
+        type=int,
+        default=32,
+        metavar="N",
+        help="a shard is written by one process (default: 32)",
     )
     command.add_argument(
         "--update",

@@ -105,11 +105,13 @@ class TestResumption:
         self, folder: Path, tmp_path: Path, limit: dict[str, Any], manual: bool
     ) -> None:
         """StatefulDataLoader under Lightning skips the rest of an epoch, or repeats the order of the first epoch."""
-        whole = fit(config(folder), tmp_path / "whole", manual=manual, **limit)
-        assert len({clip for _, batch in whole for clip in batch}) > len(whole)  # they differ
+        uninterrupted = fit(config(folder), tmp_path / "uninterrupted", manual=manual, **limit)
+        assert len({clip for _, batch in uninterrupted for clip in batch}) > len(uninterrupted)  # they differ
         for step in (1, BATCHES, BATCHES + 2):
-            resume = tmp_path / "whole" / f"step={step}.ckpt"
-            assert fit(config(folder), tmp_path / f"{step}", resume, manual=manual, **limit) == whole[step:], step
+            resume = tmp_path / "uninterrupted" / f"step={step}.ckpt"
+            assert fit(config(folder), tmp_path / f"{step}", resume, manual=manual, **limit) == uninterrupted[step:], (
+                step
+            )
 
     @pytest.mark.gpu
     @pytest.mark.parametrize("workers", [0, 2])
@@ -120,32 +122,36 @@ class TestResumption:
         to = VideoBatch.to
         monkeypatch.setattr(VideoBatch, "to", lambda *a, **k: (pinned.append(a[0].frames.is_pinned()), to(*a, **k))[1])
         cfg, steps = config(folder, num_workers=workers), BATCHES + 3
-        whole = fit(cfg, tmp_path / "whole", accelerator="gpu", max_steps=steps)
+        uninterrupted = fit(cfg, tmp_path / "uninterrupted", accelerator="gpu", max_steps=steps)
         assert len(pinned) >= steps and all(pinned)
         for step in (2, BATCHES, BATCHES + 1):
-            resume = tmp_path / "whole" / f"step={step}.ckpt"
+            resume = tmp_path / "uninterrupted" / f"step={step}.ckpt"
             resumed = fit(cfg, tmp_path / f"{step}", resume, accelerator="gpu", max_steps=steps)
-            assert resumed == whole[step:]
+            assert resumed == uninterrupted[step:]
 
     def test_prefetched_batches_are_neither_lost_nor_repeated(self, folder: Path, tmp_path: Path) -> None:
         """Two workers have prefetched up to four batches when a checkpoint is written."""
         steps = BATCHES + 3
-        whole = fit(config(folder), tmp_path / "whole", max_steps=steps)
+        uninterrupted = fit(config(folder), tmp_path / "uninterrupted", max_steps=steps)
         assert (
-            fit(config(folder, num_workers=2), tmp_path / "by_workers", max_steps=BATCHES + 1) == whole[: BATCHES + 1]
+            fit(config(folder, num_workers=2), tmp_path / "by_workers", max_steps=BATCHES + 1)
+            == uninterrupted[: BATCHES + 1]
         )
         for step, workers in itertools.product((2, BATCHES, BATCHES + 1), (0, 2)):
             resume = tmp_path / "by_workers" / f"step={step}.ckpt"
             cfg = config(folder, num_workers=workers)
-            assert fit(cfg, tmp_path / f"{step}_{workers}", resume, max_steps=steps) == whole[step:], (step, workers)
+            assert fit(cfg, tmp_path / f"{step}_{workers}", resume, max_steps=steps) == uninterrupted[step:], (
+                step,
+                workers,
+            )
 
     def test_an_epoch_limited_by_the_trainer_resumes(self, folder: Path, tmp_path: Path) -> None:
         limit = {"max_steps": 7, "limit_train_batches": 3}
-        whole = fit(config(folder), tmp_path / "whole", **limit)
-        assert [epoch for epoch, _ in whole] == [0, 0, 0, 1, 1, 1, 2]
+        uninterrupted = fit(config(folder), tmp_path / "uninterrupted", **limit)
+        assert [epoch for epoch, _ in uninterrupted] == [0, 0, 0, 1, 1, 1, 2]
         for step in (2, 3, 4):
-            resume = tmp_path / "whole" / f"step={step}.ckpt"
-            assert fit(config(folder), tmp_path / f"{step}", resume, **limit) == whole[step:]
+            resume = tmp_path / "uninterrupted" / f"step={step}.ckpt"
+            assert fit(config(folder), tmp_path / f"{step}", resume, **limit) == uninterrupted[step:]
 
     @pytest.mark.parametrize(("first", "then"), [(2, 4), (4, 2), (3, 4)])
     def test_batches_of_another_size_use_the_rest_of_the_epoch(
@@ -155,10 +161,10 @@ class TestResumption:
         before = fit(config(folder, clips_per_epoch=24, batch_size=first), tmp_path / "first", max_steps=2)
         resume = tmp_path / "first" / "step=2.ckpt"
         after = fit(config(folder, clips_per_epoch=24, batch_size=then), tmp_path / "then", resume, max_epochs=2)
-        whole = fit(config(folder, clips_per_epoch=24, batch_size=1), tmp_path / "whole", max_epochs=1)
+        uninterrupted = fit(config(folder, clips_per_epoch=24, batch_size=1), tmp_path / "uninterrupted", max_epochs=1)
         clips = [clip for epoch, batch in [*before, *after] if epoch == 0 for clip in batch]
         left_over = (24 - 2 * first) % then
-        assert clips == [clip for _, batch in whole for clip in batch][: 24 - left_over]
+        assert clips == [clip for _, batch in uninterrupted for clip in batch][: 24 - left_over]
         assert len([clip for epoch, batch in after if epoch == 1 for clip in batch]) == 24
 
     def test_a_checkpoint_holds_the_samples_consumed(self, folder: Path, tmp_path: Path) -> None:

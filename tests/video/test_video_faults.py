@@ -232,7 +232,7 @@ class TestBatch:
         batch = VideoBatch(frames=frames, origins=["a", "b"])
         assert batch.video.shape == (2, 3, 2, 4, 4) and batch.video.is_contiguous()
         assert batch.video[0, :, 1, 2, 3].tolist() == pytest.approx([-1.0, -0.6, 1.0])
-        clips = [Clip(frames=part, origin="") for part in frames]
+        clips = [Clip(frames=clip, origin="") for clip in frames]
         assert torch.equal(torch.stack([clip.video for clip in clips]), batch.video)
 
 

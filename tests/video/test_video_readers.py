@@ -91,7 +91,7 @@ def test_pyav_reads_any_frame_as_in_order(make: Callable[[Path], Path], tmp_path
 
 
 def test_pyav_does_not_seek_to_a_key_frame_that_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It sought again at every key frame."""
+    """It used to seek at every key frame."""
     starts: list[int] = []
     decoded = pyav_reader._decoded
     monkeypatch.setattr(pyav_reader, "_decoded", lambda *where: (starts.append(1), decoded(*where))[1])

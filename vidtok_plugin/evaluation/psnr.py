@@ -8,7 +8,6 @@ from torch import Tensor
 
 from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.tokenizer.model import VidTok
-from vidtok_plugin.video.pixels import from_uint8
 from vidtok_plugin.video.reading import read_frames
 
 
@@ -26,7 +25,7 @@ def mean_frame_psnr(train: Sequence[Path], clips: Iterable[Tensor], *, every: in
     """The baseline: the mean frame of the training videos (over every `every`-th frame) as the reconstruction."""
     total, count = torch.zeros(()), 0
     for path in train:
-        frames = from_uint8(torch.from_numpy(read_frames(path)[::every]))
-        total, count = total + frames.sum(1, keepdim=True), count + frames.shape[1]
-    mean = (total / count)[None]
+        frames = torch.from_numpy(read_frames(path))[::every].float() / 127.5 - 1
+        total, count = total + frames.sum(0), count + len(frames)
+    mean = (total / count).permute(2, 0, 1)[None, :, None]
     return float(torch.cat([frame_psnr(clip[None], mean.expand_as(clip[None])).flatten() for clip in clips]).mean())

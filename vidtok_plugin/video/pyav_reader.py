@@ -153,7 +153,7 @@ class _MissingFrameError(Exception):
 
 
 def packet_times(path: str | os.PathLike[str], fps: float) -> np.ndarray:
-    """The times of all frames in seconds, float64 `(num_frames,)`; at the rate `fps` if the file doesn't tell them."""
+    """The times of all frames in seconds, float64 `(num_frames,)`; at the rate `fps` if the file has none."""
     container, stream = _open(path)
     with container:
         try:
