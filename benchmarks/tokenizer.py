@@ -1,15 +1,15 @@
-"""The tokenizer against diffusers' AutoencoderVidTok on the same weights: encode, decode, stream, training step.
+"""The tokenizer against diffusers' AutoencoderVidTok with the same weights: encode, decode, stream, training step.
 
-    python benchmarks/tokenizer.py                         # the published v1.1 model, 17x128x128; some minutes
+    python benchmarks/tokenizer.py                         # the published v1.1 model, 17x128x128 (some minutes)
     python benchmarks/tokenizer.py --work train --sizes 64
     python benchmarks/tokenizer.py --work train --sizes 64 --keep-freed-memory --no-memory   # as our runs do
-    python benchmarks/tokenizer.py --scaling docs/tokenizer_cost.png   # how cost grows, of our own model
+    python benchmarks/tokenizer.py --scaling docs/tokenizer_cost.png   # how our own model's cost grows
 
-Outputs are compared before anything is timed. Contenders take turns; times are medians of the rounds, and "times the
-speed" is the median of the rounds' ratios. Memory is the peak beyond what was there before, each in a process of its
-own. "of matmul" is the share of the rate of a float32 (or, with --precision bf16, bfloat16) matrix product of the
-arithmetic that the layers stand for as published, done in that time: leaving arithmetic out counts as speed.
-Models that diffusers lacks (v1.0 causal ones) are timed alone.
+Outputs are compared before anything is timed. Contenders take turns. Times are medians over rounds, and "times the
+speed" is the median of the rounds' ratios. Memory is the peak minus what was allocated before, each measured in its own
+process. "of matmul" is the arithmetic of the published layers per second, relative to the rate of a float32 matrix
+product (bfloat16 with --precision bf16): saved arithmetic counts as speed. Models that diffusers lacks (v1.0 causal
+ones) are timed alone.
 """
 
 import argparse
@@ -40,7 +40,7 @@ Work = Callable[[], Any]
 
 
 class Contender:
-    """One network and what it's timed at."""
+    """A network, and the work for which it is timed."""
 
     def __init__(self, model: nn.Module, video: Tensor, latents: Tensor, precision: str) -> None:
         self.model, self.video, self.latents = model, video, latents
@@ -98,7 +98,7 @@ class Ours(Contender):
 
     @torch.no_grad()
     def _stream(self) -> None:
-        """Frame by frame in, and out as they become final."""
+        """Frame by frame in; frames come out as they become final."""
         with self.casting():
             encoder, decoder = self.model.encoder_stream(), self.model.decoder_stream()
             for frame in self.video.split(1, dim=2):
@@ -157,12 +157,12 @@ def names(preset: str, work: str, device: torch.device) -> list[str]:
     return ["ours", *peers]
 
 
-# FLOP of the 4x8x8 causal models on 17x64x64 as published; other sizes in proportion to the pixels.
+# FLOP of the published 4x8x8 causal models on 17x64x64; other sizes are proportional to the pixels.
 AS_PUBLISHED = {"encode": 363e9, "decode": 928e9, "stream": 1291e9, "train": 3 * 1291e9}
 
 
 def measured_memory(case: dict[str, Any], work: str) -> int:
-    """Of a second call, in a process of its own."""
+    """Peak memory of a second call, in its own process."""
     command = [sys.executable, __file__, "--memory-of", json.dumps({"work": work, **case})]
     done = subprocess.run(command, env=sharp_memory(), check=True, capture_output=True, text=True)
     return int(done.stdout.split()[-1])
@@ -176,7 +176,7 @@ def memory_of(work: str, threads: int, **case: Any) -> int:
 
 
 def compare(ours: Contender, theirs: Contender) -> None:
-    """Raises unless both make the same of the same, to rounding."""
+    """Raises unless the outputs of both agree to rounding."""
     with torch.no_grad(), ours.casting():
         pairs = [(ours.encode(ours.video), theirs.encode(ours.video))]
         pairs.append((ours.decode(ours.latents), theirs.decode(ours.latents)))
@@ -184,7 +184,7 @@ def compare(ours: Contender, theirs: Contender) -> None:
     for mine, its in pairs:
         error = float((mine.float() - its.float()).abs().mean())
         if not error < limit:
-            raise SystemExit(f"ours and the peer's outputs differ by {error:g} in the mean, more than {limit:g}")
+            raise SystemExit(f"the outputs of ours and diffusers differ by {error:g} on average, more than {limit:g}")
 
 
 def rows_of(case: dict[str, Any], works: list[str], rounds: int, rate: float, memory: bool) -> list[dict[str, Any]]:
@@ -213,7 +213,7 @@ def rows_of(case: dict[str, Any], works: list[str], rounds: int, rate: float, me
 
 
 def live_bytes(contender: Contender, work: str) -> int:
-    """Of the tensors that are alive at its fullest moment, beyond the model and what it is given."""
+    """Peak bytes of live tensors, without the model and its input."""
     held = [*contender.model.parameters(), contender.video, contender.latents]
     with LiveBytes(held) as live:
         contender.work(work)()
@@ -221,7 +221,7 @@ def live_bytes(contender: Contender, work: str) -> int:
 
 
 def scaling(preset: str, rounds: int, plot: Path) -> list[dict[str, Any]]:
-    """How seconds and memory of our encode, decode and streams grow with frames, pixels and batch; with a plot."""
+    """Time and memory of our encode, decode and streams over frames, pixels and batch, with a plot."""
     axes = {
         "frames": [{"batch": 1, "frames": n, "size": 64} for n in (5, 9, 17, 33)],
         "side": [{"batch": 1, "frames": 5, "size": n} for n in (32, 64, 128, 192)],
@@ -259,7 +259,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             for panel, key in zip(panels[:, column], ("seconds", "peak GB"), strict=True):
                 panel.plot(x, [row[key] for row in some], "o-", label=work)
         panels[1, column].set_xlabel(label)
-    for panel in panels.flat:  # now that all is there
+    for panel in panels.flat:  # after all lines are drawn
         panel.set_ylim(bottom=0)
         panel.set_xlim(left=0)
     panels[0, 0].set_ylabel("seconds")
@@ -278,18 +278,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--frames", nargs="+", type=int, default=[17])
     parser.add_argument("--batches", nargs="+", type=int, default=[1])
     parser.add_argument("--precision", choices=("32", "bf16"), default="32")
-    parser.add_argument("--no-memory", action="store_true", help="leave the memory's processes out")
-    parser.add_argument("--keep-freed-memory", action="store_true", help="for the next call, instead of giving it back")
-    parser.add_argument("--scaling", type=Path, metavar="PNG", help="measure instead how our cost grows, with a plot")
+    parser.add_argument("--no-memory", action="store_true", help="don't measure memory")
+    parser.add_argument(
+        "--keep-freed-memory",
+        action="store_true",
+        help="don't return freed memory to the system",
+    )
+    parser.add_argument("--scaling", type=Path, metavar="PNG", help="measure how our cost grows instead, with a plot")
     parser.add_argument("--memory-of", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.memory_of:
         print(memory_of(**args.memory_of))
         return
     torch.set_num_threads(args.threads)
-    torch.backends.fp32_precision = "ieee"  # of convolutions too, on a GPU
+    torch.backends.fp32_precision = "ieee"  # for convolutions on a GPU too
     if args.keep_freed_memory and not args.no_memory:
-        parser.error("--keep-freed-memory needs --no-memory: peaks are those of memory that is given back.")
+        parser.error("--keep-freed-memory needs --no-memory: peaks are measured with freed memory returned.")
     if args.scaling:
         report(
             "tokenizer_scaling", scaling(args.presets[0], args.rounds, args.scaling), args.output, rounds=args.rounds

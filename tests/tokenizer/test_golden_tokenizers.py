@@ -145,9 +145,9 @@ def test_streams_give_the_published_output(name: str) -> None:
         golden.published[f"long_{key}" if long else key] for key in ("latents", "reconstruction")
     )
     encoder, decoder = golden.model.encoder_stream(), golden.model.decoder_stream()
-    encoded = [encoder.push(part).latents for part in video.split(3, dim=2)] + [encoder.flush().latents]
+    encoded = [encoder.push(chunk).latents for chunk in video.split(3, dim=2)] + [encoder.flush().latents]
     torch.testing.assert_close(torch.cat(encoded, dim=2), latents, **TOLERANCE)
-    frames = [decoder.push(part) for part in latents.split(2, dim=2)] + [decoder.flush()]
+    frames = [decoder.push(chunk) for chunk in latents.split(2, dim=2)] + [decoder.flush()]
     torch.testing.assert_close(torch.cat(frames, dim=2), reconstruction, **TOLERANCE_OF_TWO_ROUNDINGS)
 
 

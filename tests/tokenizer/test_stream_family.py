@@ -25,13 +25,13 @@ BFLOAT16 = 3e-2
 
 def encode(model: VidTok, video: Tensor, split: Sequence[int]) -> Tensor:
     stream = model.encoder_stream()
-    encoded = [stream.push(part) for part in video.split(list(split), dim=2)] + [stream.flush()]
-    return torch.cat([part.latents for part in encoded], dim=2)
+    encoded = [stream.push(chunk) for chunk in video.split(list(split), dim=2)] + [stream.flush()]
+    return torch.cat([chunk.latents for chunk in encoded], dim=2)
 
 
 def decode(model: VidTok, latents: Tensor, split: Sequence[int]) -> Tensor:
     stream = model.decoder_stream()
-    frames = [stream.push(part) for part in latents.split(list(split), dim=2)] + [stream.flush()]
+    frames = [stream.push(chunk) for chunk in latents.split(list(split), dim=2)] + [stream.flush()]
     return torch.cat(frames, dim=2)
 
 
@@ -72,9 +72,9 @@ def test_float32_streams_equal_the_whole_clip_to_rounding(name: str) -> None:
     whole = model.encode(video)
     stream = model.encoder_stream()
     encoded = [stream.push(frame) for frame in video.split(1, dim=2)]
-    assert difference(torch.cat([part.latents for part in encoded], dim=2), whole.latents) < FLOAT32
+    assert difference(torch.cat([chunk.latents for chunk in encoded], dim=2), whole.latents) < FLOAT32
     if whole.indices is not None:  # no value of this clip is within rounding of a boundary
-        assert torch.equal(torch.cat([part.indices for part in encoded], dim=1), whole.indices)
+        assert torch.equal(torch.cat([chunk.indices for chunk in encoded], dim=1), whole.indices)
     assert difference(decode(model, whole.latents, [1] * whole.latents.shape[2]), model.decode(whole.latents)) < FLOAT32
 
 
@@ -89,8 +89,8 @@ def test_streams_under_autocast_equal_the_whole_clip_under_autocast(name: str) -
         model.encode(video)
         encode(model, video, [1, 3, 5])
         hook.remove()
-        whole, *parts = encoder_output
-        assert difference(torch.cat(parts, dim=2).float(), whole.float()) < BFLOAT16
+        whole, *chunks = encoder_output
+        assert difference(torch.cat(chunks, dim=2).float(), whole.float()) < BFLOAT16
         latents = torch.randn(1, model.latent_channels, 3, 2, 2)
         assert difference(decode(model, latents, [1, 2]).float(), model.decode(latents).float()) < BFLOAT16
 

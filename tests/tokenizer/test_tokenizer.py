@@ -250,7 +250,7 @@ def test_dropout_acts_in_training_only() -> None:
         assert torch.equal(model(video).reconstruction, model(video).reconstruction)
 
 
-# Mistakes
+# Errors
 
 
 @pytest.mark.parametrize(

@@ -34,14 +34,14 @@ def waits(model: VidTok) -> bool:
     return model.architecture.version == "1.1"
 
 
-def encode_in_parts(stream: EncoderStream, parts: Sequence[Tensor]) -> Tensor:
+def encode_by_pushes(stream: EncoderStream, chunks: Sequence[Tensor]) -> Tensor:
     """The latents; checks that the indices belong to them."""
-    encoded = [stream.push(part) for part in parts] + [stream.flush()]
-    latents = torch.cat([part.latents for part in encoded], dim=2)
+    encoded = [stream.push(chunk) for chunk in chunks] + [stream.flush()]
+    latents = torch.cat([chunk.latents for chunk in encoded], dim=2)
     if stream.model.codebook_size is None:
-        assert all(part.indices is None for part in encoded)
+        assert all(chunk.indices is None for chunk in encoded)
     else:
-        indices = torch.cat([part.indices for part in encoded], dim=1)
+        indices = torch.cat([chunk.indices for chunk in encoded], dim=1)
         assert indices.dtype == torch.int64
         assert torch.equal(stream.model.indices_to_latents(indices).double(), latents)
     return latents
@@ -66,7 +66,7 @@ def test_streamed_latents_equal_whole_clip(toy: str, split: list[int]) -> None:
     model, video = TOYS[toy], random_video(sum(split))
     whole = model.encode(video)
     stream = model.encoder_stream()
-    assert difference(encode_in_parts(stream, video.split(split, dim=2)), whole.latents) < EXACT
+    assert difference(encode_by_pushes(stream, video.split(split, dim=2)), whole.latents) < EXACT
 
 
 @pytest.mark.parametrize("toy", TOYS)
@@ -77,7 +77,7 @@ def test_streamed_frames_equal_whole_clip(toy: str, split: list[int]) -> None:
     model = TOYS[toy]
     latents = random_latents(model, sum(split))
     stream = model.decoder_stream()
-    frames = [stream.push(part) for part in latents.split(split, dim=2)] + [stream.flush()]
+    frames = [stream.push(chunk) for chunk in latents.split(split, dim=2)] + [stream.flush()]
     assert difference(torch.cat(frames, dim=2), model.decode(latents)) < EXACT
 
 
@@ -87,8 +87,8 @@ def test_gradients_step_by_step_equal_those_of_the_whole(model: VidTok) -> None:
         encoder, decoder = model.encoder_stream(), model.decoder_stream()
         if streamed:
             latents = torch.cat([encoder.push(frame).latents for frame in video.split(1, dim=2)], dim=2)
-            parts = [decoder.push(part) for part in latents.split(1, dim=2)] + [decoder.flush()]
-            frames = torch.cat(parts, dim=2)
+            chunks = [decoder.push(chunk) for chunk in latents.split(1, dim=2)] + [decoder.flush()]
+            frames = torch.cat(chunks, dim=2)
         else:
             frames = model.decode(model.encode(video).latents)
         weight = random_video(frames.shape[2], seed=1)
@@ -125,10 +125,10 @@ def test_decoding_with_lookahead_emits_whole_groups(model: VidTok) -> None:
 @torch.no_grad()
 def test_decoding_without_lookahead_emits_each_group_at_once(model: VidTok) -> None:
     f, stream, latents = model.temporal_factor, model.decoder_stream(lookahead=False), random_latents(model, 5)
-    parts = [stream.push(part) for part in latents.split([1, 1, 2, 1], dim=2)]
-    assert [part.shape[2] for part in parts] == [1, f, 2 * f, f]
+    chunks = [stream.push(chunk) for chunk in latents.split([1, 1, 2, 1], dim=2)]
+    assert [chunk.shape[2] for chunk in chunks] == [1, f, 2 * f, f]
     assert stream.flush().shape[2] == 0
-    frames, whole = torch.cat(parts, dim=2), model.decode(latents)
+    frames, whole = torch.cat(chunks, dim=2), model.decode(latents)
     if not waits(model):
         assert difference(frames, whole) < EXACT
         return
@@ -145,7 +145,7 @@ def test_decoding_without_lookahead_emits_each_group_at_once(model: VidTok) -> N
 def test_an_empty_push_of_latents_changes_nothing(model: VidTok) -> None:
     stream, latents = model.decoder_stream(), random_latents(model, 3)
     sizes = [0, 1, 0, 2, 0]
-    frames = [stream.push(part) for part in latents.split(sizes, dim=2)]
+    frames = [stream.push(chunk) for chunk in latents.split(sizes, dim=2)]
     assert frames[0].shape[2] == frames[2].shape[2] == frames[4].shape[2] == 0
     whole = model.decode(latents)
     assert difference(torch.cat([*frames, stream.flush()], dim=2), whole) < EXACT
@@ -188,12 +188,12 @@ def test_later_latents_change_at_most_the_last_group_of_frames(model: VidTok) ->
 def test_interleaved_streams_stay_independent(model: VidTok) -> None:
     videos = [random_video(7, seed=seed) for seed in (1, 2)]
     streams = [model.encoder_stream() for _ in videos]
-    parts: list[list[Tensor]] = [[], []]
+    chunks: list[list[Tensor]] = [[], []]
     for i in range(7):
         for j, stream in enumerate(streams):
-            parts[j].append(stream.push(videos[j][:, :, i : i + 1]).latents)
+            chunks[j].append(stream.push(videos[j][:, :, i : i + 1]).latents)
     for j, stream in enumerate(streams):
-        latents = torch.cat([*parts[j], stream.flush().latents], dim=2)
+        latents = torch.cat([*chunks[j], stream.flush().latents], dim=2)
         assert difference(latents, model.encode(videos[j]).latents) < EXACT
     z = [random_latents(model, 4, seed=seed) for seed in (1, 2)]
     decoders = [model.decoder_stream() for _ in z]
@@ -212,7 +212,7 @@ def test_forks_continue_independently(model: VidTok) -> None:
     done = stream.push(past).latents
     twin = stream.fork()
     for branch, future in ((stream, futures[0]), (twin, futures[1])):
-        latents = torch.cat([done, encode_in_parts(branch, future.split(2, dim=2))], dim=2)
+        latents = torch.cat([done, encode_by_pushes(branch, future.split(2, dim=2))], dim=2)
         assert difference(latents, model.encode(torch.cat([past, future], dim=2)).latents) < EXACT
     z, tails = random_latents(model, 3), [random_latents(model, 2, seed=seed) for seed in (1, 2)]
     decoder = model.decoder_stream()
@@ -233,7 +233,7 @@ def test_a_state_is_saved_and_restored(model: VidTok, tmp_path: Path) -> None:
     video, stream = random_video(11, b=2), model.encoder_stream()
     first = stream.push(video[:, :, :6]).latents
     restored = model.encoder_stream(state=saved(stream.state))
-    again = torch.cat([first, encode_in_parts(restored, [video[:, :, 6:]])], dim=2)
+    again = torch.cat([first, encode_by_pushes(restored, [video[:, :, 6:]])], dim=2)
     assert difference(again, model.encode(video).latents) < EXACT
     latents, decoder = random_latents(model, 5, b=2), model.decoder_stream()
     frames = decoder.push(latents[:, :, :3])
@@ -254,7 +254,7 @@ def test_a_state_is_a_tensordict_of_the_batch(model: VidTok) -> None:
     stream = model.encoder_stream()
     first = stream.push(video[:, :, :6]).latents
     alone = model.encoder_stream(state=stream.state[1:2])
-    latents = torch.cat([first[1:2], encode_in_parts(alone, [video[1:2, :, 6:]])], dim=2)
+    latents = torch.cat([first[1:2], encode_by_pushes(alone, [video[1:2, :, 6:]])], dim=2)
     assert difference(latents, model.encode(video[1:2]).latents) < EXACT
 
 
@@ -292,7 +292,7 @@ def test_the_model_holds_no_state(model: VidTok) -> None:
 @torch.no_grad()
 def test_clips_of_a_batch_stream_independently(model: VidTok) -> None:
     video, latents = random_video(6, b=2), random_latents(model, 3, b=2)
-    streamed = encode_in_parts(model.encoder_stream(), video.split([2, 4], dim=2))
+    streamed = encode_by_pushes(model.encoder_stream(), video.split([2, 4], dim=2))
     decoder = model.decoder_stream()
     frames = torch.cat([decoder.push(latents), decoder.flush()], dim=2)
     for i in range(2):
@@ -305,7 +305,7 @@ def test_a_stream_moves_with_its_state(model: VidTok) -> None:
     video, stream = random_video(6), model.encoder_stream()
     assert stream.to("cpu") is stream  # nothing to move yet
     first = stream.push(video[:, :, :4]).latents
-    latents = torch.cat([first, encode_in_parts(stream.to("cpu"), [video[:, :, 4:]])], dim=2)
+    latents = torch.cat([first, encode_by_pushes(stream.to("cpu"), [video[:, :, 4:]])], dim=2)
     assert difference(latents, model.encode(video).latents) < EXACT
 
 
@@ -318,11 +318,11 @@ def test_a_stream_continues_on_another_device(model: VidTok) -> None:
     moved.load_state_dict(model.state_dict())
     moved.to("cuda")
     restored = moved.encoder_stream(state=stream.to("cuda").state)
-    rest = encode_in_parts(restored, [video[:, :, 6:].to("cuda")]).cpu()
+    rest = encode_by_pushes(restored, [video[:, :, 6:].to("cuda")]).cpu()
     assert difference(torch.cat([first, rest], dim=2), model.encode(video).latents) < 1e-9
 
 
-# Mistakes
+# Errors
 
 
 @torch.no_grad()
@@ -332,9 +332,9 @@ def test_pushing_or_flushing_after_the_end_is_refused(model: VidTok) -> None:
     encoder.flush()
     decoder.push(random_latents(model, 2))
     decoder.flush()
-    with pytest.raises(ValueError, match=r"EncoderStream: .*flushed; start another"):
+    with pytest.raises(ValueError, match=r"EncoderStream: .*flushed; start a new one"):
         encoder.push(random_video(1))
-    with pytest.raises(ValueError, match=r"DecoderStream: .*flushed; start another"):
+    with pytest.raises(ValueError, match=r"DecoderStream: .*flushed; start a new one"):
         decoder.push(random_latents(model, 1))
     for stream in (encoder, decoder, model.encoder_stream(), model.decoder_stream()):
         with pytest.raises(ValueError, match=type(stream).__name__):
@@ -360,10 +360,10 @@ def test_a_state_of_another_kind_of_stream_is_refused(model: VidTok) -> None:
     encoder.push(random_video(1))
     latents = random_latents(model, 4)
     first = decoder.push(latents[:, :, :2])
-    with pytest.raises(ValueError, match="DecoderStream: the state must be that of such a stream .*, got network"):
+    with pytest.raises(ValueError, match="DecoderStream: the state must come from the same kind .*, got network"):
         model.decoder_stream(state=encoder.state)
     if waits(model):
-        with pytest.raises(ValueError, match="lookahead must be as it was when the state was made, False, got True"):
+        with pytest.raises(ValueError, match="lookahead must be .* with which the state was made, False, got True"):
             model.decoder_stream(state=decoder.state)
     restored = model.decoder_stream(lookahead=False, state=decoder.state)
     frames = torch.cat([first, restored.push(latents[:, :, 2:])], dim=2)
@@ -378,7 +378,7 @@ def test_a_state_of_a_model_with_other_layers_is_refused() -> None:
     encoder.push(random_video(9))
     decoder.push(random_latents(one, 2))
     for make, state in ((other.encoder_stream, encoder.state), (other.decoder_stream, decoder.state)):
-        with pytest.raises(ValueError, match="the state must be that of a stream of this model, got one of a model"):
+        with pytest.raises(ValueError, match="the state must come from a stream of this model, got one of a model"):
             make(state=state)
 
 
@@ -415,5 +415,5 @@ def test_a_refused_push_leaves_the_stream_as_it_was(model: VidTok) -> None:
         first = stream.push(video[:, :, :3]).latents
         with pytest.raises(ValueError, match=r"float video must be in \[-1, 1\]"):
             stream.push(video[:, :, 3:] * 100)
-        latents = torch.cat([first, encode_in_parts(stream, [video[:, :, 3:]])], dim=2)
+        latents = torch.cat([first, encode_by_pushes(stream, [video[:, :, 3:]])], dim=2)
         assert difference(latents, model.encode(video).latents) < EXACT

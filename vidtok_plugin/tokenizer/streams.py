@@ -49,8 +49,8 @@ class Stream:
         self._state: dict[str, Any] | None = _as_dict(state)
         if self._state is not None and self._state.keys() != self._entries():
             raise ValueError(
-                f"{type(self).__name__}: the state must be that of such a stream of this model, with the entries "
-                f"{', '.join(sorted(self._entries()))}, got {', '.join(sorted(self._state))}."
+                f"{type(self).__name__}: the state must come from the same kind of stream of this model, with the "
+                f"entries {', '.join(sorted(self._entries()))}, got {', '.join(sorted(self._state))}."
             )
         if self._state is not None:
             self._check_layers(self._state["network"])
@@ -62,7 +62,7 @@ class Stream:
         owners = [[owner for owner in states if name.startswith(f"{owner}.")] for name in layers]
         if not all(len(owner) == 1 for owner in owners) or len({owner[0] for owner in owners}) != len(states):
             raise ValueError(
-                f"{type(self).__name__}: the state must be that of a stream of this model, got one of a model with "
+                f"{type(self).__name__}: the state must come from a stream of this model, got one of a model with "
                 "other layers."
             )
 
@@ -94,7 +94,7 @@ class Stream:
 
     def _check_open(self) -> None:
         if self._ended:
-            raise ValueError(f"{type(self).__name__}: the stream has been flushed; start another.")
+            raise ValueError(f"{type(self).__name__}: the stream has been flushed; start a new one.")
 
     def _check_fits(self, x: Tensor, before: Tensor, what: str) -> None:
         """A ValueError unless `x` (b, t, h, w, c) has the batch and the size of `before`, a tensor of the state."""
@@ -154,7 +154,7 @@ class EncoderStream(Stream):
     def flush(self) -> Encoded:
         """Ends the stream: completes a last partial group with copies of its last frame, as `encode` does."""
         if self._state is None or self._ended:
-            raise ValueError("EncoderStream: nothing has been pushed since it began; push frames first.")
+            raise ValueError("EncoderStream: nothing to flush; push frames first.")
         x = self._state["pending"]
         if x.shape[1]:
             missing = self.architecture.temporal_factor - x.shape[1]
@@ -212,7 +212,7 @@ class DecoderStream(Stream):
         self.lookahead = lookahead
         if self._waits and self._state is not None and bool(self._state["lookahead"].all()) != lookahead:
             raise ValueError(
-                f"DecoderStream: lookahead must be as it was when the state was made, {not lookahead}, "
+                f"DecoderStream: lookahead must be the value with which the state was made, {not lookahead}, "
                 f"got {lookahead}; a change in the middle would lose or repeat a group of frames."
             )
 
@@ -252,7 +252,7 @@ class DecoderStream(Stream):
     def flush(self) -> Tensor:
         """Ends the stream: the frames (b, 3, n, h, w) still held back; none without lookahead."""
         if self._state is None or self._ended:
-            raise ValueError("DecoderStream: nothing has been pushed since it began; push latents first.")
+            raise ValueError("DecoderStream: nothing to flush; push latents first.")
         ready = self._state["ready"]
         if self._waits and self.lookahead:
             no_latents = self._state["network"]["conv_in"][:, :0]

@@ -30,7 +30,7 @@ def uint8_video(num_frames: int, h: int, w: int) -> Tensor:
 
 
 def reconstruct(tiled: TiledReconstruction, video: Tensor, push: int) -> Tensor:
-    return torch.cat([tiled.push(part) for part in video.split(push, dim=2)] + [tiled.flush()], dim=2)
+    return torch.cat([tiled.push(chunk) for chunk in video.split(push, dim=2)] + [tiled.flush()], dim=2)
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 4), st.integers(1, 4), st.integers(0, 40))
@@ -66,8 +66,8 @@ def test_tiles_are_blended_from_their_own_reconstructions(model: VidTok) -> None
     expected = torch.zeros(1, 3, 8, 16, 32, dtype=torch.float64)
     with torch.no_grad():
         for number, tile in enumerate(tiling.tiles):
-            part = model(video[..., tile.rows, tile.columns]).reconstruction.clamp(-1, 1)
-            expected[..., tile.rows, tile.columns] += part * tiling.weights(number)
+            alone = model(video[..., tile.rows, tile.columns]).reconstruction.clamp(-1, 1)
+            expected[..., tile.rows, tile.columns] += alone * tiling.weights(number)
     tiled = TiledReconstruction(model, tiling)
     assert difference(reconstruct(tiled, video, 8)[:, :, :8], expected) < 1e-6  # the weights are float32
     assert tiled.seam is not None and tiled.seam > 0
@@ -98,9 +98,9 @@ def test_a_budget_decides_the_tiles() -> None:
     assert len(whole.tiling.tiles) == 1 and whole.states_on_disk == 0
     assert len(make_plan(model, 512, 768, budget=whole.memory).tiling.tiles) == 1
     tiles = []
-    for share in (0.7, 0.5, 0.4):
-        plan = make_plan(model, 512, 768, budget=share * whole.memory)
-        assert plan.memory <= share * whole.memory
+    for fraction in (0.7, 0.5, 0.4):
+        plan = make_plan(model, 512, 768, budget=fraction * whole.memory)
+        assert plan.memory <= fraction * whole.memory
         tiles.append(len(plan.tiling.tiles))
     assert 1 < tiles[0] <= tiles[1] <= tiles[2]
 

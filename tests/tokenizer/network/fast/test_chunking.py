@@ -7,8 +7,7 @@ import torch
 from toy_tokenizers import difference, random_latents, random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok, reference_path
-from vidtok_plugin.tokenizer.network.fast import chunking
-from vidtok_plugin.tokenizer.network.fast import network as fast_network
+from vidtok_plugin.tokenizer.network.fast import chunking, dispatch
 from vidtok_plugin.tokenizer.reconstruction.memory import LiveBytes
 
 NAMES = [
@@ -54,9 +53,9 @@ def test_streams_in_chunks_make_the_whole(name: str) -> None:
         latents = model.encode(video).latents
         frames = model.decode(latents)
     encoder, decoder = model.encoder_stream(), model.decoder_stream()
-    coded = [encoder.push(part).latents for part in video.split(2 * model.temporal_factor + 1, dim=2)]
+    coded = [encoder.push(chunk).latents for chunk in video.split(2 * model.temporal_factor + 1, dim=2)]
     assert difference(torch.cat(coded, dim=2), latents) < EXACT
-    decoded = [decoder.push(part) for part in latents.split(2, dim=2)] + [decoder.flush()]
+    decoded = [decoder.push(chunk) for chunk in latents.split(2, dim=2)] + [decoder.flush()]
     assert difference(torch.cat(decoded, dim=2), frames) < EXACT
 
 
@@ -66,7 +65,7 @@ def test_streams_in_chunks_make_the_whole(name: str) -> None:
 def test_groups_make_the_whole(name: str, pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy_tokenizer(name)
     video = random_video(1 + 5 * model.temporal_factor, h=8, w=16)
-    monkeypatch.setitem(fast_network.GROUP_PIXELS, "cpu", pixels)
+    monkeypatch.setitem(dispatch.GROUP_PIXELS, "cpu", pixels)
     latents = model.encode(video).latents
     frames = model.decode(latents)
     with reference_path():
@@ -77,7 +76,7 @@ def test_groups_make_the_whole(name: str, pixels: int, monkeypatch: pytest.Monke
 @torch.no_grad()
 def test_a_clip_of_forty_groups_takes_little_more_memory_than_one_of_five(monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy_tokenizer(NAMES[0], ch=16)
-    monkeypatch.setitem(fast_network.GROUP_PIXELS, "cpu", 4 * 8 * 8)
+    monkeypatch.setitem(dispatch.GROUP_PIXELS, "cpu", 4 * 8 * 8)
     peaks = []
     for groups in (5, 40):
         video = random_video(1 + 4 * groups, h=8, w=8)

@@ -10,7 +10,7 @@ from torch import Tensor
 from toy_tokenizers import difference, random_latents, random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok, presets, reference_path
-from vidtok_plugin.tokenizer.network.fast import chunking, network, steps
+from vidtok_plugin.tokenizer.network.fast import chunking, dispatch, network, steps
 from vidtok_plugin.tokenizer.network.fast.steps import whole
 from vidtok_plugin.tokenizer.network.layers import SpatialConv, StreamLayer, TimeConv, TimePadding
 
@@ -30,8 +30,8 @@ def run(model: VidTok, video: Tensor) -> tuple[Tensor, Tensor]:
 
 def stream(model: VidTok, video: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
     encoder, decoder = model.encoder_stream(), model.decoder_stream()
-    encoded = [encoder.push(part).latents for part in video.split(3, dim=2)] + [encoder.flush().latents]
-    frames = [decoder.push(part) for part in latents.split(2, dim=2)] + [decoder.flush()]
+    encoded = [encoder.push(chunk).latents for chunk in video.split(3, dim=2)] + [encoder.flush().latents]
+    frames = [decoder.push(chunk) for chunk in latents.split(2, dim=2)] + [decoder.flush()]
     return torch.cat(encoded, dim=2), torch.cat(frames, dim=2)
 
 
@@ -133,7 +133,7 @@ def test_forward_hooks_see_whole_clips_whatever_their_length(
     """Hooks of inner layers were never called, and those of long clips got groups of frames or none."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, StreamLayer)}
     seen: dict[str, list[tuple[int, int]]] = {}
-    monkeypatch.setitem(network.GROUP_PIXELS, "cpu", 1)
+    monkeypatch.setitem(dispatch.GROUP_PIXELS, "cpu", 1)
     monkeypatch.setattr(chunking, "CHUNK_BYTES", 1)
     with torch.set_grad_enabled(gradients):
         for latents in (2, 5):

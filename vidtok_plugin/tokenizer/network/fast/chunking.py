@@ -22,12 +22,12 @@ Step = Callable[[Tensor, Any, bool], tuple[Tensor, Any]]
 
 def silu(x: Tensor) -> Tensor:
     """SiLU of a tensor that nothing else needs."""
-    return F.silu(x, inplace=dispatch.may_overwrite())
+    return F.silu(x, inplace=dispatch.inference())
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
     """`x + y`, where nothing else needs `y`."""
-    return y.add_(x) if dispatch.may_overwrite() and x.dtype == y.dtype else x + y
+    return y.add_(x) if dispatch.inference() and x.dtype == y.dtype else x + y
 
 
 def chunk_size(x: Tensor, dim: int, *, growth: float = 1.0, multiple: int = 1, overlap: int = 0) -> int:
@@ -38,7 +38,7 @@ def chunk_size(x: Tensor, dim: int, *, growth: float = 1.0, multiple: int = 1, o
     overlap: how much more of `x` a layer sees than the chunk.
     """
     length = x.shape[dim]
-    if not dispatch.on_cpu(x) or not dispatch.may_overwrite() or x.numel() == 0:
+    if not dispatch.on_cpu(x) or not dispatch.inference() or x.numel() == 0:
         return max(1, length)
     fitting = int(CHUNK_BYTES * length // (growth * x.numel() * x.element_size()))
     return length if fitting >= length else max(multiple, (fitting - overlap) // multiple * multiple)

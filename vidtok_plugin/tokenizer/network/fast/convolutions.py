@@ -113,12 +113,11 @@ def _conv2d(
     channels-last memory, five times as slowly.
     """
     x = x.permute(0, 3, 1, 2)
-    if torch.compiler.is_compiling():  # the compiler chooses layouts itself
-        y = F.conv2d(x, weight, bias, stride, padding)
-    elif dispatch.own_gradients(x):
+    if dispatch.own_gradients(x):
         y = _Conv2d.apply(x, weight, bias, stride, padding)
     else:
-        y = F.conv2d(x, _channels_last(weight), bias, stride, padding)
+        kernel = _channels_last(weight) if dispatch.channels_last_weights() else weight
+        y = F.conv2d(x, kernel, bias, stride, padding)
     return y.permute(0, 2, 3, 1)
 
 

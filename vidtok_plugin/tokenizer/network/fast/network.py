@@ -11,14 +11,11 @@ import torch
 from torch import Tensor
 
 from vidtok_plugin.tokenizer.network.fast.chunking import chunk_ranges, chunk_size, map_frames, silu, step_by_chunks
-from vidtok_plugin.tokenizer.network.fast.dispatch import may_overwrite
+from vidtok_plugin.tokenizer.network.fast.dispatch import group_pixels, inference
 from vidtok_plugin.tokenizer.network.fast.steps import Layers, step_through, whole
 from vidtok_plugin.tokenizer.network.fast.upsampling import upsampled_frames
 from vidtok_plugin.tokenizer.network.layers import ChannelNorm, State, StreamLayer
 from vidtok_plugin.tokenizer.network.resampling import SpatialUpsample, TemporalUpsample
-
-GROUP_PIXELS = {"cpu": 2**19}  # of video that inference takes through a network at once, by the device's type
-OTHER_GROUP_PIXELS = 2**22
 
 
 class Network(Protocol):
@@ -39,11 +36,11 @@ class Network(Protocol):
 def forward(network: Network, x: Tensor) -> Tensor:
     """A whole clip. Without gradients, a causal network takes a long one group by group, as a stream does, in the
     memory of one group."""
-    if network.compiled is not None or not may_overwrite():
+    if network.compiled is not None or not inference():
         body = network.body if network.compiled is None else network.compiled
         return whole(network.conv_out, _norm_silu(network.norm_out, body(x)))
-    (b, t, h, w, _), groups, state = x.shape, [], None
-    for start, end in chunk_ranges(t, _frames_at_once(network, b * h * w, x.device.type) if network.causal else t):
+    t, groups, state = x.shape[1], [], None
+    for start, end in chunk_ranges(t, _frames_at_once(network, x) if network.causal else t):
         y, state = step(network, x[:, start:end], state, last=end == t)
         groups.append(y)
     return torch.cat(groups, dim=1)
@@ -59,9 +56,9 @@ def step(network: Network, x: Tensor, state: State, last: bool) -> tuple[Tensor,
     return x, None if new is None else states | new
 
 
-def _frames_at_once(network: Network, area: int, device: str) -> int:
-    pixels = GROUP_PIXELS.get(device, OTHER_GROUP_PIXELS)
-    return network.group_frames * max(1, pixels // max(1, area * network.group_volume))
+def _frames_at_once(network: Network, x: Tensor) -> int:
+    b, _, h, w, _ = x.shape
+    return network.group_frames * max(1, group_pixels(x) // max(1, b * h * w * network.group_volume))
 
 
 def _norm_silu(norm: ChannelNorm, x: Tensor) -> Tensor:

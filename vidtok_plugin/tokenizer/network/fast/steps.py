@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vidtok_plugin.tokenizer.network.blocks import FrameAttention, Middle, ResidualBlock, SpatialBlock, TemporalBlock
+from vidtok_plugin.tokenizer.network.fast import dispatch
 from vidtok_plugin.tokenizer.network.fast.chunking import (
     add,
     chunk_ranges,
@@ -21,7 +22,6 @@ from vidtok_plugin.tokenizer.network.fast.chunking import (
     split_rows,
 )
 from vidtok_plugin.tokenizer.network.fast.convolutions import conv_frames, mixed_conv, step_time_conv
-from vidtok_plugin.tokenizer.network.fast.dispatch import on_cpu
 from vidtok_plugin.tokenizer.network.fast.upsampling import upsample_in_space, upsample_in_time
 from vidtok_plugin.tokenizer.network.layers import (
     CausalKey,
@@ -98,7 +98,7 @@ def _spatial_downsample(layer: SpatialDownsample, x: Tensor, state: State, last:
 
 def _spatial_upsample(layer: SpatialUpsample, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
     def upsample(x: Tensor) -> Tensor:
-        if on_cpu(x):
+        if dispatch.on_cpu(x):
             return upsample_in_space(layer, x)
         return _conv_in_space(layer.conv, x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vidtok_plugin.tokenizer.network.fast.chunking import add, chunk_ranges, chunk_size, join_rows, split_rows
 from vidtok_plugin.tokenizer.network.fast.convolutions import conv_frames, mixed_conv
-from vidtok_plugin.tokenizer.network.fast.dispatch import may_overwrite
+from vidtok_plugin.tokenizer.network.fast.dispatch import inference
 from vidtok_plugin.tokenizer.network.layers import State, TimePadding, bare
 from vidtok_plugin.tokenizer.network.resampling import (
     SpatialUpsample,
@@ -44,7 +44,7 @@ def _repeat_and_sum(products: Sequence[Tensor], *, dim: int) -> Tensor:
     """
     first, middle, last = products
     # Places 2i and 2i + 1 see places i - 1, i, i and i, i, i + 1.
-    if may_overwrite():
+    if inference():
         pairs = middle.new_empty(*middle.shape[: dim + 1], 2, *middle.shape[dim + 1 :])
         even, odd = pairs.select(dim + 1, 0), pairs.select(dim + 1, 1)
         torch.add(middle, last, out=even)
@@ -54,7 +54,7 @@ def _repeat_and_sum(products: Sequence[Tensor], *, dim: int) -> Tensor:
     inner = middle.shape[dim] - 1
     even.narrow(dim, 1, inner).add_(first.narrow(dim, 0, inner))
     odd.narrow(dim, 0, inner).add_(last.narrow(dim, 1, inner))
-    return pairs if may_overwrite() else torch.stack([even, odd], dim=dim + 1)
+    return pairs if inference() else torch.stack([even, odd], dim=dim + 1)
 
 
 def upsample_in_time(layer: TemporalUpsample, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
@@ -154,7 +154,7 @@ def _linear(x: Tensor, seen: Tensor | None, last: bool, first_frames: int) -> tu
 
 def _interpolate(x: Tensor, *, start: bool, end: bool) -> Tensor:
     """`resampling.interpolate` without a second copy of the pairs."""
-    if not may_overwrite():
+    if not inference():
         return interpolate(x, start=start, end=end)
     left, right = x[:, :-1], x[:, 1:]
     pairs = x.new_empty(*left.shape[:2], 2, *left.shape[2:])
