@@ -28,6 +28,7 @@ from vidtok_plugin.metrics.fvd import I3D, FrechetVideoDistance
 from vidtok_plugin.video.pixels import from_uint8
 from vidtok_plugin.video.reading import VideoInfo, read_frames, read_in_order
 from vidtok_plugin.video.resizing import resize, resize_and_crop
+from vidtok_plugin.video.unreadable import UnreadableVideoError
 from vidtok_plugin.video.writing import write_video
 
 FAST = EvaluationConfig(fps=6, size=16, clip_frames=9)
@@ -377,7 +378,7 @@ def test_a_video_whose_frames_are_damaged_is_skipped_too(
     def read(path: Path, block: int) -> Iterator[np.ndarray]:
         yield from read_in_order(path, block)
         if path.name == "b.mp4":
-            raise ValueError(f"Video {path} cannot be decoded at frames 12..12")
+            raise UnreadableVideoError(f"Video {path} cannot be decoded at frames 12..12")
 
     (damaged / "broken.mp4").unlink()
     monkeypatch.setattr(pairs, "read_in_order", read)

@@ -4,6 +4,7 @@ import json
 import os
 import warnings
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,21 @@ def test_a_video_that_ends_early_is_an_error_when_read_in_order(
     assert len(next(blocks)) == 45
     with pytest.raises(UnreadableVideoError, match=rf"decoded at frames 50\.\.50.*declares 60.*\({cause}\)"):
         next(blocks)
+
+
+def test_a_change_of_the_frame_size_is_an_error_when_read_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Changing:
+        num_frames = 2
+
+        def in_order(self) -> Iterator[np.ndarray]:
+            yield from (moving_square(1, size)[0] for size in (16, 32))
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(reading, "open_video", lambda path, reader: Changing())
+    with pytest.raises(UnreadableVideoError, match=r"a\.mp4 cannot be decoded at frames 0\.\.1.*their sizes differ"):
+        next(read_in_order("a.mp4", 2))
 
 
 def test_missing_files_and_indices_outside_are_errors(clip: tuple[Path, np.ndarray]) -> None:

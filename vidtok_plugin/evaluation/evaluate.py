@@ -17,7 +17,6 @@ from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.hashing import hash_files, hash_weights
 from vidtok_plugin.evaluation.networks import MetricNetworks
 from vidtok_plugin.evaluation.pairs import (
-    UnreadableError,
     clip_pairs,
     pad_clip,
     probe_rated,
@@ -36,6 +35,7 @@ from vidtok_plugin.tokenizer.presets import presets
 from vidtok_plugin.tokenizer.video_checks import check_multiple
 from vidtok_plugin.video.episodes import find_videos
 from vidtok_plugin.video.reading import VideoInfo
+from vidtok_plugin.video.unreadable import UnreadableVideoError
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def evaluate(
     settings = {"model_hash": model_hash, **asdict(cfg), **networks.hashes()}
     skipped: dict[str, str] = {}
 
-    def skip(path: Path, error: UnreadableError) -> None:
+    def skip(path: Path, error: UnreadableVideoError) -> None:
         if not skip_unreadable:
             raise error
         logger.warning("skipped: %s", error)
@@ -152,7 +152,7 @@ def evaluate(
     for path in paths:
         try:
             infos.append(probe_rated(path))
-        except UnreadableError as error:
+        except UnreadableVideoError as error:
             skip(path, error)
     records = Records(output, settings)
     videos = []
@@ -170,7 +170,7 @@ def evaluate(
                 scores, features = _evaluate_video(
                     tokenizer, info, _counted(frames, bar, task), cfg, networks, name=name, digest=digest
                 )
-            except UnreadableError as error:
+            except UnreadableVideoError as error:
                 skip(info.path, error)
             else:
                 records.add(scores, features)

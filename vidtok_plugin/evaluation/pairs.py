@@ -11,24 +11,18 @@ from torch.nn.functional import interpolate
 
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.video.reading import VideoInfo, probe, read_in_order
+from vidtok_plugin.video.unreadable import UnreadableVideoError
 
 READ_FRAMES = 32  # decoded at once
 RESIZED_FRAMES = 8  # resized at once
 STREAM_FRAMES = 16  # encoded at once when streaming
 
 
-class UnreadableError(ValueError):
-    """A video file is damaged; other ValueErrors are about settings."""
-
-
 def probe_rated(path: Path) -> VideoInfo:
-    """`probe`, with an UnreadableError for a file that is not a video or has no frame rate."""
-    try:
-        info = probe(path)
-    except ValueError as error:
-        raise UnreadableError(str(error)) from error
+    """`probe`, with an UnreadableVideoError for a file without a frame rate."""
+    info = probe(path)
     if not 0 < info.fps < math.inf:
-        raise UnreadableError(f"Video {path} cannot be sampled: it has no frame rate; re-encode or remove it.")
+        raise UnreadableVideoError(f"Video {path} cannot be sampled: it has no frame rate; re-encode or remove it.")
     return info
 
 
@@ -38,16 +32,9 @@ def sampled(info: VideoInfo, fps: float) -> range:
 
 
 def read_scaled(path: Path, step: int, size: int, device: torch.device) -> Iterator[Tensor]:
-    """Every `step`-th frame of a video in blocks (1, 3, t, size, size) in [-1, 1]; an UnreadableError if damaged."""
-    blocks = read_in_order(path, READ_FRAMES)
+    """Every `step`-th frame of a video in blocks (1, 3, t, size, size) in [-1, 1]; raises errors of `read_in_order`."""
     seen = 0
-    while True:
-        try:
-            block = next(blocks, None)
-        except ValueError as error:
-            raise UnreadableError(str(error)) from error
-        if block is None:
-            return
+    for block in read_in_order(path, READ_FRAMES):
         frames = torch.from_numpy(block[-seen % step :: step])
         seen += len(block)
         if len(frames):

@@ -14,7 +14,7 @@ import numpy as np
 
 from vidtok_plugin.video.decord_reader import DecordReader
 from vidtok_plugin.video.pyav_reader import Fit, PyavReader
-from vidtok_plugin.video.unreadable import UnreadableVideoError, unopenable
+from vidtok_plugin.video.unreadable import UnreadableVideoError, undecodable, unopenable
 
 ReaderName = Literal["auto", "decord", "pyav"]
 
@@ -173,7 +173,10 @@ def read_in_order(path: str | os.PathLike[str], block: int, *, reader: ReaderNam
         done = 0
         while done < opened.num_frames:
             count = min(block, opened.num_frames - done)
-            yield np.stack(list(islice(frames, count)))
+            pixels = list(islice(frames, count))
+            if len({frame.shape for frame in pixels}) > 1:
+                raise undecodable(path, range(done, done + count), opened.num_frames, "their sizes differ")
+            yield np.stack(pixels)
             done += count
     finally:
         opened.close()

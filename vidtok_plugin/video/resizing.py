@@ -65,7 +65,12 @@ def _bands(source: int, target: int, start: int, stop: int, channels: int = 1) -
 
 
 def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes uint8 frames `(t, h, w, c)` to `(t, height, width, c)`; returns frames of that size unchanged."""
+    """Resizes uint8 frames `(t, h, w, c)` to `(t, height, width, c)`; returns frames of that size unchanged.
+
+    Example:
+        >>> resize(np.array([[0, 10, 20, 30]], np.uint8).reshape(1, 1, 4, 1), 1, 2).flatten().tolist()
+        [5, 25]
+    """
     if frames.shape[1:3] == (height, width):
         return frames
     return _resize_region(frames, (height, width), (0, height), (0, width))

@@ -56,6 +56,11 @@ class ClipFrames:
     earlier. Frames are never blended. A frame that is shown for longer than 1 / fps repeats, which happens in videos
     slower than `fps`, and never in those of a constant rate of at least `fps`. Without `fps`, frames are
     `frame_interval` apart, whatever their times.
+
+    Example:
+        >>> video = IndexedVideo(path=Path("clip.mp4"), num_frames=100, rate=30.0)
+        >>> ClipFrames(clip_length=4, fps=12.0).indices(video, start=10)
+        [10, 12, 15, 17]
     """
 
     clip_length: int
