@@ -35,7 +35,7 @@ def small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 @torch.no_grad()
 def test_chunks_make_the_whole(model: VidTok) -> None:
     side = 24 if model.spatial_factor == 8 else 16  # in latents an odd number
-    video = random_video(2 * model.temporal_factor + 1, b=2, h=side, w=16)
+    video = random_video(2 * model.temporal_factor + 1, b=2, h=side, w=model.spatial_factor)
     latents = model.encode(video).latents
     frames = model.decode(latents)
     with reference_path():
