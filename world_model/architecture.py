@@ -80,6 +80,11 @@ class WorldModelConfig:
 
     The two neighbourhoods are sizes of a local window in the previous step, around each position: of the tokens that
     the position is conditioned on (odd), and of those that it may copy (odd, or 0 for none).
+
+    Example:
+        >>> tokens = TokenSpec(codebook_size=8**6, fsq_levels=(8,) * 6, height=8, width=8, temporal_factor=4)
+        >>> [size for size, levels in WorldModelConfig(tokens=tokens).factors()]
+        [512, 512]
     """
 
     tokens: TokenSpec | None = None

@@ -27,6 +27,10 @@ class Decoding:
 
     When the context is full, the oldest `context_shift` latent steps are dropped and the rest re-prefilled; None drops
     a quarter of the context. `compiled` draws in raster order with one compiled call per token.
+
+    Example:
+        >>> Decoding(order="diagonal", diagonal_offset=2).order_for("causal")
+        'diagonal'
     """
 
     RENAMED: ClassVar[dict[str, str]] = {"window": "diagonal_offset", "move": "context_shift"}

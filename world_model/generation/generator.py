@@ -26,6 +26,15 @@ class StepGenerator:
 
     The model's weights must not change while it draws. The past's keys are computed, and some weights prepacked, once
     per window, so that a change counts in part at once and fully from the next window on: start another then.
+
+    Example:
+        >>> from world_model import TokenSpec, TransformerConfig, WorldModelConfig
+        >>> tokens = TokenSpec(codebook_size=16, height=2, width=2, temporal_factor=4)
+        >>> config = WorldModelConfig(tokens=tokens, transformer=TransformerConfig(width=32, depth=1, heads=2))
+        >>> past = torch.zeros(1, 3, 2, 2, dtype=torch.int64)
+        >>> generator = StepGenerator(WorldModel(config).eval(), past, None, Sampler(seed=0))
+        >>> generator.step(None).shape
+        torch.Size([1, 2, 2])
     """
 
     def __init__(

@@ -20,6 +20,10 @@ class Sampler:
     of steps along the flow, by default the model's. With `guidance` g, logits or velocities are
     `without + g * (with - without)`, with and without the actions. Equal `seed`s give equal rollouts, each by its own
     index, whatever the batch around it.
+
+    Example:
+        >>> Sampler(top_k=2).probabilities(torch.tensor([[2.0, 0.0, 1.0]]))
+        tensor([[0.7311, 0.0000, 0.2689]])
     """
 
     temperature: float = 1.0

@@ -33,9 +33,7 @@ def queries_keys_values(qkv: Tensor, qk_scale: Tensor, rotation: Rotation) -> tu
     if qk_scale.dtype != qkv.dtype:
         qk_scale = qk_scale.to(qkv.dtype)
     if torch.is_grad_enabled():
-        # Copied for every head: products are faster over longer stretches of memory.
-        cos, sin = (_over_heads(table.to(qkv.dtype)[:, None], qkv.shape[3]) for table in (rotation.cos, rotation.sin))
-        q, k, v = _QueriesKeysValues.apply(qkv, qk_scale, cos, sin)
+        q, k, v = _QueriesKeysValues.apply(qkv, qk_scale, rotation.cos.to(qkv.dtype), rotation.sin.to(qkv.dtype))
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     qk, v = qkv.transpose(1, 3).split_with_sizes((2, 1), dim=2)
     q, k = rotation(qk * _inverse_rms(qk) * qk_scale[:, None]).unbind(2)
@@ -57,8 +55,8 @@ def _inverse_rms(x: Tensor) -> Tensor:
 
 
 def _over_heads(x: Tensor, heads: int) -> Tensor:
-    """(..., 1, e) -> (..., k, e), copied."""
-    return x.expand(*x.shape[:-2], heads, -1).contiguous()
+    """(..., e) -> (..., k, e), copied: products are faster over longer runs of memory than by broadcasting."""
+    return x[..., None, :].expand(*x.shape[:-1], heads, -1).contiguous()
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -88,14 +86,15 @@ class _RMSNorm(torch.autograd.Function):
 class _QueriesKeysValues(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, scale: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """scale (2, e), cos and sin (n, k, e) -> three contiguous tensors (b, n, k, e)."""
+        """scale (2, e), cos and sin (n, e) -> three contiguous tensors (b, n, k, e)."""
         *queries_keys, values = qkv.unbind(2)
         half, heads, saved, rotated = qkv.shape[-1] // 2, qkv.shape[3], [], []
+        wide_cos, wide_sin = _over_heads(cos, heads), _over_heads(sin, heads)
         for x, s in zip(queries_keys, scale, strict=True):
             inverse = _inverse_rms(x)
             normal = x * inverse
-            scaled = normal * _over_heads(s[None], heads)
-            rotated.append((scaled * cos).addcmul_(scaled.roll(half, dims=-1), sin))
+            scaled = normal * _over_heads(s, heads)
+            rotated.append((scaled * wide_cos).addcmul_(scaled.roll(half, dims=-1), wide_sin))
             saved += [normal, inverse]
         ctx.save_for_backward(scale, cos, sin, *saved)
         return rotated[0], rotated[1], values.contiguous()
@@ -108,6 +107,7 @@ class _QueriesKeysValues(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, None, None]:
         scale, cos, sin, *saved = ctx.saved_tensors
         b, n, k, e = grads[0].shape
+        cos, sin = _over_heads(cos, k), _over_heads(sin, k)
         grad_qkv, grad_scale = grads[0].new_empty(b, n, 3, k, e), torch.empty_like(scale)
         *grads_x, grad_v = grad_qkv.unbind(2)
         grad_v.copy_(grads[2])
@@ -117,7 +117,7 @@ class _QueriesKeysValues(torch.autograd.Function):
             product = back * normal
             grad_scale[i] = product.flatten(0, 1).sum(0).sum(0)  # one sum over all three axes is slow
             along = (product @ scale[i])[..., None]  # the part along x, which the norm removes
-            back.mul_(_over_heads(scale[i, None], k)).addcmul_(normal, along, value=-1 / e)
+            back.mul_(_over_heads(scale[i], k)).addcmul_(normal, along, value=-1 / e)
             torch.mul(back, inverse, out=grad_x)
         return grad_qkv, grad_scale, None, None
 
