@@ -112,7 +112,7 @@ class Attention(nn.Module):
 
     def _queries_keys_values(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         qkv = rearrange(self.qkv(x), "b n (three k e) -> b n three k e", three=3, k=self.heads)
-        q, k, v = functions(qkv).queries_keys_values(qkv, self.qk_scale.view(2, -1), rotation)
+        q, k, v = functions(qkv).queries_keys_values(qkv, self.qk_scale.view(2, 1, -1), rotation)
         return q, k, v
 
 

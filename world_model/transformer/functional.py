@@ -22,9 +22,9 @@ def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
 
 def queries_keys_values(qkv: Tensor, qk_scale: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
     """qkv (b, n, 3, k, e) -> queries, keys and values (b, k, n, e). Queries and keys are normalised, scaled by
-    `qk_scale` (2, e), and rotated by the angles of their n positions."""
+    `qk_scale` (2, 1, e), and rotated by the angles of their n positions."""
     qk, v = rearrange(qkv, "b n three k e -> b k three n e").split([2, 1], dim=2)
-    qk = F.rms_norm(qk, qk.shape[-1:], eps=EPS) * qk_scale.to(qk.dtype)[:, None]
+    qk = F.rms_norm(qk, qk.shape[-1:], eps=EPS) * qk_scale.to(qk.dtype)
     q, k = rotation(qk).unbind(2)
     return q, k, v.squeeze(2)
 

@@ -1,9 +1,9 @@
 """`DecodeBlock` in as few calls as possible.
 
 The arithmetic of a few tokens takes less time than the calls that start it, on any device. So weights are looked up
-once for many steps, and nothing goes through a module or through einops.
+once for many steps, nothing goes through a module or through einops, and products are of matrices.
 
-Shapes: b sequences, m tokens of each, d width, k heads, e width of a head.
+Shapes: b sequences, m tokens of each, r = b * m rows, d width, k heads, e width of a head.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class FlatDecodeBlock(NamedTuple):
 
     attention_norm: Tensor
     qkv: Product
-    qk_scale: Tensor  # (2, e)
+    qk_scale: Tensor  # (2, 1, e)
     out: Product
     mlp_norm: Tensor
     gate_value: Product
@@ -37,7 +37,7 @@ class FlatDecodeBlock(NamedTuple):
         return cls(
             attention_norm=block.attention_norm.weight,
             qkv=prepack_linear(block.attention.qkv.weight, rows),
-            qk_scale=block.attention.qk_scale.view(2, -1),
+            qk_scale=block.attention.qk_scale.view(2, 1, -1),
             out=prepack_linear(block.attention.out.weight, rows),
             mlp_norm=block.mlp_norm.weight,
             gate_value=prepack_linear(block.mlp.gate_value.weight, rows),
@@ -47,19 +47,20 @@ class FlatDecodeBlock(NamedTuple):
         )
 
     def __call__(self, x: Tensor, rotation: Rotation, at: Placement) -> Tensor:
-        queries, segments = self._write(x, rotation, at)
+        rows = x.flatten(0, 1)
+        queries, segments = self._write(rows, rotation, at)
         seen = attention_over(queries, segments, causal=at.causal, mask=at.mask, backend=self.backend)
-        x = x + self.out(seen.transpose(1, 2).reshape(x.shape))
-        gate_value = self.gate_value(functions(x).rms_norm(x, self.mlp_norm))
-        return x + self.mlp_out(functions(gate_value).swiglu(gate_value))
+        rows = rows + self.out(seen.transpose(1, 2).reshape(rows.shape))
+        gate_value = self.gate_value(functions(rows).rms_norm(rows, self.mlp_norm))
+        return (rows + self.mlp_out(functions(gate_value).swiglu(gate_value))).view(x.shape)
 
     def prefill(self, x: Tensor, rotation: Rotation, at: Placement) -> None:
-        self._write(x, rotation, at)
+        self._write(x.flatten(0, 1), rotation, at)
 
-    def _write(self, x: Tensor, rotation: Rotation, at: Placement) -> tuple[Tensor, tuple[Segment, ...]]:
-        """Write keys and values of x (b, m, d); -> queries (b, k, m, e), and what they may see."""
+    def _write(self, rows: Tensor, rotation: Rotation, at: Placement) -> tuple[Tensor, tuple[Segment, ...]]:
+        """Write keys and values of (r, d); -> queries (b, k, m, e), and what they may see."""
         b, heads, _, head_width = self.cache.own.keys.shape
-        qkv = self.qkv(functions(x).rms_norm(x, self.attention_norm)).view(b, -1, 3, heads, head_width)
+        qkv = self.qkv(functions(rows).rms_norm(rows, self.attention_norm)).view(b, -1, 3, heads, head_width)
         queries, keys, values = functions(qkv).queries_keys_values(qkv, self.qk_scale, rotation)
         if queries.dtype != self.cache.own.keys.dtype:  # autocast makes them half precision
             queries, keys, values = (part.to(self.cache.own.keys.dtype) for part in (queries, keys, values))

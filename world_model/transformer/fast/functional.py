@@ -33,10 +33,12 @@ def queries_keys_values(qkv: Tensor, qk_scale: Tensor, rotation: Rotation) -> tu
     if qk_scale.dtype != qkv.dtype:
         qk_scale = qk_scale.to(qkv.dtype)
     if torch.is_grad_enabled():
-        q, k, v = _QueriesKeysValues.apply(qkv, qk_scale, rotation.cos.to(qkv.dtype), rotation.sin.to(qkv.dtype))
+        q, k, v = _QueriesKeysValues.apply(
+            qkv, qk_scale.squeeze(1), rotation.cos.to(qkv.dtype), rotation.sin.to(qkv.dtype)
+        )
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     qk, v = qkv.transpose(1, 3).split_with_sizes((2, 1), dim=2)
-    q, k = rotation(qk * _inverse_rms(qk) * qk_scale[:, None]).unbind(2)
+    q, k = rotation(qk * _inverse_rms(qk) * qk_scale).unbind(2)
     return q, k, v.squeeze(2)
 
 

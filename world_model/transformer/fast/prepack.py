@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Product = Callable[[Tensor], Tensor]  # x (..., i) -> x @ weight.T (..., o)
+Product = Callable[[Tensor], Tensor]  # x (r, i) -> x @ weight.T (r, o)
 
 MAX_ROWS = 32  # beyond it, laying out takes a small part of a product's time
 
@@ -22,7 +22,7 @@ def prepack_linear(weight: Tensor, rows: int | None = None) -> Product:
     if rows is None or not weight.is_cpu or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return partial(F.linear, weight=weight)
     if rows == 1:
-        return partial(torch.matmul, other=weight.detach().t().contiguous())
+        return partial(torch.mm, mat2=weight.detach().t().contiguous())
     if 2 < rows <= MAX_ROWS and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available():
         packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.detach(), rows)
         return partial(_packed_product, packed=packed, weight=weight.detach(), rows=rows)
