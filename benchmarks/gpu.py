@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from harness import in_turns, make_parser, matmul_rate, ratio, report
 
+from vidtok_plugin.tokenizer.architecture import TimePadding
 from vidtok_plugin.tokenizer.network.fast.steps import whole
-from vidtok_plugin.tokenizer.network.layers import TimePadding
 from vidtok_plugin.tokenizer.network.resampling import SpatialUpsample, TemporalUpsample
 from world_model import Decoding, Sampler, WorldModel
 from world_model.architecture import TokenSpec, WorldModelConfig

@@ -2,9 +2,20 @@
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal
 
-from vidtok_plugin.tokenizer.network.layers import TimePadding
+
+class TimePadding(StrEnum):
+    """What a temporal kernel sees beyond the clip's ends (`vidtok.md`, "Time padding")."""
+
+    SYMMETRIC = "symmetric"  # non-causal: zero frames at both ends
+    ZEROS = "zeros"  # causal, v1.0: zero frames in front
+    FIRST_FRAME = "first_frame"  # causal, v1.1: copies of the first frame in front
+
+    @property
+    def causal(self) -> bool:
+        return self is not TimePadding.SYMMETRIC
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vidtok_plugin.tokenizer.architecture import TimePadding
 from vidtok_plugin.tokenizer.network.fast.steps import whole
-from vidtok_plugin.tokenizer.network.layers import StreamLayer, TimePadding, bare
+from vidtok_plugin.tokenizer.network.layers import StreamLayer, bare
 from vidtok_plugin.tokenizer.network.resampling import SpatialUpsample, TemporalDownsample, TemporalUpsample
 
 PADDINGS = list(TimePadding)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidtok_plugin.tokenizer.architecture import TimePadding
 from vidtok_plugin.tokenizer.network.layers import (
     ChannelNorm,
     FrameLayer,
@@ -14,7 +15,6 @@ from vidtok_plugin.tokenizer.network.layers import (
     SpatialConv,
     State,
     StreamLayer,
-    TimePadding,
     point_conv,
     run,
     step_through,

@@ -10,7 +10,6 @@ This file, `blocks.py`, `resampling.py` and `encoder_decoder.py` are the definit
 """
 
 import math
-from enum import StrEnum
 from typing import Any
 
 import torch
@@ -18,20 +17,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidtok_plugin.tokenizer.architecture import TimePadding
+
 State = Any
 """What a layer needs of earlier frames: None, a tensor, or a dict of states by name."""
-
-
-class TimePadding(StrEnum):
-    """What a temporal kernel sees beyond the clip's ends (`vidtok.md`, "Time padding")."""
-
-    SYMMETRIC = "symmetric"  # non-causal: zero frames at both ends
-    ZEROS = "zeros"  # causal, v1.0: zero frames in front
-    FIRST_FRAME = "first_frame"  # causal, v1.1: copies of the first frame in front
-
-    @property
-    def causal(self) -> bool:
-        return self is not TimePadding.SYMMETRIC
 
 
 class StreamLayer(nn.Module):

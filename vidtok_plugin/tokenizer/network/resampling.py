@@ -6,12 +6,12 @@ Shapes: `x: (b, t, h, w, c)`, as in `layers.py`.
 import torch
 from torch import Tensor, nn
 
+from vidtok_plugin.tokenizer.architecture import TimePadding
 from vidtok_plugin.tokenizer.network.layers import (
     FrameLayer,
     SpatialConv,
     State,
     StreamLayer,
-    TimePadding,
     bare,
     own,
     run,

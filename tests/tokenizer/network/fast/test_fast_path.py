@@ -10,9 +10,10 @@ from torch import Tensor
 from toy_tokenizers import difference, random_latents, random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok, presets, reference_path
+from vidtok_plugin.tokenizer.architecture import TimePadding
 from vidtok_plugin.tokenizer.network.fast import chunking, dispatch, network, steps
 from vidtok_plugin.tokenizer.network.fast.steps import whole
-from vidtok_plugin.tokenizer.network.layers import SpatialConv, StreamLayer, TimeConv, TimePadding
+from vidtok_plugin.tokenizer.network.layers import SpatialConv, StreamLayer, TimeConv
 
 EXACT = 1e-11  # in float64: rounding alone
 NAMES = ["vidtok_fsq_causal_488_32768", "vidtok_kl_causal_488_4chn_v1_1", "vidtok_kl_noncausal_488_4chn"]

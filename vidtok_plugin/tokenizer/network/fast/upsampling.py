@@ -13,10 +13,11 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from vidtok_plugin.tokenizer.architecture import TimePadding
 from vidtok_plugin.tokenizer.network.fast.chunking import add, chunk_ranges, chunk_size, join_rows, split_rows
 from vidtok_plugin.tokenizer.network.fast.convolutions import conv_frames, mixed_conv
 from vidtok_plugin.tokenizer.network.fast.dispatch import inference
-from vidtok_plugin.tokenizer.network.layers import State, TimePadding, bare
+from vidtok_plugin.tokenizer.network.layers import State, bare
 from vidtok_plugin.tokenizer.network.resampling import (
     SpatialUpsample,
     TemporalUpsample,
