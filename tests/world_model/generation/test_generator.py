@@ -354,9 +354,9 @@ def test_a_step_takes_as_long_after_a_thousand_frames_as_after_ten() -> None:
     generator, actions = start(CONFIG, batch=1)
     seconds = []
     for _ in range(126):
-        begun = time.perf_counter()
+        begun = time.process_time()
         roll(generator, actions, 2, 4)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.process_time() - begun)
     assert statistics.median(seconds[-60:]) < 1.3 * statistics.median(seconds[3:63])
 
 
