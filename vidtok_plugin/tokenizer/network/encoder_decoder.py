@@ -61,15 +61,15 @@ def level_layers(i: int, **levels: nn.Module) -> list[tuple[str, StreamLayer]]:
 class Network(StreamLayer):
     """What encoder and decoder share: a stack of layers, then a norm, SiLU and a convolution.
 
-    Forward hooks of a layer see its input and output for the whole clip, whatever its length: a network whose layers
-    have hooks takes no fast path. Streams call `step`, which has no hooks.
+    A layer's forward hooks see its input and output for the whole clip, whatever its length: a network whose layers
+    have hooks runs without the fast path. Streams call `step`, which has no hooks.
 
-    group_frames: the fewest frames of its input that make whole frames of its output.
-    group_volume: pixels of video that such a group stands for at each of its positions.
+    group_frames: the smallest number of input frames that gives whole output frames.
+    group_volume: pixels of video per position of such a group.
     recompute: keep only what passes between the layers, and compute what is inside each layer again in the backward
         pass (activation checkpointing, arXiv 1604.06174). A setting, not part of the state_dict.
     compiled: `body` by `torch.compile`, if `VidTok.compile_networks` was called. The end stays outside and is never
-        recomputed: an objective takes gradients at its weight alone, which then need nothing of the body.
+        recomputed: an objective takes gradients at its weight only, which then don't involve the body.
     """
 
     norm_out: ChannelNorm

@@ -50,7 +50,7 @@ def run(layer: StreamLayer, x: Tensor, state: State, last: bool) -> tuple[Tensor
     return layer.step(x, state, last)
 
 
-def step_through(layers: "list[tuple[str, StreamLayer]]", x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
+def step_through(layers: list[tuple[str, StreamLayer]], x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
     """Runs `layers` in order; their states are in a dict under their names."""
     states: dict[str, State] = {}
     for name, layer in layers:

@@ -61,8 +61,8 @@ def _repeat_and_sum(products: Sequence[Tensor], *, dim: int) -> Tensor:
 def upsample_in_time(layer: TemporalUpsample, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
     """A step of `layer` with half of the arithmetic of its definition.
 
-    State: "carry", what earlier frames add to the next two; in v1.1 also "seen", the products of the last frame of the
-    rest, whose second half is still to come, side by side in the channels; of 0 frames while there is no rest.
+    State: "carry", what earlier frames add to the next two; in v1.1 also "seen", the three products of the last frame
+    of the rest, side by side in the channels, from which interpolation continues; 0 frames if there is no rest yet.
     """
     now = 2 if layer.padding.causal else 1  # where the kernel sees the frame that it makes
     weight, bias = mixed_conv(bare(layer.conv), layer.mix_factor, slice(now, now + 1))
