@@ -37,10 +37,10 @@ class Tiling:
 
     def __init__(self, height: int, width: int, *, rows: int, columns: int, overlap: int, multiple: int) -> None:
         self.height, self.width = height, width
-        spans = [_spans(*axis, overlap, multiple) for axis in ((height, rows), (width, columns))]
-        self.tile_height, self.tile_width = (span[0].stop for span in spans)
-        self.tiles = [Tile(rows=y, columns=x) for y in spans[0] for x in spans[1]]
-        weights = [_weights(span) for span in spans]
+        slices = [_slices(*axis, overlap, multiple) for axis in ((height, rows), (width, columns))]
+        self.tile_height, self.tile_width = (pixels[0].stop for pixels in slices)
+        self.tiles = [Tile(rows=y, columns=x) for y in slices[0] for x in slices[1]]
+        weights = [_weights(pixels) for pixels in slices]
         self._weights = [y[:, None] * x for y in weights[0] for x in weights[1]]
 
     def weights(self, number: int) -> Tensor:
@@ -54,7 +54,7 @@ def tile_length(size: int, count: int, overlap: int, multiple: int) -> int:
     return -(-(size + (count - 1) * overlap) // (count * multiple)) * multiple
 
 
-def _spans(size: int, count: int, overlap: int, multiple: int) -> list[slice]:
+def _slices(size: int, count: int, overlap: int, multiple: int) -> list[slice]:
     """The tiles along an axis, evenly spread."""
     length = tile_length(size, count, overlap, multiple)
     room = (size - length) // multiple
@@ -62,20 +62,20 @@ def _spans(size: int, count: int, overlap: int, multiple: int) -> list[slice]:
     return [slice(start, start + length) for start in starts]
 
 
-def _weights(spans: list[slice]) -> list[Tensor]:
-    total = torch.zeros(spans[-1].stop)
+def _weights(slices: list[slice]) -> list[Tensor]:
+    total = torch.zeros(slices[-1].stop)
     weights = []
-    for before, span, after in zip([None, *spans[:-1]], spans, [*spans[1:], None], strict=True):
-        weight = torch.ones(span.stop - span.start)
+    for before, pixels, after in zip([None, *slices[:-1]], slices, [*slices[1:], None], strict=True):
+        weight = torch.ones(pixels.stop - pixels.start)
         if before is not None:
-            shared = before.stop - span.start
+            shared = before.stop - pixels.start
             weight[:shared] *= _ramp(shared)
         if after is not None:
-            shared = span.stop - after.start
+            shared = pixels.stop - after.start
             weight[len(weight) - shared :] *= _ramp(shared).flip(0)
         weights.append(weight)
-        total[span] += weight
-    return [weight / total[span] for weight, span in zip(weights, spans, strict=True)]
+        total[pixels] += weight
+    return [weight / total[pixels] for weight, pixels in zip(weights, slices, strict=True)]
 
 
 def _ramp(length: int) -> Tensor:
