@@ -145,10 +145,14 @@ class DecodeBlock(NamedTuple):
     block: Block
     cache: LayerCache
 
-    def __call__(self, x: Tensor, rotation: Rotation, at: Placement) -> Tensor:
-        """x (b, m, d) -> (b, m, d)."""
-        return self.block.step(x, rotation, self.cache, at)
+    def __call__(self, rows: Tensor, rotation: Rotation, at: Placement) -> Tensor:
+        """`Block.step` of tokens (b * m, d)."""
+        return self.block.step(self._by_sequence(rows), rotation, self.cache, at).flatten(0, 1)
 
-    def prefill(self, x: Tensor, rotation: Rotation, at: Placement) -> None:
-        """Write keys and values of x (b, m, d), and nothing else."""
-        self.block.attention.prefill(self.block.attention_norm(x), rotation, self.cache, at)
+    def prefill(self, rows: Tensor, rotation: Rotation, at: Placement) -> None:
+        """Write keys and values of tokens (b * m, d), and nothing else."""
+        x = self.block.attention_norm(self._by_sequence(rows))
+        self.block.attention.prefill(x, rotation, self.cache, at)
+
+    def _by_sequence(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(0, (self.cache.own.keys.shape[0], -1))

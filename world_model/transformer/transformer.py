@@ -90,9 +90,10 @@ class Transformer(nn.Module):
                 "Transformer: blocks must be the decode_blocks of the cache that is given, not of another."
             )
         here, rotation = self._place(x, cache, at)
+        rows = x.flatten(0, 1)
         for block in blocks:
-            x = block(x, rotation, here)
-        return self.norm(x), cache.advanced(x.shape[1]) if at is None else cache
+            rows = block(rows, rotation, here)
+        return self.norm(rows).view(x.shape), cache.advanced(x.shape[1]) if at is None else cache
 
     def prefill(self, x: Tensor, cache: TransformerCache, at: Placement | None = None) -> TransformerCache:
         """Appends keys and values of tokens (b, m, d), and skips the last layer's output: the cache, so much longer.
@@ -101,11 +102,11 @@ class Transformer(nn.Module):
         """
         here, rotation = self._place(x, cache, at)
         *blocks, last = self.decode_blocks(cache)
-        count = x.shape[1]
+        rows = x.flatten(0, 1)
         for block in blocks:
-            x = block(x, rotation, here)
-        last.prefill(x, rotation, here)
-        return cache.advanced(count)
+            rows = block(rows, rotation, here)
+        last.prefill(rows, rotation, here)
+        return cache.advanced(x.shape[1])
 
     def init_cache(
         self,

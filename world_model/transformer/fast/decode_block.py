@@ -46,16 +46,15 @@ class FlatDecodeBlock(NamedTuple):
             backend=block.attention.backend,
         )
 
-    def __call__(self, x: Tensor, rotation: Rotation, at: Placement) -> Tensor:
-        rows = x.flatten(0, 1)
+    def __call__(self, rows: Tensor, rotation: Rotation, at: Placement) -> Tensor:
         queries, segments = self._write(rows, rotation, at)
         seen = attention_over(queries, segments, causal=at.causal, mask=at.mask, backend=self.backend)
         rows = rows + self.out(seen.transpose(1, 2).reshape(rows.shape))
         gate_value = self.gate_value(functions(rows).rms_norm(rows, self.mlp_norm))
-        return (rows + self.mlp_out(functions(gate_value).swiglu(gate_value))).view(x.shape)
+        return rows + self.mlp_out(functions(gate_value).swiglu(gate_value))
 
-    def prefill(self, x: Tensor, rotation: Rotation, at: Placement) -> None:
-        self._write(x.flatten(0, 1), rotation, at)
+    def prefill(self, rows: Tensor, rotation: Rotation, at: Placement) -> None:
+        self._write(rows, rotation, at)
 
     def _write(self, rows: Tensor, rotation: Rotation, at: Placement) -> tuple[Tensor, tuple[Segment, ...]]:
         """Write keys and values of (r, d); -> queries (b, k, m, e), and what they may see."""
