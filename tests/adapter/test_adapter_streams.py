@@ -92,7 +92,9 @@ def test_cut_steps_have_their_own_frames(causal: TokenizerAdapter) -> None:
     assert last.num_frames.tolist() == [f, f - 1] and last.first_step.tolist() == [2, 2]
     assert torch.equal(last.grid_values, tokens.grid_values[:, 2:])
     assert causal.steps(tokens, 2, 2).grid.T == 0
-    with pytest.raises(ValueError, match="steps must be cut within the tokens' 0 to 3, got 2 to 4"):
+    with pytest.raises(
+        ValueError, match=r"start and stop must be 0 to 3 \(the tokens have 3 steps\) and in order, got 2 and 4"
+    ):
         causal.steps(tokens, 2, 4)
 
 

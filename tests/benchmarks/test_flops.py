@@ -18,7 +18,7 @@ def test_attention_on_a_cpu_is_counted_forward_and_backward() -> None:
     assert counter.get_total_flops() == 2 * product
     with flop_counter() as counter:
         seen.sum().backward()  # type: ignore[no-untyped-call]
-    assert counter.get_total_flops() == 5 * product  # it computes the scores anew
+    assert counter.get_total_flops() == 5 * product  # it computes the scores again
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])

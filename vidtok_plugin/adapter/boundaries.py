@@ -1,4 +1,4 @@
-"""Boundaries of clips: steps are cut out and joined again only at their own positions in the clip."""
+"""Cutting and joining the steps of clips. Joined steps must follow each other in their clip."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,10 @@ def cut_steps(tokenizer: VidTok, tokens: VideoTokens, start: int, stop: int) -> 
     """Steps `start` to `stop` (exclusive) of these tokens, with their position in the clip and their own frames."""
     steps = tokens.grid.T
     if not 0 <= start <= stop <= steps:
-        raise ValueError(f"TokenizerAdapter: steps must be cut within the tokens' 0 to {steps}, got {start} to {stop}.")
+        raise ValueError(
+            f"TokenizerAdapter: start and stop must be 0 to {steps} (the tokens have {steps} steps) and in order, got "
+            f"{start} and {stop}."
+        )
     first = _position(tokens)
     before = tokenizer.num_frames(first)
     ends = [(tokenizer.num_frames(first + step) - before) for step in (start, stop)]

@@ -21,7 +21,7 @@ def to_patches(latents: Tensor, mean: Tensor, std: Tensor, patch_size: tuple[int
 
 
 def from_patches(patches: Tensor, mean: Tensor, std: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
-    """Normalised patches (b, T, H, W, p q c) -> latents (b, c, T, H p, W q)."""
+    """Normalized patches (b, T, H, W, p q c) -> latents (b, c, T, H p, W q)."""
     _, rows, columns = patch_size
     x = rearrange(patches, "b t h w (p q c) -> b t (h p) (w q) c", p=rows, q=columns)
     return rearrange(x * std + mean, "b t h w c -> b c t h w")

@@ -1,4 +1,4 @@
-"""Full float32: the precision in which tokens are computed, whatever autocast and PyTorch's settings allow."""
+"""Full float32: the precision of tokens, whatever autocast and PyTorch's settings allow."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,8 +9,8 @@ import torch
 from vidtok_plugin.tokenizer.model import VidTok
 
 _backends: Any = torch.backends
-# Settings that let PyTorch round float32 operands to TF32 or bfloat16 (the default of CUDA convolutions), each with its
-# value for "never". PyTorch has an older and a newer interface for them, and requires that the two agree.
+# Settings that let PyTorch round float32 operands to TF32 (the default of CUDA convolutions) or bfloat16, each with the
+# value that forbids it. PyTorch has an older and a newer interface for them, and requires that the two agree.
 _OLDER: tuple[tuple[Callable[[], Any], Callable[[Any], None], Any], ...] = (
     (lambda: _backends.cudnn.allow_tf32, lambda value: setattr(_backends.cudnn, "allow_tf32", value), False),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
@@ -41,7 +41,7 @@ def full_float32(device: torch.device) -> Iterator[None]:
         try:
             before.append((put, get(), never))
         except RuntimeError:
-            # PyTorch refuses to read an older setting once a newer one contradicts it; the newer one then counts.
+            # PyTorch refuses to read an older setting that a newer one contradicts; the newer one then applies.
             continue
     precisions = [operation.fp32_precision for operation in _OPERATIONS]
     try:

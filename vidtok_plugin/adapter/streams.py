@@ -14,7 +14,7 @@ from vidtok_plugin.tokenizer.regularizers import Encoded
 
 
 class LatentCodec(Protocol):
-    """What a stream needs of a `TokenizerAdapter`: its tokenizer, and the map between latents and tokens."""
+    """The interface of `TokenizerAdapter` that streams use: its tokenizer, and the map between latents and tokens."""
 
     tokenizer: VidTok
 
@@ -69,8 +69,8 @@ class TokenStream:
 class TokenDecoderStream:
     """Takes the tokens of one clip, in order, and returns the frames that are final.
 
-    It refuses steps from another position of their clip than its own next one, so that clips that were encoded
-    separately are not decoded as one. Generated tokens without a position are taken as the next steps.
+    Steps must come in order: the stream refuses tokens whose position in their clip is not its next step, so that clips
+    that were encoded separately are not decoded as one. Generated tokens without a position count as the next steps.
     """
 
     def __init__(self, codec: LatentCodec, lookahead: bool) -> None:

@@ -1,4 +1,4 @@
-"""VideoTokens: the tokens of videos on their grid, which generators train on, for FSQ and KL alike."""
+"""VideoTokens: the tokens of videos on their grid, for FSQ and KL alike. Generators train on them."""
 
 from dataclasses import dataclass
 
@@ -36,8 +36,8 @@ class TokenGrid:
 class VideoTokens:
     """Tokens of `b` videos, with batch size (b,): they stack, slice, move and store as one.
 
-    These operations work along the batch only. `torch.cat` and indexing refuse the time axis, because a step has a
-    meaning only after the steps that it was encoded after. To cut and join steps, use `TokenizerAdapter.steps` and
+    These operations work along the batch only. `torch.cat` and indexing refuse the time axis, because a step
+    can be decoded only after the steps before it. To cut and join steps, use `TokenizerAdapter.steps` and
     `TokenizerAdapter.join_steps`.
 
     Example:

@@ -1,4 +1,4 @@
-"""store.json: what all tokens of a store have in common."""
+"""store.json: the facts that all tokens of a store share."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ _OF_THE_ADAPTER = ("adapter_hash", "tokenizer", "preset")  # may change while th
 
 @dataclass(frozen=True, kw_only=True)
 class StoreMetadata:
-    """What all tokens of a store have in common."""
+    """The facts that all tokens of a store share."""
 
     adapter_hash: str
     token_hash: str  # of what determines the tokens; training the decoder leaves it unchanged

@@ -1,7 +1,7 @@
 """The plan of a split: which episodes go into which shard. All processes agree on it before they write.
 
-Two processes cannot both give a folder its name, so each version of the plan is a folder. Whoever comes second reads
-the first one's plan and extends it if episodes are missing from it.
+Only one process can create a folder, so each version of the plan is a folder. A process that comes second reads the
+first one's plan, and extends it if episodes are missing from it.
 """
 
 import json

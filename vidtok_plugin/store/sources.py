@@ -1,4 +1,4 @@
-"""Sources of a store: the videos or episodes to tokenize, their names, digests, and what all must have in common.
+"""Sources of a store: the videos or episodes to tokenize, their names and digests, and the facts that all must share.
 
 A `Path` stands for a video without actions.
 """
@@ -19,7 +19,7 @@ Source = Episode | Path
 
 
 def named_sources(sources: Sequence[Source], root: str | Path | None) -> dict[str, Source]:
-    """Sources by the names that a store knows them by: their paths relative to `root`, or their file names.
+    """Sources by their names in a store: their paths relative to `root`, or their file names.
 
     Raises:
         ValueError: two sources have the same name.

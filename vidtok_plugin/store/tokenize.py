@@ -1,4 +1,4 @@
-"""Tokenizing episodes into a store, with one process or several: plan, find stale episodes, encode, publish."""
+"""Tokenizing episodes into a store, with one process or several: plan, find stale episodes, encode, switch."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,10 +27,10 @@ class TokenizeConfig:
     """How episodes become tokens in a store.
 
     split: the store's split to write to.
-    root: episodes are known by their paths relative to it, or by their file names alone.
-    clip_frames: 1 + k f; cut each video into clips of so many frames, the last frame of one being the first of the
+    root: episodes are named by their paths relative to it; without it, by their file names.
+    clip_frames: 1 + k f; cut each video into clips of this many frames, the last frame of one being the first of the
         next, and encode and store each on its own. The first step of a clip is a single frame, like that of a
-        rollout's prompt, which a model trained on whole videos alone seldom sees. None: whole videos.
+        rollout's prompt; a model trained on whole videos seldom sees such a step. None: whole videos.
     episodes_per_shard: of new shards; shards that are already planned stay as they are.
     chunk_frames: frames that are encoded at once.
     update: replace what differs: episodes whose files have changed, or all of them if the tokenizer or the size, rate
@@ -96,8 +96,8 @@ def write_store(
 
     Raises:
         ValueError: episodes that differ from each other in size, rate or actions; without `update`, episodes that
-            differ so from those stored or whose files have changed, or a store of another tokenizer; a video size that
-            does not fit the tokenizer; a KL model without latent statistics.
+            differ in these from the stored ones, or whose files have changed, or a store of another tokenizer; a video
+            size that does not fit the tokenizer; a KL model without latent statistics.
     """
     config = TokenizeConfig(
         split=split,
@@ -142,7 +142,7 @@ def write_shards(
 
     _encode_and_write(adapter, sources, stale, writer, config, show_progress=config.progress and process.rank == 0)
     missing = _missing(folder, planned)
-    outdated = _publish(writer, config, complete=not missing)
+    outdated = _finish(writer, config, complete=not missing)
     return WrittenShards(written=tuple(shard.number for shard in stale), missing=missing, outdated=outdated)
 
 
@@ -247,7 +247,7 @@ def _encode_clips(
     return clips
 
 
-def _publish(writer: TokenStoreWriter, config: TokenizeConfig, *, complete: bool) -> tuple[str, ...]:
+def _finish(writer: TokenStoreWriter, config: TokenizeConfig, *, complete: bool) -> tuple[str, ...]:
     """Tidy up, and finish an update whose shards are complete; returns the episodes that it does not include yet."""
     writer.tidy(config.split)
     outdated = writer.switch() if config.update and complete else ()

@@ -35,7 +35,7 @@ REDO = "tokenize it again with `vidtok-plugin tokenize --update` (update=True)"
 class TokenStoreWriter:
     """Adds shards to a store, or creates the store.
 
-    Several processes may write one store. Of two that write the same shard, the first one's stays.
+    Several processes may write one store. If two write the same shard, the first one's is kept.
 
     metadata: of the tokens to write.
     adapter: is saved in the store, to decode its tokens and those that a model generates.
@@ -120,17 +120,17 @@ class TokenStoreWriter:
             _remove(path)
 
     def switch(self) -> tuple[str, ...]:
-        """Make this writer's tokens the store's and remove the previous ones, unless they still lack episodes.
+        """Make the store serve this writer's tokens and remove the previous ones, unless episodes are still missing.
 
-        Returns the lacking episodes, as SPLIT/NAME; if there are any, the store keeps serving the previous tokens.
+        Returns the missing episodes, as SPLIT/NAME; if there are any, the store keeps serving the previous tokens.
         """
-        lacking = self._switch_metadata()
-        if not lacking:
+        missing = self._switch_metadata()
+        if not missing:
             keep = {self.metadata.tokens_folder, read_metadata(self.folder).adapter_folder}
             for path in [*self.folder.glob("tokens_*"), *self.folder.glob("adapter_*")]:
                 if path.name not in keep:
                     _remove(path)
-        return lacking
+        return missing
 
     def _switch_metadata(self) -> tuple[str, ...]:
         new = self.metadata.tokens_folder
@@ -140,13 +140,13 @@ class TokenStoreWriter:
             if current.tokens_folder == new:
                 return ()
             try:
-                lacking = _episodes(self.folder / current.tokens_folder) - _episodes(self.folder / new)
+                missing = _episodes(self.folder / current.tokens_folder) - _episodes(self.folder / new)
             except FileNotFoundError:
                 if read_metadata(self.folder) == current:
                     raise
                 continue  # another process has switched and removed the previous tokens
-            if lacking:
-                return tuple(sorted(lacking))
+            if missing:
+                return tuple(sorted(missing))
             self._replace_metadata()
 
     @property

@@ -1,4 +1,4 @@
-"""The architecture of a VidTok as data: the settings in which the members of the family differ."""
+"""The architecture of a VidTok: the settings in which the members of the family differ."""
 
 import math
 from dataclasses import dataclass

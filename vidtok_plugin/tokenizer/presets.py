@@ -1,4 +1,4 @@
-"""The VidTok family as data: every published model, and the small one that ships with this package."""
+"""Presets of the VidTok family: every published model, and the small one that ships with this package."""
 
 from dataclasses import dataclass, replace
 from types import MappingProxyType

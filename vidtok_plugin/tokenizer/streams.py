@@ -19,7 +19,7 @@ from vidtok_plugin.tokenizer.video_checks import as_float_video
 
 
 class StreamedModel(Protocol):
-    """What streams need of a VidTok."""
+    """The interface of VidTok that streams use."""
 
     architecture: Architecture
 
@@ -36,7 +36,7 @@ class StreamedModel(Protocol):
 
 
 class Stream:
-    """What both streams share: a state that the caller can take, save, move and fork, and an end."""
+    """Base of both streams: a state that the caller can save, move and fork, and an end."""
 
     def __init__(self, model: StreamedModel, state: TensorDict | None) -> None:
         self.architecture = model.architecture
@@ -57,7 +57,7 @@ class Stream:
         self._ended = False
 
     def _check_layers(self, states: dict[str, Any]) -> None:
-        """A ValueError unless `states` has an entry for each temporal layer: one without would start again."""
+        """A ValueError unless `states` has an entry for each temporal layer: a layer without one would start again."""
         layers = [name for name, layer in self._network().named_modules() if isinstance(layer, TimeConv)]
         owners = [[owner for owner in states if name.startswith(f"{owner}.")] for name in layers]
         if not all(len(owner) == 1 for owner in owners) or len({owner[0] for owner in owners}) != len(states):
@@ -67,16 +67,16 @@ class Stream:
             )
 
     def _network(self) -> StreamLayer:
-        """The network of the model that runs: its encoder or its decoder."""
+        """The network that the stream runs: the encoder or the decoder."""
         raise NotImplementedError
 
     def _entries(self) -> set[str]:
-        """The names of the entries of its state."""
+        """The names of the entries of the state."""
         raise NotImplementedError
 
     @property
     def state(self) -> TensorDict:
-        """All that the stream keeps of the past, with batch size (b,); empty before the first push."""
+        """Everything that the stream keeps of the past, with batch size (b,); empty before the first push."""
         self._check_open()
         if self._state is None:
             return TensorDict({}, batch_size=[])
@@ -109,13 +109,13 @@ class Stream:
 
 
 class EncoderStream(Stream):
-    """Frames in, the latents that they complete out.
+    """Takes frames and returns the latents that they complete.
 
-    The first frame gives the first latent, every f further frames another.
+    The first frame gives the first latent, and every f further frames give another.
 
     State: the frames of the current group (fewer than f), and the earlier frames that each layer still needs: two for a
-    convolution with kernel 3 in time, one for a temporal downsampling. An exact stream can keep no less: for the
-    published 4x8x8 models at 256x256, 515 MB in float32.
+    convolution with kernel 3 in time, one for a temporal downsampling. Exact results need all of them: 515 MB in
+    float32 for the published 4x8x8 models at 256x256.
 
     Example:
         >>> from vidtok_plugin import VidTok
@@ -186,12 +186,12 @@ class EncoderStream(Stream):
 
 
 class DecoderStream(Stream):
-    """Latents in, the frames that are final out, in whole groups.
+    """Takes latents and returns the frames that are final, in whole groups.
 
     After k >= 1 latents, v1.0 has given `1 + (k - 1) f` frames. v1.1 interpolates linearly in time, so a group of
     frames is final once the next latent is known: it has given `1 + max(0, k - 2) f`, and `flush()` gives the rest.
-    With `lookahead=False` v1.1 gives each group at once too, decoded as if the stream ended there: its last frames at
-    each seam differ a little from the whole clip's, and no later frame does.
+    With `lookahead=False` v1.1 also gives each group at once, decoded as if the stream ended there. The last frames
+    before each seam then differ a little from the whole clip's; no later frame does.
 
     State: the earlier frames that each layer still needs, two for a convolution with kernel 3 in time; in v1.1 also
     three products of the frame from which each linear interpolation continues, the frames of the next group that are
@@ -213,7 +213,7 @@ class DecoderStream(Stream):
         if self._waits and self._state is not None and bool(self._state["lookahead"].all()) != lookahead:
             raise ValueError(
                 f"DecoderStream: lookahead must be the value with which the state was made, {not lookahead}, "
-                f"got {lookahead}; a change in the middle would lose or repeat a group of frames."
+                f"got {lookahead}; a change within a stream would lose or repeat a group of frames."
             )
 
     def _network(self) -> StreamLayer:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-LARGEST_VALUE = 1.5  # float video beyond it is not meant to be in [-1, 1]; a decoder's overshoot stays below
+LARGEST_VALUE = 1.5  # float video beyond it has another range than [-1, 1]; a decoder's overshoot stays below
 
 
 def as_float_video(video: Tensor, *, who: str, spatial_factor: int, dtype: torch.dtype, validate: bool) -> Tensor:

@@ -1,6 +1,6 @@
 """VidTok's encoder and decoder.
 
-Shapes: video and latents come and go as `(b, t, h, w, c)`; parameter names are those of the published checkpoints.
+Shapes: video and latents are `(b, t, h, w, c)`. Parameter names are those of the published checkpoints.
 """
 
 from collections.abc import Callable
@@ -59,17 +59,17 @@ def level_layers(i: int, **levels: nn.Module) -> list[tuple[str, StreamLayer]]:
 
 
 class Network(StreamLayer):
-    """What encoder and decoder share: a stack of layers, then a norm, SiLU and a convolution.
+    """Base of encoder and decoder: a stack of layers, then a norm, SiLU and a convolution.
 
     A layer's forward hooks see its input and output for the whole clip, whatever its length: a network whose layers
     have hooks runs without the fast path. Streams call `step`, which has no hooks.
 
     group_frames: the smallest number of input frames that gives whole output frames.
-    group_volume: pixels of video per position of such a group.
+    group_volume: pixels of video that such a group covers at each position of its frames.
     recompute: keep only what passes between the layers, and compute what is inside each layer again in the backward
         pass (activation checkpointing, arXiv 1604.06174). A setting, not part of the state_dict.
-    compiled: `body` by `torch.compile`, if `VidTok.compile_networks` was called. The end stays outside and is never
-        recomputed: an objective takes gradients at its weight only, which then don't involve the body.
+    compiled: `body`, compiled by `torch.compile`, if `VidTok.compile_networks` was called. The last norm and convolution
+        stay outside and are never recomputed: the gradients that an objective takes at the last weight need no body.
     """
 
     norm_out: ChannelNorm

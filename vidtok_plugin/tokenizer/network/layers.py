@@ -66,7 +66,7 @@ def own(frames: Tensor) -> Tensor:
 
 
 class TimeConv(StreamLayer):
-    """A convolution with kernel 3 in time and, if `spatial`, in height and width; `stride` is that in time."""
+    """A convolution with kernel 3 in time and, if `spatial`, in height and width; `stride` is along time."""
 
     def __init__(self, c_in: int, c_out: int, *, padding: TimePadding, spatial: bool = True, stride: int = 1) -> None:
         super().__init__()
@@ -86,15 +86,15 @@ class TimeConv(StreamLayer):
         return torch.cat([front, x, *behind], dim=1)
 
     def state_after(self, seen: Tensor, last: bool) -> Tensor | None:
-        """Of the frames that the kernel saw, those that it sees again in the next step."""
+        """The last of these frames, which the kernel sees again in the next step."""
         return None if last else own(seen[:, self.stride * self.outputs(seen) :])
 
     def outputs(self, seen: Tensor) -> int:
-        """How many frames the kernel makes of those that it sees."""
+        """The number of output frames for these input frames."""
         return (seen.shape[1] - 3) // self.stride + 1 if seen.shape[1] > 2 else 0
 
     def _front(self, x: Tensor) -> Tensor:
-        """What the kernel sees before the first frame."""
+        """The padding before the first frame."""
         frames = (3 if self.padding.causal else 2) - self.stride
         front = x[:, :1].expand(-1, frames, -1, -1, -1)
         return front if self.padding is TimePadding.FIRST_FRAME else torch.zeros_like(front)

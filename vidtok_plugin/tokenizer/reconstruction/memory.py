@@ -21,7 +21,7 @@ from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.reconstruction.tiling import Tiling, tile_length
 
 CLIP = 32  # frames of a non-causal model's clips, each of which is reconstructed on its own
-PUSHED_PIXELS = 2**17  # about as many are pushed at once if memory doesn't matter
+PUSHED_PIXELS = 2**17  # pixels per push without a budget, about
 OVERLAP = 6  # of neighboring tiles, in latents; see `tiling`
 SMALL = 2  # latents along each side of the tile that is counted
 
@@ -121,7 +121,7 @@ class Cut:
 def make_plan(tokenizer: VidTok, height: int, width: int, *, budget: float | None, pictures: int = 1) -> Plan:
     """Whole frames, or, if they need more than `budget` bytes, the tiles within it that are the least work.
 
-    pictures: how many pictures of `height` x `width` each written frame consists of.
+    pictures: the number of pictures of `height` x `width` in each written frame.
 
     Raises:
         ValueError: if the smallest tiles need more than the budget.
@@ -171,7 +171,7 @@ def make_plan(tokenizer: VidTok, height: int, width: int, *, budget: float | Non
 
 
 def _counts(size: int, overlap: int, multiple: int) -> Iterator[int]:
-    """Into how many tiles an axis may be cut: none is shorter than two overlaps, unless it is the whole axis."""
+    """The possible numbers of tiles along an axis: no tile is shorter than two overlaps, unless it is the whole axis."""
     for count in itertools.count(1):
         if count > 1 and tile_length(size, count, overlap, multiple) < 2 * overlap:
             return

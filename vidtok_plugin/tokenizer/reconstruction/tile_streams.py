@@ -1,4 +1,4 @@
-"""Reconstruction tile by tile: each tile is a video of its own, whose streams wait during the other tiles' turns."""
+"""Reconstruction tile by tile: each tile is a video of its own, whose streams wait while the other tiles run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ Streams = tuple[EncoderStream, DecoderStream]
 
 
 class TiledReconstruction:
-    """Frames in, reconstructed frames out, for any number of pushes.
+    """Reconstructs a video of any length, a few frames per push.
 
     A causal model runs one stream over all pushes in each tile; a non-causal one reconstructs each push as a clip.
     The result of a single tile equals that of the whole frame; several tiles differ from it (see `tiling`).

@@ -59,7 +59,7 @@ class CollapseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Collapse:
-    """The measurements that show a collapse, and what to try against it; parts of a warning."""
+    """The measurements that show a collapse, and the remedy, as a warning quotes them."""
 
     figures: str
     remedy: str

@@ -1,4 +1,4 @@
-"""What computes the network in less time or memory; `reference_path()` switches all of it off.
+"""Implementations of the network that take less time or memory; `reference_path()` switches all of them off.
 
 `dispatch.py` decides what is used and when; `network.py` runs a network's layers by the kernels of `steps.py`.
 """

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vidtok_plugin.tokenizer.network.fast import dispatch
 
-CHUNK_BYTES = 2**24  # of the largest tensor that a layer makes of a chunk, about
+CHUNK_BYTES = 2**24  # approximate size of the largest tensor that a layer computes from a chunk
 
 Step = Callable[[Tensor, Any, bool], tuple[Tensor, Any]]
 
@@ -33,7 +33,7 @@ def add(x: Tensor, y: Tensor) -> Tensor:
 def chunk_size(x: Tensor, dim: int, *, growth: float = 1.0, multiple: int = 1, overlap: int = 0) -> int:
     """How much of `x` along `dim` a layer processes at once: all of it, except for inference on a CPU.
 
-    growth: the size of the largest tensor that the layer makes, relative to its input.
+    growth: the size of the largest tensor that the layer computes, relative to its input.
     multiple: a chunk's length is a multiple of this, and at least this.
     overlap: how much more of `x` a layer sees than the chunk.
     """
@@ -71,7 +71,7 @@ def step_by_chunks(
 ) -> tuple[Tensor, Any]:
     """`step(x, state, last)` in steps of `size` frames, of which the first has at least `first`.
 
-    outputs: how many frames all steps make.
+    outputs: the number of output frames of all steps.
     """
     t, done, y = x.shape[1], 0, None
     for start, end in chunk_ranges(t, size, first=first):
@@ -108,8 +108,8 @@ def map_frames(
 ) -> Tensor:
     """`function(x)` of a function that processes each frame on its own, for as many frames at once as fit.
 
-    halo: how many rows the function sees beyond a row; None: all. Frames that are too large are cut into strips with
-        so many more rows on each side.
+    halo: how many rows the function sees beyond a row; None: all. Frames that are too large are cut into strips that
+        overlap by as many rows on each side.
     zoom: the height of its output, relative to its input.
     overwrite: write the result into `x`, if it takes more than one chunk.
     """
@@ -130,7 +130,7 @@ def _by_strips(function: Callable[[Tensor], Tensor], x: Tensor, halo: int | None
     if halo is None:
         return function(x)
     h = x.shape[2]
-    size = chunk_size(x, 2, growth=growth, multiple=2, overlap=2 * halo)  # even, for what halves the height
+    size = chunk_size(x, 2, growth=growth, multiple=2, overlap=2 * halo)  # even, for layers that halve the height
     if size >= h:
         return function(x)
 

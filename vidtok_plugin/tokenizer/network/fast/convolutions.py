@@ -48,7 +48,7 @@ def mixed_conv(conv: TimeConv, mix_factor: Tensor, seen: slice) -> tuple[Tensor,
 
 
 def _conv_seen(x: Tensor, weight: Tensor, bias: Tensor, stride: int, count: int) -> Tensor:
-    """The `count` frames that a temporal kernel makes of the frames `x` that it sees."""
+    """The `count` output frames of a temporal kernel for its input frames `x`, padding included."""
     if count == 0:
         return x.new_zeros(len(x), 0, *x.shape[2:4], len(weight))
     if weight.ndim == 3:
@@ -86,7 +86,7 @@ def _conv_by_taps(x: Tensor, weight: Tensor, bias: Tensor, stride: int, count: i
         products = conv_frames(x, rearrange(weight, "o i k h w -> (k o) i h w"))
         first, second, third = (seen_by(k, part) for k, part in enumerate(products.chunk(3, dim=-1)))
         return first + second + third + bias.to(first.dtype)
-    # Gradients of what is unbound are stacked; slices' would be padded with zeros and added.
+    # The gradients of unbound tensors are stacked; those of slices would be padded with zeros and added.
     kernels = weight.unbind(2)
     y = conv_frames(seen_by(0, x), kernels[0], bias)
     for k in (1, 2):

@@ -1,11 +1,11 @@
-"""When the fast path is used, and which of its kernels: everything that depends on device, gradients and compiler."""
+"""Dispatch: whether the fast path is used, and which kernels, by device, gradient mode and compiler."""
 
 import torch
 from torch import Tensor, nn
 
 from vidtok_plugin.common.reference import on_reference_path
 
-# Pixels of video that inference takes through a network at once, by the device's type.
+# Pixels of video that pass through a network at once in inference, by device type.
 GROUP_PIXELS = {"cpu": 2**19}
 OTHER_GROUP_PIXELS = 2**22
 
@@ -31,7 +31,7 @@ def inference() -> bool:
 
 
 def group_pixels(x: Tensor) -> int:
-    """How many pixels of video inference takes through a network at once, about."""
+    """About how many pixels of video pass through a network at once in inference."""
     return GROUP_PIXELS.get(x.device.type, OTHER_GROUP_PIXELS)
 
 

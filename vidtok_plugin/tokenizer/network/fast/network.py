@@ -1,4 +1,4 @@
-"""A network by the fast path: chunks of frames within it, and groups of frames for long clips.
+"""Runs a network on the fast path: by chunks of frames within it, and by groups of frames for long clips.
 
 Shapes: `x: (b, t, h, w, c)`, as in `layers.py`.
 """
@@ -19,7 +19,7 @@ from vidtok_plugin.tokenizer.network.resampling import SpatialUpsample, Temporal
 
 
 class Network(Protocol):
-    """What the fast path needs of an `encoder_decoder.Network`."""
+    """The interface of `encoder_decoder.Network` that the fast path uses."""
 
     causal: bool
     group_frames: int
@@ -66,8 +66,8 @@ def _norm_silu(norm: ChannelNorm, x: Tensor) -> Tensor:
 
 
 def chains(layers: Layers) -> list[Layers]:
-    """The layers, in lists that share chunks: upsampling with the block behind it, since what is between them is the
-    largest tensor of all."""
+    """The layers, in lists that run together chunk by chunk: upsampling with the block after it, since the tensor
+    between the two is the largest of all."""
     result: list[Layers] = []
     continues = False
     for name, layer in layers:
@@ -80,7 +80,7 @@ def chains(layers: Layers) -> list[Layers]:
 
 
 def _step_chain(layers: Layers, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
-    """`step_through`, by chunks of frames, so that what is between two layers is never whole in memory."""
+    """`step_through` by chunks of frames, so that the tensor between two layers is never complete in memory."""
     t = x.shape[1]
     frames, first, outputs = chunk_size(x, 1, growth=4.0), 1, t
     for name, layer in layers:

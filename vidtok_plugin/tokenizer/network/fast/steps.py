@@ -43,7 +43,7 @@ Layers = list[tuple[str, StreamLayer]]
 
 
 def step(layer: StreamLayer, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
-    """`layer.step(x, state, last)`, by a kernel if there is one for layers of its very type."""
+    """`layer.step(x, state, last)`, with a kernel if there is one for exactly this type of layer."""
     kernel = KERNELS.get(type(layer))
     return layer.step(x, state, last) if kernel is None else kernel(layer, x, state, last)
 
@@ -54,7 +54,7 @@ def whole(layer: StreamLayer, x: Tensor) -> Tensor:
 
 
 def step_through(layers: Layers, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
-    """`layers.step_through` by kernels."""
+    """`layers.step_through` with kernels."""
     states: dict[str, State] = {}
     for name, layer in layers:
         x, new = step(layer, x, None if state is None else state.get(name), last)
@@ -130,7 +130,7 @@ def _spatial_block(layer: SpatialBlock, x: Tensor, state: State, last: bool) -> 
 
 def _temporal_block(layer: TemporalBlock, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
     h = x.shape[2]
-    rows = chunk_size(x, 2, growth=4.0)  # all that is made of a strip of rows fits the cache
+    rows = chunk_size(x, 2, growth=4.0)  # all intermediate tensors of a strip of rows fit in the cache
     if rows >= h:
         return _residual_block(layer, x, state, last)
     states = []

@@ -1,7 +1,7 @@
-"""Upsampling by products: the kernel's taps are applied before the interpolation, at the lower rate.
+"""Upsampling with the products first: the kernel's taps are applied at the lower rate, before the interpolation.
 
-A tap of the kernel in time, or a place of it in space, commutes with interpolating frames or repeating pixels. So the
-taps' products are made first, of half the frames or a quarter of the pixels, then interpolated, shifted and added.
+Each tap of the kernel, in time or in space, commutes with interpolating frames or repeating pixels. So the products of
+the taps are computed first, on half of the frames or a quarter of the pixels, then interpolated, shifted and added.
 
 Shapes: `x: (b, t, h, w, c)`, as in `layers.py`.
 """
@@ -27,7 +27,7 @@ from vidtok_plugin.tokenizer.network.resampling import (
 
 
 def upsample_in_space(layer: SpatialUpsample, x: Tensor) -> Tensor:
-    """A quarter of the arithmetic of the definition: the kernel's nine places are 1x1 convolutions."""
+    """`layer(x)` with a quarter of the arithmetic: the kernel's nine taps are 1x1 convolutions of `x`."""
     b, t, h, w, c = x.shape
     weight = rearrange(layer.conv.weight, "o i kh kw -> (kh kw o) i")
     products = F.linear(x.reshape(b * t * h * w, c), weight).view(b * t, h, w, 3, 3, c)
@@ -38,13 +38,13 @@ def upsample_in_space(layer: SpatialUpsample, x: Tensor) -> Tensor:
 
 
 def _repeat_and_sum(products: Sequence[Tensor], *, dim: int) -> Tensor:
-    """The sum over a kernel of 3 along `dim`, whose input is repeated there and padded with zeros.
+    """A convolution with kernel 3 along `dim`, on an input that is repeated there and padded with zeros.
 
-    products: of the kernel's three places with the input.
-    Returns the pairs of outputs, in a dimension of their own behind `dim`.
+    products: the input times each of the kernel's three taps.
+    Returns the pairs of outputs, in a new dimension after `dim`.
     """
     first, middle, last = products
-    # Places 2i and 2i + 1 see places i - 1, i, i and i, i, i + 1.
+    # Outputs 2i and 2i + 1 see inputs i - 1, i, i and i, i, i + 1.
     if inference():
         pairs = middle.new_empty(*middle.shape[: dim + 1], 2, *middle.shape[dim + 1 :])
         even, odd = pairs.select(dim + 1, 0), pairs.select(dim + 1, 1)
@@ -69,7 +69,7 @@ def upsample_in_time(layer: TemporalUpsample, x: Tensor, state: State, last: boo
     taps = weight.unbind(2)
     (b, t, h, w, c), outputs = x.shape, upsampled_frames(layer, x.shape[1], state, last)
     frames = chunk_size(x, 1)
-    rows = chunk_size(x[:, :frames], 2, growth=8.0)  # all that is made of a strip of rows fits the cache
+    rows = chunk_size(x[:, :frames], 2, growth=8.0)  # all intermediate tensors of a strip of rows fit in the cache
     if max(frames, layer.first_frames) >= t and rows >= h:
         return _interpolate_and_sum(layer, _products(layer, x, taps, bias, last), state, last)
     y, done, strips = None, 0, list(chunk_ranges(h, rows))
@@ -88,7 +88,7 @@ def upsample_in_time(layer: TemporalUpsample, x: Tensor, state: State, last: boo
 
 
 def upsampled_frames(layer: TemporalUpsample, t: int, state: State, last: bool) -> int:
-    """How many frames `t` more make: two each, except that one is held back while the next frame is unknown."""
+    """The number of output frames for `t` more: two each, but one is held back until the next frame is known."""
     refuse_state_of_other_path(state, "carry")
     if layer.padding is TimePadding.ZEROS:
         return 2 * t
@@ -124,7 +124,7 @@ def _interpolate_and_sum(
 def _shifted_sum(products: list[Tensor], carry: Tensor | None, padding: TimePadding) -> tuple[Tensor, Tensor]:
     """Frame j is the sum of the oldest tap's frame j - 2, the middle one's j - 1 and the newest one's j.
 
-    carry: what earlier frames add to the first two. Returns what these frames add to the next two, too.
+    carry: the contribution of earlier frames to the first two. Also returns that of these frames to the next two.
     """
     oldest, middle, y = products
     n = y.shape[1]
