@@ -53,9 +53,9 @@ def run_validate(args: argparse.Namespace) -> None:
 
 def add_reconstruct(commands: "Commands") -> None:
     command = add_command(commands, "reconstruct", run_reconstruct, "encode and decode a video")
-    command.add_argument("video", type=Path)
+    command.add_argument("video", type=Path, help="the video file")
     add_model_arguments(command)
-    command.add_argument("--output", type=Path, required=True, metavar="out.mp4")
+    command.add_argument("--output", type=Path, required=True, metavar="out.mp4", help="the video to write")
     command.add_argument(
         "--fit",
         choices=("pad", "crop"),
@@ -91,13 +91,13 @@ def run_reconstruct(args: argparse.Namespace) -> None:
 
 def add_evaluate(commands: "Commands") -> None:
     command = add_command(commands, "evaluate", run_evaluate, "measure reconstructions of a folder of videos")
-    command.add_argument("folder", type=Path)
+    command.add_argument("folder", type=Path, help="a folder of videos, searched with its subfolders")
     add_model_arguments(command)
     command.add_argument(
         "--output",
         type=Path,
         metavar="FOLDER",
-        help="an interrupted evaluation in this folder is resumed (default: runs/evaluate/...)",
+        help="folder for the results; resumes an interrupted evaluation (default: runs/evaluate/...)",
     )
     command.add_argument(
         "--protocol", choices=("clips", "whole"), help="independent clips, or streamed videos (default: whole for v1.1)"
@@ -149,9 +149,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def add_tokenize(commands: "Commands") -> None:
     command = add_command(commands, "tokenize", run_tokenize, "write the tokens of a folder of videos into a store")
-    command.add_argument("folder", type=Path)
+    command.add_argument("folder", type=Path, help="a folder of videos, with or without actions beside them")
     add_model_arguments(command, "; or an adapter's folder, written by TokenizerAdapter.save_pretrained")
-    command.add_argument("--output", type=Path, required=True, metavar="STORE")
+    command.add_argument("--output", type=Path, required=True, metavar="STORE", help="the store to create or extend")
     command.add_argument("--split", default="train", help="the split of the store to write to (default: train)")
     command.add_argument("--processes", type=int, default=1, metavar="N", help="processes to start (default: 1)")
     command.add_argument(
@@ -159,12 +159,12 @@ def add_tokenize(commands: "Commands") -> None:
         type=int,
         default=32,
         metavar="N",
-        help="a shard is written by one process (default: 32)",
+        help="episodes in each file of the store (default: 32)",
     )
     command.add_argument(
         "--update",
         action="store_true",
-        help="replace tokens of another tokenizer and of files that have changed; run it for each split",
+        help="replace the tokens of another tokenizer and of changed files; run once for each split",
     )
     command.add_argument(
         "--patch-size",
@@ -178,7 +178,7 @@ def add_tokenize(commands: "Commands") -> None:
         type=int,
         default=64,
         metavar="N",
-        help="clips to fit a KL model's latent statistics, unless --model or the store has them (default: 64)",
+        help="number of clips for a KL model's latent statistics, unless --model or the store has them (default: 64)",
     )
 
 
@@ -212,7 +212,7 @@ def add_convert(commands: "Commands") -> None:
         "source", metavar="CKPT", help="a weights file, a folder (ours or diffusers') or a preset's name"
     )
     command.add_argument("--preset", help="the preset of a bare weights file")
-    command.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    command.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to write to")
     command.add_argument(
         "--to",
         choices=["ours", "published", "diffusers"],

@@ -1,4 +1,4 @@
-"""The architecture of a world model: its sizes, and the tokens and actions that it is for."""
+"""The architecture of a world model: its sizes, and the kind of its tokens and actions."""
 
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -16,7 +16,7 @@ VocabularyKind = Literal["auto", "flat", "factored"]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSpec:
-    """The facts about tokens that shape a world model; `world_model.data.token_spec` reads them from a token store.
+    """The kind and sizes of tokens and actions; `world_model.data.token_spec` reads them from a token store.
 
     Discrete tokens are codes below `codebook_size`; continuous ones are patches of `patch_dim` values.
     """
@@ -61,7 +61,7 @@ class FlowConfig:
     width: int = 256
     depth: int = 3
     repeats: int = 4  # noise levels per token in a training batch
-    sampling_steps: int = 12  # from noise to a token, by Heun's method: two calls each, one for the last
+    sampling_steps: int = 12  # from noise to a token by Heun's method: two calls per step, one for the last
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "repeats", "sampling_steps"):
@@ -71,15 +71,15 @@ class FlowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WorldModelConfig:
-    """Architecture of a world model. `tokens` may be left out where it is taken from a token store.
+    """Architecture of a world model. `tokens` may be left out if it comes from a token store.
 
     `prediction`: `causal` models predict each token from those before it in raster order, and are decoded in raster
     or diagonal order; `masked` ones predict a latent step's tokens in any order, many at once. `vocabulary`: `flat` has
     one logit for each code, `factored` a distribution for each of two factors, the second given the first; `auto` is
     factored above 8,192 codes.
 
-    The two neighbourhoods are sizes of a local window in the previous step, around each position: of the tokens that
-    the position is conditioned on (odd), and of those that it may copy (odd, or 0 for none).
+    `previous_neighbourhood` and `copy_neighbourhood` are sizes of a local window around each position in the previous
+    step: of the tokens that the position is conditioned on (odd), and of those that it may copy (odd, or 0 for none).
 
     Example:
         >>> tokens = TokenSpec(codebook_size=8**6, fsq_levels=(8,) * 6, height=8, width=8, temporal_factor=4)
@@ -98,9 +98,7 @@ class WorldModelConfig:
     code_width: int = 64  # of the embeddings of tokens in the local window
     action_width: int = 32
     rotary_base: float = 100.0
-    corruption: float = (
-        0.0  # max. fraction of a window's input tokens replaced in training; the model knows the fraction
-    )
+    corruption: float = 0.0  # maximum fraction of a window's tokens replaced in training; the model sees the fraction
     action_dropout: float = 0.0  # fraction of windows, and of the others' steps, with unknown actions in training
 
     def __post_init__(self) -> None:

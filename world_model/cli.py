@@ -68,28 +68,47 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add_command(commands, "record", record_command, "record real Atari play as mp4 with its actions")
     command.add_argument("--env", required=True, help="for example ALE/Boxing-v5")
-    command.add_argument("--output", required=True, metavar="FOLDER")
-    command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="for example train_episodes=8")
+    command.add_argument("--output", required=True, metavar="FOLDER", help="folder for the episodes")
+    command.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="a setting, such as train_episodes=8"
+    )
 
     add_config_arguments(add_command(commands, "fit", fit, "train a world model on a token store"))
     add_config_arguments(add_command(commands, "validate", validate, "measure the last checkpoint of a run"))
 
     command = add_command(commands, "rollout", rollout_command, "imagine how a video continues")
-    command.add_argument("--model", type=Path, required=True, metavar="FOLDER")
-    command.add_argument("--prompt", type=Path, required=True, metavar="clip.mp4")
+    command.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="a saved model with its adapter")
+    command.add_argument("--prompt", type=Path, required=True, metavar="clip.mp4", help="the video to continue")
     command.add_argument("--actions", type=Path, metavar="clip.actions.npy", help="default: the file beside the prompt")
-    command.add_argument("--output", type=Path, required=True, metavar="out.mp4")
-    command.add_argument("--prompt-frames", type=int, default=13, help="frames to take from the start of the prompt")
-    command.add_argument("--frames", type=int, default=32, help="frames to imagine")
-    command.add_argument("--temperature", type=float, default=1.0)
-    command.add_argument("--top-k", type=int)
-    command.add_argument("--top-p", type=float)
-    command.add_argument("--guidance", type=float, default=1.0, help="how strongly actions steer; 1 is as learned")
-    command.add_argument("--flow-steps", type=int, help="sampling steps of continuous tokens (default: the model's)")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--output", type=Path, required=True, metavar="out.mp4", help="the video to write")
+    command.add_argument(
+        "--prompt-frames", type=int, default=13, metavar="N", help="frames of the prompt to use (default: 13)"
+    )
+    command.add_argument("--frames", type=int, default=32, metavar="N", help="frames to imagine (default: 32)")
+    command.add_argument(
+        "--temperature", type=float, default=1.0, metavar="X", help="0 draws the likeliest tokens (default: 1)"
+    )
+    command.add_argument("--top-k", type=int, metavar="N", help="draw from the N likeliest tokens (default: all)")
+    command.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw from the likeliest tokens that reach probability P (default: all)",
+    )
+    command.add_argument(
+        "--guidance", type=float, default=1.0, metavar="X", help="strength of the actions; 1 is as learned (default: 1)"
+    )
+    command.add_argument(
+        "--flow-steps", type=int, metavar="N", help="sampling steps of continuous tokens (default: the model's)"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random numbers (default: 0)")
     command.add_argument("--order", choices=("raster", "diagonal", "masked"), help="default: as the model was trained")
-    command.add_argument("--diagonal-offset", type=int, help="diagonal order: columns between rows (default: 1)")
-    command.add_argument("--steps", type=int, help="masked order: model calls per latent step (default: 8)")
+    command.add_argument(
+        "--diagonal-offset", type=int, metavar="N", help="diagonal order: columns between rows (default: 1)"
+    )
+    command.add_argument(
+        "--steps", type=int, metavar="N", help="masked order: model calls per latent step (default: 8)"
+    )
     return parser
 
 

@@ -4,7 +4,7 @@ Raster order draws one token after another. In diagonal order (Ye et al., "Fast 
 Diagonal Decoding", arXiv 2503.14070) each row starts `diagonal_offset` columns after the row above it. A step then
 takes W + (H - 1) * diagonal_offset calls, and a token does not see those to its right in the rows above that are not
 drawn yet. An offset of W is raster order. Causal models support both orders without further training. Masked models
-draw all tokens `steps` times and keep the most confident ones each time (MaskGIT, Chang et al., arXiv 2202.04200).
+draw all tokens `steps` times and each time keep the most confident ones (MaskGIT, Chang et al., arXiv 2202.04200).
 
 Shapes: H W rows and columns, n = H * W positions of a step, m of a group.
 """
@@ -103,7 +103,7 @@ def raster_groups(height: int, width: int, device: torch.device) -> list[DecodeG
 
 
 def diagonal_groups(height: int, width: int, diagonal_offset: int, device: torch.device) -> list[DecodeGroup]:
-    """Row r starts `diagonal_offset` columns after row r - 1, and at the latest when that is finished.
+    """Row r starts `diagonal_offset` columns after row r - 1, or as soon as that row is finished.
 
     Example:
         >>> [group.positions.tolist() for group in diagonal_groups(2, 3, 1, torch.device("cpu"))]

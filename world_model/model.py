@@ -2,8 +2,8 @@
 
 A token is predicted from the latent steps before its own, from the tokens of its own step that are known, and from the
 actions up to its step. Which are known depends on the kind of model: see `prediction/causal.py` and
-`prediction/masked.py`. The first step of a window has neither a step before it nor actions, whether its recording
-begins there or not, so that any segment of an episode serves as context.
+`prediction/masked.py`. The first step of a window has neither a step before it nor actions, even if its recording
+begins earlier, so that any segment of an episode can serve as context.
 
 Shapes: b clips, T latent steps, H W rows and columns, n = H * W positions of a step, m some of them, d width, f frames
 a step, k factors. Tokens are codes (b, T, H, W), or patches (b, T, H, W, p).
@@ -65,7 +65,7 @@ class WorldModel(nn.Module):
             )
         self.config = config
         self.tokens = tokens = config.tokens
-        self.token_hash = token_hash  # of the adapter's encoding alone: its decoder may be trained on
+        self.token_hash = token_hash  # of what determines the tokens: the decoder may be trained further
         sizes = config.transformer
         self.step_inputs = StepInputs(config)
         self.inputs = inputs = MaskedInputs(config) if config.prediction == "masked" else CausalInputs(config)
@@ -96,7 +96,7 @@ class WorldModel(nn.Module):
         return self.head.sizes if isinstance(self.head, CodeHead) else None
 
     def embedding_parameters(self) -> list[nn.Parameter]:
-        """The parameters that hold one vector for each of many items, which an optimizer may treat differently."""
+        """Parameters with one vector per code, action or position, which an optimizer may treat differently."""
         holders = [module for module in self.modules() if isinstance(module, CodeTable | nn.Embedding)]
         return [self.step_inputs.place, *(table for module in holders for table in module.parameters())]
 
@@ -144,11 +144,11 @@ class WorldModel(nn.Module):
     def score(
         self, tokens: Tensor, actions: GroupedActions | None = None, *, diagonal_offset: int | None = None
     ) -> TokenScores:
-        """How well the tokens of the steps 1 .. T-1 are predicted: in raster order, or in diagonal order.
+        """Losses of the tokens of steps 1 .. T-1, in raster order, or in diagonal order with `diagonal_offset`.
 
-        A window's first step is context alone, as the prompt is in rollouts. In training mode the inputs are corrupted
+        A window's first step is context only, like a rollout's prompt. In training mode the inputs are corrupted
         and actions dropped as the config says, and the scores have no `correct`. A masked model is scored given a
-        random part of each step's tokens, in eval mode the same part in each call.
+        random subset of each step's tokens, in eval mode the same subset in each call.
         """
         if tokens.shape[1] < 2:
             raise ValueError(f"WorldModel: a window must have at least 2 steps to score, got {tokens.shape[1]}.")
@@ -225,10 +225,10 @@ class WorldModel(nn.Module):
         cache: TransformerCache,
         blocks: DecodeBlocks | None = None,
     ) -> StepContext:
-        """What is known of the next step, given the step before it and its own actions (of one step).
+        """The context for drawing the next step, from the step before it and its own actions (of one step).
 
-        `previous` is (b, H, W[, p]), or None at the start of a window. The context serves steps in this cache alone,
-        whose `transformer.decode_blocks` are `blocks`, made here unless given.
+        `previous` is (b, H, W[, p]), or None at the start of a window. The context is valid for this cache only.
+        `blocks` are the cache's `transformer.decode_blocks`, made here unless given.
         """
         self._check_boundary(cache, previous)
         cache.check_room(self.tokens.tokens_per_step)
@@ -306,7 +306,7 @@ class WorldModel(nn.Module):
         actions: GroupedActions | None,
         corruption: Tensor | None,
     ) -> WindowInputs:
-        """Whole steps after `previous`, a step that counts for nothing where `first` (b, T) is True."""
+        """The inputs of whole steps that follow `previous`, which is ignored where `first` (b, T) is True."""
         tables = self._input_tables()
         before = torch.cat([previous[:, None], tokens[:, :-1]], dim=1)
         conditioning = self.step_inputs(before, first, actions, corruption, tables)
@@ -316,7 +316,7 @@ class WorldModel(nn.Module):
         return InputTables(wide=self.inputs.wide.tables(), narrow=self.step_inputs.narrow.tables())
 
     def _first(self, cache: TransformerCache, batch: int, steps: int) -> Tensor:
-        """Which of the next steps of each row have none before them, (b, T) bool."""
+        """Which of the next steps of each row have no step before them, (b, T) bool."""
         n = self.tokens.tokens_per_step
         step = cache.length // n + torch.arange(steps, device=self.device)
         begin = torch.zeros(1, dtype=torch.int64, device=self.device) if cache.begin is None else cache.begin // n
@@ -336,12 +336,12 @@ class WorldModel(nn.Module):
         return local_window(codes[:, :-1], self.config.copy_size)
 
     def _check_boundary(self, cache: TransformerCache, previous: Tensor | None) -> None:
-        """Whole steps begin where others end, and `previous` is given except at the start of a window."""
+        """A ValueError unless the cache ends with a whole step, and `previous` is given except for an empty cache."""
         if cache.length % self.tokens.tokens_per_step or (cache.length == 0) != (previous is None):
             raise ValueError(
-                "WorldModel: a step must begin where another ends, which must be given unless the cache is empty; "
-                f"the cache holds {cache.length} tokens, {self.tokens.tokens_per_step} make a step, and "
-                f"previous {'was not' if previous is None else 'was'} given."
+                "WorldModel: the cache must end with a whole step, and previous must be that step, or None for a cache "
+                f"without any; got {cache.length} tokens in the cache, {self.tokens.tokens_per_step} per step, and "
+                f"{'no' if previous is None else 'a'} previous step."
             )
 
     def _checked(self, tokens: Tensor) -> Tensor:

@@ -243,9 +243,9 @@ def test_weights_of_a_masked_models_losses_estimate_the_mean_over_all_tokens() -
 def test_a_step_cannot_begin_in_the_middle_of_another() -> None:
     model = random_model(VARIANTS["no actions"])
     nothing = torch.zeros(1, 2, 3, dtype=torch.int64)
-    with pytest.raises(ValueError, match="the cache holds 1 tokens, 6 make a step"):
+    with pytest.raises(ValueError, match="got 1 tokens in the cache, 6 per step"):
         model.step_context(nothing, None, model.init_cache(1).advanced(1))
-    with pytest.raises(ValueError, match="the cache holds 0 tokens.*previous was given"):
+    with pytest.raises(ValueError, match="got 0 tokens in the cache.*and a previous step"):
         model.step_context(nothing, None, model.init_cache(1))
 
 

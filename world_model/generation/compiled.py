@@ -2,7 +2,7 @@
 device.
 
 Positions are tensors, and attention is over the cache's whole capacity, masked. So the call is compiled once, and again
-for each other batch size, sampler, or number of forks of forks. On CUDA it is captured as a graph
+for each other batch size, sampler, or depth of nested forks. On CUDA it is captured as a graph
 (`mode="reduce-overhead"`).
 
 Shapes: b rollouts, n positions of a step.
@@ -41,7 +41,7 @@ class CompiledDrawing:
         current, noise = blank, noise.unflatten(1, (self.calls, -1))
         base = torch.full((1,), cache.length, device=current.device)
         fixed = replace(cache, length=0)  # a number would be compiled in
-        context = replace(context, blocks=None)  # made in the call, in buffers that it knows to stay
+        context = replace(context, blocks=None)  # made in the call, on buffers that it knows to be static
         if current.is_cuda:  # a graph that writes into buffers needs to know that they stay where they are
             for buffer in (cache.own.keys, cache.own.values):
                 torch._dynamo.mark_static_address(buffer, guard=False)

@@ -24,7 +24,7 @@ class Drawing(Protocol):
 
     calls: int  # of the transformer, for a step
     noise_per_step: int  # uniform numbers u
-    tokens_per_call: int | None  # if every call is of so many; lets weights be prepacked
+    tokens_per_call: int | None  # if it is the same for every call; lets weights be prepacked
     fills_cache: bool  # whether drawing writes the keys and values of the drawn tokens
 
     def draw(self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class GroupDrawing:
 
 
 class MaskedDrawing:
-    """Masked order: every call draws all positions, and those drawn with the highest confidence stay."""
+    """Masked order: every call draws all positions, and those drawn with the highest confidence are kept."""
 
     tokens_per_call: int | None = None
     fills_cache = False
@@ -94,7 +94,7 @@ class MaskedDrawing:
             hidden = self.prediction.predict_masked(rows(current), rows(known), context, cache)
             drawn = self.model.draw(hidden, None, context, noise[:, i, :, :-1], self.sampler)
             chance = noise[:, i, :, -1].float().clamp(1e-6, 1 - 1e-6)
-            if drawn.confidence is None:  # patches have none: a random choice stays
+            if drawn.confidence is None:  # patches have none: keep random ones
                 confidence = chance
             else:
                 gumbel = -(-chance.log()).log()

@@ -18,14 +18,14 @@ from world_model.model import WorldModel
 
 
 class StepGenerator:
-    """Rollouts in tokens from the whole steps `tokens` (b, T, H, W[, p]) on. The state is its own, not the model's.
+    """Draws the latent steps that follow the whole steps `tokens` (b, T, H, W[, p]). It owns the rollouts' state.
 
     A model sees `max_steps` latent steps. When they are full, the oldest `decoding.context_shift` are dropped and the
     rest re-prefilled as a window of its own; likewise a past that leaves no room for a step. Pasts of different lengths
     are aligned at their ends: `past_steps` is how many steps of each row count, by default all.
 
     The model's weights must not change while it draws. The past's keys are computed, and some weights prepacked, once
-    per window, so that a change counts in part at once and fully from the next window on: start another then.
+    per window, so a change would take effect partly at once and fully in the next window. Start a new generator then.
 
     Example:
         >>> from world_model import TokenSpec, TransformerConfig, WorldModelConfig
@@ -101,8 +101,8 @@ class StepGenerator:
         return step
 
     def fork(self, futures: int = 1, indices: Sequence[int] | None = None) -> "StepGenerator":
-        """`futures` consecutive rollouts for each of these, that go on independently from one past, which is not
-        copied. They draw the same random numbers, or those of `indices`, one for each."""
+        """`futures` consecutive rollouts for each of these. They continue independently and share the past without a
+        copy. They draw the same random numbers, or those of `indices`, one for each."""
         count = futures * len(self.window.tokens)
         if indices is not None and len(indices) != count:
             raise ValueError(f"StepGenerator: indices must name each of the {count} futures, got {len(indices)}.")
@@ -123,9 +123,9 @@ class StepGenerator:
 
 
 def _check_actions(actions: GroupedActions, batch: int, steps: int, what: str) -> None:
-    """Actions of other steps than the tokens' would be taken for theirs."""
+    """A ValueError unless there are actions for each rollout and step."""
     if actions.known.shape[:2] != (batch, steps):
         raise ValueError(
             f"StepGenerator: actions must be given for each of the {batch} rollouts and {steps} latent steps ({what}), "
-            f"got {tuple(actions.known.shape[:2])}; group_actions makes them of one action for each frame."
+            f"got {tuple(actions.known.shape[:2])}; make them with group_actions from one action per frame."
         )

@@ -47,9 +47,9 @@ class ContextWindow:
         self.cache = self._prefilled(None)
 
     def next_step(self, actions: GroupedActions | None, tokens_per_call: int | None) -> StepContext:
-        """What is known of the next step, under its actions. There is room for it in the cache afterwards.
+        """The context for drawing the next step under its actions; makes room for it in the cache.
 
-        Weights are prepacked if every call is of so many `tokens_per_call`.
+        Weights are prepacked if every call has the same number of tokens, `tokens_per_call`.
         """
         if self.cache.length + self.model.tokens.tokens_per_step > self.cache.capacity:
             self.cache = self._prefilled(None if self.cache.shared or self.forked else self.cache)
@@ -100,11 +100,11 @@ class ContextWindow:
         if self.actions is not None:
             self.actions = self.actions[-self.kept_steps :]
 
-    # The buffers are ordinary tensors whenever they are made: compiled code tells inference tensors apart.
+    # The buffers are ordinary tensors whenever they are made: compiled code distinguishes inference tensors.
     @torch.inference_mode(False)
     @torch.no_grad()
     def _prefilled(self, reused: TransformerCache | None) -> TransformerCache:
-        """A cache of the tokens, in the buffers of one that is no longer needed if there is one."""
+        """A cache of the tokens, in the buffers of `reused` if it is given."""
         rows = self.sampler.model_rows(self.tokens)
         missing = (self.tokens.shape[1] - self.past_steps).clamp(min=0)
         padding = self.sampler.model_rows(missing.to(self.model.device, non_blocking=True)) if missing.any() else None

@@ -1,1 +1,1 @@
-"""From the transformer's output to tokens: distributions over codes, or a flow from noise to patches."""
+"""Heads: distributions over codes, or a flow from noise to patches, given the transformer's output."""

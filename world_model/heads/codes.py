@@ -18,7 +18,7 @@ from world_model.inputs.neighborhood import CopyBias
 
 
 class CodeHead(nn.Module):
-    """Logits of each factor from the hidden state, to which the factors before it have been added."""
+    """Logits of each factor from the hidden state plus the embeddings of the factors before it."""
 
     def __init__(self, factors: Factors, width: int, copy_size: int) -> None:
         super().__init__()

@@ -15,11 +15,11 @@ class Sampler:
     """How a rollout draws its tokens.
 
     Logits are divided by `temperature` (0 takes the likeliest token). Then only the `top_k` likeliest tokens stay, and
-    of these the fewest likeliest whose probabilities reach `top_p`. Factored codes are drawn so factor by factor.
-    Continuous tokens take neither: `temperature` scales the noise that they start from, and `flow_steps` is the number
+    of these the fewest likeliest whose probabilities reach `top_p`. This applies to each factor of a factored code.
+    Continuous tokens use neither: `temperature` scales the noise that they start from, and `flow_steps` is the number
     of steps along the flow, by default the model's. With `guidance` g, logits or velocities are
-    `without + g * (with - without)`, with and without the actions. Equal `seed`s give equal rollouts, each by its own
-    index, whatever the batch around it.
+    `without + g * (with - without)`, with and without the actions. Equal `seed`s give equal rollouts: each depends
+    on its index, not on the rest of the batch.
 
     Example:
         >>> Sampler(top_k=2).probabilities(torch.tensor([[2.0, 0.0, 1.0]]))
@@ -96,7 +96,7 @@ class Sampler:
             scaled, order = scaled[:, : self.top_k], order[:, : self.top_k]
         p = scaled.softmax(-1)
         if self.top_p is not None:
-            before = p.cumsum(-1) - p  # the likelier ones together
+            before = p.cumsum(-1) - p  # total probability of the likelier ones
             p = p * (before < self.top_p)
             p = p / p.sum(-1, keepdim=True)
         return p, order
@@ -113,7 +113,7 @@ class RolloutNoise:
         return torch.from_numpy(np.stack([generator.random(count) for generator in self._generators]))
 
     def fork(self, futures: int = 1) -> "RolloutNoise":
-        """`futures` consecutive copies for each rollout, which go on independently with the same numbers."""
+        """`futures` consecutive copies for each rollout, which continue independently with the same numbers."""
         twin = RolloutNoise(0, ())
         for generator in self._generators:
             for _ in range(futures):

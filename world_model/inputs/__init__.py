@@ -1,1 +1,1 @@
-"""Inputs: what each position reads, and how it is embedded."""
+"""Inputs: the tokens and actions that each position reads, and their embeddings."""

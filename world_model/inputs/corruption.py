@@ -1,7 +1,7 @@
 """Training with corrupted tokens and dropped actions.
 
 Corruption makes a model robust to its own mistakes: Valevski et al., "Diffusion Models Are Real-Time Game Engines"
-(arXiv 2408.14837), found that it stops drift. A model also trained without actions can be guided.
+(arXiv 2408.14837), found that it stops drift. Dropped actions make classifier-free guidance possible.
 
 Shapes: b clips, T steps, H W rows and columns, p values of a patch, f frames a step.
 """
@@ -25,7 +25,7 @@ def corrupt_tokens(tokens: Tensor, max_fraction: float, codebook_size: int | Non
 
 
 def drop_actions(actions: GroupedActions, rate: float) -> GroupedActions:
-    """Mark actions as unknown: all those of a random fraction `rate` of windows, and of as many of the other steps."""
+    """Mark actions as unknown: in a random fraction `rate` of windows, and of the steps in the other windows."""
     b, steps = actions.known.shape[:2]
     device = actions.known.device
     keep = (torch.rand(b, 1, device=device) >= rate) & (torch.rand(b, steps, device=device) >= rate)

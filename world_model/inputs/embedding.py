@@ -1,8 +1,8 @@
 """Embeddings of tokens: a table with one vector per code, or per factor of a code; a projection of patches.
 
 A code's vector is the sum of a free one and of one for each digit of the FSQ code. Codes with common digits stand for
-nearby latents. They share what is learned, so that a codebook of thousands is learned from few tokens. A large codebook
-has a table for each factor, and a code's vector is the sum over its factors.
+nearby latents and share the vectors of these digits, so that a codebook of thousands is learned from few tokens. A
+large codebook has a table for each factor, and a code's vector is the sum over its factors.
 
 `tables()` computes the tables once for many tokens: those of a batch, or of a latent step.
 """
@@ -38,7 +38,7 @@ def fsq_digits(levels: Sequence[int]) -> Tensor:
 class CodeTable(nn.Module):
     """`forward()` gives the table (codebook, width): free vectors plus, with `fsq_levels`, those of the digits.
 
-    Vectors are initialised with deviation `std`; with digits, the digits' vectors are, and the free ones are zero.
+    Vectors are initialized with standard deviation `std`: those of the digits if there are any, with free vectors of 0.
     """
 
     def __init__(self, codebook_size: int, width: int, fsq_levels: Sequence[int] | None, std: float) -> None:

@@ -30,8 +30,8 @@ class PreviousStep(nn.Module):
         nn.init.normal_(self.conv.weight, std=(code_width * size * size) ** -0.5)
 
     def forward(self, before: Tensor, first: Tensor) -> Tensor:
-        """The step before each of T steps, embedded (b, T, H, W, c), -> (b, T, H, W, d). What is given of it counts
-        for nothing where `first` (b, T) is True."""
+        """The step before each of T steps, embedded (b, T, H, W, c), -> (b, T, H, W, d). It is ignored where
+        `first` (b, T) is True."""
         b = before.shape[0]
         conditioning = self.conv(rearrange(before, "b T H W c -> (b T) c H W"))
         return torch.where(
@@ -42,7 +42,7 @@ class PreviousStep(nn.Module):
 class CopyBias(nn.Module):
     """A pointer to the previous step: adds to the logits of the codes in a local window, by predicted amounts.
 
-    Much of a video stays, or moves by a position. Copying says so at once, without learning it for every code.
+    Much of a video stays in place or moves by a position. Copying represents this without learning it for every code.
     """
 
     def __init__(self, size: int, width: int) -> None:

@@ -85,14 +85,14 @@ class StepInputs(nn.Module):
             conditioning = conditioning + self.corruption(level)[:, None, None]
         if self.actions is None:
             if actions is not None:
-                raise ValueError("WorldModel: it was made without actions (tokens.actions.kind none); leave them out.")
+                raise ValueError("WorldModel: it was built without actions (tokens.actions.kind none); leave them out.")
             return conditioning
         steps = before.shape[1]
         if actions is None or actions.num_steps != steps:
             got = "none" if actions is None else str(actions.num_steps)
             raise ValueError(
                 f"WorldModel: actions must be given for each of the {steps} latent steps, got {got}; "
-                "group_actions makes them of one action for each frame."
+                "make them with group_actions from one action per frame."
             )
         known = GroupedActions(values=actions.values, known=actions.known & ~first[..., None])
         return conditioning + self.actions(known)[:, :, None]
@@ -121,8 +121,10 @@ class CausalInputs(nn.Module):
         return (left + above).flatten(2, 3)
 
     def at(self, current: Tensor, index: Tensor | int, narrow: TokenEmbedding, tables: InputTables) -> Tensor:
-        """Some positions (m,), or a single one, of a step (b, n[, p]), of which only the tokens that they read need to
-        be there -> (b, m, d), or (d,) where a position reads none."""
+        """Some positions (m,), or a single one, of a step (b, n[, p]) -> (b, m, d), or (d,) if it reads no token.
+
+        The step needs valid values only at the tokens that these positions read.
+        """
         width = self.grid[1]
         if isinstance(index, int):
             left: Tensor = self.no_left

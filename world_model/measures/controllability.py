@@ -27,7 +27,7 @@ class ActionEffect:
 
 
 def others_actions(actions: Tensor, prompt_frames: int) -> Tensor:
-    """Actions (b, t[, a]) of which each row keeps its prompt and takes the future of another row.
+    """Actions (b, t[, a]) with the future of each row replaced by that of another row.
 
     Raises:
         ValueError: there is only one row.
@@ -45,7 +45,7 @@ def others_actions(actions: Tensor, prompt_frames: int) -> Tensor:
 
 
 def random_actions(actions: Tensor, prompt_frames: int, size: int, hold: tuple[int, int], seed: int = 0) -> Tensor:
-    """Discrete actions (b, t) that keep their prompt and continue with the actions of a `CoveringPolicy`.
+    """Discrete actions (b, t) with the future of each row replaced by the actions of a `CoveringPolicy`.
 
     Example:
         >>> random_actions(torch.zeros(1, 5, dtype=torch.int64), 3, size=1, hold=(2, 4)).tolist()

@@ -1,8 +1,8 @@
 """Drift: rollouts far beyond their prompt and context, measured segment by segment.
 
-After so many frames there is no single real future to compare with. The statistics of each segment are therefore
-compared with those of as much real play, passed through the same tokenizer: the episodes that the prompts came from, at
-the same distances from the prompts, or a store's held-out tokens.
+After that many frames there is no single real future to compare with. So the statistics of each segment are compared
+with those of an equal amount of real play, passed through the same tokenizer: the episodes that the prompts came from,
+at the same distances from the prompts, or a store's held-out tokens.
 
 Shapes: b rollouts, T latent steps, t h w frames and pixels, f frames per latent step.
 """

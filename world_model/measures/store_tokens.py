@@ -1,4 +1,4 @@
-"""A store's tokens for statistics: all of them, or those of enough episodes."""
+"""A store's tokens for statistics: all of them, or those of evenly spaced episodes."""
 
 import logging
 from collections.abc import Iterator

@@ -1,1 +1,1 @@
-"""Prediction: causal and masked, the two ways in which a world model learns and draws a latent step."""
+"""Prediction: the two kinds of world models, causal and masked; what each attends to in training and in rollouts."""

@@ -1,4 +1,4 @@
-"""What a prediction works on: a window of whole latent steps, or the next step of a rollout.
+"""The inputs of both kinds of prediction: a window of whole latent steps, or the next step of a rollout.
 
 Shapes: b clips, T latent steps, H W rows and columns, n = H * W positions of a step, p values of a patch, d width.
 """
@@ -14,7 +14,7 @@ from world_model.transformer.transformer import DecodeBlocks
 
 @dataclass(frozen=True, kw_only=True)
 class WindowInputs:
-    """A window of latent steps, and what is known of each before its own tokens."""
+    """A window of latent steps, and the conditioning of each by everything but its own tokens."""
 
     tokens: Tensor  # (b, T, H, W[, p])
     conditioning: Tensor  # (b, T, n, d)
@@ -23,7 +23,7 @@ class WindowInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
-    """What is known of the next latent step before its first token is drawn."""
+    """The conditioning of the next latent step, and the tables and blocks for drawing it."""
 
     conditioning: Tensor  # (b, n, d)
     neighbor_codes: Tensor | None  # (b, n, c), codes of the step before that may be copied

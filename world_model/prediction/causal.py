@@ -18,7 +18,7 @@ from world_model.transformer.transformer import Transformer
 
 
 class CausalPrediction:
-    """What is particular to causal models. The modules are the world model's."""
+    """Causal prediction with the modules of a world model."""
 
     def __init__(
         self, tokens: TokenSpec, inputs: CausalInputs, narrow: TokenEmbedding, transformer: Transformer
@@ -28,8 +28,8 @@ class CausalPrediction:
     def hidden(self, window: WindowInputs, *, diagonal_offset: int | None = None, since: int = 0) -> Tensor:
         """Hidden states (b, T - since, H, W, d) of the steps from `since` on.
 
-        Each position sees the tokens before it in raster order; with `diagonal_offset`, those of them that diagonal
-        order has drawn by then.
+        Each position sees the tokens before it in raster order; with `diagonal_offset`, only those that
+        diagonal order has already drawn.
         """
         steps, n = window.tokens.shape[1], self.tokens.tokens_per_step
         if not 0 <= since <= steps:
@@ -53,8 +53,8 @@ class CausalPrediction:
     def step(self, current: Tensor, group: DecodeGroup, context: StepContext, cache: TransformerCache) -> Tensor:
         """Hidden states (b, m, d) of a group of the next step's positions.
 
-        `current` (b, n[, p]) holds the tokens drawn so far, all that the group sees among them. Keys and values are
-        written into the cache, whose length stays: it is to be `advanced` after the whole step.
+        `current` (b, n[, p]) holds the tokens drawn so far, including all that the group sees. Keys and values are
+        written into the cache, but its length stays; call `advanced` after the whole step.
         """
         base = cache.length
         if group.sees is None:

@@ -1,8 +1,8 @@
 """Masked prediction: the tokens of a latent step in any order, many at once.
 
-A model learns every step from the whole steps before it and from a random part of its own tokens. So a window goes in
-twice, as it is and with tokens masked, and the masked steps see the whole steps before them and themselves (as block
-diffusion trains, Arriola et al., arXiv 2503.09573).
+A model predicts each step from the whole steps before it and a random subset of its own tokens. In training a window is
+passed twice, as it is and with tokens masked. The masked steps attend to themselves and to the whole steps before them,
+as in block diffusion (Arriola et al., arXiv 2503.09573).
 
 Shapes: b clips, T latent steps, H W rows and columns, n = H * W positions of a step, p values of a patch, d width.
 """
@@ -20,7 +20,7 @@ from world_model.transformer.transformer import Transformer
 
 
 class MaskedPrediction:
-    """What is particular to masked models. The modules are the world model's."""
+    """Masked prediction with the modules of a world model."""
 
     def __init__(self, tokens: TokenSpec, inputs: MaskedInputs, transformer: Transformer) -> None:
         self.tokens, self.inputs, self.transformer = tokens, inputs, transformer
@@ -43,9 +43,9 @@ class MaskedPrediction:
         return rearrange(hidden, "b (T H W) d -> b T H W d", H=self.tokens.height, W=self.tokens.width)
 
     def scored(self, window: WindowInputs, *, diagonal_offset: int | None, seeded: bool) -> tuple[Tensor, Tensor]:
-        """Hidden states (b, T - 1, H, W, d) with a random part of each step known, and the weights of tokens' losses.
+        """Hidden states (b, T - 1, H, W, d) with a random subset of each step known, and the weights of the losses.
 
-        `seeded` gives the same part each time.
+        `seeded` gives the same subset each time.
         """
         if diagonal_offset is not None:
             raise ValueError("WorldModel: diagonal_offset is for causal models; a masked one has no order.")
@@ -63,8 +63,8 @@ class MaskedPrediction:
         return self.transformer.prefill(x.flatten(1, 2), cache, at)
 
     def predict_masked(self, current: Tensor, known: Tensor, context: StepContext, cache: TransformerCache) -> Tensor:
-        """Hidden states (b, n, d) of the next step, of whose tokens `current` (b, n[, p]) those that are `known`
-        (b, n) bool are given. When all of it is known, `prefill` appends it to the cache."""
+        """Hidden states (b, n, d) of the next step, given those of its tokens `current` (b, n[, p]) that are `known`
+        (b, n) bool. Once all are known, `prefill` appends the step to the cache."""
         grid = (self.tokens.height, self.tokens.width)
         own = self.inputs(current.unflatten(1, grid)[:, None], known.unflatten(1, grid)[:, None], context.tables)
         end = cache.length + self.tokens.tokens_per_step

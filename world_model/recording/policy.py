@@ -17,7 +17,7 @@ class CoveringPolicy:
 
     def __init__(self, num_actions: int, hold: tuple[int, int], rng: np.random.Generator) -> None:
         self.num_actions, self.hold, self.rng = num_actions, hold, rng
-        self._bag: list[int] = []  # actions that are still to come before any is repeated
+        self._bag: list[int] = []  # actions left before any is repeated
         self._action, self._frames_left = 0, 0
 
     def __call__(self) -> int:

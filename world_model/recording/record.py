@@ -26,7 +26,7 @@ MAX_ATTEMPTS = 100  # games in a row that may end before min_frames
 
 @dataclass(frozen=True, kw_only=True)
 class RecordConfig:
-    """What `record` records.
+    """The settings of a recording.
 
     Each split gets at least `*_episodes * frames_per_episode` frames. A file is one uninterrupted game of at most
     `frames_per_episode` frames, so games that end early give more files. Games shorter than `min_frames` are dropped.

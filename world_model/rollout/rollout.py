@@ -162,9 +162,9 @@ def _generate(
     longest = max(past.shape[1] for past in pasts)
     tokens = torch.cat([_padded_in_front(past, longest) for past in pasts])
     grouped = None
-    conditioning = [acts for acts in actions if acts is not None]
-    if conditioning:
-        padded = [acts.padded_in_front(longest + steps) for acts in conditioning]
+    given = [acts for acts in actions if acts is not None]
+    if given:
+        padded = [acts.padded_in_front(longest + steps) for acts in given]
         grouped = GroupedActions(
             values=torch.cat([acts.values for acts in padded]), known=torch.cat([acts.known for acts in padded])
         )

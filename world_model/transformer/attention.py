@@ -1,7 +1,7 @@
 """Attention by PyTorch's SDPA, or by xformers on CUDA.
 
-Causal queries are aligned with the end of the keys: query i of m attends to keys 0 .. n - m + i. One function so serves
-a whole sequence (m = n) and a step after cached keys (m < n). SDPA's `is_causal` would align them at their beginning.
+Causal queries are aligned with the end of the keys: query i of m attends to keys 0 .. n - m + i. So one function serves
+a whole sequence (m = n) and a step after cached keys (m < n). SDPA's `is_causal` would align them at the start.
 
 Shapes: b sequences, k heads, m queries, n keys, e width of a head, g futures of one past.
 """
@@ -38,7 +38,7 @@ def attention(
     """
     if backend == "xformers" and not q.is_cuda:
         raise ValueError(
-            f"attention: xformers runs on CUDA alone, got tensors on {q.device}; set attention to auto or sdpa."
+            f"attention: xformers runs only on CUDA, got tensors on {q.device}; set attention to auto or sdpa."
         )
     if backend == "xformers" or (backend == "auto" and _has_kernel(q, k, v, causal, mask)):
         return _xformers_attention(q, k, v, causal, mask)
@@ -111,7 +111,7 @@ def _inputs(
     """The layout of xformers, (b, m, k, e), and the mask as a bias."""
     bias = None
     if mask is not None:
-        # xformers wants rows that begin at multiples of 8 elements.
+        # xformers requires rows that begin at multiples of 8 elements.
         keys = k.shape[2]
         shape = (q.shape[0], q.shape[1], q.shape[2], keys)
         unaligned = torch.zeros(shape, dtype=q.dtype, device=q.device).masked_fill(~mask, float("-inf"))

@@ -26,7 +26,7 @@ class Placement:
         return torch.arange(self.positions.start, self.positions.stop, device=device)
 
     def since(self, begin: Tensor) -> "Placement":
-        """The same, but each row attends to positions from its own `begin` (b,) on alone. Every token attends to
+        """The same, but each row only attends to positions from its own `begin` (b,) on. Every token attends to
         itself, so that the softmax of a padding token is finite."""
         queries = self.position_tensor(begin.device)[:, None]
         keys = torch.arange(self.end, device=begin.device)
@@ -84,8 +84,9 @@ class LayerCache(NamedTuple):
 class TransformerCache:
     """All layers' keys and values of `length` tokens. The caller owns it.
 
-    A step writes after the past and returns a longer cache with the same buffers, so only the newest may go on. `fork`
-    starts several futures that share the past without copying it; the forked cache may go on too.
+    A step writes after the past and returns a longer cache with the same buffers, so only the newest cache may be
+    continued. `fork` starts several futures that share the past without copying it; the forked cache may be continued,
+    too.
     """
 
     own: Segment  # buffers (l, b, k, n, e), with room for n tokens after the shared past

@@ -1,4 +1,4 @@
-"""The definition of what a block computes between its matrix products.
+"""The operations of a block between its matrix products, as they are defined.
 
 `fast/functional.py` has the same functions for a CPU, and `fast/choice.py` picks between the two.
 

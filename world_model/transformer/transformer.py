@@ -52,7 +52,7 @@ class Transformer(nn.Module):
         """(b, n, d) -> (b, needed, d), of the last tokens; of all n by default.
 
         By default tokens have the positions 0 .. n-1 and attend to those before them. `positions` (n,) and `mask`
-        (n, n) bool, True where a token may attend, say otherwise.
+        (n, n) bool, True where a token may attend, override these.
         """
         n = x.shape[1]
         rotation = self.rotation.at(slice(0, n) if positions is None else positions)
@@ -62,9 +62,9 @@ class Transformer(nn.Module):
         return self.norm(last(x, rotation, mask, n if needed is None else needed))
 
     def decode_blocks(self, cache: TransformerCache, rows: int | None = None) -> DecodeBlocks:
-        """For many calls of `step` in the same buffers and with the same weights.
+        """The blocks with their layers of the cache, for many calls of `step` with the same buffers and weights.
 
-        With `rows`, weights are prepacked for steps of so many tokens in all, and later changes of them do not count.
+        With `rows`, weights are prepacked for steps of that many tokens in all, and later changes of them are ignored.
         """
         pairs = list(zip(self._blocks(), cache.layers(), strict=True))
         if decodes_flat():
@@ -78,9 +78,9 @@ class Transformer(nn.Module):
         at: Placement | None = None,
         blocks: DecodeBlocks | None = None,
     ) -> tuple[Tensor, TransformerCache]:
-        """Some tokens (b, m, d), by default the next after those in the cache, which is then so much longer.
+        """Output (b, m, d) for tokens (b, m, d) that follow those in the cache, and the cache with them.
 
-        With `at` they are placed elsewhere in the cache's buffers. Its length then stays, for the caller to `advanced`.
+        With `at` they are placed elsewhere in the cache's buffers, and its length stays; call `advanced` then.
         `blocks` are the cache's `decode_blocks`, made here unless given.
         """
         if blocks is None or not decodes_flat():
@@ -96,9 +96,9 @@ class Transformer(nn.Module):
         return self.norm(rows).view(x.shape), cache.advanced(x.shape[1]) if at is None else cache
 
     def prefill(self, x: Tensor, cache: TransformerCache, at: Placement | None = None) -> TransformerCache:
-        """Appends keys and values of tokens (b, m, d), and skips the last layer's output: the cache, so much longer.
+        """Appends keys and values of tokens (b, m, d), and skips the last layer's output; returns the longer cache.
 
-        Unlike a `step`, it advances the cache wherever the tokens are placed.
+        Unlike `step`, it advances the cache also with `at`.
         """
         here, rotation = self._place(x, cache, at)
         *blocks, last = self.decode_blocks(cache)
@@ -116,7 +116,7 @@ class Transformer(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> TransformerCache:
-        """An empty cache. The first `begin` (b,) tokens of each row will be padding, which no others see."""
+        """An empty cache. The first `begin` (b,) tokens of each row are padding, which no others attend to."""
         return TransformerCache.empty(
             layers=self.cfg.depth,
             batch=batch,

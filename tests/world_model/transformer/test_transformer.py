@@ -178,7 +178,7 @@ def test_causal_queries_are_aligned_with_the_end_of_the_keys(queries: int, keys:
 
 def test_xformers_is_refused_where_it_cannot_run() -> None:
     q = torch.zeros(1, 1, 1, 8)
-    with pytest.raises(ValueError, match="attention: xformers runs on CUDA alone, got tensors on cpu"):
+    with pytest.raises(ValueError, match="attention: xformers runs only on CUDA, got tensors on cpu"):
         attention(q, q, q, backend="xformers")
 
 

@@ -68,8 +68,8 @@ class Network(StreamLayer):
     group_volume: pixels of video that such a group covers at each position of its frames.
     recompute: keep only what passes between the layers, and compute what is inside each layer again in the backward
         pass (activation checkpointing, arXiv 1604.06174). A setting, not part of the state_dict.
-    compiled: `body`, compiled by `torch.compile`, if `VidTok.compile_networks` was called. The last norm and convolution
-        stay outside and are never recomputed: the gradients that an objective takes at the last weight need no body.
+    compiled: `body` after `torch.compile`, if `VidTok.compile_networks` was called. The last norm and convolution are
+        outside it and are never recomputed: an objective takes gradients at the last weight alone.
     """
 
     norm_out: ChannelNorm

@@ -171,7 +171,7 @@ def make_plan(tokenizer: VidTok, height: int, width: int, *, budget: float | Non
 
 
 def _counts(size: int, overlap: int, multiple: int) -> Iterator[int]:
-    """The possible numbers of tiles along an axis: no tile is shorter than two overlaps, unless it is the whole axis."""
+    """Possible numbers of tiles along an axis. No tile is shorter than two overlaps, unless it is the whole axis."""
     for count in itertools.count(1):
         if count > 1 and tile_length(size, count, overlap, multiple) < 2 * overlap:
             return

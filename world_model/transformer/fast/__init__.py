@@ -1,1 +1,1 @@
-"""What makes the transformer fast on a CPU; `reference_path()` runs its definition instead."""
+"""Faster implementations for a CPU; under `reference_path()` the transformer runs its definition instead."""

@@ -1,4 +1,4 @@
-"""Where the transformer chooses between its definition and its fast version."""
+"""The choice between the transformer's definition and its fast version."""
 
 from types import ModuleType
 

@@ -33,7 +33,7 @@ class FlatDecodeBlock(NamedTuple):
 
     @classmethod
     def of(cls, block: Block, cache: LayerCache, rows: int | None) -> "FlatDecodeBlock":
-        """With `rows`, weights are prepacked for steps of so many tokens in all."""
+        """With `rows`, weights are prepacked for steps of that many tokens in all."""
         return cls(
             attention_norm=block.attention_norm.weight,
             qkv=prepack_linear(block.attention.qkv.weight, rows),

@@ -1,8 +1,9 @@
 """The functions of `world_model.transformer.functional` for a CPU, with gradients written by hand.
 
 On a CPU each elementwise operation is a pass over memory. These take about half the passes of automatic
-differentiation, save fewer tensors for the backward pass, and lay out queries, keys and values as attention is fastest
-on. Without gradients they use as few calls as possible: for a few tokens, calls cost more than arithmetic.
+differentiation, save fewer tensors for the backward pass, and lay out queries, keys and values for the
+fastest attention. Without gradients they use as few calls as possible: for a few tokens, calls cost more than
+arithmetic.
 
 Shapes: b sequences, n tokens, d width, k heads, e width of a head, h hidden width.
 """

@@ -1,7 +1,7 @@
-"""Linear layers for few rows whose weight is laid out once, on a CPU.
+"""Linear layers for few rows on a CPU, with weights that are prepacked once.
 
-An ordinary product lays its weight out in each call. That is little of a large product's time, and up to half of one
-with few rows.
+An ordinary product packs its weight in each call. This takes little of a large product's time, but up to half of the
+time of one with few rows.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 Product = Callable[[Tensor], Tensor]  # x (r, i) -> x @ weight.T (r, o)
 
-MAX_ROWS = 32  # beyond it, laying out takes a small part of a product's time
+MAX_ROWS = 32  # beyond it, packing takes a small part of a product's time
 
 
 def prepack_linear(weight: Tensor, rows: int | None = None) -> Product:
