@@ -46,7 +46,10 @@ class Decoding:
         for name, order in (("diagonal_offset", "diagonal"), ("steps", "masked"), ("choice_temperature", "masked")):
             value = getattr(self, name)
             if value is not None and self.order != order:
-                raise ValueError(f"Decoding: {name} is for order {order}, got {value} for {self.order}; leave it out.")
+                raise ValueError(
+                    f"Decoding: {name} is for order {order}, got {value} for {self.order}; set that order, or leave "
+                    f"{name} out."
+                )
         for name in ("diagonal_offset", "steps", "context_shift"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -43,7 +43,7 @@ def test_stored_patches_equal_those_the_adapter_encodes(
     store = write_store(adapter, episodes, tmp_path, chunk_frames=6, episodes_per_shard=2)
     meta, shape = store.metadata, (2 // patch_size[1], 2, 4 * patch_size[1])
     assert (meta.kind, meta.codebook_size, meta.fsq_levels) == ("continuous", None, None)
-    assert (meta.height, meta.width, meta.patch_dim) == shape == meta.token_shape
+    assert (meta.height, meta.width, meta.patch_dim) == shape
     for index, episode in enumerate(episodes):
         window = store.window(index, 0, int(store.steps[index]))
         assert "codes" not in window and window["patches"].dtype == torch.float32

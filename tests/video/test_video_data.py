@@ -225,7 +225,7 @@ def test_an_epoch_is_divided_among_ranks(start: int) -> None:
 
 
 def test_an_epoch_without_a_batch_is_refused() -> None:
-    with pytest.raises(ValueError, match="one batch of 8 on each of 2 ranks, got 15"):
+    with pytest.raises(ValueError, match="at least 16 samples, 8 for each process, got 15"):
         EpochSampler(15, batch_size=8, seed=0, world_size=2)
 
 

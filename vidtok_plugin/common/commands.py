@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import re
 import sys
 import warnings
@@ -118,6 +119,8 @@ def _user_errors() -> tuple[type[BaseException], ...]:
 
 def sentence(error: BaseException) -> str:
     """The message of an error as one line."""
+    if isinstance(error, FileExistsError | NotADirectoryError) and error.filename and not os.path.isdir(error.filename):
+        return f"{error.filename}: a file is in the place of a folder on this path; choose another path."
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
     text = str(error)

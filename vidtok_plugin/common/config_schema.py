@@ -136,7 +136,7 @@ class SchemaCheck:
 
     def sequence(self, kind: type, options: tuple[Any, ...], value: Any, path: tuple[str, ...]) -> Any:
         if not isinstance(value, list):
-            raise self.error(path, "a list", value)
+            raise self.error(path, f"a list, such as [{value}]" if isinstance(value, str) else "a list", value)
         if kind is tuple and options and options[-1] is not Ellipsis:
             if len(value) != len(options):
                 raise self.error(path, f"a list of {len(options)}", value)

@@ -36,7 +36,7 @@ class I3D:
         except RuntimeError as error:
             raise ValueError(
                 f"FVD: {path} must be a TorchScript file such as {I3D_URL}, but it cannot be read as one "
-                f"({str(error).strip().splitlines()[0]})."
+                f"({str(error).strip().splitlines()[0].partition('. ')[0]})."
             ) from error
         taken = {argument.name for argument in self.network.forward.schema.arguments}
         if missing := {"rescale", "resize", "return_features"} - taken:

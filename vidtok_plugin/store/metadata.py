@@ -55,11 +55,6 @@ class StoreMetadata:
         return "codes" if self.kind == "discrete" else "patches"
 
     @property
-    def token_shape(self) -> tuple[int, ...]:
-        """The shape of one step: (H, W) or (H, W, d)."""
-        return (self.height, self.width, *([] if self.patch_dim is None else [self.patch_dim]))
-
-    @property
     def tokens_folder(self) -> str:
         """The name of the folder of these tokens in a store."""
         facts = {name: value for name, value in asdict(self).items() if name not in _OF_THE_ADAPTER}
@@ -90,8 +85,14 @@ def read_metadata(folder: str | Path) -> StoreMetadata:
     """
     path = Path(folder) / METADATA_FILE
     if not path.is_file():
-        what = f"is not a token store: it has no {METADATA_FILE}" if path.parent.is_dir() else "does not exist"
-        raise FileNotFoundError(f"TokenStore: {folder} {what}; write one with `vidtok-plugin tokenize`.")
+        what = "does not exist"
+        if path.parent.exists():
+            what = (
+                f"is not a token store: it has no {METADATA_FILE}"
+                if path.parent.is_dir()
+                else "is a file, not a folder"
+            )
+        raise FileNotFoundError(f"TokenStore: {folder} {what}; write a store with `vidtok-plugin tokenize`.")
     values = json.loads(path.read_text())
     if values.get("format") != FORMAT:
         raise ValueError(

@@ -47,6 +47,8 @@ class TokenizeConfig:
     progress: bool = False
 
     def __post_init__(self) -> None:
+        if Path(self.split).name != self.split:
+            raise ValueError(f"write_store: split must be a plain name such as train, got {self.split!r}.")
         if min(self.episodes_per_shard, self.chunk_frames) < 1:
             raise ValueError(
                 "write_store: episodes_per_shard and chunk_frames must be at least 1, got "

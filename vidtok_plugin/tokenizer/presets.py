@@ -72,7 +72,6 @@ def get_preset(name: str) -> Preset:
     return _PRESETS[name]
 
 
-_FOUR_LEVELS = (1, 2, 4, 4)
 _FIVE_LEVELS = (1, 2, 4, 4, 4)
 
 # f, s: factors in time and space; size: latent channels or codes; then PSNR, SSIM, LPIPS, FVD as published.

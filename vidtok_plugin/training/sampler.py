@@ -30,8 +30,8 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         super().__init__(range(num_samples), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         if num_samples < batch_size * world_size:
             raise ValueError(
-                f"EpochSampler: an epoch must have at least one batch of {batch_size} on each of"
-                f" {world_size} ranks, got {num_samples} samples; lower batch_size or add samples."
+                f"EpochSampler: an epoch must have at least {batch_size * world_size} samples, {batch_size} for each"
+                f" process, got {num_samples}; lower batch_size, or add data."
             )
         self.num_keys = num_samples
         self.global_batch_size = batch_size * world_size

@@ -38,6 +38,10 @@ class VideoWriter:
         if not 0 <= crf <= 51:
             raise ValueError(f"VideoWriter: crf must be in 0..51 (0 is best), got {crf}.")
         self.path = Path(path)
+        if self.path.is_dir():
+            raise ValueError(
+                f"VideoWriter: the output must be a file, got the folder {path}; give a name such as out.mp4."
+            )
         self.num_frames = 0
         self._fps = Fraction(fps).limit_denominator(1001)
         self._options = {"crf": str(crf), "preset": "veryfast", "bf": "0"}

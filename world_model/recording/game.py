@@ -80,7 +80,7 @@ def make_env(name: str, sticky_actions: float, minimal_actions: bool) -> Any:
             full_action_space=not minimal_actions,
             disable_env_checker=True,
         )
-    except gymnasium.error.Error as error:
+    except (gymnasium.error.Error, TypeError) as error:  # games of other kinds do not accept these arguments
         raise ValueError(
             f"RecordConfig: env must be one of gymnasium's Atari games, such as ALE/Boxing-v5, got {name!r} ({error})."
         ) from None

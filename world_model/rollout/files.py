@@ -56,8 +56,8 @@ def rollout_file(
 
 def load_model(folder: Path, device: torch.device) -> tuple[WorldModel, TokenizerAdapter]:
     """Load a saved world model and its adapter onto a device."""
-    adapter = TokenizerAdapter.from_pretrained(folder / ADAPTER_FOLDER)
-    return WorldModel.from_pretrained(folder).to(device), adapter.to(device)
+    model = WorldModel.from_pretrained(folder)
+    return model.to(device), TokenizerAdapter.from_pretrained(folder / ADAPTER_FOLDER).to(device)
 
 
 def read_prompt(path: Path, frames: int) -> tuple[np.ndarray, float]:

@@ -51,7 +51,7 @@ class WorldModelRunConfig(RunConfig):
         if not isinstance(self.trainer.get("devices"), int) or self.trainer["devices"] < 1:
             raise ValueError(
                 "WorldModelRunConfig: trainer.devices must be a number of processes with sharded=true, got "
-                f"{self.trainer.get('devices')}."
+                f"{self.trainer.get('devices')}; set for example trainer.devices=2."
             )
         for key, value, why in (
             ("trainer.strategy", self.trainer.get("strategy"), "sharding sets it"),

@@ -510,7 +510,7 @@ def test_a_missing_path_is_named(path: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_names_the_nearest_preset() -> None:
-    with pytest.raises(ValueError, match="no preset 'vidtok_tny'; the nearest is 'vidtok_tiny'"):
+    with pytest.raises(ValueError, match="no file, folder or preset 'vidtok_tny'; the nearest preset is 'vidtok_tiny'"):
         VidTok.from_pretrained("vidtok_tny")
     with pytest.raises(ValueError, match="no preset 'vidtok_tny'"):  # before the file, which is not there, is read
         VidTok.from_pretrained("anything.ckpt", preset="vidtok_tny")

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vidtok_plugin.common.config import load_config, to_yaml
+from vidtok_plugin.common.errors import nearest
 from vidtok_plugin.common.state_dict import load_state_dict_strictly
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.network.encoder_decoder import Decoder, Encoder
@@ -81,9 +82,13 @@ def _find(source: str | Path, averaging: Averaging | None, revision: str | None,
         found = read_weights(checkpoint, averaging, strip_objects=strip_objects)
         return replace(found, architecture=choose_architecture(found, name, checkpoint))
     if path.suffix or len(path.parts) > 1:
-        raise FileNotFoundError(f"VidTok: there is no file or folder {name!r}.")
-    # get_preset raises on an unknown name, with the nearest known one.
-    return _load_folder(Path(str(files("vidtok_plugin") / "pretrained" / get_preset(name).name)), averaging)
+        raise FileNotFoundError(f"VidTok: there is no file or folder {name!r}; check the path.")
+    if name not in presets():
+        raise ValueError(
+            f"VidTok: there is no file, folder or preset {name!r}; the nearest preset is {nearest(name, presets())!r} "
+            "(`vidtok-plugin presets` lists all)."
+        )
+    return _load_folder(Path(str(files("vidtok_plugin") / "pretrained" / name)), averaging)
 
 
 def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path) -> None:
