@@ -1,4 +1,4 @@
-"""Speed of what is particular to a GPU: xformers against SDPA, memory formats of convolutions, CUDA graphs in decoding.
+"""Speed of code paths that only a GPU has: xformers against SDPA, memory formats of convolutions, CUDA graphs in decoding.
 
     python benchmarks/gpu.py
 

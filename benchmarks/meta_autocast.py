@@ -1,4 +1,4 @@
-"""Autocast for tensors without data: what mixed precision casts on a GPU, counted where there is none.
+"""Autocast for tensors without data: the casts of mixed precision on a GPU, counted on a machine without one.
 
 PyTorch's device "meta", on which memory is counted, has no autocast. The rules here are those of CUDA autocast
 (https://docs.pytorch.org/docs/stable/amp.html, "CUDA Ops that can autocast to ...") for the functions that this

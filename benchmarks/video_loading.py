@@ -3,7 +3,7 @@
     python benchmarks/video_loading.py [--rounds 5] [--clips 200] [--folder runs/benchmarks/video_loading]
 
 Three kinds of videos: the demo's training episodes (1000 frames of Atari at 64x64, a key frame at least every 16), with
-the settings of `configs/tokenizer/demo.yaml` except for the cache, which has a row of its own; natural videos of the
+the settings of `configs/tokenizer/demo.yaml` except for the cache, which has its own row; natural videos of the
 clips' size (256x256, a key frame at least every 30); and natural videos of 640x272 and 1280x720, center-cropped to
 256x256. They are created in the first run and kept.
 

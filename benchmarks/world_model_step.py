@@ -4,7 +4,7 @@
     python benchmarks/world_model_step.py --precision bf16 --batches 64    # on a GPU, with autocast
 
 Both have the same layers, width, heads, hidden width and vocabulary, read the same windows of 8 latent steps of 64
-tokens, and learn by cross entropy the tokens after a window's first step, which is context alone. Ours also reads the
+tokens, and learn by cross entropy the tokens after a window's first step, which is context only. Ours also reads the
 actions and the tokens around each position. They take turns; times are medians of rounds, and "x Llama" is the median
 of the rounds' ratios. Memory is the additional peak of a second step, in its own process.
 """

@@ -1,7 +1,7 @@
-"""What the examples of other libraries' generators share: recorded play, a tokenizer for it, a training loop, a report.
+"""Shared by the examples of other libraries' generators: recorded play, its tokenizer, a training loop, a report.
 
-Each of these examples runs the same steps: `record_play`, `tune_tokenizer`, `Play.encode`, `train`, `report`. What
-differs is the generator between the last two.
+Each of these examples runs the same steps: `record_play`, `tune_tokenizer`, `Play.encode`, `train`, `report`. They
+differ in the generator, its loss and its sampling.
 """
 
 import argparse
@@ -34,7 +34,7 @@ CLIP_BATCH = 8  # clips that are encoded, evaluated or decoded together
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig:
-    """What a generator trains on, its size and its training.
+    """The data, size and training of a generator.
 
     It sees the first `prompt_frames` of a clip of `clip_frames` and generates the rest.
     """

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def evenly_spaced(items: Sequence[T], max_count: int) -> list[T]:
-    """At most `max_count` items, evenly spaced: what a picture shows is not chosen by how it turned out."""
+    """At most `max_count` items, evenly spaced, so that pictures show no selection by result."""
     count = min(max_count, len(items))
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 

@@ -1,4 +1,4 @@
-"""What the examples share: their command line, their training configs, and held-out clips."""
+"""Shared by the examples: their command line, their training configs, and held-out clips."""
 
 import argparse
 import sys

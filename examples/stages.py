@@ -29,8 +29,8 @@ class Stages:
     ) -> None:
         """Call `work` unless it has already made `result` from the same `inputs` after the same stages.
 
-        If the inputs changed, the folders in `remove` are deleted first. Otherwise an interrupted stage finds there
-        what it had done.
+        If the inputs changed, the folders in `remove` are deleted first. Otherwise an interrupted stage
+        continues from the files there.
         """
         self.number += 1
         self.key = sha256(json.dumps([self.key, inputs], sort_keys=True, default=str).encode()).hexdigest()

@@ -29,13 +29,13 @@ def add_command(
     return parser
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --config (repeatable), --print-config and `key=value` overrides; see `config_from`."""
     parser.add_argument(
         "--config",
         action="append",
         default=[],
-        required=required,
+        required=True,
         metavar="FILE.yaml",
         help="config file; several are merged from left to right",
     )

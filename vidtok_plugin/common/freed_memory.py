@@ -1,4 +1,4 @@
-"""Memory reuse on a CPU: what one training step frees stays in the process for the next, as on a GPU.
+"""Memory reuse on a CPU: memory that a training step frees stays in the process for the next step, as on a GPU.
 
 By default, glibc allocates each block above 32 MiB from the system and returns it when it is freed. In a training step
 of a tokenizer of the published width, a third of the time went into page faults on memory that the step before had
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 # From <malloc.h>, for mallopt().
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
-REUSE = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}  # no mapping of its own for any block, no trimming
+REUSE = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}  # no separate mapping for any block, no trimming
 # glibc's defaults, with the thresholds that its dynamic adjustment reaches.
 DEFAULTS = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 64 << 20, M_MMAP_THRESHOLD: 32 << 20}
 

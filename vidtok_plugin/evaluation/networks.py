@@ -1,4 +1,4 @@
-"""The networks of LPIPS and FVD, or why one is missing."""
+"""The networks of LPIPS and FVD, and the reasons for missing ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

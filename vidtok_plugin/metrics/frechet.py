@@ -47,7 +47,7 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
     """`|mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)` of Gaussians with means (d,) and covariances (d, d).
 
     Covariances may be singular, as with fewer vectors than dimensions. As an estimate the distance is biased upwards,
-    the more the fewer vectors there are: only compare distances over the same number of vectors.
+    more so for fewer vectors: only compare distances over the same number of vectors.
 
     Example:
         >>> frechet_distance(torch.zeros(2), torch.eye(2), torch.tensor([3.0, 4.0]), 4 * torch.eye(2))

@@ -25,7 +25,7 @@ def load_lpips(vgg: str | Path | None = None) -> LPIPS:
     """LPIPS with its real weights.
 
     vgg: torchvision's `vgg16-397923af.pth`, or a published VidTok checkpoint, which contains all of LPIPS. By default
-        the former, from torch hub's cache or downloaded.
+        torchvision's file, from torch hub's cache or downloaded.
 
     Raises:
         FileNotFoundError: the weights are not available; the message says where to fetch and where to save them.

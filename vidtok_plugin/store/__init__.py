@@ -1,7 +1,7 @@
 """The token store: episodes as tokens and actions on disk, written by one or more processes and read in windows.
 
-    STORE/store.json                      what the tokens are: adapter hashes, grid, codebook, frame rate, actions
-    STORE/adapter_1f.../                  the adapter that wrote the tokens, to decode them and what a model generates
+    STORE/store.json                      facts about the tokens: adapter hashes, grid, codebook, frame rate, actions
+    STORE/adapter_1f.../                  the adapter that wrote the tokens, to decode them and generated ones
     STORE/statistics_5c.../               a KL model's latent statistics, which all writers share
     STORE/tokens_0a.../SPLIT/             the episodes of a split, for example train
         plan_00000/shards.json            the names of each shard's episodes: [["a.mp4", "b.mp4"], ["c.mp4"]]

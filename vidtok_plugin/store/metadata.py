@@ -85,13 +85,9 @@ def read_metadata(folder: str | Path) -> StoreMetadata:
     """
     path = Path(folder) / METADATA_FILE
     if not path.is_file():
-        what = "does not exist"
-        if path.parent.exists():
-            what = (
-                f"is not a token store: it has no {METADATA_FILE}"
-                if path.parent.is_dir()
-                else "is a file, not a folder"
-            )
+        what = "is a file, not a folder" if path.parent.is_file() else "does not exist"
+        if path.parent.is_dir():
+            what = f"is not a token store: it has no {METADATA_FILE}"
         raise FileNotFoundError(f"TokenStore: {folder} {what}; write a store with `vidtok-plugin tokenize`.")
     values = json.loads(path.read_text())
     if values.get("format") != FORMAT:

@@ -1,4 +1,4 @@
-"""Training runs: what the tokenizer and the world model share of config, optimization, checkpoints and loading."""
+"""Training runs of the tokenizer and the world model: config, optimization, checkpoints and loading."""
 
 from vidtok_plugin.training.checkpoints import last_checkpoint
 from vidtok_plugin.training.config import RESERVED, RunConfig

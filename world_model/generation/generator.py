@@ -21,8 +21,8 @@ class StepGenerator:
     """Draws the latent steps that follow the whole steps `tokens` (b, T, H, W[, p]). It owns the rollouts' state.
 
     A model sees `max_steps` latent steps. When they are full, the oldest `decoding.context_shift` are dropped and the
-    rest re-prefilled as a window of its own; likewise a past that leaves no room for a step. Pasts of different lengths
-    are aligned at their ends: `past_steps` is how many steps of each row count, by default all.
+    rest re-prefilled as a new window. A past that leaves no room for a step is shortened likewise. Pasts of different
+    lengths are aligned at their ends: only the last `past_steps` steps of each row count, by default all.
 
     The model's weights must not change while it draws. The past's keys are computed, and some weights prepacked, once
     per window, so a change would take effect partly at once and fully in the next window. Start a new generator then.

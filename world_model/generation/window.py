@@ -19,7 +19,7 @@ from world_model.transformer.transformer import DecodeBlocks
 class ContextWindow:
     """At most `max_steps` latent steps, from which the next one is drawn.
 
-    A full window drops its oldest `context_shift` steps and re-prefills the rest as a window of its own. Weights are
+    A full window drops its oldest `context_shift` steps and re-prefills the rest as a new window. Weights are
     looked up once per window. With guidance, the model has two rows for each rollout: with its actions, and without.
     """
 

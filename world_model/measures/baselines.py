@@ -2,7 +2,7 @@
 
 Model and baselines are scored on the same tokens: every step of a window except the first. Losses are in nats, one for
 each factor of a token (factor 0, factor 1 given factor 0, ...); they add up to the token's loss. Tables hold only
-what was seen and never positions times codes, so codebooks of 262,144 fit.
+values that occurred, never positions times codes, so codebooks of 262,144 fit.
 
 Shapes: N steps of an episode, b windows of T steps, H W rows and columns, n tokens, k factors.
 """

@@ -88,7 +88,7 @@ def check_rollout_actions(
 
 
 def check_step_actions(model: WorldModel, actions: Tensor, batch: int, who: str, *, validate: bool) -> GroupedActions:
-    """Check what a policy returned: the actions (b, f[, a]) of one latent step."""
+    """Check the actions (b, f[, a]) of one latent step, as a policy returned them."""
     f, spec = model.tokens.temporal_factor, model.tokens.actions
     checked = check_actions(actions, spec, who, values=actions.device.type == "cpu" or validate)
     if checked.shape[:2] != (batch, f):

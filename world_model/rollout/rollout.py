@@ -23,7 +23,7 @@ from world_model.rollout.tokens import decode_steps, encode_prompt, video_tokens
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutResult:
-    """An imagined video and what it cost."""
+    """An imagined video, with the number of model calls and the seconds that it took."""
 
     video: Tensor  # (b, 3, t, h, w) in [-1, 1]: the prompt, then the imagined frames
     tokens: VideoTokens  # of the whole video

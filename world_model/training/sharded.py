@@ -29,7 +29,7 @@ class ShardedWorldModelModule(WorldModelModule):
 
 
 def sharding_strategy(processes: int) -> ModelParallelStrategy:
-    """Lightning's FSDP2 strategy for so many processes. Checkpoints are single files, like those of other runs."""
+    """Lightning's FSDP2 strategy. Checkpoints are single files, like those of other runs."""
     return ModelParallelStrategy(
         data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False
     )

@@ -106,7 +106,7 @@ class Attention(nn.Module):
     def prefill(
         self, x: Tensor, rotation: Rotation, cache: LayerCache, at: Placement
     ) -> tuple[Tensor, tuple[Segment, ...]]:
-        """Write keys and values of x (b, m, d); -> queries (b, k, m, e), and what they may see."""
+        """Write keys and values of x (b, m, d); -> queries (b, k, m, e), and the segments that they attend to."""
         q, k, v = (part.to(cache.own.keys.dtype) for part in self._queries_keys_values(x, rotation))
         return q, cache.write(k, v, at)
 

@@ -147,7 +147,7 @@ class TransformerCache:
 
     def fork(self, futures: int = 1) -> "TransformerCache":
         """A cache of `futures` consecutive rows for each of this one's rows. They share its past without a copy, and
-        have buffers of their own for what follows."""
+        have their own buffers for the tokens that follow."""
         if futures < 1:
             raise ValueError(f"TransformerCache: futures must be at least 1, got {futures}.")
         past = self.length - sum(segment.length for segment in self.shared)

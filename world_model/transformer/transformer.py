@@ -132,7 +132,7 @@ class Transformer(nn.Module):
         return [block for block in self.blocks if isinstance(block, Block)]
 
     def _place(self, x: Tensor, cache: TransformerCache, at: Placement | None) -> tuple[Placement, Rotation]:
-        """Where tokens are placed and what each sees, and the rotation there."""
+        """The placement of tokens in the cache, and the rotation at their positions."""
         if len(x) != cache.batch:
             raise ValueError(f"Transformer: there must be a row for each of the cache's {cache.batch}, got {len(x)}.")
         if at is None:

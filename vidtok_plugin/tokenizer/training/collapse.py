@@ -23,7 +23,7 @@ DISCRIMINATOR_METRICS = ("hinge", "logits_real", "logits_fake")  # as the module
 class CollapseConfig:
     """The bounds at which codebook and discriminator count as collapsed; a bound of 0 never warns.
 
-    They are wide rules of thumb: what they report is broken, but what they pass may still be unhealthy.
+    The bounds are loose: a reported run is broken, but a run that passes may still be unhealthy.
     """
 
     window: int = 100  # batches that are judged together, and that `train/codebook_*` covers

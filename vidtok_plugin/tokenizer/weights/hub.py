@@ -23,7 +23,7 @@ def checkpoint_folder() -> Path:
 def published_checkpoint(preset: Preset, revision: str | None) -> Path:
     """The published checkpoint of `preset`, downloaded unless it is in `checkpoint_folder` or in the hub's cache.
 
-    The hub's own settings apply: `HF_HOME` moves its cache, and `HF_HUB_OFFLINE=1` uses nothing else.
+    The hub's own settings apply: `HF_HOME` moves its cache, and `HF_HUB_OFFLINE=1` prevents downloads.
 
     revision: a branch, tag or commit of the hub's repository; the newest by default. If given, `checkpoint_folder` is
         not used, because the revision of a file there is unknown.

@@ -57,7 +57,7 @@ class FlatDecodeBlock(NamedTuple):
         self._write(rows, rotation, at)
 
     def _write(self, rows: Tensor, rotation: Rotation, at: Placement) -> tuple[Tensor, tuple[Segment, ...]]:
-        """Write keys and values of (r, d); -> queries (b, k, m, e), and what they may see."""
+        """Write keys and values of (r, d); -> queries (b, k, m, e), and the segments that they attend to."""
         b, heads, _, head_width = self.cache.own.keys.shape
         qkv = self.qkv(functions(rows).rms_norm(rows, self.attention_norm)).view(b, -1, 3, heads, head_width)
         queries, keys, values = functions(qkv).queries_keys_values(qkv, self.qk_scale, rotation)
