@@ -1,4 +1,4 @@
-"""Speed of code paths that only a GPU has: xformers against SDPA, memory formats of convolutions, CUDA graphs in decoding.
+"""Speed of GPU-only code: xformers against SDPA, memory formats of convolutions, CUDA graphs in decoding.
 
     python benchmarks/gpu.py
 

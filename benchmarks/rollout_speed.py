@@ -4,12 +4,12 @@
     python benchmarks/rollout_speed.py --quick                        # less than one on a GPU
     python benchmarks/rollout_speed.py --plot docs/rollout_cost.png   # instead, how cost grows with length, as a plot
 
-Both have the same layers, width, heads, hidden width and vocabulary, continue the same prompts by the same number of tokens,
-and draw from the whole distribution at temperature 1 (--greedy: take the likeliest). Times include the prompt, and are
-medians of rounds in which contenders take turns; "ms a token" divides by the batch. "x generate()" is the median of the
-rounds' ratios to the default `generate()`, with its growing cache; its static cache is a contender too. Without a cache
-each token takes a whole pass over the context. The tokenizer is measured separately, and so is a whole `rollout()`, from
-video to video.
+Both have the same layers, width, heads, hidden width and vocabulary, continue the same prompts by the same number of
+tokens, and draw from the whole distribution at temperature 1 (--greedy: take the likeliest). Times include the prompt,
+and are medians of rounds in which contenders take turns; "ms a token" divides by the batch. "x generate()" is the
+median of the rounds' ratios to the default `generate()`, with its growing cache; its static cache is a contender too.
+Without a cache each token takes a whole pass over the context. The tokenizer is measured separately, and so is a whole
+`rollout()`, from video to video.
 """
 
 import statistics

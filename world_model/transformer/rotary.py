@@ -37,8 +37,8 @@ class Rotation:
 def grid_rotation(steps: int, height: int, width: int, head_width: int, base: float = 100.0) -> Rotation:
     """The rotation at every position of a grid.
 
-    A third of the channel pairs (rounded down) encodes the row, the same number the column, and the rest the step. Along
-    an axis the wavelengths grow geometrically from 2 pi to nearly 2 pi * base positions.
+    A third of the channel pairs (rounded down) encodes the row, the same number the column, and the rest the step.
+    Along an axis the wavelengths grow geometrically from 2 pi to nearly 2 pi * base positions.
     """
     pairs = head_width // 2
     if head_width % 2 or pairs < 3:
