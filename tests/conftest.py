@@ -1,4 +1,4 @@
-"""What all tests share: one thread, fixed seeds, and no GPU tests where there is no GPU."""
+"""Settings of all tests: one thread, fixed seeds, and no GPU tests where there is no GPU."""
 
 import pytest
 import torch

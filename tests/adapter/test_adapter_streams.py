@@ -70,7 +70,7 @@ def test_decoding_a_stream_without_lookahead_never_waits(causal: TokenizerAdapte
 # Boundaries
 
 
-def test_streamed_parts_know_their_position(causal: TokenizerAdapter) -> None:
+def test_streamed_tokens_have_their_position(causal: TokenizerAdapter) -> None:
     f, stream = causal.temporal_factor, causal.stream()
     parts = [stream.push(video(1 + f)), stream.push(video(f - 1)), stream.push(video(2)), stream.flush()]
     assert [part.first_step.item() for part in parts] == [0, 2, 2, 3]

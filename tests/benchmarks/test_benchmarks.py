@@ -44,7 +44,9 @@ def test_a_ratio_is_of_the_rounds_not_of_the_medians() -> None:
         harness.ratio([1.0], [1.0, 2.0])
 
 
-def test_a_report_tells_machine_versions_threads_and_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_contains_machine_versions_threads_and_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [{"what": "one", "seconds": 0.1234567}, {"what": "other", "clips": 12345, "none": None}]
     harness.report("trial", rows, tmp_path / "new" / "trial.json", packages=("numpy",), rounds=3)
     record = json.loads((tmp_path / "new" / "trial.json").read_text())
@@ -57,7 +59,7 @@ def test_a_report_tells_machine_versions_threads_and_rows(tmp_path: Path, capsys
 
 
 @pytest.mark.skipif(platform.system() != "Linux" or torch.cuda.is_available(), reason="a CPU's peak, by Linux's count")
-def test_peak_memory_has_what_is_freed_again() -> None:
+def test_peak_memory_includes_freed_memory() -> None:
     code = (
         "import harness, numpy as np\n"
         "print(*map(harness.peak_bytes, [lambda: np.ones(2**26, np.uint8).sum(), lambda: None]))"

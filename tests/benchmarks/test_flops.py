@@ -1,4 +1,4 @@
-"""The counter of operations knows what runs on a CPU, whatever PyTorch calls it there."""
+"""The counter of operations covers the CPU-only variants of PyTorch's operations."""
 
 import pytest
 import torch

@@ -115,7 +115,7 @@ def test_weighted_regularizer_terms_equal_the_published_losses(golden: Golden) -
 
 @torch.no_grad()
 def test_the_reference_path_gives_the_published_output(golden: Golden) -> None:
-    """The definition alone, in float64: float32 rounds otherwise on it, by as much."""
+    """Only the definition, in float64, because float32 rounding differs on it."""
     exact, seen = copy.deepcopy(golden.model).double(), list[Tensor]()
     exact.regularization.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with reference_path():

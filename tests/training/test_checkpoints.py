@@ -91,7 +91,7 @@ def test_an_interrupted_write_keeps_the_previous_checkpoint(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_run_left_is_set_aside(tmp_path: Path) -> None:
+def test_files_of_a_killed_run_are_set_aside(tmp_path: Path) -> None:
     resumed, damaged = save(tmp_path, 2), save(tmp_path, 4)
     (tmp_path / ".step-00000006.ckpt.part-0123").write_bytes(b"half a checkpo")
     set_aside_damaged(tmp_path, resumed)

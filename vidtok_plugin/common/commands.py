@@ -37,7 +37,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         required=True,
         metavar="FILE.yaml",
-        help="config file; several are merged from left to right",
+        help="config file, for example one of configs/; several are merged from left to right",
     )
     parser.add_argument("--print-config", action="store_true", help="print the merged config and exit")
     parser.add_argument(

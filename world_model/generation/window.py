@@ -33,7 +33,7 @@ class ContextWindow:
         context_shift: int,
         sampler: Sampler,
     ) -> None:
-        """`tokens` (b, T, H, W[, p]), of which each row's last `past_steps` (b,) count, on the CPU."""
+        """`tokens` (b, T, H, W[, p]); `past_steps` (b,), on the CPU: steps of each row after padding in front."""
         self.model, self.sampler = model, sampler
         self.kept_steps = model.config.max_steps - context_shift
         self.tokens = tokens.to(model.dtype) if tokens.is_floating_point() else tokens

@@ -14,7 +14,7 @@ from world_model.transformer.transformer import DecodeBlocks
 
 @dataclass(frozen=True, kw_only=True)
 class WindowInputs:
-    """A window of latent steps, and the conditioning of each by everything but its own tokens."""
+    """A window of latent steps, with the conditioning of each step from everything but its own tokens."""
 
     tokens: Tensor  # (b, T, H, W[, p])
     conditioning: Tensor  # (b, T, n, d)

@@ -85,7 +85,7 @@ def test_a_published_name_is_converted(tmp_path: Path, monkeypatch: pytest.Monke
     assert_same(model, VidTok.from_pretrained(convert(KL, tmp_path / "out")))
 
 
-def test_the_published_layout_is_what_the_original_reads(tmp_path: Path) -> None:
+def test_the_original_reads_the_published_layout(tmp_path: Path) -> None:
     model = toy_tokenizer(FSQ).float()
     written = convert(source("ours", model, tmp_path / "in"), tmp_path / "out", to="published")
     content = torch.load(written, weights_only=True)

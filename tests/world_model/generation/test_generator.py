@@ -68,7 +68,7 @@ def greedy_from(model: WorldModel, window: Tensor, actions: GroupedActions | Non
 @pytest.mark.parametrize("name", ["full", "factored"])
 @pytest.mark.parametrize(("max_steps", "context_shift"), [(2, None), (4, 1), (4, 3), (5, 2)])
 def test_a_full_context_drops_whole_steps(name: str, max_steps: int, context_shift: int | None) -> None:
-    """Each drawn step is the model's prediction given the newest steps alone, as a window of their own."""
+    """Each drawn step is the model's prediction given only the newest steps, as a new window."""
     config = replace(VARIANTS[name], max_steps=max_steps)
     model, codes, actions = random_model(config), random_tokens(config, 2, 7), random_actions(config, 2, 17)
     assert actions is not None
@@ -107,7 +107,7 @@ def test_the_same_seed_gives_the_same_rollout_whatever_the_batch(name: str) -> N
 
 @pytest.mark.parametrize("name", KINDS)
 def test_pasts_of_different_lengths_share_a_batch(name: str) -> None:
-    """Each row gives what it gives alone, as long as the longest fits the context."""
+    """Each row equals a run of that row alone, as long as the longest fits the context."""
     config = replace(KINDS[name], max_steps=8)
     model, tokens, actions = random_model(config), random_tokens(config, 3, 3), random_actions(config, 3, 12)
     assert actions is not None

@@ -86,7 +86,7 @@ def test_continuous_tokens_have_a_flow_loss_and_name_what_is_not_measured(
 
 def test_tokens_count_with_their_weights(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def masked(tokens: Tensor) -> TokenScores:
-        """One token of each step is scored and stands for all six."""
+        """One token of each step is scored, with the weight of all six."""
         losses = torch.full((*tokens[:, 1:].shape, 1), 100.0)
         losses[:, :, 0, 1] = 0.5
         weights = torch.zeros(losses.shape[:4])

@@ -86,8 +86,8 @@ class Network(StreamLayer):
         raise NotImplementedError
 
     def body(self, x: Tensor) -> Tensor:
-        """The layers on a whole clip. Each network has a function of its own, since torch.compile counts the graphs of
-        a function and generalizes over the sizes that it has seen there."""
+        """The layers on a whole clip. Encoder and decoder each define it: torch.compile counts graphs by function, and
+        generalizes over the sizes that it has seen there."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class Network(StreamLayer):
         return x
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is not compiled: its function would be that of the original, on the original's weights."""
+        """A copy is not compiled: the compiled function would use the weights of the original."""
         return {**super().__getstate__(), "compiled": None}
 
 

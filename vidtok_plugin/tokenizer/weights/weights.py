@@ -92,7 +92,7 @@ def _find(source: str | Path, averaging: Averaging | None, revision: str | None,
 
 
 def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path) -> None:
-    """Loads weights into `model`; a ValueError for those of another architecture guesses their preset."""
+    """Loads weights into `model`; the ValueError for weights of another architecture names matching presets."""
     load_state_dict_strictly(model, state_dict, who="VidTok", source=source, hint=lambda: _guess(state_dict))
 
 

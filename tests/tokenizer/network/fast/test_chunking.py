@@ -26,7 +26,7 @@ def model(request: pytest.FixtureRequest) -> VidTok:
 
 @pytest.fixture(params=[1, 2_000, 20_000])
 def small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Chunks of so many bytes: single rows and frames, some of them, most of a clip."""
+    """Chunk sizes in bytes: single rows and frames, some of them, most of a clip."""
     monkeypatch.setattr(chunking, "CHUNK_BYTES", request.param)
     return request.param
 
@@ -129,7 +129,7 @@ def test_a_clips_precision_does_not_depend_on_its_size(
 
 
 @torch.no_grad()
-def test_what_is_upsampled_is_never_whole_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upsampled_tensors_are_never_complete_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy_tokenizer(NAMES[1], ch=32, ch_mult=(1, 2, 2, 2)).float()
     latents = torch.rand(1, model.latent_channels, 5, 8, 8)
     upsampled = 64 * 20 * 64 * 64 * 4  # bytes of the input of the block behind the last upsampling

@@ -1,4 +1,4 @@
-"""The fast path computes what the definition does, in outputs, gradients and streams, and steps aside when asked to."""
+"""The fast path computes what the definition does, in outputs, gradients and streams, and can be switched off."""
 
 import copy
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def stream(model: VidTok, video: Tensor, latents: Tensor) -> tuple[Tensor, Tenso
 
 @pytest.mark.parametrize("name", presets())
 @torch.no_grad()
-def test_every_preset_gives_what_its_definition_gives(name: str) -> None:
+def test_the_fast_path_of_every_preset_equals_its_definition(name: str) -> None:
     model = toy_tokenizer(name)
     s, f = model.spatial_factor, model.temporal_factor
     video = random_video(4 * f + model.causal, h=2 * s, w=s)
@@ -162,7 +162,7 @@ def test_forward_hooks_see_whole_clips_whatever_their_length(
 
 
 @torch.no_grad()
-def test_a_hook_may_change_what_passes(model: VidTok) -> None:
+def test_a_hook_may_change_inputs_and_outputs(model: VidTok) -> None:
     """As by `torch.nn.Module`'s contract, for forward and pre-hooks."""
     latents = random_latents(model, 2)
     plain = model.decode(latents)
@@ -173,11 +173,11 @@ def test_a_hook_may_change_what_passes(model: VidTok) -> None:
     assert torch.equal(model.decode(latents), plain)
 
 
-# What the fast path may write into
+# Tensors that the fast path may write into
 
 
 @torch.no_grad()
-def test_what_the_caller_holds_is_never_written_to(model: VidTok, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_of_the_caller_are_never_modified(model: VidTok, monkeypatch: pytest.MonkeyPatch) -> None:
     for size in (1, chunking.CHUNK_BYTES):
         monkeypatch.setattr(chunking, "CHUNK_BYTES", size)
         video = random_video(model.num_frames(2), h=16, w=16)
@@ -242,8 +242,8 @@ def test_a_single_picture_stays_channels_last() -> None:
 
 
 @torch.no_grad()
-def test_a_layer_of_a_users_own_class_runs_as_it_is_written() -> None:
-    """Kernels stand for the very classes that they know, not for subclasses."""
+def test_a_layer_of_a_user_class_runs_its_own_code() -> None:
+    """A kernel applies to exactly the class that it is registered for, not to subclasses."""
 
     class Doubled(SpatialConv):
         def on_frames(self, x: Tensor) -> Tensor:

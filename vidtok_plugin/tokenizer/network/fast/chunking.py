@@ -106,7 +106,7 @@ def map_frames(
     zoom: float = 1.0,
     overwrite: bool = False,
 ) -> Tensor:
-    """`function(x)` of a function that processes each frame on its own, for as many frames at once as fit.
+    """`function(x)`, computed for as many frames at a time as fit; the function processes each frame on its own.
 
     halo: how many rows the function sees beyond a row; None: all. Frames that are too large are cut into strips that
         overlap by as many rows on each side.
