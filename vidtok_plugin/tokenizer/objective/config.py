@@ -33,6 +33,7 @@ class ObjectiveConfig:
     entropy_annealing_steps: int = 2000  # ... and falls linearly to itself over these batches
     commitment_weight: float = 0.25
     kl_weight: float = 1e-6
+    still_weight: float = 0.0  # of latents that change where the video is still; not in the published objective
 
     def __post_init__(self) -> None:
         if min(self.l1_weight, self.l2_weight) < 0 or self.l1_weight + self.l2_weight == 0:
@@ -47,7 +48,7 @@ class ObjectiveConfig:
                     f"{choice}=none leaves it out."
                 )
         not_negative = ("disc_start", "lecam_weight", "entropy_weight", "entropy_annealing_factor")
-        for name in (*not_negative, "entropy_annealing_steps", "commitment_weight", "kl_weight"):
+        for name in (*not_negative, "entropy_annealing_steps", "commitment_weight", "kl_weight", "still_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"ObjectiveConfig: {name} must not be negative, got {getattr(self, name)}.")
         if not 0 <= self.lecam_decay < 1:

@@ -11,6 +11,7 @@ from vidtok_plugin.tokenizer.objective.adversarial import LeCAM, adaptive_weight
 from vidtok_plugin.tokenizer.objective.config import ObjectiveConfig
 from vidtok_plugin.tokenizer.objective.discriminators import Discriminator
 from vidtok_plugin.tokenizer.objective.perceptual import PerceptualLoss
+from vidtok_plugin.tokenizer.objective.stillness import stillness
 
 Terms = dict[str, Tensor]  # by name, for the log: detached and unweighted scalars
 
@@ -49,8 +50,8 @@ class Objective(nn.Module):
         video: the target (b, 3, t, h, w) in [-1, 1].
         last_weight: the weight of the decoder's last layer, at which the adaptive weight compares gradients.
 
-        The terms, as far as the config has them: l1, l2, lpips, nll, logvar, those of the regularizer, and from
-        `disc_start` on g_loss and disc_weight, the factor of g_loss.
+        The terms, as far as the config has them: l1, l2, lpips, nll, logvar, those of the regularizer, stillness, and
+        from `disc_start` on g_loss and disc_weight, the factor of g_loss.
         """
         nll, terms = self.reconstruction_nll(video, out.reconstruction)
         loss = nll
@@ -62,6 +63,10 @@ class Objective(nn.Module):
         for name, term in (out.regularizer_terms or {}).items():
             loss = loss + self.cfg.regularizer_weight(name, step) * term
             terms[name] = term.detach()
+        if self.cfg.still_weight:
+            changes = stillness(video, out.latents)
+            loss = loss + self.cfg.still_weight * changes
+            terms["stillness"] = changes.detach()
         return loss, terms
 
     def reconstruction_nll(self, video: Tensor, reconstruction: Tensor) -> tuple[Tensor, Terms]:

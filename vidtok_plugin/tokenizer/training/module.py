@@ -68,6 +68,11 @@ class TokenizerRunConfig(RunConfig):
             )
         if self.from_scratch and self.pretrained is not None:
             raise ValueError("TokenizerRunConfig: from_scratch=true and pretrained exclude each other.")
+        if self.objective.still_weight and self.trained == "decoder":
+            raise ValueError(
+                "TokenizerRunConfig: objective.still_weight trains the encoder, which trained=decoder freezes; set one "
+                f"of them only, got still_weight={self.objective.still_weight}."
+            )
         if self.pretrained is None:  # else the architecture is known once it is loaded
             self._check_sizes(override_architecture(preset, self.architecture))
 
@@ -91,6 +96,19 @@ class TokenizerRunConfig(RunConfig):
                 who="TokenizerRunConfig",
                 name=f"data.{name}",
                 of="the tokenizer's spatial factor",
+            )
+        if not self.objective.still_weight:
+            return
+        if not architecture.causal:
+            raise ValueError(
+                "TokenizerRunConfig: objective.still_weight is for causal tokenizers, got "
+                f"{self.objective.still_weight}; set it to 0."
+            )
+        factor, length = architecture.temporal_factor, self.data.clip_length
+        if (length - 1) % factor or length <= factor + 1:
+            raise ValueError(
+                f"TokenizerRunConfig: with objective.still_weight, data.clip_length must be 1 + k * {factor} with k of "
+                f"at least 2, got {length}."
             )
 
 
