@@ -1,9 +1,11 @@
 """An Atari game, played frame by frame."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
+from world_model.recording.policy import Policy
 
 EMULATOR_FPS = 60
 
@@ -31,10 +33,10 @@ class AtariGame:
     def __exit__(self, *_: object) -> None:
         self.env.close()
 
-    def play(self, policy: Callable[[], int], *, seed: int, frames: int) -> Iterator[tuple[int, np.ndarray]]:
+    def play(self, policy: Policy, *, seed: int, frames: int) -> Iterator[tuple[int, np.ndarray]]:
         """Play one game: yields each frame (h, w, 3) with the action that led to it, at most `frames` of them.
 
-        The first action is 0.
+        The first action is 0. The policy is called with each frame but the last and chooses the next action.
         """
         frame, _ = self.env.reset(seed=seed)
         for _ in range(self.warmup):
@@ -43,7 +45,7 @@ class AtariGame:
                 return
         yield 0, frame
         for _ in range(frames - 1):
-            action = policy()
+            action = policy(frame)
             frame, over = self._step(action)
             yield action, frame
             if over:

@@ -15,7 +15,7 @@ from vidtok_plugin.video.episodes import load_episode, meta_path, save_episode_f
 from vidtok_plugin.video.resizing import resize
 from vidtok_plugin.video.writing import VideoWriter
 from world_model.recording.game import EMULATOR_FPS, AtariGame
-from world_model.recording.policy import CoveringPolicy
+from world_model.recording.policy import CoveringPolicy, MakePolicy
 
 logger = logging.getLogger(__name__)
 
@@ -96,21 +96,23 @@ class RecordConfig:
         return getattr(self, f"{split}_episodes") * self.frames_per_episode
 
 
-def record(cfg: RecordConfig, *, show_progress: bool = True) -> None:
+def record(cfg: RecordConfig, *, policy: MakePolicy = CoveringPolicy, show_progress: bool = True) -> None:
     """Record `OUTPUT/{train,validation,test}/episode_00000.mp4` ... with their actions and JSON.
 
-    Complete episodes with the same settings are kept: an interrupted recording continues where it stopped, and asking
-    for more episodes extends a recording. What an episode shows depends only on the settings, its split and its number.
+    `policy` is called once per game and makes the policy that plays it; its name is in the JSON unless it is the
+    default. Complete episodes with the same settings and
+    policy are kept: an interrupted recording continues where it stopped, and asking for more episodes extends a
+    recording. What an episode shows depends only on the settings, the policy, its split and its number.
 
     Raises:
-        ValueError: the game is unknown, or the folder has episodes recorded with other settings or more episodes than
-            asked for.
+        ValueError: the game is unknown, or the folder has episodes recorded with other settings or another policy, or
+            more episodes than asked for.
 
     Example:
         >>> record(RecordConfig(env="ALE/Boxing-v5", output="data/boxing"))   # doctest: +SKIP
     """
     splits = [split for split in SPLITS if cfg.num_frames(split) > 0]
-    done = {split: _complete_episodes(cfg, split) for split in splits}
+    done = {split: _complete_episodes(cfg, policy, split) for split in splits}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with _open_game(cfg) as game, Progress(*columns, disable=not show_progress) as progress:
         for split in splits:
@@ -118,7 +120,7 @@ def record(cfg: RecordConfig, *, show_progress: bool = True) -> None:
             task = progress.add_task(f"{cfg.env} {split}", total=total, completed=min(frames, total))
             number = len(done[split])
             while frames < total:
-                frames += _record_episode(cfg, game, split, number)
+                frames += _record_episode(cfg, policy, game, split, number)
                 number += 1
                 progress.update(task, completed=min(frames, total))
             logger.info("%s: %d episodes, %d frames of %s", split, number, frames, cfg.env)
@@ -141,7 +143,7 @@ def replay(meta: Mapping[str, Any], actions: Sequence[int]) -> np.ndarray:
         )
     remaining = iter(actions[1:])
     with _open_game(cfg) as game:
-        played = game.play(lambda: next(remaining), seed=meta["seed"], frames=len(actions))
+        played = game.play(lambda _: next(remaining), seed=meta["seed"], frames=len(actions))
         frames = [frame for _, frame in played]
     if len(frames) < len(actions):
         raise ValueError(f"replay: the game ended after {len(frames)} of {len(actions)} frames.")
@@ -162,17 +164,22 @@ def _episode_path(cfg: RecordConfig, split: str, number: int) -> Path:
     return Path(cfg.output) / split / f"episode_{number:05d}.mp4"
 
 
-def _complete_episodes(cfg: RecordConfig, split: str) -> list[int]:
-    """The frame counts of the split's existing episodes, after checking them against the settings."""
+def _policy_name(policy: MakePolicy) -> str:
+    return getattr(policy, "__name__", repr(policy))
+
+
+def _complete_episodes(cfg: RecordConfig, policy: MakePolicy, split: str) -> list[int]:
+    """The frame counts of the split's existing episodes, after checking them against the settings and the policy."""
+    recipe = cfg.recipe | {"policy": _policy_name(policy)}
     frames: list[int] = []
     while meta_path(_episode_path(cfg, split, len(frames))).exists():
         episode = load_episode(_episode_path(cfg, split, len(frames)))
-        recorded = episode.meta.get("recipe", {})
-        changed = [field for field, value in cfg.recipe.items() if recorded.get(field) != value]
+        recorded = episode.meta.get("recipe", {}) | {"policy": episode.meta.get("policy", CoveringPolicy.__name__)}
+        changed = [field for field, value in recipe.items() if recorded.get(field) != value]
         if changed:
             raise ValueError(
                 f"record: {episode.path} was recorded with {changed[0]}={recorded.get(changed[0])!r}, not"
-                f" {cfg.recipe[changed[0]]!r}; choose another output, or remove {episode.path.parent.parent}."
+                f" {recipe[changed[0]]!r}; choose another output, or remove {episode.path.parent.parent}."
             )
         if sum(frames) >= cfg.num_frames(split):
             raise ValueError(
@@ -183,13 +190,13 @@ def _complete_episodes(cfg: RecordConfig, split: str) -> list[int]:
     return frames
 
 
-def _record_episode(cfg: RecordConfig, game: AtariGame, split: str, number: int) -> int:
+def _record_episode(cfg: RecordConfig, make_policy: MakePolicy, game: AtariGame, split: str, number: int) -> int:
     """Record one episode; -> its number of frames."""
     path = _episode_path(cfg, split, number)
     for attempt in range(MAX_ATTEMPTS):
         seeds = np.random.SeedSequence([cfg.seed, SPLITS.index(split), number, attempt])
         game_seed = int(seeds.generate_state(1)[0] >> 1)
-        policy = CoveringPolicy(game.num_actions, cfg.hold, np.random.default_rng(seeds))
+        policy = make_policy(game.num_actions, cfg.hold, np.random.default_rng(seeds))
         actions: list[int] = []
         writer = VideoWriter(path, fps=cfg.file_fps, crf=cfg.crf)
         try:
@@ -222,6 +229,8 @@ def _record_episode(cfg: RecordConfig, game: AtariGame, split: str, number: int)
             "split": split,
             "recipe": cfg.recipe,
         }
+        if make_policy is not CoveringPolicy:
+            meta["policy"] = _policy_name(make_policy)
         save_episode_files(path, np.asarray(actions, np.int64), json.loads(json.dumps(meta)))
         return len(actions)
     raise ValueError(

@@ -126,6 +126,41 @@ def test_a_folder_recorded_with_other_settings_is_refused(recorded: RecordConfig
         record(config(Path(recorded.output), train_episodes=1), show_progress=False)
 
 
+class SeeingPolicy:
+    """Its actions depend on the frame it is given."""
+
+    def __init__(self, num_actions: int, hold: tuple[int, int], rng: np.random.Generator) -> None:
+        self.num_actions = num_actions
+
+    def __call__(self, frame: np.ndarray) -> int:
+        assert frame.dtype == np.uint8 and frame.shape == (210, 160, 3)
+        return int(frame.sum()) % self.num_actions
+
+
+def test_a_policy_sees_the_frame_before_its_action(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    real = game_module.AtariGame._step
+    monkeypatch.setattr(
+        game_module.AtariGame, "_step", lambda game, action: shown.append(real(game, action)) or shown[-1]
+    )
+    cfg = config(tmp_path, train_episodes=1, validation_episodes=0, warmup=1)
+    record(cfg, policy=SeeingPolicy, show_progress=False)
+    episode = find_episodes(tmp_path / "train")[0]
+    assert episode.actions.tolist() == [0, *(int(frame.sum()) % 18 for frame, _ in shown[:-1])]
+    assert len(set(episode.actions.tolist())) > 2
+
+
+def test_episodes_of_two_policies_do_not_mix(recorded: RecordConfig, tmp_path: Path) -> None:
+    cfg = config(tmp_path, train_episodes=1, validation_episodes=0)
+    record(cfg, policy=SeeingPolicy, show_progress=False)
+    assert find_episodes(tmp_path / "train")[0].meta["policy"] == "SeeingPolicy"
+    record(cfg, policy=SeeingPolicy, show_progress=False)  # nothing is missing
+    with pytest.raises(ValueError, match="policy='SeeingPolicy', not 'CoveringPolicy'"):
+        record(cfg, show_progress=False)
+    with pytest.raises(ValueError, match="policy='CoveringPolicy', not 'SeeingPolicy'"):
+        record(recorded, policy=SeeingPolicy, show_progress=False)
+
+
 def test_an_unknown_game_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"env must be one of .*ALE/Nonesuch-v5"):
         record(config(tmp_path, env="ALE/Nonesuch-v5"), show_progress=False)
