@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n $(JOBS) --dist loadfile
 
-.PHONY: setup demo finetune-example vidtok-tiny lint test test-slow test-gpu test-all format clean
+.PHONY: setup demo finetune-example vidtok-tiny boxing-world lint test test-slow test-gpu test-all format clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,10 @@ finetune-example: setup
 vidtok-tiny: setup
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[pretrain]'
 	$(BIN)/python examples/train_vidtok_tiny.py
+
+# A Boxing world from nothing but the game, with its measures: many hours.
+boxing-world: setup
+	$(BIN)/python examples/train_boxing_world.py
 
 lint: setup
 	$(BIN)/ruff check

@@ -1,0 +1,117 @@
+"""Measures a Boxing world model on held-out play, with the sampler that does best on the validation split.
+
+    python examples/boxing_evaluation.py MODEL EPISODES STORE [--prompts 64] [--frames 128]
+
+MODEL is a saved world model with its adapter. EPISODES is a folder of play with validation/ and test/, and STORE has
+the tokens of its train and test splits.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from boxing_measures import SIZE, BoxingScores, measure_boxing
+from shared import held_out_clips, run_example
+
+from vidtok_plugin import TokenizerAdapter
+from vidtok_plugin.common.devices import default_device
+from vidtok_plugin.evaluation.psnr import reconstruction_psnr
+from vidtok_plugin.store.reader import TokenStore
+from vidtok_plugin.video.data import VideoDataConfig
+from vidtok_plugin.video.episodes import find_episodes
+from world_model import Sampler, WorldModel
+from world_model.measures import Prompts, cross_entropies, held_out_prompts, random_actions
+from world_model.rollout.files import load_model
+
+logger = logging.getLogger("vidtok_plugin.boxing_evaluation")
+PROMPT_FRAMES = 13
+HOLD = (3, 12)  # of the random actions whose effect is measured
+CLIP_FRAMES, CLIPS = 64, 32  # for the tokenizer's PSNR
+SEARCH_FRAMES = 16
+SAMPLERS = tuple(
+    Sampler(temperature=temperature, top_p=top_p, guidance=guidance)
+    for temperature, top_p in ((0.3, None), (0.6, None), (0.8, None), (1.0, 0.9))
+    for guidance in (1.0, 1.5, 2.5)
+)
+
+
+def find_prompts(episodes: Path, count: int, frames: int) -> Prompts:
+    return held_out_prompts(find_episodes(episodes), count=count, prompt_frames=PROMPT_FRAMES, future_frames=frames)
+
+
+def measure(model: WorldModel, adapter: TokenizerAdapter, prompts: Prompts, sampler: Sampler) -> BoxingScores:
+    assert prompts.actions is not None  # the policy's
+    others = random_actions(prompts.actions, prompts.prompt_frames, model.tokens.actions.size, HOLD)
+    return measure_boxing(model, adapter, prompts, others=others, sampler=sampler)[0]
+
+
+def choose_sampler(model: WorldModel, adapter: TokenizerAdapter, prompts: Prompts) -> Sampler:
+    """The sampler with the smallest distance of the player; every tenth of frames without both boxers doubles it."""
+    costs = {}
+    for sampler in SAMPLERS:
+        if sampler.guidance != 1 and not model.config.action_dropout:
+            continue  # the model can't be guided
+        scores = measure(model, adapter, prompts, sampler)
+        distance = scores.distance[str(SEARCH_FRAMES)]
+        costs[sampler] = distance * (1 + 10 * (1 - scores.both_present))
+        logger.info(
+            "temperature %g, top-p %s, guidance %g: the player is %.2f pixels away after %d frames; both boxers are "
+            "in %.3f of the frames",
+            *(sampler.temperature, sampler.top_p, sampler.guidance),
+            *(distance, SEARCH_FRAMES, scores.both_present),
+        )
+    return min(costs, key=costs.__getitem__)
+
+
+def evaluate(
+    model_folder: Path, episodes: Path, store: Path, *, prompts: int, frames: int, sampler: Sampler | None = None
+) -> dict[str, Any]:
+    """All measures on the test split; without `sampler`, with the best of `SAMPLERS` on half as many prompts of the
+    validation split."""
+    model, adapter = load_model(model_folder, default_device())
+    if sampler is None:
+        validation = find_prompts(episodes / "validation", max(1, prompts // 2), SEARCH_FRAMES)
+        sampler = choose_sampler(model, adapter, validation)
+    data = VideoDataConfig(train=(str(episodes),), clip_length=CLIP_FRAMES, height=SIZE, width=SIZE)
+    clips = held_out_clips(episodes / "test", data, CLIPS)
+    train, test = TokenStore(store, "train"), TokenStore(store, "test")
+    entropies = cross_entropies(model, train, test, window_steps=model.config.max_steps)
+    scores = measure(model, adapter, find_prompts(episodes / "test", prompts, frames), replace(sampler, seed=1))
+    return {
+        "tokenizer_psnr": reconstruction_psnr(adapter.tokenizer, clips),
+        "cross_entropy": entropies.world_model,
+        "cross_entropy_over_unigram": entropies.world_model / entropies.unigram,
+        "cross_entropy_over_copy": entropies.world_model / entropies.copy,
+        "sampler": asdict(sampler),
+        "prompts": prompts,
+        **asdict(scores),
+    }
+
+
+def print_scores(args: argparse.Namespace) -> None:
+    given = None if args.temperature is None else Sampler(temperature=args.temperature, guidance=args.guidance)
+    scores = evaluate(args.model, args.episodes, args.store, prompts=args.prompts, frames=args.frames, sampler=given)
+    print(json.dumps(scores, indent=2))
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", type=Path)
+    command.add_argument("episodes", type=Path, help="a folder with validation/ and test/")
+    command.add_argument("store", type=Path)
+    command.add_argument("--prompts", type=int, default=64)
+    command.add_argument("--frames", type=int, default=128, help="frames to imagine, a whole number of latent steps")
+    command.add_argument("--temperature", type=float, help="use this temperature instead of searching for a sampler")
+    command.add_argument("--guidance", type=float, default=1.0, help="with --temperature")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_example(print_scores, argv, description="Measure a Boxing world model.", add_arguments=add_arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""The making of the Boxing world at toy size, and the copy of the tree that it runs in."""
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from places import ROOT
+
+from vidtok_plugin.common.config import load_config
+from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
+from world_model import WorldModelRunConfig
+from world_model.rollout.files import load_model
+
+TOY = (
+    "record.train_episodes=2",
+    "record.validation_episodes=1",
+    "record.test_episodes=1",
+    "record.frames_per_episode=100",
+    "prompts=2",
+    "future_frames=16",
+    "clip_frames=17",
+    "processes=1",
+    "tokenizer.trainer.max_steps=8",
+    "tokenizer.trainer.val_check_interval=8",
+    "tokenizer.trainer.log_every_n_steps=1",
+    "tokenizer.trainer.devices=1",
+    "tokenizer.trainer.strategy=auto",
+    "tokenizer.trainer.enable_progress_bar=false",
+    "tokenizer.data.validation_clips=1",
+    "tokenizer.data.clip_length=9",
+    "tokenizer.data.batch_size=1",
+    "world_model.trainer.max_steps=16",
+    "world_model.trainer.val_check_interval=8",
+    "world_model.trainer.log_every_n_steps=1",
+    "world_model.trainer.devices=1",
+    "world_model.trainer.strategy=auto",
+    "world_model.trainer.enable_progress_bar=false",
+    "world_model.model.max_steps=5",
+    "world_model.data.window_steps=5",
+    "world_model.model.transformer.width=32",
+    "world_model.model.transformer.depth=1",
+    "world_model.model.transformer.heads=2",
+)
+
+
+@pytest.fixture(scope="module")
+def examples() -> Iterator[Callable[[str], ModuleType]]:
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        yield importlib.import_module
+    finally:
+        sys.path.remove(str(ROOT / "examples"))
+
+
+@pytest.mark.slow
+def test_a_world_is_made_measured_and_exported(
+    examples: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ale_py")
+    script, evaluation = examples("train_boxing_world"), examples("boxing_evaluation")
+    monkeypatch.setattr(evaluation, "CLIP_FRAMES", 17)
+    monkeypatch.setattr(evaluation, "SAMPLERS", evaluation.SAMPLERS[:2])
+    monkeypatch.setattr(script, "ROOT", tmp_path)  # without .git: no copy of the tree
+    argv = ["--minutes", "240", f"output={tmp_path}", *TOY]
+    assert script.main(argv) == 0
+    exported = tmp_path / "export"
+    model, adapter = load_model(exported, script.default_device())
+    assert model.token_hash == adapter.token_hash
+    measures = json.loads((exported / "measures.json").read_text())
+    assert set(measures["psnr_over_copy"]) == {"1_4", "5_8", "9_16"}
+    assert set(measures["distance"]) == {"4", "16"}
+    summary = json.loads((exported / "training.json").read_text())
+    assert summary["batches"] == {"tokenizer": 4, "world_model": 8}  # half of the configured ones
+    assert set(summary["weights_sha256"]) > {"model.safetensors"}
+    times = {path: path.stat().st_mtime_ns for path in exported.rglob("*") if path.is_file()}
+    assert script.main(argv) == 0
+    assert times == {path: path.stat().st_mtime_ns for path in exported.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_training_configs_load_and_scale_with_the_budget(
+    examples: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
+    script = examples("train_boxing_world")
+    monkeypatch.setattr(script.torch.cuda, "is_available", lambda: gpu)
+    for name, schema in (("tokenizer", TokenizerRunConfig), ("world_model", WorldModelRunConfig)):
+        plain = load_config(schema, [ROOT / "configs" / "boxing" / f"{name}.yaml"])
+        whole, half = (script.training_config(name, schema, [f"{name}.seed=3"], {}, ratio) for ratio in (1.0, 0.5))
+        assert whole.seed == half.seed == 3
+        assert whole.trainer["max_steps"] == plain.trainer["max_steps"] == 2 * half.trainer["max_steps"]
+        assert whole.optimizer == plain.optimizer
+        assert 2 * half.optimizer.decay_steps == whole.optimizer.decay_steps
+        assert (whole.trainer["accelerator"], whole.data.batch_size > plain.data.batch_size) == (
+            ("gpu", True) if gpu else ("cpu", False)
+        )
+
+
+def test_a_budget_of_no_time_is_refused(
+    examples: Callable[[str], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = examples("train_boxing_world")
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    assert script.main(["--minutes", "0", f"output={tmp_path}"]) == 2
+    assert "--minutes must be above 0, got 0" in capsys.readouterr().err
+
+
+def test_the_run_uses_the_commit_at_which_it_began(
+    examples: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither uncommitted changes nor later commits reach it."""
+    script = examples("train_boxing_world")
+    root, out = tmp_path / "root", tmp_path / "out"
+    file = root / "examples" / "train_boxing_world.py"
+    file.parent.mkdir(parents=True)
+    out.mkdir()
+
+    def write(version: int) -> None:
+        code = f"import pathlib, sys; pathlib.Path({str(out / 'ran')!r}).write_text(f'{version} {{sys.argv[1:]}}')"
+        file.write_text(code + f"; sys.exit({version} - 1)")
+
+    def git(*arguments: str) -> None:
+        identity = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+        subprocess.run(["git", *identity, *arguments], cwd=root, check=True, capture_output=True)
+
+    monkeypatch.setattr(script, "ROOT", root)
+    write(1)
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    write(2)
+    args = argparse.Namespace(minutes=5.0, overrides=["prompts=2"])
+    script.run_in_copy(args, out / "tree")
+    assert (out / "ran").read_text() == "1 ['--minutes=5.0', 'prompts=2']"
+    git("commit", "-am", "second")
+    (out / "ran").unlink()
+    script.run_in_copy(args, out / "tree")
+    assert (out / "ran").read_text().startswith("1 ")
+    with pytest.raises(SystemExit, match="1"):
+        script.run_in_copy(args, out / "new_tree")  # a failed run's exit code is passed on
