@@ -4,7 +4,7 @@ VENV ?= .venv
 JOBS ?= 2
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-# One thread for each test process: with more they only get into each other's way.
+# One thread per test process: more would only compete for the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n $(JOBS) --dist loadfile
 
@@ -26,11 +26,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python examples/demo.py
 
-# A small tokenizer, pre-trained on Atari play and fine-tuned on natural clips: what it gains.
+# Pre-trains a small tokenizer on Atari play and fine-tunes it on natural clips: the gain in PSNR.
 finetune-example: setup
 	$(BIN)/python examples/finetune_frozen_tokenizer.py
 
-# The tokenizer that ships with the package, trained again from nothing: some hours.
+# Trains the tokenizer that ships with the package, from random weights: some hours.
 vidtok-tiny: setup
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[pretrain]'
 	$(BIN)/python examples/train_vidtok_tiny.py

@@ -65,16 +65,22 @@ def rollout(args: argparse.Namespace) -> None:
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", type=Path, required=True, metavar="FOLDER")
-    command.add_argument("--prompt", type=Path, required=True, metavar="clip.mp4")
+    command.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="a saved model with its adapter")
+    command.add_argument("--prompt", type=Path, required=True, metavar="clip.mp4", help="the video to continue")
     command.add_argument("--actions", type=Path, metavar="clip.actions.npy", help="default: the file beside the prompt")
-    command.add_argument("--output", type=Path, required=True, metavar="out.mp4")
-    command.add_argument("--prompt-frames", type=int, default=13, help="frames to take from the start of the prompt")
-    command.add_argument("--frames", type=int, default=64, help="frames to imagine")
-    command.add_argument("--temperature", type=float, default=0.7)
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--output", type=Path, required=True, metavar="out.mp4", help="the video to write")
+    command.add_argument(
+        "--prompt-frames", type=int, default=13, metavar="N", help="frames of the prompt to use (default: 13)"
+    )
+    command.add_argument("--frames", type=int, default=64, metavar="N", help="frames to imagine (default: 64)")
+    command.add_argument(
+        "--temperature", type=float, default=0.7, metavar="X", help="0 draws the likeliest tokens (default: 0.7)"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random numbers (default: 0)")
     command.add_argument("--order", choices=("raster", "diagonal", "masked"), help="default: as the model was trained")
-    command.add_argument("--diagonal-offset", type=int, help="diagonal order: columns between rows")
+    command.add_argument(
+        "--diagonal-offset", type=int, metavar="N", help="diagonal order: columns between rows (default: 1)"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

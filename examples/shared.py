@@ -1,14 +1,13 @@
 """Shared by the examples: their command line, their training configs, and held-out clips."""
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from vidtok_plugin.common.commands import add_command, run_command
+from vidtok_plugin.common.commands import run_command, set_command
 from vidtok_plugin.common.config import load_config
 from vidtok_plugin.video.clips import ClipDataset
 from vidtok_plugin.video.data import VideoDataConfig
@@ -19,7 +18,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """The arguments of most examples: any number of `key=value`."""
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="override a key of the configs")
 
 
 def run_example(
@@ -31,8 +30,9 @@ def run_example(
 ) -> int:
     """Parse the command line and call `work`; -> the exit code, 2 with a one-line error for a user's mistake."""
     parser = argparse.ArgumentParser(description=description)
-    add_arguments(add_command(parser.add_subparsers(), "run", work, description))
-    return run_command(parser, ["run", *(sys.argv[1:] if argv is None else argv)])
+    set_command(parser, work)
+    add_arguments(parser)
+    return run_command(parser, argv)
 
 
 def own_overrides(overrides: Sequence[str], sections: Sequence[str]) -> list[str]:

@@ -24,9 +24,14 @@ def add_command(
 ) -> argparse.ArgumentParser:
     """Adds the subcommand `name`, which calls `run(args)`; every command accepts --traceback."""
     parser: argparse.ArgumentParser = subparsers.add_parser(name, help=help, description=help)
+    set_command(parser, run)
+    return parser
+
+
+def set_command(parser: argparse.ArgumentParser, run: Command) -> None:
+    """Makes `parser` call `run(args)`, and accept --traceback."""
     parser.add_argument("--traceback", action="store_true", help="print the traceback of an error")
     parser.set_defaults(run=run)
-    return parser
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
