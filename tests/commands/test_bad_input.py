@@ -151,3 +151,39 @@ def test_an_error_in_a_loader_worker_is_one_sentence_too(fail: Run, tmp_path: Pa
     (folder / "cut.mp4").write_bytes(damaged)
     message = fail(*fit(folder, tmp_path / "run", *workers))
     assert "cut.mp4" in message and "Caught" not in message and len(message) < 500
+
+
+def test_a_folder_as_the_output_video(fail: Run, tmp_path: Path) -> None:
+    """It was noticed only after the whole video had been reconstructed."""
+    video = make_video(tmp_path / "clip.mp4", 5, size=16)
+    message = fail("reconstruct", str(video), "--model", "vidtok_tiny", "--output", str(tmp_path))
+    assert f"the output must be a file, got the folder {tmp_path}" in message
+
+
+def test_a_file_as_the_output_folder(fail: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    message = fail("convert", "vidtok_tiny", "--output", str(tmp_path / "file"))
+    assert (
+        message == f"error: {tmp_path / 'file'}: a file is in the place of a folder on this path; choose another path."
+    )
+
+
+def test_a_split_is_a_plain_name(fail: Run, tmp_path: Path) -> None:
+    """Tokens of the split a/b were written, but never found."""
+    make_video(tmp_path / "clip.mp4", 5, size=16)
+    arguments = ["tokenize", str(tmp_path), "--model", "vidtok_tiny", "--output", str(tmp_path / "store")]
+    assert "split must be a plain name such as train, got 'a/b'" in fail(*arguments, "--split", "a/b")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_missing_world_model_is_named(fail: Run, tmp_path: Path) -> None:
+    """The error named the adapter's file inside the missing folder."""
+    arguments = ["rollout", "--model", str(tmp_path / "nowhere"), "--prompt", "x.mp4", "--output", "out.mp4"]
+    assert f"there is no folder {tmp_path / 'nowhere'}" in fail(*arguments, main=world_model_cli.main)
+
+
+def test_an_environment_that_is_not_an_atari_game(fail: Run, tmp_path: Path) -> None:
+    """CartPole ended in a TypeError of gymnasium's."""
+    pytest.importorskip("ale_py")
+    arguments = ["record", "--env", "CartPole-v1", "--output", str(tmp_path / "play")]
+    assert "env must be one of gymnasium's Atari games" in fail(*arguments, main=world_model_cli.main)
