@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,7 +106,7 @@ def test_two_hundred_frames_take_the_memory_of_forty(name: str) -> None:
 
 SCRIPT = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 import test_stream_memory as here
 model = here.toy_tokenizer({name!r}, ch=16)
 
@@ -117,7 +118,7 @@ here.run(model, 40, size=64)
 open("/proc/self/clear_refs", "w").write("5")  # resets the peak
 here.run(model, 100, size=64)
 short = peak_kilobytes()
-here.run(model, 1000, size=64)
+here.run(model, 400, size=64)
 print(short, peak_kilobytes())
 """
 
@@ -125,10 +126,10 @@ print(short, peak_kilobytes())
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("name", NAMES)
-def test_a_process_that_streams_a_thousand_frames_stays_as_small(name: str) -> None:
-    script = SCRIPT.format(tests=str(TESTS), name=name)
+def test_a_process_that_streams_four_hundred_frames_stays_as_small(name: str) -> None:
+    script = SCRIPT.format(folders=[str(TESTS), str(Path(__file__).parent)], name=name)
     # A fixed threshold: glibc's own grows with freed blocks and then keeps more memory, up to 12%.
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)
-    hundred, thousand = map(int, done.stdout.split())
-    assert thousand < 1.05 * hundred
+    short, long = map(int, done.stdout.split())
+    assert long < 1.05 * short
