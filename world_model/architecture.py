@@ -99,6 +99,7 @@ class WorldModelConfig:
     action_width: int = 32
     rotary_base: float = 100.0
     corruption: float = 0.0  # maximum fraction of a window's tokens replaced in training; the model sees the fraction
+    own_draws: float = 0.0  # max. fraction of a window's input tokens that a causal model draws itself in training
     action_dropout: float = 0.0  # fraction of windows, and of the others' steps, with unknown actions in training
 
     def __post_init__(self) -> None:
@@ -117,9 +118,11 @@ class WorldModelConfig:
         copy = self.copy_neighbourhood
         if copy is not None and (copy < 0 or (copy > 0 and copy % 2 == 0)):
             raise ValueError(f"WorldModelConfig: copy_neighbourhood must be odd, or 0 for none, got {copy}.")
-        for name in ("corruption", "action_dropout"):
+        for name in ("corruption", "own_draws", "action_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"WorldModelConfig: {name} must be in [0, 1], got {getattr(self, name)}.")
+        if self.own_draws and self.prediction == "masked":
+            raise ValueError(f"WorldModelConfig: own_draws is for causal models, got {self.own_draws}; leave it out.")
         if self.rotary_base <= 1:
             raise ValueError(f"WorldModelConfig: rotary_base must be above 1, got {self.rotary_base}.")
         if self.tokens is not None:

@@ -24,7 +24,7 @@ from world_model.heads.base import DrawnTokens, TokenScores
 from world_model.heads.codes import CodeHead
 from world_model.heads.flow import FlowHead
 from world_model.heads.sampler import Sampler
-from world_model.inputs.corruption import corrupt_tokens, drop_actions
+from world_model.inputs.corruption import corrupt_tokens, drop_actions, mix_tokens
 from world_model.inputs.embedding import CodeTable
 from world_model.inputs.neighborhood import local_window
 from world_model.inputs.positions import CausalInputs, InputTables, MaskedInputs, StepInputs, at_positions
@@ -155,8 +155,10 @@ class WorldModel(nn.Module):
         tokens = self._checked(tokens)
         inputs, corruption = tokens, None
         if self.training:
+            if self.config.own_draws:
+                inputs = mix_tokens(tokens, self._own_draws(tokens, actions), self.config.own_draws)
             if self.config.corruption:
-                inputs, corruption = corrupt_tokens(tokens, self.config.corruption, self.tokens.codebook_size)
+                inputs, corruption = corrupt_tokens(inputs, self.config.corruption, self.tokens.codebook_size)
             if self.config.action_dropout and actions is not None:
                 actions = drop_actions(actions, self.config.action_dropout)
         window = self.window_inputs(inputs, actions, corruption)
@@ -297,6 +299,17 @@ class WorldModel(nn.Module):
         return model.eval()
 
     # Inputs
+
+    @torch.no_grad()
+    def _own_draws(self, tokens: Tensor, actions: GroupedActions | None) -> Tensor:
+        """A causal model's draws of all tokens, each given the true ones before it; the first step as it is."""
+        hidden = self(tokens, actions)[:, 1:].flatten(1, 3)
+        neighbor_codes = self._neighbor_codes(tokens)
+        if neighbor_codes is not None:
+            neighbor_codes = neighbor_codes.flatten(1, 3)
+        noise = torch.rand(*hidden.shape[:2], self.head.noise_per_token, device=tokens.device)
+        drawn = self.head.draw(hidden, neighbor_codes, noise, Sampler(), self.head.tables(), confidence=False).tokens
+        return torch.cat([tokens[:, :1], drawn.to(tokens.dtype).view_as(tokens[:, 1:])], dim=1)
 
     def _window_inputs(
         self,

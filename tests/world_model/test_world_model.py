@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from world_models import CAUSAL, CONFIG, FLOW, MASKED, PATCHES, TOKENS, VARIANTS, of_step, random_actions, random_model
 from world_models import random_tokens as tokens_for
@@ -219,6 +220,61 @@ def test_the_model_is_conditioned_on_the_fraction_of_replaced_tokens(config: Wor
     )
 
 
+def record_inputs(model: WorldModel, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """A list that will hold the tokens of each window that the model reads."""
+    read: list[Tensor] = []
+    whole = model.window_inputs
+    monkeypatch.setattr(model, "window_inputs", lambda tokens, *rest: (read.append(tokens), whole(tokens, *rest))[1])
+    return read
+
+
+@pytest.mark.parametrize("config", [replace(CONFIG, own_draws=0.5), replace(FLOW, own_draws=0.5)])
+def test_own_draws_replace_a_fraction_of_the_inputs_in_training_only(
+    config: WorldModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokens, actions = random_model(config), tokens_for(config, 64, 4), random_actions(config, 64, 4)
+    read = record_inputs(model, monkeypatch)
+    model.score(tokens, actions)
+    assert len(read) == 1
+    read.clear()
+    model.train().score(tokens, actions)
+    true, mixed = read
+    assert torch.equal(true, tokens)
+    assert torch.equal(mixed[:, 0], tokens[:, 0])  # the first step has nothing to draw it from
+    changed = (mixed != tokens).flatten(4).any(-1) if tokens.ndim == 5 else mixed != tokens
+    assert 0.1 < changed[:, 1:].float().mean() < 0.3  # a quarter, less the draws that equal the truth
+
+
+def test_own_draws_follow_the_distribution_given_the_true_tokens() -> None:
+    """Their mean surprise is that distribution's entropy."""
+    model, tokens, actions = random_model(), tokens_for(CONFIG, 200, 4), random_actions(CONFIG, 200, 4)
+    with torch.no_grad():
+        log_probabilities = model.logits(tokens, actions)[0][:, 1:].log_softmax(-1)
+    entropy = -(log_probabilities.exp() * log_probabilities).sum(-1).mean()
+    drawn = model._own_draws(tokens, actions)
+    surprise, surprise_of_truth = (
+        -log_probabilities.gather(-1, codes[:, 1:, ..., None]).mean() for codes in (drawn, tokens)
+    )
+    assert surprise.item() == pytest.approx(entropy.item(), abs=0.05)
+    assert surprise_of_truth > surprise + 0.2
+
+
+def test_with_own_draws_the_targets_stay_the_true_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, own_draws=1.0)
+    model, tokens, actions = random_model(config).train(), tokens_for(config, 8, 4), random_actions(config, 8, 4)
+    read = record_inputs(model, monkeypatch)
+    losses = model.score(tokens, actions).losses
+    mixed = read[1]
+    logits = model.logits(mixed, actions)[0][:, 1:]
+    expected = F.cross_entropy(logits.flatten(0, 3), tokens[:, 1:].flatten(), reduction="none")
+    torch.testing.assert_close(losses.flatten(), expected)
+
+
+def test_own_draws_pass_no_gradient() -> None:
+    model = random_model(FLOW).train()
+    assert not model._own_draws(tokens_for(FLOW, 2, 4), random_actions(FLOW, 2, 4)).requires_grad
+
+
 def test_actions_are_dropped_by_windows_and_by_steps() -> None:
     torch.manual_seed(0)
     actions = random_actions(CONFIG, 2000, 9)
@@ -322,6 +378,8 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
         ({"tokens": replace(TOKENS, fsq_levels=None), "vocabulary": "factored"}, "needs the tokens' fsq_levels"),
         ({"tokens": replace(TOKENS, actions=ActionSpec()), "action_dropout": 0.1}, "action_dropout is for tokens with"),
         ({"corruption": 1.5}, r"corruption must be in \[0, 1\], got 1.5"),
+        ({"own_draws": -0.1}, r"own_draws must be in \[0, 1\], got -0.1"),
+        ({"own_draws": 0.5, "prediction": "masked"}, "own_draws is for causal models, got 0.5"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
