@@ -1,25 +1,18 @@
 """The measures of imagined Boxing, on frames drawn by hand."""
 
 import importlib
-import sys
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 import torch
-from places import ROOT
 from torch import Tensor
 
 GREEN, WHITE, BLACK = (110, 156, 66), (214, 214, 214), (0, 0, 0)
 
 
 @pytest.fixture(scope="module")
-def measures() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        yield importlib.import_module("boxing_measures")
-    finally:
-        sys.path.remove(str(ROOT / "examples"))
+def measures(examples_path: None) -> ModuleType:
+    return importlib.import_module("boxing_measures")
 
 
 def picture(

@@ -1,25 +1,18 @@
 """The policy that plays Boxing for its world model, on frames drawn by hand and in the game."""
 
 import importlib
-import sys
-from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
 import pytest
-from places import ROOT
 
 from world_model.recording.game import AtariGame
 from world_model.recording.policy import CoveringPolicy, MakePolicy
 
 
 @pytest.fixture(scope="module")
-def play() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        yield importlib.import_module("boxing_play")
-    finally:
-        sys.path.remove(str(ROOT / "examples"))
+def play(examples_path: None) -> ModuleType:
+    return importlib.import_module("boxing_play")
 
 
 def frame(player: tuple[int, int] | None, opponent: tuple[int, int] | None) -> np.ndarray:

@@ -4,8 +4,7 @@ import argparse
 import importlib
 import json
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -50,12 +49,8 @@ TOY = (
 
 
 @pytest.fixture(scope="module")
-def examples() -> Iterator[Callable[[str], ModuleType]]:
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        yield importlib.import_module
-    finally:
-        sys.path.remove(str(ROOT / "examples"))
+def examples(examples_path: None) -> Callable[[str], ModuleType]:
+    return importlib.import_module
 
 
 @pytest.mark.slow

@@ -2,12 +2,10 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from places import ROOT
 
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.video.reading import probe, read_frames
@@ -54,12 +52,8 @@ MEASURES = {
 
 
 @pytest.fixture(scope="module")
-def demo():
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        yield importlib.import_module("demo")
-    finally:
-        sys.path.remove(str(ROOT / "examples"))
+def demo(examples_path: None):
+    return importlib.import_module("demo")
 
 
 @pytest.fixture(scope="module")

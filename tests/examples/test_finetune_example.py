@@ -2,14 +2,12 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from PIL import Image
-from places import ROOT
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.video.clips import ClipDataset
@@ -42,12 +40,8 @@ TOY = (
 
 
 @pytest.fixture(scope="module")
-def example():
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        yield importlib.import_module("finetune_frozen_tokenizer")
-    finally:
-        sys.path.remove(str(ROOT / "examples"))
+def example(examples_path: None):
+    return importlib.import_module("finetune_frozen_tokenizer")
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,12 @@
 
 import importlib
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from PIL import Image
-from places import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -42,15 +39,6 @@ EXAMPLES = {
 
 
 @pytest.fixture(scope="module")
-def examples() -> Iterator[None]:
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(ROOT / "examples"))
-
-
-@pytest.fixture(scope="module")
 def play(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder for recorded play; the first example records it."""
     return tmp_path_factory.mktemp("play")
@@ -63,7 +51,7 @@ def load(name: str) -> ModuleType:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_trains_generates_and_decodes(
-    examples: None, name: str, play: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    examples_path: None, name: str, play: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert load(name).main([f"play={play}", f"output={tmp_path}", *TOY]) == 0
     out = capsys.readouterr().out
@@ -74,12 +62,12 @@ def test_an_example_trains_generates_and_decodes(
         assert picture.size == (5 * 150, 2 * 310)  # two clips, each with the end of the prompt and four frames
 
 
-def test_a_misspelled_setting_is_named(examples: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelled_setting_is_named(examples_path: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert load("llama_on_tokens").main(["temperatur=1"]) == 2
     assert "temperature" in capsys.readouterr().err
 
 
-def test_factors_alternate_in_generated_sequences(examples: None) -> None:
+def test_factors_alternate_in_generated_sequences(examples_path: None) -> None:
     """Also with the cache, where the network returns only the last position's logits."""
     module = load("x_transformers_on_factors")
     layers = module.Decoder(dim=16, depth=1, heads=2, attn_dim_head=8, rotary_pos_emb=True)
