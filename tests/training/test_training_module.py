@@ -385,6 +385,15 @@ def test_training_and_resumption_on_a_gpu_in_bfloat16(videos: Path, tmp_path: Pa
     assert sorted(losses) == list(range(5)) and all(value == value for values in losses.values() for value in values)
 
 
+@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_automatic_precision_is_bfloat16_where_that_is_fast(
+    videos: Path, tmp_path: Path, fast: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vidtok_plugin.training.runs.has_fast_bfloat16", lambda accelerator: fast)
+    cfg = config(videos, tmp_path, *PLAIN, "trainer.max_steps=1", "trainer.precision=auto")
+    assert training.runs.build_trainer(cfg).precision == precision
+
+
 # Mistakes
 
 
@@ -396,8 +405,8 @@ def test_training_and_resumption_on_a_gpu_in_bfloat16(videos: Path, tmp_path: Pa
         (["accumulate=0"], "accumulate must be 1 or more, got 0"),
         (["keep_checkpoints=0"], "keep_checkpoints must be 1 or more, got 0"),
         (["ema_decay=1.0"], "ema_decay must be above 0.5 and below 1, or null, got 1.0"),
-        (["trainer.precision=16-mixed"], "trainer.precision must be 32-true or bf16-mixed, got 16-mixed"),
-        (["trainer.precision=bf16-true"], "trainer.precision must be 32-true or bf16-mixed, got bf16-true"),
+        (["trainer.precision=16-mixed"], "trainer.precision must be auto, 32-true or bf16-mixed, got 16-mixed"),
+        (["trainer.precision=bf16-true"], "trainer.precision must be auto, 32-true or bf16-mixed, got bf16-true"),
         (["trained=encoder"], r"trained .*must be one of all, decoder"),
     ],
 )

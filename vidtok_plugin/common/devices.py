@@ -1,4 +1,4 @@
-"""The default device of commands."""
+"""The default device of commands, and what a device is fast at."""
 
 import torch
 
@@ -8,3 +8,15 @@ def default_device(local_rank: int | None = None) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda" if local_rank is None else f"cuda:{local_rank % torch.cuda.device_count()}")
+
+
+def has_fast_bfloat16(accelerator: str = "auto") -> bool:
+    """Whether bfloat16 matrix products are faster than float32 ones: on GPUs that have them, and on CPUs with AMX or
+    AVX512-BF16 instructions.
+
+    accelerator: Lightning's name of the device; `auto` is the GPU if there is one.
+    """
+    if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -19,7 +19,7 @@ RESERVED = {
     "default_root_dir": "output",
     "enable_checkpointing": "checkpoint_every",
 }
-PRECISIONS = (None, 32, "32", "32-true", "bf16", "bf16-mixed")
+PRECISIONS = (None, "auto", 32, "32", "32-true", "bf16", "bf16-mixed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class RunConfig:
     non_finite: Literal["stop", "skip"] = "stop"  # at a NaN or infinite loss or gradient: stop the run or skip the step
     loggers: tuple[Literal["csv", "tensorboard"], ...] = ("csv", "tensorboard")
     curves: bool = True  # plot all logged scalars to pictures/curves.png, at most every two minutes and at the end
-    trainer: dict[str, Any] = field(default_factory=dict)  # keywords of Lightning's Trainer
+    trainer: dict[str, Any] = field(default_factory=dict)  # keywords of Lightning's Trainer; precision may be auto
 
     def __post_init__(self) -> None:
         who = type(self).__name__
@@ -49,7 +49,7 @@ class RunConfig:
         check_keywords("trainer", self.trainer, pl.Trainer)
         if self.trainer.get("precision") not in PRECISIONS:
             raise ValueError(
-                f"{who}: trainer.precision must be 32-true or bf16-mixed, got {self.trainer['precision']}: float16 "
+                f"{who}: trainer.precision must be auto, 32-true or bf16-mixed, got {self.trainer['precision']}: float16 "
                 "needs gradient scaling, and bfloat16 weights are too coarse for small steps; use bf16-mixed."
             )
         for name in ("checkpoint_every", "keep_checkpoints", "accumulate"):

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from vidtok_plugin.common.config import to_yaml
+from vidtok_plugin.common.devices import has_fast_bfloat16
 from vidtok_plugin.training.averaging import EMA
 from vidtok_plugin.training.checkpoints import AtomicCheckpointIO, Checkpoints, last_checkpoint, set_aside_damaged
 from vidtok_plugin.training.config import RunConfig
@@ -39,11 +40,15 @@ def build_trainer(cfg: RunConfig, callbacks: Sequence[pl.Callback] = (), **setti
         loggers.append(CSVLogger(cfg.output, name="logs"))
     if "tensorboard" in cfg.loggers:
         loggers.append(TensorBoardLogger(cfg.output, name="tensorboard"))
+    keywords = {"enable_model_summary": False, **cfg.trainer, **settings}
+    if keywords.get("precision") == "auto":
+        fast = has_fast_bfloat16(str(keywords.get("accelerator", "auto")))
+        keywords["precision"] = "bf16-mixed" if fast else "32-true"
     checkpoints = Checkpoints(cfg)
     averaging = [] if cfg.ema_decay is None else [EMA(cfg.ema_decay)]
     # Averages are updated before they are saved: Lightning runs checkpoint callbacks last.
     return pl.Trainer(
-        **{"enable_model_summary": False, **cfg.trainer, **settings},
+        **keywords,
         logger=loggers,
         callbacks=[*averaging, *callbacks, KeepFreedMemory(), checkpoints, StopAtSigterm(checkpoints)],
         plugins=[AtomicCheckpointIO()],
