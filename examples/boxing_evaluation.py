@@ -19,14 +19,12 @@ from boxing_measures import SIZE, BoxingScores, measure_boxing
 from shared import held_out_clips, run_example
 
 from vidtok_plugin import TokenizerAdapter
-from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.evaluation.psnr import reconstruction_psnr
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.video.data import VideoDataConfig
 from vidtok_plugin.video.episodes import find_episodes
-from world_model import Sampler, WorldModel
+from world_model import Sampler, WorldModel, load_world
 from world_model.measures import Prompts, cross_entropies, held_out_prompts, random_actions
-from world_model.rollout.files import load_model
 
 logger = logging.getLogger("vidtok_plugin.boxing_evaluation")
 PROMPT_FRAMES = 13
@@ -73,7 +71,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """All measures on the test split; without `sampler`, with the best of `SAMPLERS` on half as many prompts of the
     validation split."""
-    model, adapter = load_model(model_folder, default_device())
+    model, adapter = load_world(model_folder)
     if sampler is None:
         validation = find_prompts(episodes / "validation", max(1, prompts // 2), SEARCH_FRAMES)
         sampler = choose_sampler(model, adapter, validation)

@@ -29,10 +29,9 @@ from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
 from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 from vidtok_plugin.video.episodes import find_episodes, find_videos
-from world_model import Decoding, Sampler, WorldModelRunConfig
+from world_model import Decoding, Sampler, WorldModelRunConfig, load_world
 from world_model.measures import cross_entropies, held_out_prompts, random_actions, score_rollouts
 from world_model.recording.record import SPLITS, RecordConfig, record
-from world_model.rollout.files import load_model
 from world_model.training.runs import fit_world_model
 
 SECTIONS = ("tokenizer", "world_model")
@@ -142,8 +141,9 @@ def evaluate(
     cfg: DemoConfig, tokenizer_cfg: TokenizerRunConfig, model_cfg: WorldModelRunConfig, summary_file: Path
 ) -> None:
     """Score tokenizer, world model and rollouts on the test episodes, and draw the pictures."""
-    out, device = cfg.output, default_device()
-    model, adapter = load_model(model_cfg.output / "model", device)
+    out = cfg.output
+    model, adapter = load_world(model_cfg.output / "model")
+    device = model.device
     test_episodes = out / "episodes" / "test"
     summary: dict[str, float] = {}
 

@@ -20,14 +20,13 @@ from shared import run_example
 from torch import Tensor
 
 from vidtok_plugin import TokenizerAdapter
-from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.video.episodes import Episode, find_episodes
 from vidtok_plugin.video.pixels import to_uint8
 from vidtok_plugin.video.reading import read_frames
-from world_model import GroupedActions, Sampler, StepGenerator, WorldModel, group_actions
+from world_model import GroupedActions, Sampler, StepGenerator, WorldModel, group_actions, load_world
 from world_model.recording.record import replay
-from world_model.rollout.files import as_video, load_model
+from world_model.rollout.files import as_video
 from world_model.rollout.tokens import decode_steps, encode_prompt, video_tokens_of
 
 SCALE = 3  # enlargement of the picture
@@ -66,8 +65,9 @@ def last_frame(episode: Episode, actions: Sequence[int], device: torch.device) -
 
 def plan_all(args: argparse.Namespace) -> None:
     """Plan for every goal, compare with random plans, and draw where each of them ends."""
-    device, rng = default_device(), np.random.default_rng(args.seed)
-    model, adapter = load_model(args.model, device)
+    rng = np.random.default_rng(args.seed)
+    model, adapter = load_world(args.model)
+    device = model.device
     if model.tokens.actions.kind != "discrete":
         raise ValueError("plan_with_forks: the world model must be trained with discrete actions; train it on play.")
     f, prompt_frames = model.tokens.temporal_factor, args.prompt_frames

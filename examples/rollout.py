@@ -17,17 +17,15 @@ from pathlib import Path
 from shared import run_example
 from torch import Tensor
 
-from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.video.pixels import to_uint8
 from vidtok_plugin.video.writing import VideoWriter
-from world_model import Decoding, Sampler, stream_rollout
-from world_model.rollout.files import as_video, load_model, read_actions, read_prompt
+from world_model import Decoding, Sampler, load_world, stream_rollout
+from world_model.rollout.files import as_video, read_actions, read_prompt
 
 
 def rollout(args: argparse.Namespace) -> None:
     """Load model and prompt, then draw and write the frames step by step."""
-    device = default_device()
-    model, adapter = load_model(args.model, device)
+    model, adapter = load_world(args.model)
     pixels, fps = read_prompt(args.prompt, args.prompt_frames)
     actions = read_actions(model, args.prompt, args.actions, args.prompt_frames + args.frames)
     frames_drawn = 0
@@ -41,7 +39,7 @@ def rollout(args: argparse.Namespace) -> None:
     stream = stream_rollout(
         model,
         adapter,
-        prompt=as_video(pixels, device),
+        prompt=as_video(pixels, model.device),
         policy=None if actions is None else next_actions,
         actions=None if actions is None else actions[:, : args.prompt_frames],
         num_frames=args.frames,
@@ -56,16 +54,20 @@ def rollout(args: argparse.Namespace) -> None:
                 writer.write(to_uint8(frames[0]))
                 frames_drawn += frames.shape[2]
                 rate = frames_drawn / (time.perf_counter() - start_time)
-                print(
-                    f"\r{frames_drawn} of {args.frames} frames, {rate:.1f} per second on {device}", end="", flush=True
-                )
+                progress = f"\r{frames_drawn} of {args.frames} frames, {rate:.1f} per second on {model.device}"
+                print(progress, end="", flush=True)
         except KeyboardInterrupt:
             print("\nstopped", end="")
     print(f"\n{args.output}: {args.prompt_frames} frames of the prompt, {frames_drawn} imagined")
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="a saved model with its adapter")
+    command.add_argument(
+        "--model",
+        required=True,
+        metavar="WORLD",
+        help="a shipped world (boxing), a saved model's folder, or a hub repository",
+    )
     command.add_argument("--prompt", type=Path, required=True, metavar="clip.mp4", help="the video to continue")
     command.add_argument("--actions", type=Path, metavar="clip.actions.npy", help="default: the file beside the prompt")
     command.add_argument("--output", type=Path, required=True, metavar="out.mp4", help="the video to write")

@@ -9,6 +9,7 @@ from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
 from world_model.rollout.rollout import RolloutResult, rollout, rollout_many
 from world_model.rollout.streaming import stream_rollout
+from world_model.rollout.worlds import load_world
 from world_model.training.module import WorldModelModule, WorldModelRunConfig
 from world_model.transformer.block import TransformerConfig
 
@@ -28,6 +29,7 @@ __all__ = [
     "WorldModelModule",
     "WorldModelRunConfig",
     "group_actions",
+    "load_world",
     "rollout",
     "rollout_many",
     "stream_rollout",

@@ -77,7 +77,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_config_arguments(add_command(commands, "validate", validate, "measure the last checkpoint of a run"))
 
     command = add_command(commands, "rollout", rollout_command, "imagine how a video continues")
-    command.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="a saved model with its adapter")
+    command.add_argument(
+        "--model",
+        required=True,
+        metavar="WORLD",
+        help="a shipped world (boxing), a saved model's folder, or a hub repository",
+    )
     command.add_argument("--prompt", type=Path, required=True, metavar="clip.mp4", help="the video to continue")
     command.add_argument("--actions", type=Path, metavar="clip.actions.npy", help="default: the file beside the prompt")
     command.add_argument("--output", type=Path, required=True, metavar="out.mp4", help="the video to write")

@@ -13,8 +13,7 @@ from places import ROOT
 
 from vidtok_plugin.common.config import load_config
 from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
-from world_model import WorldModelRunConfig
-from world_model.rollout.files import load_model
+from world_model import WorldModelRunConfig, load_world
 
 TOY = (
     "record.train_episodes=2",
@@ -65,7 +64,7 @@ def test_a_world_is_made_measured_and_exported(
     argv = ["--minutes", "240", f"output={tmp_path}", *TOY]
     assert script.main(argv) == 0
     exported = tmp_path / "export"
-    model, adapter = load_model(exported, script.default_device())
+    model, adapter = load_world(exported)
     assert model.token_hash == adapter.token_hash
     measures = json.loads((exported / "measures.json").read_text())
     assert set(measures["psnr_over_copy"]) == {"1_4", "5_8", "9_16"}

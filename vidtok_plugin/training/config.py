@@ -49,8 +49,8 @@ class RunConfig:
         check_keywords("trainer", self.trainer, pl.Trainer)
         if self.trainer.get("precision") not in PRECISIONS:
             raise ValueError(
-                f"{who}: trainer.precision must be auto, 32-true or bf16-mixed, got {self.trainer['precision']}: float16 "
-                "needs gradient scaling, and bfloat16 weights are too coarse for small steps; use bf16-mixed."
+                f"{who}: trainer.precision must be auto, 32-true or bf16-mixed, got {self.trainer['precision']}: "
+                "float16 needs gradient scaling, and bfloat16 weights are too coarse for small steps; use bf16-mixed."
             )
         for name in ("checkpoint_every", "keep_checkpoints", "accumulate"):
             if getattr(self, name) < 1:

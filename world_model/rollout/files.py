@@ -6,8 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidtok_plugin.adapter.adapter import TokenizerAdapter
-from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.video.episodes import actions_path
 from vidtok_plugin.video.pixels import from_uint8, to_uint8
 from vidtok_plugin.video.reading import probe, read_frames
@@ -16,11 +14,11 @@ from world_model.decoding import Decoding
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
 from world_model.rollout.rollout import RolloutResult, rollout
-from world_model.weights import ADAPTER_FOLDER
+from world_model.rollout.worlds import load_world
 
 
 def rollout_file(
-    model_folder: Path,
+    world: str | Path,
     prompt: Path,
     output: Path,
     *,
@@ -32,19 +30,19 @@ def rollout_file(
 ) -> RolloutResult:
     """Imagine `num_frames` frames after the first `prompt_frames` frames of `prompt` and write all of them to `output`.
 
-    A model trained with actions reads them from `actions`, by default the file next to the prompt.
+    `world` is a source for `load_world`. A model trained with actions reads them from `actions`, by default the file
+    next to the prompt.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
         ValueError: the video or the actions are too short or don't fit the model.
     """
-    device = default_device()
-    model, adapter = load_model(model_folder, device)
+    model, adapter = load_world(world)
     pixels, fps = read_prompt(prompt, prompt_frames)
     result = rollout(
         model,
         adapter,
-        prompt=as_video(pixels, device),
+        prompt=as_video(pixels, model.device),
         actions=read_actions(model, prompt, actions, prompt_frames + num_frames),
         num_frames=num_frames,
         sampler=sampler,
@@ -52,12 +50,6 @@ def rollout_file(
     )
     write_video(output, to_uint8(result.video[0]), fps=fps)
     return result
-
-
-def load_model(folder: Path, device: torch.device) -> tuple[WorldModel, TokenizerAdapter]:
-    """Load a saved world model and its adapter onto a device."""
-    model = WorldModel.from_pretrained(folder)
-    return model.to(device), TokenizerAdapter.from_pretrained(folder / ADAPTER_FOLDER).to(device)
 
 
 def read_prompt(path: Path, frames: int) -> tuple[np.ndarray, float]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.config import to_dict
-from vidtok_plugin.store.metadata import adapter_folder, read_metadata
+from vidtok_plugin.store.metadata import StoreMetadata, adapter_folder, read_metadata
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.training import RunConfig
 from vidtok_plugin.training.module import Loss, TrainingModule
@@ -21,12 +21,20 @@ from world_model.architecture import WorldModelConfig
 from world_model.data import TokenDataConfig, token_spec, window_actions, window_tokens
 from world_model.measures.config import MeasuresConfig
 from world_model.model import WorldModel
+from world_model.rollout.worlds import world_folder
+
+TRAINING_RATES = ("corruption", "own_draws", "action_dropout")  # of a WorldModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorldModelRunConfig(RunConfig):
-    """Everything a run needs to train a world model on a token store."""
+    """Everything a run needs to train a world model on a token store.
 
+    With `pretrained`, the model starts from the weights of a saved world, whose tokens the store must hold. `model` may
+    be left out then, or have the same architecture with other rates of corruption, own draws and dropped actions.
+    """
+
+    pretrained: str | None = None  # a source for `load_world`: a shipped world, a folder or a hub repository
     model: WorldModelConfig = WorldModelConfig()
     data: TokenDataConfig
     optimizer: OptimizerConfig = OptimizerConfig(
@@ -67,6 +75,37 @@ class WorldModelRunConfig(RunConfig):
         return int(self.trainer["devices"]) * int(self.trainer.get("num_nodes", 1))
 
 
+def pretrained_model(source: str, config: WorldModelConfig, metadata: StoreMetadata) -> WorldModel:
+    """The world model of `source` to be trained further on a store, with the training rates of `config`.
+
+    Raises:
+        FileNotFoundError: a file or folder of the source is missing.
+        ValueError: the store has tokens of another tokenizer or other actions, or `config` has another architecture.
+    """
+    saved = WorldModel.from_pretrained(world_folder(source))
+    if saved.token_hash != metadata.token_hash:
+        raise ValueError(
+            f"WorldModelModule: the store must hold the tokens that pretrained={source} was trained on, "
+            f"{saved.token_hash}, got {metadata.token_hash}; write it with the adapter of that world."
+        )
+    if config == WorldModelConfig():
+        config = saved.config
+    config = config.for_tokens(token_spec(metadata))
+    ours, theirs = to_dict(config), to_dict(saved.config)
+    differing = [key for key in ours if ours[key] != theirs[key] and key not in TRAINING_RATES]
+    if bool(config.corruption) != bool(saved.config.corruption):
+        differing.append("corruption")  # a model trained with it has an embedding of the fraction
+    if differing:
+        raise ValueError(
+            f"WorldModelModule: model must have the architecture of pretrained={source}, but differs in "
+            f"{', '.join(f'model.{key} ({ours[key]}, not {theirs[key]})' for key in differing)}; leave model "
+            "out to use it."
+        )
+    model = WorldModel(config, saved.token_hash)
+    model.load_state_dict(saved.state_dict())
+    return model
+
+
 class WorldModelModule(TrainingModule):
     """Trains `self.model` on windows of tokens.
 
@@ -81,7 +120,10 @@ class WorldModelModule(TrainingModule):
         super().__init__(cfg)
         self.cfg = cfg
         metadata = read_metadata(cfg.data.store)
-        self.model = WorldModel(cfg.model.for_tokens(token_spec(metadata)), metadata.token_hash)
+        if cfg.pretrained is None:
+            self.model = WorldModel(cfg.model.for_tokens(token_spec(metadata)), metadata.token_hash)
+        else:
+            self.model = pretrained_model(cfg.pretrained, cfg.model, metadata)
 
     def adapter(self) -> TokenizerAdapter:
         """The adapter that wrote the tokens; it is saved with the model."""

@@ -14,13 +14,18 @@ from torch import Tensor, nn
 
 from world_model.transformer.attention import AttentionBackend, attention, attention_over
 from world_model.transformer.cache import LayerCache, Placement, Segment
-from world_model.transformer.fast.choice import functions
+from world_model.transformer.fast.choice import chunks_attention, functions
+from world_model.transformer.fast.chunked_attention import causal_attention
 from world_model.transformer.rotary import Rotation
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Sizes of the transformer. `attention`: `auto` is xformers on CUDA where it has a kernel, else PyTorch's SDPA."""
+    """Sizes of the transformer.
+
+    `attention`: `auto` is xformers on CUDA where it has a kernel, products over chunks of queries in training on a CPU,
+    else PyTorch's SDPA.
+    """
 
     width: int = 256
     depth: int = 4
@@ -94,7 +99,10 @@ class Attention(nn.Module):
         q, k, v = self._queries_keys_values(x, rotation)
         if mask is not None:  # without one, SDPA is faster for all queries than for some by a mask
             q, mask = q[:, :, q.shape[2] - needed :], mask[len(mask) - needed :]
-        seen = attention(q, k, v, causal=mask is None, mask=mask, backend=self.backend)
+        if mask is None and self.backend == "auto" and chunks_attention(q, k):
+            seen = causal_attention(q, k, v)
+        else:
+            seen = attention(q, k, v, causal=mask is None, mask=mask, backend=self.backend)
         return self.out(rearrange(seen[:, :, seen.shape[2] - needed :], "b k n e -> b n (k e)"))
 
     def step(self, x: Tensor, rotation: Rotation, cache: LayerCache, at: Placement) -> Tensor:

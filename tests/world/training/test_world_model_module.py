@@ -10,7 +10,7 @@ from stores import PATCHES, write_episodes
 
 from vidtok_plugin import training
 from vidtok_plugin.common.config import load_config, to_yaml
-from world_model import TokenDataModule, WorldModelModule, WorldModelRunConfig
+from world_model import TokenDataModule, WorldModel, WorldModelModule, WorldModelRunConfig
 from world_model.data import window_actions
 
 LIGHTNING_NOISE = pytest.mark.filterwarnings(
@@ -123,3 +123,51 @@ def test_a_config_survives_yaml(store: Path, tmp_path: Path) -> None:
 def test_windows_longer_than_the_context_are_refused(store: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="data.window_steps must be at most model.max_steps, 4, got 5"):
         config(store, tmp_path, "data.window_steps=5")
+
+
+@pytest.fixture(scope="module")
+def pretrained(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained")
+    torch.manual_seed(5)
+    cfg = config(store, folder, "model.corruption=0.1")
+    WorldModelModule(cfg).model.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.mark.parametrize("overrides", [[], ["model.corruption=0.2", "model.own_draws=0.3", "model.action_dropout=0.4"]])
+def test_a_run_starts_from_a_saved_model(store: Path, tmp_path: Path, pretrained: Path, overrides: list[str]) -> None:
+    keys = [f"pretrained={pretrained}", "data.window_steps=4"]
+    cfg = load_config(WorldModelRunConfig, [], [f"data.store={store}", *(config_keys(overrides)), *keys])
+    saved, model = WorldModel.from_pretrained(pretrained), WorldModelModule(cfg).model
+    assert all(torch.equal(model.state_dict()[name], weights) for name, weights in saved.state_dict().items())
+    assert model.token_hash == saved.token_hash
+    assert model.config.own_draws == (0.3 if overrides else 0.0)
+
+
+def config_keys(rates: list[str]) -> list[str]:
+    """The rates with the architecture that they belong to, or nothing: the architecture of the saved model then."""
+    return [key for key in SMALL if key.startswith("model.")] + rates if rates else []
+
+
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    [
+        ("model.transformer.depth=2", r"model.transformer \(.*'depth': 2"),
+        ("seed=1", r"model.corruption \(0.0, not 0.1\)"),
+    ],
+)
+def test_a_saved_model_of_another_architecture_is_refused(
+    store: Path, tmp_path: Path, pretrained: Path, override: str, difference: str
+) -> None:
+    cfg = config(store, tmp_path, f"pretrained={pretrained}", override)
+    with pytest.raises(ValueError, match=f"architecture of pretrained=.*{difference}"):
+        WorldModelModule(cfg)
+
+
+def test_a_saved_model_of_other_tokens_is_refused(store: Path, tmp_path: Path, pretrained: Path) -> None:
+    other = tmp_path / "other"
+    model = WorldModel.from_pretrained(pretrained)
+    model.token_hash = "another"
+    model.save_pretrained(other)
+    with pytest.raises(ValueError, match="the store must hold the tokens that pretrained=.* was trained on, another"):
+        WorldModelModule(config(store, tmp_path, f"pretrained={other}", "model.corruption=0.1"))

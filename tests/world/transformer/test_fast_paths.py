@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from vidtok_plugin import reference_path
 from world_model.transformer import functional
+from world_model.transformer.attention import attention
 from world_model.transformer.block import DecodeBlock, TransformerConfig
+from world_model.transformer.fast import chunked_attention
 from world_model.transformer.fast import functional as fast
 from world_model.transformer.fast.choice import functions
 from world_model.transformer.fast.decode_block import FlatDecodeBlock
@@ -202,3 +204,35 @@ def test_blocks_made_on_the_fast_path_are_not_used_on_the_reference_path(monkeyp
         monkeypatch.delattr(FlatDecodeBlock, "__call__")
         y, _ = transformer.step(x, cache, blocks=blocks)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [2, 4, N])
+def test_chunked_attention_is_causal_attention(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """Its last chunk may be shorter, and there may be only one."""
+    monkeypatch.setattr(chunked_attention, "CHUNK", chunk)
+    inputs = [random(B, HEADS, N, E, seed=seed) for seed in range(3)]
+    ours, expected = chunked_attention.causal_attention(*inputs), attention(*inputs, causal=True, backend="sdpa")
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    weights = torch.randn(ours.shape, dtype=ours.dtype)
+    gradients = [torch.autograd.grad((result * weights).sum(), inputs) for result in (ours, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["auto", "sdpa"])
+def test_training_takes_the_chunks_unless_sdpa_is_asked_for(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    calls: list[torch.Size] = []
+
+    def recorded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        calls.append(q.shape)
+        return chunked_attention.causal_attention(q, k, v)
+
+    monkeypatch.setattr("world_model.transformer.block.causal_attention", recorded)
+    network = Transformer(TransformerConfig(width=24, depth=1, heads=2, attention=backend), grid_rotation(N, 1, 1, 12))  # type: ignore[arg-type]
+    x = torch.randn(B, N, 24)
+    with reference_path():
+        network(x)
+    with torch.no_grad():
+        network(x)
+    assert not calls
+    network(x)
+    assert len(calls) == (backend == "auto")

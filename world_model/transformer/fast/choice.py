@@ -18,6 +18,12 @@ def functions(x: Tensor) -> ModuleType:
     return fast_functional if on_cpu and not torch.compiler.is_compiling() and not on_reference_path() else functional
 
 
+def chunks_attention(q: Tensor, k: Tensor) -> bool:
+    """Whether causal attention runs in chunks of queries: in training on a CPU."""
+    trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+    return q.is_cpu and trains and not torch.compiler.is_compiling() and not on_reference_path()
+
+
 def decodes_flat() -> bool:
     """Whether steps go through `FlatDecodeBlock`: outside `reference_path()`, and in compiled code."""
     return torch.compiler.is_compiling() or not on_reference_path()

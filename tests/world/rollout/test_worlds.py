@@ -1,0 +1,102 @@
+"""load_world: a world by its shipped name, from a folder or from the hub, complete or refused."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub.errors import RevisionNotFoundError
+
+from vidtok_plugin import TokenizerAdapter, VidTok
+from world_model import ActionSpec, TokenSpec, TransformerConfig, WorldModel, WorldModelConfig, load_world
+from world_model.rollout import worlds
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    tokenizer = VidTok.from_preset("vidtok_tiny", ch=4, ch_mult=(1, 1, 1, 1), fsq_levels=(4, 3))
+    adapter = TokenizerAdapter(tokenizer)
+    actions = ActionSpec(kind="discrete", size=5)
+    tokens = TokenSpec(codebook_size=12, height=2, width=2, temporal_factor=4, fsq_levels=(4, 3), actions=actions)
+    sizes = TransformerConfig(width=24, depth=1, heads=2)
+    model = WorldModel(WorldModelConfig(tokens=tokens, max_steps=4, transformer=sizes), adapter.token_hash)
+    folder = tmp_path_factory.mktemp("worlds") / "user" / "small"
+    model.save_pretrained(folder, adapter)
+    return folder
+
+
+def test_a_folder_is_loaded_with_its_adapter(saved: Path) -> None:
+    model, adapter = load_world(saved, device="cpu")
+    assert model.token_hash == adapter.token_hash and not model.training and model.device.type == "cpu"
+    assert torch.equal(model.step_inputs.place, WorldModel.from_pretrained(saved).step_inputs.place)
+
+
+def test_a_hub_repository_is_downloaded_once_named(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def snapshot(repository: str, **settings: Any) -> str:
+        calls.append({"repository": repository, **settings})
+        return str(saved)
+
+    monkeypatch.setattr(worlds, "snapshot_download", snapshot)
+    model, _ = load_world("someone/small", revision="v2", device="cpu")
+    assert model.config.transformer.width == 24
+    wanted = ["config.yaml", "model.safetensors", "adapter/*"]
+    assert calls == [{"repository": "someone/small", "revision": "v2", "allow_patterns": wanted}]
+
+
+def test_a_folder_comes_before_a_repository_of_its_name(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(saved.parent.parent)
+    monkeypatch.setattr(worlds, "snapshot_download", None)  # a call would fail
+    model, _ = load_world("user/small", device="cpu")
+    assert model.config.transformer.width == 24
+
+
+def test_failed_downloads_name_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(error: Callable[[], Exception]) -> Callable[..., str]:
+        def download(*_: Any, **__: Any) -> str:
+            raise error()
+
+        return download
+
+    monkeypatch.setattr(worlds, "snapshot_download", fail(lambda: OSError("no network")))
+    with pytest.raises(FileNotFoundError, match="no such repository could be downloaded .*check the name"):
+        load_world("someone/small")
+
+    def no_revision() -> Exception:
+        error = RevisionNotFoundError.__new__(RevisionNotFoundError)
+        Exception.__init__(error, "no revision")
+        return error
+
+    monkeypatch.setattr(worlds, "snapshot_download", fail(no_revision))
+    with pytest.raises(ValueError, match="no revision 'v9'; leave revision out"):
+        load_world("someone/small", revision="v9")
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "error", "message"),
+    [
+        ("boxin", None, ValueError, "no folder or shipped world 'boxin'; the nearest shipped world is 'boxing'"),
+        ("runs/none/model", None, FileNotFoundError, "there is no folder runs/none/model; check the path"),
+        ("boxing", "v2", ValueError, "revision='v2' is for hub repositories, and boxing is none; leave it out"),
+    ],
+)
+def test_unknown_worlds_are_refused(source: str, revision: str | None, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        load_world(source, revision=revision)
+
+
+def test_a_model_without_its_adapter_or_with_another_one_is_refused(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "alone")
+    shutil.rmtree(tmp_path / "alone" / "adapter")
+    with pytest.raises(FileNotFoundError, match="has a world model but no adapter; save both"):
+        load_world(tmp_path / "alone")
+    shutil.copytree(saved, tmp_path / "mixed")
+    torch.manual_seed(1)
+    other = VidTok.from_preset("vidtok_tiny", ch=4, ch_mult=(1, 1, 1, 1), fsq_levels=(4, 3))
+    TokenizerAdapter(other).save_pretrained(tmp_path / "mixed" / "adapter")
+    with pytest.raises(ValueError, match="the adapter must have the token hash that the model was trained on"):
+        load_world(tmp_path / "mixed")
