@@ -48,8 +48,9 @@ def measure(model: WorldModel, adapter: TokenizerAdapter, prompts: Prompts, samp
     return measure_boxing(model, adapter, prompts, others=others, sampler=sampler)[0]
 
 
-def choose_sampler(model: WorldModel, adapter: TokenizerAdapter, prompts: Prompts) -> Sampler:
-    """The sampler with the smallest distance of the player; every tenth of frames without both boxers doubles it."""
+def choose_sampler(model: WorldModel, adapter: TokenizerAdapter, prompts: Prompts) -> tuple[Sampler, float]:
+    """The sampler with the smallest cost, and the cost: the distance of the player in pixels, which a tenth of frames
+    without both boxers doubles."""
     costs = {}
     for sampler in SAMPLERS:
         if sampler.guidance != 1 and not model.config.action_dropout:
@@ -63,7 +64,8 @@ def choose_sampler(model: WorldModel, adapter: TokenizerAdapter, prompts: Prompt
             *(sampler.temperature, sampler.top_p, sampler.guidance),
             *(distance, SEARCH_FRAMES, scores.both_present),
         )
-    return min(costs, key=costs.__getitem__)
+    best = min(costs, key=costs.__getitem__)
+    return best, costs[best]
 
 
 def evaluate(
@@ -72,9 +74,10 @@ def evaluate(
     """All measures on the test split; without `sampler`, with the best of `SAMPLERS` on half as many prompts of the
     validation split."""
     model, adapter = load_world(model_folder)
+    cost = None
     if sampler is None:
         validation = find_prompts(episodes / "validation", max(1, prompts // 2), SEARCH_FRAMES)
-        sampler = choose_sampler(model, adapter, validation)
+        sampler, cost = choose_sampler(model, adapter, validation)
     data = VideoDataConfig(train=(str(episodes),), clip_length=CLIP_FRAMES, height=SIZE, width=SIZE)
     clips = held_out_clips(episodes / "test", data, CLIPS)
     train, test = TokenStore(store, "train"), TokenStore(store, "test")
@@ -86,6 +89,7 @@ def evaluate(
         "cross_entropy_over_unigram": entropies.world_model / entropies.unigram,
         "cross_entropy_over_copy": entropies.world_model / entropies.copy,
         "sampler": asdict(sampler),
+        "validation_cost": cost,
         "prompts": prompts,
         **asdict(scores),
     }

@@ -2,10 +2,11 @@
 
     python examples/train_boxing_world.py [--minutes 480] [key=value ...]
 
-This records play, fine-tunes vidtok_tiny on it, tokenizes it, trains the world model, measures it on held-out play and
-exports it. The settings are in `configs/boxing/`. Overrides change world.yaml or, with the prefix `tokenizer.` or
-`world_model.`, one of the two training configs. The schedules are for the `minutes` of world.yaml, and `--minutes`
-scales both. An interrupted run continues where it stopped.
+This records play, fine-tunes vidtok_tiny on it, records more, tokenizes it, trains the world model, trains it further
+on its own draws with several seeds, measures these models on held-out play and exports the best one. The settings are
+in `configs/boxing/`. Overrides change world.yaml or, with the prefix `tokenizer.`, `world_model.` or `own_draws.`, one
+of the training configs. The schedules are for the `minutes` of world.yaml, and `--minutes` scales them. An interrupted
+run continues where it stopped.
 
 The run works on a copy of the last commit, `tree/` in its output folder, so that work on the repository can go on. It
 leaves out uncommitted changes. Delete the copy to continue with a newer commit.
@@ -21,11 +22,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from boxing_evaluation import evaluate
+from boxing_evaluation import PROMPT_FRAMES, evaluate
 from boxing_play import BoxingPolicy
 from pictures import read_curve
 from shared import CONFIGS, add_overrides, own_overrides, run_example, section_config
@@ -38,14 +40,23 @@ from vidtok_plugin.common.processes import Process, run_processes
 from vidtok_plugin.store.tokenize import TokenizeConfig, write_shards
 from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
 from vidtok_plugin.training import RunConfig
-from vidtok_plugin.video.episodes import find_episodes
+from vidtok_plugin.video.episodes import find_episodes, save_episode_files
+from vidtok_plugin.video.reading import read_frames
+from vidtok_plugin.video.writing import VideoWriter
 from world_model import WorldModel, WorldModelRunConfig
 from world_model.recording.record import SPLITS, RecordConfig, record
+from world_model.rollout.worlds import PROMPTS_FOLDER
 from world_model.weights import ADAPTER_FOLDER
 
 logger = logging.getLogger("vidtok_plugin.train_boxing_world")
 ROOT = CONFIGS.parent
-SECTIONS = ("tokenizer", "world_model")
+MEASURES = "measures.json"
+SHIPPED_PROMPTS, SHIPPED_FUTURE = 8, 128  # clips that come with the world, and the frames after each one's prompt
+CONFIG_FILES = {
+    "tokenizer": ("tokenizer",),
+    "world_model": ("world_model",),
+    "own_draws": ("world_model", "own_draws"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +65,8 @@ class BoxingConfig:
 
     record: RecordConfig
     minutes: float  # that everything takes with the schedules as configured, on two CPU cores
+    world_model_episodes: int  # of training play for the world model, which gains more from play than the tokenizer
+    seeds: tuple[int, ...]  # of the last training, of which the best result is exported
     clip_frames: int  # of the clips that the world model trains on, each tokenized on its own
     processes: int  # that tokenize
     prompts: int  # to measure on
@@ -63,35 +76,29 @@ class BoxingConfig:
 
 def train_boxing_world(args: argparse.Namespace) -> None:
     """All stages, in a copy of the tree."""
-    cfg = load_config(BoxingConfig, [CONFIGS / "boxing" / "world.yaml"], own_overrides(args.overrides, SECTIONS))
+    cfg = load_config(
+        BoxingConfig, [CONFIGS / "boxing" / "world.yaml"], own_overrides(args.overrides, tuple(CONFIG_FILES))
+    )
     out = cfg.output.absolute()
     if (ROOT / ".git").exists():
         run_in_copy(args, out / "tree")
         return
-    episodes, tokens, measures, exported = (out / name for name in ("episodes", "tokens", "measures.json", "export"))
+    episodes, tokens, exported = (out / name for name in ("episodes", "tokens", "export"))
     ratio = 1.0 if args.minutes is None else args.minutes / cfg.minutes
     if ratio <= 0:
         raise ValueError(f"train_boxing_world: --minutes must be above 0, got {args.minutes:g}.")
-    tokenizer_cfg = training_config(
-        "tokenizer",
-        TokenizerRunConfig,
-        args.overrides,
-        {
-            "output": out / "tokenizer",
-            "data.train": f"[{episodes}/train]",
-            "data.validation": f"[{episodes}/validation]",
-        },
-        ratio,
-    )
-    model_cfg = training_config(
-        "world_model",
-        WorldModelRunConfig,
-        args.overrides,
-        {"output": out / "world_model", "data.store": tokens, "measures.episodes": episodes / "validation"},
-        ratio,
-    )
+    videos = {"data.train": f"[{episodes}/train]", "data.validation": f"[{episodes}/validation]"}
+    stored = {"data.store": tokens, "measures.episodes": episodes / "validation"}
+    tokenizer_cfg = training_config("tokenizer", args.overrides, {"output": out / "tokenizer"} | videos, ratio)
+    model_cfg = training_config("world_model", args.overrides, {"output": out / "world_model"} | stored, ratio)
+    first = {"pretrained": model_cfg.output / "model"} | stored
+    last_cfgs = [
+        training_config("own_draws", args.overrides, {"output": out / f"own_draws_{seed}", "seed": seed} | first, ratio)
+        for seed in cfg.seeds
+    ]
     recording = replace(cfg.record, output=str(episodes))
-    stages = Stages(out, 6)
+    more = replace(recording, train_episodes=max(cfg.world_model_episodes, recording.train_episodes))
+    stages = Stages(out, 6 + 2 * len(last_cfgs))
     stages.run(
         "record",
         lambda: record(recording, policy=BoxingPolicy),
@@ -99,13 +106,8 @@ def train_boxing_world(args: argparse.Namespace) -> None:
         result=episodes,
         remove=[episodes],
     )
-    stages.run(
-        "tokenizer",
-        lambda: fit("vidtok-plugin", tokenizer_cfg),
-        inputs=to_dict(tokenizer_cfg),
-        result=tokenizer_cfg.output / "model",
-        remove=[tokenizer_cfg.output],
-    )
+    train(stages, "vidtok-plugin", tokenizer_cfg)
+    stages.run("record_more", lambda: record(more, policy=BoxingPolicy), inputs=to_dict(more), result=episodes)
     stages.run(
         "tokens",
         lambda: tokenize(cfg, tokenizer_cfg.output / "model", episodes, tokens),
@@ -113,22 +115,19 @@ def train_boxing_world(args: argparse.Namespace) -> None:
         result=tokens,
         remove=[tokens],
     )
-    stages.run(
-        "world_model",
-        lambda: fit("world-model", model_cfg),
-        inputs={key: value for key, value in to_dict(model_cfg).items() if key != "measures"},  # not for training
-        result=model_cfg.output / "model",
-        remove=[model_cfg.output],
-    )
-    stages.run(
-        "measure",
-        lambda: measure(cfg, model_cfg.output / "model", episodes, tokens, measures),
-        inputs=[cfg.prompts, cfg.future_frames],
-        result=measures,
-    )
+    train(stages, "world-model", model_cfg)
+    for last_cfg in last_cfgs:
+        train(stages, "world-model", last_cfg)
+    for last_cfg in last_cfgs:
+        stages.run(
+            f"measure_{last_cfg.output.name}",
+            partial(measure, cfg, last_cfg.output, episodes, tokens),
+            inputs=[cfg.prompts, cfg.future_frames],
+            result=last_cfg.output / MEASURES,
+        )
     stages.run(
         "export",
-        lambda: export(exported, tokenizer_cfg, model_cfg, measures, stages.seconds),
+        lambda: export(exported, tokenizer_cfg, model_cfg, last_cfgs, episodes, stages.seconds),
         inputs=None,
         result=exported,
         remove=[exported],
@@ -152,11 +151,12 @@ def run_in_copy(args: argparse.Namespace, tree: Path) -> None:
         sys.exit(code)
 
 
-def training_config(
-    name: str, schema: type, overrides: Sequence[str], settings: dict[str, Any], ratio: float
-) -> RunConfig:
+def training_config(name: str, overrides: Sequence[str], settings: dict[str, Any], ratio: float) -> RunConfig:
     """The config of a training whose schedule is multiplied by `ratio`; with the changes for a GPU if there is one."""
-    files = [f"boxing/{name}.yaml", *([f"boxing/{name}_gpu.yaml"] if torch.cuda.is_available() else [])]
+    files = [f"boxing/{file}.yaml" for file in CONFIG_FILES[name]]
+    if torch.cuda.is_available():
+        files.append(f"boxing/{CONFIG_FILES[name][0]}_gpu.yaml")
+    schema = TokenizerRunConfig if name == "tokenizer" else WorldModelRunConfig
     cfg = section_config(name, schema, files, overrides, settings)
 
     def scaled(steps: int) -> int:
@@ -168,6 +168,14 @@ def training_config(
         cfg.optimizer, decay_steps=decay_steps, warmup_steps=min(cfg.optimizer.warmup_steps, decay_steps)
     )
     return replace(cfg, trainer={**cfg.trainer, **schedule}, optimizer=optimizer)
+
+
+def train(stages: Stages, program: str, cfg: RunConfig) -> None:
+    """A training as a stage, named after its output."""
+    inputs = {key: value for key, value in to_dict(cfg).items() if key != "measures"}  # which training does not read
+    stages.run(
+        cfg.output.name, partial(fit, program, cfg), inputs=inputs, result=cfg.output / "model", remove=[cfg.output]
+    )
 
 
 def fit(program: str, cfg: RunConfig) -> None:
@@ -192,21 +200,32 @@ def tokenize_shards(process: Process, tokenizer: Path, episodes: Path, tokens: P
     write_shards(adapter, find_episodes(episodes), tokens, config, process)
 
 
-def measure(cfg: BoxingConfig, model: Path, episodes: Path, tokens: Path, measures: Path) -> None:
-    scores = evaluate(model, episodes, tokens, prompts=cfg.prompts, frames=cfg.future_frames)
-    measures.write_text(json.dumps(scores, indent=2) + "\n")
+def measure(cfg: BoxingConfig, run: Path, episodes: Path, tokens: Path) -> None:
+    scores = evaluate(run / "model", episodes, tokens, prompts=cfg.prompts, frames=cfg.future_frames)
+    (run / MEASURES).write_text(json.dumps(scores, indent=2) + "\n")
 
 
 def export(
-    folder: Path, tokenizer_cfg: RunConfig, model_cfg: RunConfig, measures: Path, seconds: dict[str, float]
+    folder: Path,
+    tokenizer_cfg: RunConfig,
+    model_cfg: RunConfig,
+    last_cfgs: Sequence[RunConfig],
+    episodes: Path,
+    seconds: dict[str, float],
 ) -> None:
-    """Put the world model, its adapter and the documents of its training into a folder."""
-    trained = model_cfg.output / "model"
+    """Put the best world model, its adapter, prompts and the documents of its training into a folder.
+
+    The best is the one with the smallest cost on the validation split.
+    """
+    measures = {cfg.seed: json.loads((cfg.output / MEASURES).read_text()) for cfg in last_cfgs}
+    best = min(last_cfgs, key=lambda cfg: measures[cfg.seed]["validation_cost"])
+    trained = best.output / "model"
     adapter = TokenizerAdapter.from_pretrained(trained / ADAPTER_FOLDER)
     WorldModel.from_pretrained(trained).save_pretrained(folder, adapter)
-    shutil.copy(measures, folder / "measures.json")
+    write_prompts(folder / PROMPTS_FOLDER, episodes / "test")
+    (folder / MEASURES).write_text(json.dumps(measures[best.seed], indent=2) + "\n")
     lines = ["run,measure,step,value"]
-    for run_cfg, name in ((tokenizer_cfg, "psnr"), (model_cfg, "cross_entropy")):
+    for run_cfg, name in ((tokenizer_cfg, "psnr"), (model_cfg, "cross_entropy"), (best, "cross_entropy")):
         run = run_cfg.output.name
         shutil.copy(run_cfg.pictures_folder / "curves.png", folder / f"{run}_curves.png")
         for series in (f"train/{name}", f"val/{name}"):
@@ -214,15 +233,33 @@ def export(
             lines += [f"{run},{series},{step},{value:.4f}" for step, value in points]
     (folder / "log.csv").write_text("\n".join(lines) + "\n")
     weights = sorted(folder.rglob("*.safetensors"))
+    cfgs = (tokenizer_cfg, model_cfg, *last_cfgs)
     summary = {
         "weights_sha256": {
             str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in weights
         },
-        "seeds": {cfg.output.name: cfg.seed for cfg in (tokenizer_cfg, model_cfg)},
-        "batches": {cfg.output.name: cfg.trainer["max_steps"] for cfg in (tokenizer_cfg, model_cfg)},
+        "exported": best.output.name,
+        "seeds": {cfg.output.name: cfg.seed for cfg in cfgs},
+        "batches": {cfg.output.name: cfg.trainer["max_steps"] for cfg in cfgs},
         "minutes": {name: round(value / 60, 1) for name, value in seconds.items()},
+        "measures_by_seed": measures,
     }
     (folder / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def write_prompts(folder: Path, episodes: Path) -> None:
+    """Clips to start rollouts from, with the actions of their prompt and future, evenly spaced over held-out play."""
+    folder.mkdir(parents=True)
+    found, frames = find_episodes(episodes), PROMPT_FRAMES + SHIPPED_FUTURE
+    for number in range(SHIPPED_PROMPTS):
+        episode = found[number % len(found)]
+        start = (episode.num_frames - frames) * number // SHIPPED_PROMPTS
+        taken = slice(start, start + frames)
+        path = folder / f"prompt_{number}.mp4"
+        with VideoWriter(path, fps=episode.meta["fps"], crf=0) as writer:
+            writer.write(read_frames(episode.path, range(taken.start, taken.stop)))
+        meta = {key: episode.meta[key] for key in ("fps", "size", "action_space", "environment")}
+        save_episode_files(path, episode.actions[taken], meta | {"num_frames": frames})
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

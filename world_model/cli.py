@@ -46,12 +46,13 @@ def rollout_command(args: argparse.Namespace) -> None:
     from world_model.decoding import Decoding
     from world_model.heads.sampler import Sampler
     from world_model.rollout.files import rollout_file
+    from world_model.rollout.worlds import world_prompts
 
     chosen = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "guidance", "flow_steps", "seed")}
     sampler = Sampler(**chosen)
     result = rollout_file(
         args.model,
-        args.prompt,
+        args.prompt or world_prompts(args.model)[0],
         args.output,
         actions=args.actions,
         prompt_frames=args.prompt_frames,
@@ -83,7 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="WORLD",
         help="a shipped world (boxing), a saved model's folder, or a hub repository",
     )
-    command.add_argument("--prompt", type=Path, required=True, metavar="clip.mp4", help="the video to continue")
+    command.add_argument(
+        "--prompt", type=Path, metavar="clip.mp4", help="the video to continue (default: one that the world comes with)"
+    )
     command.add_argument("--actions", type=Path, metavar="clip.actions.npy", help="default: the file beside the prompt")
     command.add_argument("--output", type=Path, required=True, metavar="out.mp4", help="the video to write")
     command.add_argument(

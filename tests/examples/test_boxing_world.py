@@ -12,14 +12,20 @@ import pytest
 from places import ROOT
 
 from vidtok_plugin.common.config import load_config
+from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
 from world_model import WorldModelRunConfig, load_world
+from world_model.rollout.worlds import world_prompts
 
 TOY = (
+    "minutes=480",
     "record.train_episodes=2",
+    "world_model_episodes=3",
+    "seeds=[0,1]",
     "record.validation_episodes=1",
     "record.test_episodes=1",
-    "record.frames_per_episode=100",
+    "record.frames_per_episode=160",
+    "tokenizer.compile=false",
     "prompts=2",
     "future_frames=16",
     "clip_frames=17",
@@ -44,6 +50,17 @@ TOY = (
     "world_model.model.transformer.width=32",
     "world_model.model.transformer.depth=1",
     "world_model.model.transformer.heads=2",
+    "own_draws.trainer.max_steps=16",
+    "own_draws.trainer.val_check_interval=8",
+    "own_draws.trainer.log_every_n_steps=1",
+    "own_draws.trainer.devices=1",
+    "own_draws.trainer.strategy=auto",
+    "own_draws.trainer.enable_progress_bar=false",
+    "own_draws.model.max_steps=5",
+    "own_draws.data.window_steps=5",
+    "own_draws.model.transformer.width=32",
+    "own_draws.model.transformer.depth=1",
+    "own_draws.model.transformer.heads=2",
 )
 
 
@@ -70,7 +87,14 @@ def test_a_world_is_made_measured_and_exported(
     assert set(measures["psnr_over_copy"]) == {"1_4", "5_8", "9_16"}
     assert set(measures["distance"]) == {"4", "16"}
     summary = json.loads((exported / "training.json").read_text())
-    assert summary["batches"] == {"tokenizer": 4, "world_model": 8}  # half of the configured ones
+    trainings = {"tokenizer": 4, "world_model": 8, "own_draws_0": 8, "own_draws_1": 8}
+    assert summary["batches"] == trainings  # half of the configured ones
+    costs = {f"own_draws_{seed}": scores["validation_cost"] for seed, scores in summary["measures_by_seed"].items()}
+    assert summary["exported"] == min(costs, key=costs.__getitem__) and len(costs) == 2
+    assert measures == summary["measures_by_seed"][summary["exported"][-1]]
+    assert len(world_prompts(exported)) == 8
+    assert (tmp_path / "episodes" / "train" / "episode_00002.json").exists()
+    assert len(TokenStore(tmp_path / "tokens", "train").episodes) >= 3
     assert set(summary["weights_sha256"]) > {"model.safetensors"}
     times = {path: path.stat().st_mtime_ns for path in exported.rglob("*") if path.is_file()}
     assert script.main(argv) == 0
@@ -83,9 +107,10 @@ def test_training_configs_load_and_scale_with_the_budget(
 ) -> None:
     script = examples("train_boxing_world")
     monkeypatch.setattr(script.torch.cuda, "is_available", lambda: gpu)
-    for name, schema in (("tokenizer", TokenizerRunConfig), ("world_model", WorldModelRunConfig)):
-        plain = load_config(schema, [ROOT / "configs" / "boxing" / f"{name}.yaml"])
-        whole, half = (script.training_config(name, schema, [f"{name}.seed=3"], {}, ratio) for ratio in (1.0, 0.5))
+    for name, files in script.CONFIG_FILES.items():
+        schema = TokenizerRunConfig if name == "tokenizer" else WorldModelRunConfig
+        plain = load_config(schema, [ROOT / "configs" / "boxing" / f"{file}.yaml" for file in files])
+        whole, half = (script.training_config(name, [f"{name}.seed=3"], {}, ratio) for ratio in (1.0, 0.5))
         assert whole.seed == half.seed == 3
         assert whole.trainer["max_steps"] == plain.trainer["max_steps"] == 2 * half.trainer["max_steps"]
         assert whole.optimizer == plain.optimizer

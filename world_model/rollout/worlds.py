@@ -14,6 +14,8 @@ from world_model.model import WorldModel
 from world_model.rollout.checks import check_adapter
 from world_model.weights import ADAPTER_FOLDER, CONFIG_FILE, WEIGHTS_FILE
 
+PROMPTS_FOLDER = "prompts"
+
 
 def load_world(
     source: str | Path, *, device: torch.device | str | None = None, revision: str | None = None
@@ -52,6 +54,23 @@ def shipped_worlds() -> list[str]:
     return sorted(path.name for path in _shipped().iterdir() if path.is_dir())
 
 
+def world_prompts(source: str | Path) -> list[Path]:
+    """The videos, with actions beside them, that a world brings along to start from; see `load_world`.
+
+    Raises:
+        FileNotFoundError: it has none, or there is no such world.
+        ValueError: the name is unknown.
+
+    Example:
+        >>> len(world_prompts("boxing"))
+        8
+    """
+    prompts = sorted((world_folder(source) / PROMPTS_FOLDER).glob("*.mp4"))
+    if not prompts:
+        raise FileNotFoundError(f"world_prompts: {source} has no prompts; give a video of your own (--prompt).")
+    return prompts
+
+
 def world_folder(source: str | Path, revision: str | None = None) -> Path:
     """The local folder of a world; see `load_world`."""
     path, name = Path(source), str(source)
@@ -84,7 +103,7 @@ def _is_repository(name: str) -> bool:
 
 
 def _download(repository: str, revision: str | None) -> Path:
-    wanted = [CONFIG_FILE, WEIGHTS_FILE, f"{ADAPTER_FOLDER}/*"]
+    wanted = [CONFIG_FILE, WEIGHTS_FILE, f"{ADAPTER_FOLDER}/*", f"{PROMPTS_FOLDER}/*"]
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except RevisionNotFoundError as error:

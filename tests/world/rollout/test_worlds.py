@@ -10,6 +10,8 @@ import torch
 from huggingface_hub.errors import RevisionNotFoundError
 
 from vidtok_plugin import TokenizerAdapter, VidTok
+from vidtok_plugin.video.episodes import load_episode
+from vidtok_plugin.video.reading import probe
 from world_model import ActionSpec, TokenSpec, TransformerConfig, WorldModel, WorldModelConfig, load_world
 from world_model.rollout import worlds
 
@@ -44,7 +46,7 @@ def test_a_hub_repository_is_downloaded_once_named(saved: Path, monkeypatch: pyt
     monkeypatch.setattr(worlds, "snapshot_download", snapshot)
     model, _ = load_world("someone/small", revision="v2", device="cpu")
     assert model.config.transformer.width == 24
-    wanted = ["config.yaml", "model.safetensors", "adapter/*"]
+    wanted = ["config.yaml", "model.safetensors", "adapter/*", "prompts/*"]
     assert calls == [{"repository": "someone/small", "revision": "v2", "allow_patterns": wanted}]
 
 
@@ -74,6 +76,14 @@ def test_failed_downloads_name_the_repository(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(worlds, "snapshot_download", fail(no_revision))
     with pytest.raises(ValueError, match="no revision 'v9'; leave revision out"):
         load_world("someone/small", revision="v9")
+
+
+def test_prompts_come_with_a_world(saved: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="small has no prompts; give a video of your own"):
+        worlds.world_prompts(saved)
+    prompt = worlds.world_prompts("boxing")[0]
+    episode = load_episode(prompt)
+    assert episode.num_frames == probe(prompt).num_frames > 13
 
 
 @pytest.mark.parametrize(
