@@ -147,3 +147,15 @@ def test_video_loading_has_all_read_the_same_frames(tmp_path: Path) -> None:
     ours = torch.cat([batch.frames for batch in benchmark.batches(clips, range(4), 2)]).numpy()
     bare = [benchmark.decord_reader(path, cfg).get_batch(indices).asnumpy() for path, indices in read]
     np.testing.assert_array_equal(ours, np.stack(bare))
+
+
+def test_training_speed_compares_every_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = load_benchmark("training_speed")
+    compiled: list[object] = []
+    monkeypatch.setattr(benchmark.VidTok, "compile_networks", compiled.append)
+    monkeypatch.setattr(benchmark, "CLIPS", 1)
+    monkeypatch.setattr(benchmark, "WINDOWS", 1)
+    rows = reported(benchmark, tmp_path, "--rounds", "1")["rows"]
+    assert [row["network"] for row in rows] == ["tokenizer"] * 4 + ["world model"] * 4
+    assert [row["x"] for row in rows if row["training"].startswith("float32")][0] == 1.0
+    assert all(row["s"] > 0 and row["x"] > 0 for row in rows) and len(compiled) == 2

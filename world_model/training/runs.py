@@ -32,6 +32,8 @@ def fit_world_model(cfg: WorldModelRunConfig) -> None:
 def validate_world_model(cfg: WorldModelRunConfig, *, progress: bool = False) -> Report:
     """Measure the run's last checkpoint (see `world_model.measures`), with averaged weights if the run keeps them.
 
+    A run without checkpoints measures the saved world that `cfg.pretrained` names.
+
     Writes the report and its plots to `cfg.output / "validation"`. It uses one process and one device, whatever the run
     was trained on.
 
@@ -46,15 +48,19 @@ def validate_world_model(cfg: WorldModelRunConfig, *, progress: bool = False) ->
             "without a launcher."
         )
     last = training.last_checkpoint(cfg.checkpoints)
-    if last is None:
-        raise FileNotFoundError(f"validate: there is no checkpoint in {cfg.checkpoints}; run fit first.")
+    if last is None and cfg.pretrained is None:
+        raise FileNotFoundError(
+            f"validate: there is no checkpoint in {cfg.checkpoints}; run fit first, or measure a saved world with "
+            "pretrained=WORLD."
+        )
     module = WorldModelModule(cfg)
-    checkpoint = torch.load(last, map_location="cpu", weights_only=True)
-    module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"])
+    if last is not None:
+        checkpoint = torch.load(last, map_location="cpu", weights_only=True)
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
     device = default_device()
     model, adapter = module.model.eval().to(device), module.adapter().to(device)
-    report = Validation(model, adapter, cfg.data, cfg.measures, progress=progress).report(str(last))
+    report = Validation(model, adapter, cfg.data, cfg.measures, progress=progress).report(str(last or cfg.pretrained))
     folder = cfg.output / "validation"
     report.write(folder)
     write_plots(report, folder)

@@ -152,6 +152,14 @@ def test_a_run_without_checkpoint_is_refused(root: Path, tmp_path: Path) -> None
         validate_world_model(config(root, f"output={tmp_path}"))
 
 
+def test_a_saved_world_is_measured_without_a_run(root: Path, tmp_path: Path, no_plots: None) -> None:
+    saved = root / "run" / "model"
+    report = validate_world_model(config(root, f"output={tmp_path}", f"pretrained={saved}"))
+    averaged = validate_world_model(config(root, "ema_decay=0.9"))
+    assert report.source == str(saved)
+    assert report.regimes["teacher_forced"].values == averaged.regimes["teacher_forced"].values
+
+
 def test_several_processes_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
         monkeypatch.setenv(name, value)
