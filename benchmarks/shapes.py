@@ -24,7 +24,7 @@ TOKENS = TokenSpec(  # of vidtok_tiny at 64x64
 )
 STEP = TOKENS.tokens_per_step
 SIZES = {
-    "demo": TransformerConfig(width=192, depth=4, heads=4),  # configs/world_model/demo.yaml
+    "demo": TransformerConfig(width=192, depth=4, heads=4),  # configs/world_model/demo_from_scratch.yaml
     "large": TransformerConfig(width=512, depth=8, heads=8),
 }
 PRECISIONS = ("32", "bf16", "bf16-weights")

@@ -3,9 +3,9 @@
     python benchmarks/video_loading.py [--rounds 5] [--clips 200] [--folder runs/benchmarks/video_loading]
 
 Three kinds of videos: the demo's training episodes (1000 frames of Atari at 64x64, a key frame at least every 16), with
-the settings of `configs/tokenizer/demo.yaml` except for the cache, which has its own row; natural videos of the
-clips' size (256x256, a key frame at least every 30); and natural videos of 640x272 and 1280x720, center-cropped to
-256x256. They are created in the first run and kept.
+the settings of `configs/tokenizer/demo_from_scratch.yaml` except for the cache, which has its own row; natural videos
+of the clips' size (256x256, a key frame at least every 30); and natural videos of 640x272 and 1280x720, center-cropped
+to 256x256. They are created in the first run and kept.
 
 Bare decord: an open VideoReader with one thread per file; for each clip `seek(0)`, without which decord may return
 wrong frames, and `get_batch(indices).asnumpy()`, uint8 (t, h, w, 3). Larger videos are resized by the reader (width=,
@@ -58,11 +58,11 @@ Clips = Sequence[tuple[str, Sequence[int]]]  # file and frame indices
 
 def demo_videos(folder: Path) -> VideoDataConfig:
     """Records the demo's training episodes and returns its settings."""
-    recipe: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "demo.yaml").record)
+    recipe: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "demo_from_scratch.yaml").record)
     recipe |= {"output": str(folder), "validation_episodes": 0, "test_episodes": 0, "hold": tuple(recipe["hold"])}
     record(RecordConfig(**recipe))
     overrides = [f"data.train=[{folder}/train]", f"data.validation=[{folder}/train]"]
-    return load_config(TokenizerRunConfig, [CONFIGS / "tokenizer" / "demo.yaml"], overrides).data
+    return load_config(TokenizerRunConfig, [CONFIGS / "tokenizer" / "demo_from_scratch.yaml"], overrides).data
 
 
 def natural_videos(folder: Path) -> VideoDataConfig:

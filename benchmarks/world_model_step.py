@@ -24,7 +24,7 @@ from shapes import SIZES, STEP, Shape, random_actions, random_codes
 from torch import Tensor, nn
 
 STEPS = 8  # of a window
-BATCHES = {"demo": 4, "large": 2}  # configs/world_model/demo.yaml has 4
+BATCHES = {"demo": 4, "large": 2}  # configs/world_model/demo_from_scratch.yaml has 4
 IGNORED = -100
 
 Row = dict[str, Any]

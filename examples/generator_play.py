@@ -131,7 +131,7 @@ def tune_tokenizer(cfg: GeneratorConfig, start: VidTok) -> VidTok:
         "data.height": cfg.size,
         "data.width": cfg.size,
     }
-    files = ["tokenizer/demo.yaml", "tokenizer/generators.yaml"]
+    files = ["tokenizer/demo_from_scratch.yaml", "tokenizer/generators.yaml"]
     run = section_config("tokenizer", TokenizerRunConfig, files, dotted(cfg.tokenizer, "tokenizer."), settings)
     model = run.output / "model"
     Stages(folder, 1).run(

@@ -1,4 +1,4 @@
-"""The examples' pictures: real beside imagined frames, reconstructions, and training curves."""
+"""The examples' pictures: real above generated frames, reconstructions, and training curves."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.video.pixels import to_uint8
-from vidtok_plugin.video.writing import write_video
-from world_model.measures import CrossEntropies, Prompts
-from world_model.rollout.rollout import RolloutResult
+from world_model.measures import CrossEntropies
 
-SCALE = 4  # enlargement of the frames in the video
 T = TypeVar("T")
 
 
@@ -30,30 +26,6 @@ def evenly_spaced(items: Sequence[T], max_count: int) -> list[T]:
     """At most `max_count` items, evenly spaced, so that pictures show no selection by result."""
     count = min(max_count, len(items))
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
-
-
-def write_rollout_video(path: Path, prompts: Prompts, result: RolloutResult, *, fps: float) -> None:
-    """Some rollouts one after another, each with the real video on the left and the imagined one on the right."""
-    frames = []
-    for row in evenly_spaced(range(len(prompts)), 4):
-        real, imagined = to_uint8(prompts.video[row]), to_uint8(result.video[row])
-        for t, (left, right) in enumerate(zip(real, imagined, strict=True)):
-            state = "prompt" if t < prompts.prompt_frames else f"imagined, frame {t - prompts.prompt_frames + 1}"
-            repeats = 1 if t + 1 < len(real) else int(fps)  # stay on the last frame
-            frames += [side_by_side(left, right, state)] * repeats
-    write_video(path, np.stack(frames), fps=fps / 2)
-
-
-def side_by_side(left: np.ndarray, right: np.ndarray, state: str) -> np.ndarray:
-    """Two enlarged frames with labels above them."""
-    height, width = left.shape[0] * SCALE, left.shape[1] * SCALE
-    canvas = Image.new("RGB", (2 * width + 8, height + 24), "black")
-    for x, pixels in ((0, left), (width + 8, right)):
-        canvas.paste(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST), (x, 24))
-    draw = ImageDraw.Draw(canvas)
-    draw.text((6, 6), "real", fill="white")
-    draw.text((width + 14, 6), state, fill="white" if state == "prompt" else "yellow")
-    return np.asarray(canvas)
 
 
 def draw_futures(path: Path, real: Tensor, made: Tensor, prompt_frames: int, *, name: str, clips: int) -> None:

@@ -34,8 +34,8 @@ def fit(folder: Path, output: Path, *overrides: str) -> list[str]:
     return ["fit", "--config", str(CONFIG), *data, f"output={output}", "trainer.max_steps=1", *overrides]
 
 
-CONFIG = ROOT / "configs" / "tokenizer" / "demo.yaml"
-WORLD_MODEL_CONFIG = CONFIG.parent.parent / "world_model" / "demo.yaml"
+CONFIG = ROOT / "configs" / "tokenizer" / "demo_from_scratch.yaml"
+WORLD_MODEL_CONFIG = CONFIG.parent.parent / "world_model" / "demo_from_scratch.yaml"
 
 
 def make_video(path: Path, frames: int, size: int = 64) -> Path:

@@ -12,16 +12,19 @@ from world_model.data import window_actions, window_tokens
 
 CONFIGS = ROOT / "configs" / "world_model"
 RECIPES = {
-    "demo": ["demo"],
-    "actions": ["demo", "actions"],
-    "masked": ["demo", "masked"],
-    "sharded": ["demo", "sharded"],
-    "masked and sharded": ["demo", "masked", "sharded"],
+    "demo from scratch": ["demo_from_scratch"],
+    "actions": ["demo_from_scratch", "actions"],
+    "masked": ["demo_from_scratch", "masked"],
+    "sharded": ["demo_from_scratch", "sharded"],
+    "masked and sharded": ["demo_from_scratch", "masked", "sharded"],
 }
 
 
 def test_every_config_is_in_a_recipe() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {file for files in RECIPES.values() for file in files}
+    own = {"demo"}  # needs a world; covered by the tests of the demo
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} - own == {
+        file for files in RECIPES.values() for file in files
+    }
 
 
 @pytest.mark.parametrize("metadata", [None, PATCHES], ids=["codes", "patches"])
