@@ -33,8 +33,8 @@ CLIP_FRAMES, CLIPS = 64, 32  # for the tokenizer's PSNR
 SEARCH_FRAMES = 16
 SAMPLERS = tuple(
     Sampler(temperature=temperature, top_p=top_p, guidance=guidance)
-    for temperature, top_p in ((0.3, None), (0.6, None), (0.8, None), (1.0, 0.9))
-    for guidance in (1.0, 1.5, 2.5)
+    for temperature, top_p in ((0.3, None), (0.6, None), (1.0, 0.9))
+    for guidance in (1.0, 2.0, 3.0)
 )
 
 
