@@ -23,7 +23,7 @@ from vidtok_plugin.evaluation.psnr import reconstruction_psnr
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.video.data import VideoDataConfig
 from vidtok_plugin.video.episodes import find_episodes
-from world_model import Sampler, WorldModel, load_world
+from world_model import Decoding, Sampler, WorldModel, load_world
 from world_model.measures import Prompts, cross_entropies, held_out_prompts, random_actions
 
 logger = logging.getLogger("vidtok_plugin.boxing_evaluation")
@@ -31,6 +31,7 @@ PROMPT_FRAMES = 13
 HOLD = (3, 12)  # of the random actions whose effect is measured
 CLIP_FRAMES, CLIPS = 64, 32  # for the tokenizer's PSNR
 SEARCH_FRAMES = 16
+DECODING = Decoding(order="diagonal", diagonal_offset=2)
 SAMPLERS = tuple(
     Sampler(temperature=temperature, top_p=top_p, guidance=guidance)
     for temperature, top_p in ((0.3, None), (0.6, None), (1.0, 0.9))
@@ -45,7 +46,7 @@ def find_prompts(episodes: Path, count: int, frames: int) -> Prompts:
 def measure(model: WorldModel, adapter: TokenizerAdapter, prompts: Prompts, sampler: Sampler) -> BoxingScores:
     assert prompts.actions is not None  # the policy's
     others = random_actions(prompts.actions, prompts.prompt_frames, model.tokens.actions.size, HOLD)
-    return measure_boxing(model, adapter, prompts, others=others, sampler=sampler)[0]
+    return measure_boxing(model, adapter, prompts, others=others, sampler=sampler, decoding=DECODING)[0]
 
 
 def choose_sampler(model: WorldModel, adapter: TokenizerAdapter, prompts: Prompts) -> tuple[Sampler, float]:
@@ -89,6 +90,7 @@ def evaluate(
         "cross_entropy_over_unigram": entropies.world_model / entropies.unigram,
         "cross_entropy_over_copy": entropies.world_model / entropies.copy,
         "sampler": asdict(sampler),
+        "decoding": asdict(DECODING),
         "validation_cost": cost,
         "prompts": prompts,
         **asdict(scores),
