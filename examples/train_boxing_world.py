@@ -33,11 +33,10 @@ from pictures import read_curve
 from shared import CONFIGS, add_overrides, own_overrides, run_example, section_config
 from stages import Stages
 
-from vidtok_plugin import TokenizerAdapter, VidTok
+from vidtok_plugin import TokenizerAdapter
 from vidtok_plugin.common.config import load_config, to_dict, to_yaml
-from vidtok_plugin.common.devices import default_device
-from vidtok_plugin.common.processes import Process, run_processes
-from vidtok_plugin.store.tokenize import TokenizeConfig, write_shards
+from vidtok_plugin.store.folder import FolderConfig, tokenize_folder
+from vidtok_plugin.store.tokenize import TokenizeConfig
 from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
 from vidtok_plugin.training import RunConfig
 from vidtok_plugin.video.episodes import find_episodes, save_episode_files
@@ -68,7 +67,6 @@ class BoxingConfig:
     world_model_episodes: int  # of training play for the world model, which gains more from play than the tokenizer
     seeds: tuple[int, ...]  # of the last training, of which the best result is exported
     clip_frames: int  # of the clips that the world model trains on, each tokenized on its own
-    processes: int  # that tokenize
     prompts: int  # to measure on
     future_frames: int  # to imagine for each prompt
     output: Path = Path("runs/boxing")
@@ -190,14 +188,7 @@ def tokenize(cfg: BoxingConfig, tokenizer: Path, episodes: Path, tokens: Path) -
     """Encode the episodes clip by clip: each clip starts like a prompt, so the world model learns such starts."""
     for split in SPLITS:
         config = TokenizeConfig(split=split, clip_frames=cfg.clip_frames, episodes_per_shard=2, progress=True)
-        run_processes(tokenize_shards, cfg.processes, tokenizer, episodes / split, tokens, config)
-
-
-def tokenize_shards(process: Process, tokenizer: Path, episodes: Path, tokens: Path, config: TokenizeConfig) -> None:
-    """One process's shards of a split."""
-    torch.set_num_threads(1)
-    adapter = TokenizerAdapter(VidTok.from_pretrained(tokenizer)).to(default_device())
-    write_shards(adapter, find_episodes(episodes), tokens, config, process)
+        tokenize_folder(FolderConfig(folder=episodes / split, output=tokens, model=tokenizer, tokenize=config))
 
 
 def measure(cfg: BoxingConfig, run: Path, episodes: Path, tokens: Path) -> None:

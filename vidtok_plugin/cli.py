@@ -153,7 +153,12 @@ def add_tokenize(commands: "Commands") -> None:
     add_model_arguments(command, "; or an adapter's folder, written by TokenizerAdapter.save_pretrained")
     command.add_argument("--output", type=Path, required=True, metavar="STORE", help="the store to create or extend")
     command.add_argument("--split", default="train", help="the split of the store to write to (default: train)")
-    command.add_argument("--processes", type=int, default=1, metavar="N", help="processes to start (default: 1)")
+    command.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="processes to start (default: on a CPU one for each core, if there is enough work and memory; else 1)",
+    )
     command.add_argument(
         "--episodes-per-shard",
         type=int,

@@ -96,6 +96,18 @@ def test_token_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(0 < row["median"] == row["worst"] for row in rows)
 
 
+@pytest.mark.slow
+def test_tokenizing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = load_benchmark("tokenizing")
+    monkeypatch.setattr(benchmark, "FOLDER", tmp_path)
+    chosen = ("one process, all threads, memory returned", "as chosen")
+    monkeypatch.setattr(benchmark, "CONTENDERS", {name: benchmark.CONTENDERS[name] for name in chosen})
+    write_file(tmp_path / "videos" / "a.mp4", moving_noise(9, height=16, width=16))
+    rows = reported(benchmark, tmp_path, "--rounds", "1", "--videos", str(tmp_path / "videos"))["rows"]
+    assert [row["command"] for row in rows] == list(chosen) and rows[0]["x before"] == 1
+    assert all(row["frames per second"] > 0 and row["CPU ms per frame"] > 0 for row in rows)
+
+
 def test_reader_process(tmp_path: Path) -> None:
     record = reported(load_benchmark("reader_process"), tmp_path, "--rounds", "3", "--size", "32", "--frames", "3")
     assert [row["reads"] for row in record["rows"]] == ["directly", "through a process"]

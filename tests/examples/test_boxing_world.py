@@ -29,7 +29,6 @@ TOY = (
     "prompts=2",
     "future_frames=16",
     "clip_frames=17",
-    "processes=1",
     "tokenizer.trainer.max_steps=8",
     "tokenizer.trainer.val_check_interval=8",
     "tokenizer.trainer.log_every_n_steps=1",

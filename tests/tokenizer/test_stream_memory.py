@@ -14,6 +14,8 @@ from tensordict import TensorDict
 from toy_tokenizers import random_video, toy_tokenizer
 
 from vidtok_plugin import VidTok, presets
+from vidtok_plugin.tokenizer.network.fast import dispatch
+from vidtok_plugin.tokenizer.network.fast import network as fast_network
 from vidtok_plugin.tokenizer.network.layers import TimeConv
 from vidtok_plugin.tokenizer.network.resampling import TemporalDownsample, TemporalUpsample
 from vidtok_plugin.tokenizer.reconstruction.memory import LiveBytes
@@ -102,6 +104,23 @@ def test_two_hundred_frames_take_the_memory_of_forty(name: str) -> None:
             run(model, frames, size=8)
         peaks.append(live.peak)
     assert peaks[0] > 10_000 and peaks[1] <= 1.05 * peaks[0]
+
+
+@torch.no_grad()
+def test_a_long_push_passes_through_the_network_group_by_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pushing 64 frames of 256 x 256 took tensors of 2 GB at the published width."""
+    model, video = toy_tokenizer(NAMES[0]), random_video(21, h=8, w=8)
+    whole = model.encoder_stream().push(video).latents
+    groups, step = [], fast_network._step_group
+
+    def count(network: Any, x: torch.Tensor, state: Any, last: bool) -> Any:
+        groups.append(x.shape[1])
+        return step(network, x, state, last)
+
+    monkeypatch.setattr(fast_network, "_step_group", count)
+    monkeypatch.setitem(dispatch.GROUP_PIXELS, "cpu", 8 * 8 * 8)
+    assert torch.equal(model.encoder_stream().push(video).latents, whole)
+    assert groups == [8, 8, 8]  # with the padding before the first frame
 
 
 SCRIPT = """

@@ -1,20 +1,24 @@
 """Tokenizing a folder of videos into a store, by processes started here or by a launcher."""
 
+import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.devices import default_device
-from vidtok_plugin.common.processes import Process, launched_process, run_processes
-from vidtok_plugin.store.adapter import agree_on_statistics, load_adapter
+from vidtok_plugin.common.processes import THE_ONLY_PROCESS, Process, launched_process, run_processes
+from vidtok_plugin.store.adapter import CLIPS, agree_on_statistics, load_adapter
+from vidtok_plugin.store.parallelism import Parallelism, parallelism_of
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.tokenize import TokenizeConfig, WrittenShards, write_shards
 from vidtok_plugin.store.writer import unfinished_update
 from vidtok_plugin.video.episodes import actions_path, find_videos, load_episode
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,23 +27,24 @@ class FolderConfig:
 
     model, preset, patch_size: of the adapter; see `load_adapter`.
     statistics_clips: to fit a KL model's latent statistics; see `agree_on_statistics`.
-    processes: to start here; 1 under a launcher.
+    processes: to start here; None: 1 under a launcher or on a GPU, otherwise chosen by `parallelism_of`.
     """
 
     folder: Path
     output: Path
-    model: str
-    preset: str | None
-    patch_size: tuple[int, int] | None
-    statistics_clips: int
-    processes: int
-    tokenize: TokenizeConfig
+    model: str | Path
+    preset: str | None = None
+    patch_size: tuple[int, int] | None = None
+    statistics_clips: int = CLIPS
+    processes: int | None = None
+    tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
 
 
 def tokenize_folder(cfg: FolderConfig, *, show_traceback: bool = False) -> list[str]:
     """Writes the tokens of all videos of a folder into a store; returns a summary in sentences.
 
-    Videos with actions beside them are episodes. With several processes, each writes its own shards.
+    Videos with actions beside them are episodes. With several processes, each writes its own shards. A script that
+    calls this needs `if __name__ == "__main__":`, because new processes import it.
 
     show_traceback: print the tracebacks of errors in processes started here.
 
@@ -48,19 +53,23 @@ def tokenize_folder(cfg: FolderConfig, *, show_traceback: bool = False) -> list[
         ChildProcessError: a process started here failed.
     """
     process = launched_process()
-    if cfg.processes < 1:
+    if cfg.processes is not None and cfg.processes < 1:
         raise ValueError(f"tokenize: --processes must be at least 1, got {cfg.processes}.")
-    if cfg.processes > 1 and process.world_size > 1:
+    if cfg.processes is not None and cfg.processes > 1 and process.world_size > 1:
         raise ValueError(
             f"tokenize: --processes must be left out under a launcher, which has set WORLD_SIZE={process.world_size}; "
             "set the number of processes of the launcher."
         )
     videos = find_videos(cfg.folder)  # an empty folder is an error before any process starts
-    if cfg.processes > 1:
-        _adapter(cfg, videos)  # fits statistics, if needed, once and with all threads
-        run_processes(_write, cfg.processes, cfg, show_traceback=show_traceback)
+    # With several processes, this fits statistics, if needed, once and with all threads.
+    adapter = _adapter(cfg, videos, process.local_rank if process.world_size > 1 else None)
+    parallelism = _parallelism(cfg, adapter, videos, process)
+    if parallelism.processes > 1:
+        del adapter
+        logger.info("%s: %d processes, threads of each: %d", cfg.output, parallelism.processes, parallelism.threads)
+        run_processes(_write_shards, parallelism.processes, cfg, parallelism.threads, show_traceback=show_traceback)
         return [_summary(cfg)]
-    shards = _write(process, cfg)
+    shards = _write(process, cfg, adapter, videos)
     lines = [] if shards.missing else [_summary(cfg)]
     if process.world_size > 1:
         lines.insert(
@@ -69,13 +78,25 @@ def tokenize_folder(cfg: FolderConfig, *, show_traceback: bool = False) -> list[
     return lines
 
 
-def _write(process: Process, cfg: FolderConfig) -> WrittenShards:
-    """The work of one process."""
-    if cfg.processes > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // cfg.processes))
+def _parallelism(cfg: FolderConfig, adapter: TokenizerAdapter, videos: Sequence[Path], process: Process) -> Parallelism:
+    cores = torch.get_num_threads()
+    if cfg.processes is not None:
+        threads = cores if "OMP_NUM_THREADS" in os.environ else max(1, cores // cfg.processes)
+        return Parallelism(processes=cfg.processes, threads=threads)
+    if process is not THE_ONLY_PROCESS:  # a launcher started it
+        return Parallelism(processes=1, threads=cores)
+    return parallelism_of(adapter, videos, cfg.tokenize.episodes_per_shard)
+
+
+def _write_shards(process: Process, cfg: FolderConfig, threads: int) -> None:
+    """The work of one of the processes started here."""
+    torch.set_num_threads(threads)
     videos = find_videos(cfg.folder)
+    _write(process, cfg, _adapter(cfg, videos, process.local_rank), videos)
+
+
+def _write(process: Process, cfg: FolderConfig, adapter: TokenizerAdapter, videos: Sequence[Path]) -> WrittenShards:
     episodes = [load_episode(path) if actions_path(path).exists() else path for path in videos]
-    adapter = _adapter(cfg, videos, process.local_rank if process.world_size > 1 else None)
     return write_shards(adapter, episodes, cfg.output, cfg.tokenize, process)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from vidtok_plugin.common.freed_memory import keeping_freed_memory
 from vidtok_plugin.common.processes import THE_ONLY_PROCESS, Process
 from vidtok_plugin.store.encode import clip_ranges, encode_episode
 from vidtok_plugin.store.plan import plan_shards
@@ -216,7 +218,8 @@ def _encode_and_write(
     *,
     show_progress: bool,
 ) -> None:
-    with Progress(disable=not show_progress) as bar:
+    on_cpu = adapter.tokenizer.device.type == "cpu"
+    with Progress(disable=not show_progress) as bar, keeping_freed_memory() if on_cpu else nullcontext():
         encoding = bar.add_task(f"tokens ({config.split})", total=sum(len(shard.digests) for shard in shards))
         for shard in shards:
             clips = _stored_clips(shard.stored)

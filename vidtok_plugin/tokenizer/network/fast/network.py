@@ -34,20 +34,26 @@ class Network(Protocol):
 
 
 def forward(network: Network, x: Tensor) -> Tensor:
-    """A whole clip. Without gradients, a causal network takes a long one group by group, as a stream does, in the
-    memory of one group."""
+    """A whole clip."""
     if network.compiled is not None or not inference():
         body = network.body if network.compiled is None else network.compiled
         return whole(network.conv_out, _norm_silu(network.norm_out, body(x)))
-    t, groups, state = x.shape[1], [], None
-    for start, end in chunk_ranges(t, _frames_at_once(network, x) if network.causal else t):
-        y, state = step(network, x[:, start:end], state, last=end == t)
-        groups.append(y)
-    return torch.cat(groups, dim=1)
+    return step(network, x, None, last=True)[0]
 
 
 def step(network: Network, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
-    """A step of a stream."""
+    """A step of a stream. Without gradients, a causal network takes a long one group by group, in the memory of one
+    group."""
+    t = x.shape[1]
+    size = _frames_at_once(network, x) if network.causal and inference() else max(1, t)
+    groups = []
+    for start, end in chunk_ranges(t, size):
+        y, state = _step_group(network, x[:, start:end], state, last and end == t)
+        groups.append(y)
+    return groups[0] if len(groups) == 1 else torch.cat(groups, dim=1), state
+
+
+def _step_group(network: Network, x: Tensor, state: State, last: bool) -> tuple[Tensor, State]:
     states: dict[str, State] = {}
     for chain in chains(network.layers()):
         x, new = _step_chain(chain, x, state, last)

@@ -1,0 +1,128 @@
+"""Tokenizing uses one process per core, or fewer with more threads where shards, work or memory don't suffice."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recordings import tiny_adapter, write_folder
+
+from vidtok_plugin import TokenizerAdapter, VidTok
+from vidtok_plugin.common.memory import available_bytes
+from vidtok_plugin.store import folder as folder_module
+from vidtok_plugin.store import parallelism
+from vidtok_plugin.store.folder import FolderConfig, tokenize_folder
+from vidtok_plugin.store.parallelism import MIN_WORK, Parallelism, choose_parallelism, parallelism_of
+from vidtok_plugin.store.tokenize import TokenizeConfig
+from vidtok_plugin.video.reading import VideoInfo
+
+ENOUGH: dict[str, Any] = {
+    "cores": 8,
+    "shards": 100,
+    "work": 100 * MIN_WORK,
+    "process_bytes": 1e9,
+    "available": 100e9,
+}
+
+
+@pytest.mark.parametrize(
+    "short, processes, threads",
+    [
+        ({}, 8, 1),
+        ({"shards": 3}, 3, 2),
+        ({"work": 2.9 * MIN_WORK}, 2, 4),
+        ({"work": 0}, 1, 8),
+        ({"available": 4.5e9}, 4, 2),
+        ({"available": 5.5e9}, 4, 2),
+        ({"available": 0.5e9}, 1, 8),
+        ({"available": None}, 8, 1),
+        ({"cores": 1}, 1, 1),
+    ],
+)
+def test_what_is_short_limits_the_processes_and_threads_take_the_cores_left(
+    short: dict[str, Any], processes: int, threads: int
+) -> None:
+    assert choose_parallelism(**{**ENOUGH, **short}) == Parallelism(processes=processes, threads=threads)
+
+
+@pytest.mark.parametrize("side, chosen", [(64, (8, 1)), (1024, (4, 2)), (4096, (1, 8))])
+def test_large_frames_have_fewer_processes(side: int, chosen: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    info = VideoInfo(path=Path("v.mp4"), num_frames=10_000, height=side, width=side, fps=30.0)
+    monkeypatch.setattr(parallelism, "probe", lambda path: info)
+    monkeypatch.setattr(parallelism, "available_bytes", lambda: 8 << 30)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    adapter = TokenizerAdapter(VidTok.from_preset("vidtok_tiny"))
+    found = parallelism_of(adapter, [info.path] * 320, episodes_per_shard=32)
+    assert (found.processes, found.threads) == chosen
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Processes and threads of each call that would start processes; on two cores, and any work is enough."""
+    calls: list[tuple[int, int]] = []
+
+    def start(run: Any, world_size: int, cfg: FolderConfig, threads: int, **_: Any) -> None:
+        calls.append((world_size, threads))
+        raise ChildProcessError("not started")
+
+    monkeypatch.setattr(folder_module, "run_processes", start)
+    monkeypatch.setattr(parallelism, "MIN_WORK", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> FolderConfig:
+    videos = write_folder(tmp_path / "videos", {"a": 9, "b": 9, "c": 9})
+    tiny_adapter().save_pretrained(tmp_path / "model")
+    return FolderConfig(
+        folder=videos,
+        output=tmp_path / "store",
+        model=str(tmp_path / "model"),
+        tokenize=TokenizeConfig(root=videos, episodes_per_shard=1),
+    )
+
+
+def with_settings(cfg: FolderConfig, **settings: Any) -> FolderConfig:
+    return FolderConfig(**{**vars(cfg), **settings})
+
+
+def test_a_folder_starts_one_process_per_core_unless_processes_are_given(
+    cfg: FolderConfig, started: list[tuple[int, int]]
+) -> None:
+    for processes in (None, 3):
+        with pytest.raises(ChildProcessError):
+            tokenize_folder(with_settings(cfg, processes=processes))
+    assert started == [(2, 1), (3, 1)]
+    assert tokenize_folder(with_settings(cfg, processes=1)) == [f"{cfg.output}: 3 episodes, 36 tokens"]
+
+
+def test_a_single_shard_needs_no_processes(cfg: FolderConfig, started: list[tuple[int, int]]) -> None:
+    tokenize_folder(with_settings(cfg, tokenize=TokenizeConfig(root=cfg.folder, episodes_per_shard=3)))
+    assert started == []
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_process_of_a_launcher_starts_no_others(
+    cfg: FolderConfig, started: list[tuple[int, int]], world_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of torchrun's processes would otherwise start one per core."""
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    for rank in range(world_size):
+        monkeypatch.setenv("RANK", str(rank))
+        lines = tokenize_folder(cfg)
+    assert started == [] and lines[-1].startswith(f"{cfg.output}: ")
+
+
+def test_available_memory_respects_the_limit_of_a_container(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 8000 kB\nMemFree: 10 kB\nMemAvailable: 4000 kB\n")
+    assert available_bytes(meminfo, tmp_path) == 4000 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1024\n")
+    assert available_bytes(meminfo, tmp_path) == 4000 * 1024
+    (tmp_path / "memory.max").write_text("3072\n")
+    assert available_bytes(meminfo, tmp_path) == 2048
+    assert (available_bytes(tmp_path / "none", tmp_path) or 0) > 0

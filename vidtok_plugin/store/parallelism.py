@@ -1,0 +1,76 @@
+"""How many processes tokenize, and with how many threads each."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from vidtok_plugin.common.memory import available_bytes
+from vidtok_plugin.video.reading import probe
+
+# Work for which a process is worth its start of about 4 seconds: some 10 seconds of encoding on one core. In pixels of
+# video times the encoder's width squared.
+MIN_WORK = 5_000_000_000
+# Of a process without the model: Python, PyTorch and the video reader.
+BASE_BYTES = 500 << 20
+# A network in inference takes about half a million pixels at once, or one group of frames if that is more, and holds
+# about four tensors of its first level.
+PIXELS_AT_ONCE = 2**19
+BYTES_PER_VALUE = 4 * 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallelism:
+    """Processes that divide the shards among them, and the PyTorch threads of each."""
+
+    processes: int
+    threads: int
+
+
+def choose_parallelism(
+    *, cores: int, shards: int, work: float, process_bytes: float, available: float | None
+) -> Parallelism:
+    """One process with one thread for each core, or fewer processes with more threads.
+
+    Threads wait for each other several hundred times per chunk of frames, and processes never do. So there are fewer
+    processes than cores only where there are too few shards, where the work would not outlast the start of a process,
+    or where memory is short: each process holds the model and the activations of its own frames.
+
+    cores: that may be used.
+    shards: that there are to write.
+    work: pixels of video times the encoder's width squared.
+    process_bytes: memory of each process.
+    available: memory in bytes; None if unknown.
+
+    Example:
+        >>> choose_parallelism(cores=8, shards=100, work=1e12, process_bytes=2e9, available=9e9)
+        Parallelism(processes=4, threads=2)
+    """
+    fitting = cores if available is None else max(1, min(cores, int(available // process_bytes)))
+    fitting = cores // math.ceil(cores / fitting)  # so that their threads use all cores
+    processes = max(1, min(fitting, shards, int(work // MIN_WORK)))
+    return Parallelism(processes=processes, threads=cores // processes)
+
+
+def parallelism_of(adapter: TokenizerAdapter, videos: Sequence[Path], episodes_per_shard: int) -> Parallelism:
+    """The choice for these videos, judged by the first of them; on a GPU one process.
+
+    It uses as many cores as PyTorch would in one process, so `OMP_NUM_THREADS` limits their number.
+    """
+    cores = torch.get_num_threads()
+    if adapter.tokenizer.device.type != "cpu":
+        return Parallelism(processes=1, threads=cores)
+    first = probe(videos[0])
+    pixels, width = first.height * first.width, adapter.tokenizer.architecture.ch
+    at_once = max(PIXELS_AT_ONCE, adapter.temporal_factor * pixels)
+    weights = sum(tensor.nbytes for tensor in adapter.tokenizer.state_dict().values())
+    return choose_parallelism(
+        cores=cores,
+        shards=math.ceil(len(videos) / episodes_per_shard),
+        work=len(videos) * first.num_frames * pixels * width**2,
+        process_bytes=BASE_BYTES + weights + BYTES_PER_VALUE * width * at_once,
+        available=available_bytes(),
+    )
