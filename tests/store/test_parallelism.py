@@ -99,9 +99,11 @@ def test_a_folder_starts_one_process_per_core_unless_processes_are_given(
     assert tokenize_folder(with_settings(cfg, processes=1)) == [f"{cfg.output}: 3 episodes, 36 tokens"]
 
 
-def test_a_single_shard_needs_no_processes(cfg: FolderConfig, started: list[tuple[int, int]]) -> None:
+def test_a_single_shard_has_one_process_and_a_warning(
+    cfg: FolderConfig, started: list[tuple[int, int]], caplog: pytest.LogCaptureFixture
+) -> None:
     tokenize_folder(with_settings(cfg, tokenize=TokenizeConfig(root=cfg.folder, episodes_per_shard=3)))
-    assert started == []
+    assert started == [] and "number of shards: 1 in place of 2; lower episodes_per_shard" in caplog.text
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -1,8 +1,10 @@
 """How many processes tokenize, and with how many threads each."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +12,8 @@ import torch
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.memory import available_bytes
 from vidtok_plugin.video.reading import probe
+
+logger = logging.getLogger(__name__)
 
 # Work for which a process is worth its start of about 4 seconds: some 10 seconds of encoding on one core. In pixels of
 # video times the encoder's width squared.
@@ -67,10 +71,18 @@ def parallelism_of(adapter: TokenizerAdapter, videos: Sequence[Path], episodes_p
     pixels, width = first.height * first.width, adapter.tokenizer.architecture.ch
     at_once = max(PIXELS_AT_ONCE, adapter.temporal_factor * pixels)
     weights = sum(tensor.nbytes for tensor in adapter.tokenizer.state_dict().values())
-    return choose_parallelism(
+    choose = partial(
+        choose_parallelism,
         cores=cores,
-        shards=math.ceil(len(videos) / episodes_per_shard),
         work=len(videos) * first.num_frames * pixels * width**2,
         process_bytes=BASE_BYTES + weights + BYTES_PER_VALUE * width * at_once,
         available=available_bytes(),
     )
+    shards = math.ceil(len(videos) / episodes_per_shard)
+    chosen, wanted = choose(shards=shards), choose(shards=cores)
+    if chosen.processes < wanted.processes:
+        logger.warning(
+            "processes limited by the number of shards: %d in place of %d; lower episodes_per_shard for a new store",
+            *(chosen.processes, wanted.processes),
+        )
+    return chosen
