@@ -1,9 +1,9 @@
 """Frames per second of `vidtok-plugin tokenize`: whole commands, from start to exit, which take turns.
 
-    python benchmarks/tokenizing.py [--rounds 3] [--videos FOLDER] [--model vidtok_tiny] [--episodes-per-shard 2]
+    python benchmarks/tokenizing.py [--rounds 3] [--videos FOLDER] [--model vidtok_tiny] [--episodes-per-shard 1]
 
-The videos are by default the demo's training episodes (14,000 frames of Atari at 64x64), recorded in the first run and
-kept. Contenders: one process with all threads, which returned freed memory to the system, as it was until both changed;
+The videos are by default the training episodes of `configs/demo_from_scratch.yaml` (14,000 frames of Atari at 64x64),
+recorded in the first run and kept. Contenders: one process with all threads, which returned freed memory to the system, as it was until both changed;
 the same with memory kept; one process with one thread; and the processes and threads that the command chooses.
 
 CPU time is that of all processes and threads; other load affects it less than wall time. All contenders must write the
@@ -55,7 +55,7 @@ CONTENDERS = {
 
 
 def demo_episodes(folder: Path) -> Path:
-    recipe: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "demo.yaml").record)
+    recipe: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "demo_from_scratch.yaml").record)
     recipe |= {"output": str(folder), "validation_episodes": 0, "test_episodes": 0, "hold": tuple(recipe["hold"])}
     record(RecordConfig(**recipe))
     return folder / "train"
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, rounds=3)
     parser.add_argument("--videos", type=Path, help="a folder of videos (default: the demo's episodes)")
     parser.add_argument("--model", default="vidtok_tiny", help="a preset's name or a tokenizer's folder")
-    parser.add_argument("--episodes-per-shard", type=int, default=2)
+    parser.add_argument("--episodes-per-shard", type=int, default=1)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     FOLDER.mkdir(parents=True, exist_ok=True)
