@@ -3,8 +3,9 @@
     python benchmarks/tokenizing.py [--rounds 3] [--videos FOLDER] [--model vidtok_tiny] [--episodes-per-shard 1]
 
 The videos are by default the training episodes of `configs/demo_from_scratch.yaml` (14,000 frames of Atari at 64x64),
-recorded in the first run and kept. Contenders: one process with all threads, which returned freed memory to the system, as it was until both changed;
-the same with memory kept; one process with one thread; and the processes and threads that the command chooses.
+recorded in the first run and kept. Contenders: one process with all threads, which returns freed memory to the system,
+as it was until both changed; the same with memory kept; one process with one thread; and the processes and threads that
+the command chooses.
 
 CPU time is that of all processes and threads; other load affects it less than wall time. All contenders must write the
 same store, byte for byte. `--threads` are those of all processes together. Memory is returned where GLIBC_TUNABLES
