@@ -162,21 +162,17 @@ def print_summary(summary: Mapping[str, Any], seconds: Mapping[str, float], out:
 def boxing_table(scores: BoxingScores) -> Table:
     """The measures of imagined boxers beside those of the tokenizer alone and of the prompt's last frame, repeated."""
     table = Table(title=f"Imagined boxers, up to {scores.frames} frames ahead")
-    for heading in ("measure", "imagined", "tokenizer alone", "last frame repeated"):
+    for heading in ("measure", "imagined", "tokenizer", "repeated frame"):
         table.add_column(heading, justify="left" if heading == "measure" else "right")
     for frames, gain in scores.psnr_over_copy.items():
-        table.add_row(f"PSNR over the repeated frame, frames {frames.replace('_', ' to ')}", f"{gain:.2f} dB", "", "0")
+        table.add_row(f"PSNR gained, frames {frames.replace('_', '-')}", f"{gain:.2f} dB", "", "0")
     for frame, distance in scores.distance.items():
         others = [f"{given[frame]:.2f}" for given in (scores.distance_tokenizer, scores.distance_copy)]
-        table.add_row(f"distance of the player, frame {frame}", f"{distance:.2f} px", *others)
+        table.add_row(f"player's distance, frame {frame}", f"{distance:.2f} px", *others)
     table.add_row("frames with both boxers", f"{scores.both_present:.3f}", "1", "")
     for frame, sharpness in scores.sharpness.items():
-        table.add_row(f"sharpness of the ring, frame {frame}", f"{sharpness:.3f}", "1", "")
-    table.add_row(
-        f"PSNR that the actions add (95% interval from {scores.action_delta_psnr_low:.2f} to "
-        f"{scores.action_delta_psnr_high:.2f})",
-        f"{scores.action_delta_psnr:.2f} dB",
-        "",
-        "0",
-    )
+        table.add_row(f"sharpness, frame {frame}", f"{sharpness:.3f}", "1", "")
+    low, high = scores.action_delta_psnr_low, scores.action_delta_psnr_high
+    table.add_row("PSNR gained by the actions", f"{scores.action_delta_psnr:.2f} dB", "", "0")
+    table.add_row("  its 95% interval", f"{low:.2f} to {high:.2f}", "", "")
     return table
