@@ -28,15 +28,12 @@ from shared import own_overrides, run_example, section_config
 from stages import Stages
 from train_boxing_world import fit
 
-from vidtok_plugin import TokenizerAdapter, VidTok
 from vidtok_plugin.adapter.saving import TOKENIZER_FOLDER
 from vidtok_plugin.common.config import to_dict
-from vidtok_plugin.common.devices import default_device
-from vidtok_plugin.common.processes import Process, run_processes
-from vidtok_plugin.store.tokenize import TokenizeConfig, write_shards
+from vidtok_plugin.store.folder import FolderConfig, tokenize_folder
+from vidtok_plugin.store.tokenize import TokenizeConfig
 from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
 from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
-from vidtok_plugin.video.episodes import find_episodes
 from world_model import WorldModelRunConfig
 from world_model.recording.policy import CoveringPolicy
 from world_model.recording.record import SPLITS, record
@@ -72,7 +69,7 @@ def demo(args: argparse.Namespace) -> None:
     )
     stages.run(
         "tokens",
-        lambda: run_processes(tokenize, cfg.processes, tokenizer_cfg.output / "model", out, cfg.clip_frames),
+        lambda: tokenize(cfg, tokenizer_cfg.output / "model"),
         inputs=cfg.clip_frames,
         result=tokens,
         remove=[tokens],
@@ -138,19 +135,12 @@ def world_digests(cfg: DemoConfig) -> dict[str, str]:
     return digests
 
 
-def tokenize(process: Process, tokenizer: Path, out: Path, clip_frames: int) -> None:
-    """One process's share of the episodes, encoded clip by clip: each clip starts like a prompt, so the world model
-    learns such starts."""
-    if process.world_size > 1:
-        torch.set_num_threads(1)
-    adapter = TokenizerAdapter(VidTok.from_pretrained(tokenizer).to(default_device()))
+def tokenize(cfg: DemoConfig, tokenizer: Path) -> None:
+    """Encode the episodes clip by clip: each clip starts like a prompt, so the world model learns such starts."""
     for split in SPLITS:
-        episodes = find_episodes(out / "episodes" / split)
-        count = min(process.world_size, len(episodes))
-        if process.rank < count:
-            config = TokenizeConfig(split=split, clip_frames=clip_frames, episodes_per_shard=1, progress=True)
-            share = Process(rank=process.rank, world_size=count)
-            write_shards(adapter, episodes, out / "tokens", config, share)
+        folder, tokens = cfg.output / "episodes" / split, cfg.output / "tokens"
+        config = TokenizeConfig(split=split, clip_frames=cfg.clip_frames, episodes_per_shard=1, progress=True)
+        tokenize_folder(FolderConfig(folder=folder, output=tokens, model=tokenizer, tokenize=config))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,7 +37,6 @@ class DemoConfig:
     clip_frames: int  # of the clips that the world model trains on, each tokenized on its own
     from_scratch: bool = False  # train a new world model, on any game, in place of going on with `world`
     world: str = "boxing"  # a source for `load_world`
-    processes: int = 2  # that tokenize
     tokenizer_clips: int = 32  # held-out clips for the tokenizer's PSNR
     output: Path = Path("runs/demo")
 

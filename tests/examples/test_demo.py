@@ -24,7 +24,6 @@ TOY = (
     "record.test_episodes=1",
     "record.frames_per_episode=120",
     "rollouts.prompts=3",
-    "processes=1",
     "tokenizer_clips=2",
     "tokenizer.trainer.max_steps=2",
     "tokenizer.trainer.val_check_interval=2",
