@@ -49,11 +49,13 @@ def measure(model: WorldModel, adapter: TokenizerAdapter, prompts: Prompts, samp
     return measure_boxing(model, adapter, prompts, others=others, sampler=sampler, decoding=DECODING)[0]
 
 
-def choose_sampler(model: WorldModel, adapter: TokenizerAdapter, prompts: Prompts) -> tuple[Sampler, float]:
+def choose_sampler(
+    model: WorldModel, adapter: TokenizerAdapter, prompts: Prompts, samplers: Sequence[Sampler]
+) -> tuple[Sampler, float]:
     """The sampler with the smallest cost, and the cost: the distance of the player in pixels, which a tenth of frames
     without both boxers doubles."""
     costs = {}
-    for sampler in SAMPLERS:
+    for sampler in samplers:
         if sampler.guidance != 1 and not model.config.action_dropout:
             continue  # the model can't be guided
         scores = measure(model, adapter, prompts, sampler)
@@ -72,13 +74,11 @@ def choose_sampler(model: WorldModel, adapter: TokenizerAdapter, prompts: Prompt
 def evaluate(
     model_folder: Path, episodes: Path, store: Path, *, prompts: int, frames: int, sampler: Sampler | None = None
 ) -> dict[str, Any]:
-    """All measures on the test split; without `sampler`, with the best of `SAMPLERS` on half as many prompts of the
-    validation split."""
+    """All measures on the test split, with `sampler` or with the best of `SAMPLERS` on half as many prompts of the
+    validation split; and the cost of that sampler there."""
     model, adapter = load_world(model_folder)
-    cost = None
-    if sampler is None:
-        validation = find_prompts(episodes / "validation", max(1, prompts // 2), SEARCH_FRAMES)
-        sampler, cost = choose_sampler(model, adapter, validation)
+    validation = find_prompts(episodes / "validation", max(1, prompts // 2), SEARCH_FRAMES)
+    sampler, cost = choose_sampler(model, adapter, validation, SAMPLERS if sampler is None else (sampler,))
     data = VideoDataConfig(train=(str(episodes),), clip_length=CLIP_FRAMES, height=SIZE, width=SIZE)
     clips = held_out_clips(episodes / "test", data, CLIPS)
     train, test = TokenStore(store, "train"), TokenStore(store, "test")

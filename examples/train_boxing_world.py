@@ -42,7 +42,7 @@ from vidtok_plugin.training import RunConfig
 from vidtok_plugin.video.episodes import find_episodes, save_episode_files
 from vidtok_plugin.video.reading import read_frames
 from vidtok_plugin.video.writing import VideoWriter
-from world_model import WorldModel, WorldModelRunConfig
+from world_model import Sampler, WorldModel, WorldModelRunConfig
 from world_model.recording.record import SPLITS, RecordConfig, record
 from world_model.rollout.worlds import PROMPTS_FOLDER
 from world_model.weights import ADAPTER_FOLDER
@@ -119,7 +119,7 @@ def train_boxing_world(args: argparse.Namespace) -> None:
     for last_cfg in last_cfgs:
         stages.run(
             f"measure_{last_cfg.output.name}",
-            partial(measure, cfg, last_cfg.output, episodes, tokens),
+            partial(measure, cfg, last_cfg.output, last_cfgs[0].output, episodes, tokens),
             inputs=[cfg.prompts, cfg.future_frames],
             result=last_cfg.output / MEASURES,
         )
@@ -191,8 +191,10 @@ def tokenize(cfg: BoxingConfig, tokenizer: Path, episodes: Path, tokens: Path) -
         tokenize_folder(FolderConfig(folder=episodes / split, output=tokens, model=tokenizer, tokenize=config))
 
 
-def measure(cfg: BoxingConfig, run: Path, episodes: Path, tokens: Path) -> None:
-    scores = evaluate(run / "model", episodes, tokens, prompts=cfg.prompts, frames=cfg.future_frames)
+def measure(cfg: BoxingConfig, run: Path, first: Path, episodes: Path, tokens: Path) -> None:
+    """Measure a run's model; the `first` run's chooses the sampler for all."""
+    sampler = None if run == first else Sampler(**json.loads((first / MEASURES).read_text())["sampler"])
+    scores = evaluate(run / "model", episodes, tokens, prompts=cfg.prompts, frames=cfg.future_frames, sampler=sampler)
     (run / MEASURES).write_text(json.dumps(scores, indent=2) + "\n")
 
 
