@@ -3,10 +3,11 @@
     python examples/train_boxing_world.py [--minutes 480] [key=value ...]
 
 This records play, fine-tunes vidtok_tiny on it, records more, tokenizes it, trains the world model, trains it further
-on its own draws with several seeds, measures these models on held-out play and exports the best one. The settings are
-in `configs/boxing/`. Overrides change world.yaml or, with the prefix `tokenizer.`, `world_model.` or `own_draws.`, one
-of the training configs. The schedules are for the `minutes` of world.yaml, and `--minutes` scales them. An interrupted
-run continues where it stopped.
+on its own draws with several seeds, measures these models on held-out play, trains the tokenizer's decoder further
+(which changes no token), and measures and exports the best world. The settings are in `configs/boxing/`. Overrides
+change world.yaml or, with the prefix `tokenizer.`, `world_model.`, `own_draws.` or `decoder.`, a training config. The
+schedules are for the `minutes` of world.yaml, and `--minutes` scales them. An interrupted run continues where it
+stopped.
 
 The run works on a copy of the last commit, `tree/` in its output folder, so that work on the repository can go on. It
 leaves out uncommitted changes. Delete the copy to continue with a newer commit.
@@ -33,7 +34,7 @@ from pictures import read_curve
 from shared import CONFIGS, add_overrides, own_overrides, run_example, section_config
 from stages import Stages
 
-from vidtok_plugin import TokenizerAdapter
+from vidtok_plugin import TokenizerAdapter, VidTok
 from vidtok_plugin.common.config import load_config, to_dict, to_yaml
 from vidtok_plugin.store.folder import FolderConfig, tokenize_folder
 from vidtok_plugin.store.tokenize import TokenizeConfig
@@ -45,7 +46,6 @@ from vidtok_plugin.video.writing import VideoWriter
 from world_model import Sampler, WorldModel, WorldModelRunConfig
 from world_model.recording.record import SPLITS, RecordConfig, record
 from world_model.rollout.worlds import PROMPTS_FOLDER
-from world_model.weights import ADAPTER_FOLDER
 
 logger = logging.getLogger("vidtok_plugin.train_boxing_world")
 ROOT = CONFIGS.parent
@@ -55,6 +55,7 @@ CONFIG_FILES = {
     "tokenizer": ("tokenizer",),
     "world_model": ("world_model",),
     "own_draws": ("world_model", "own_draws"),
+    "decoder": ("tokenizer", "decoder"),
 }
 
 
@@ -94,9 +95,11 @@ def train_boxing_world(args: argparse.Namespace) -> None:
         training_config("own_draws", args.overrides, {"output": out / f"own_draws_{seed}", "seed": seed} | first, ratio)
         for seed in cfg.seeds
     ]
+    trained = {"output": out / "decoder", "pretrained": tokenizer_cfg.output / "model"}
+    decoder_cfg = training_config("decoder", args.overrides, trained | videos, ratio)
     recording = replace(cfg.record, output=str(episodes))
     more = replace(recording, train_episodes=max(cfg.world_model_episodes, recording.train_episodes))
-    stages = Stages(out, 6 + 2 * len(last_cfgs))
+    stages = Stages(out, 8 + 2 * len(last_cfgs))
     stages.run(
         "record",
         lambda: record(recording, policy=BoxingPolicy),
@@ -123,9 +126,18 @@ def train_boxing_world(args: argparse.Namespace) -> None:
             inputs=[cfg.prompts, cfg.future_frames],
             result=last_cfg.output / MEASURES,
         )
+    train(stages, "vidtok-plugin", decoder_cfg)
+    world = out / "world"
+    stages.run(
+        "measure_world",
+        lambda: measure_world(cfg, world, last_cfgs, decoder_cfg.output / "model", episodes, tokens),
+        inputs=[cfg.prompts, cfg.future_frames],
+        result=world / MEASURES,
+        remove=[world],
+    )
     stages.run(
         "export",
-        lambda: export(exported, tokenizer_cfg, model_cfg, last_cfgs, episodes, stages.seconds),
+        lambda: export(exported, world, [tokenizer_cfg, model_cfg, *last_cfgs, decoder_cfg], episodes, stages.seconds),
         inputs=None,
         result=exported,
         remove=[exported],
@@ -154,7 +166,7 @@ def training_config(name: str, overrides: Sequence[str], settings: dict[str, Any
     files = [f"boxing/{file}.yaml" for file in CONFIG_FILES[name]]
     if torch.cuda.is_available():
         files.append(f"boxing/{CONFIG_FILES[name][0]}_gpu.yaml")
-    schema = TokenizerRunConfig if name == "tokenizer" else WorldModelRunConfig
+    schema = TokenizerRunConfig if CONFIG_FILES[name][0] == "tokenizer" else WorldModelRunConfig
     cfg = section_config(name, schema, files, overrides, settings)
 
     def scaled(steps: int) -> int:
@@ -198,35 +210,39 @@ def measure(cfg: BoxingConfig, run: Path, first: Path, episodes: Path, tokens: P
     (run / MEASURES).write_text(json.dumps(scores, indent=2) + "\n")
 
 
-def export(
-    folder: Path,
-    tokenizer_cfg: RunConfig,
-    model_cfg: RunConfig,
-    last_cfgs: Sequence[RunConfig],
-    episodes: Path,
-    seconds: dict[str, float],
-) -> None:
-    """Put the best world model, its adapter, prompts and the documents of its training into a folder.
+def best_run(last_cfgs: Sequence[RunConfig]) -> RunConfig:
+    """The run whose model has the smallest cost on the validation split."""
+    return min(last_cfgs, key=lambda cfg: json.loads((cfg.output / MEASURES).read_text())["validation_cost"])
 
-    The best is the one with the smallest cost on the validation split.
-    """
-    measures = {cfg.seed: json.loads((cfg.output / MEASURES).read_text()) for cfg in last_cfgs}
-    best = min(last_cfgs, key=lambda cfg: measures[cfg.seed]["validation_cost"])
-    trained = best.output / "model"
-    adapter = TokenizerAdapter.from_pretrained(trained / ADAPTER_FOLDER)
-    WorldModel.from_pretrained(trained).save_pretrained(folder, adapter)
+
+def measure_world(
+    cfg: BoxingConfig, world: Path, last_cfgs: Sequence[RunConfig], tokenizer: Path, episodes: Path, tokens: Path
+) -> None:
+    """Put the best world model together with the tokenizer whose decoder was trained last, and measure the two."""
+    best = best_run(last_cfgs).output
+    adapter = TokenizerAdapter(VidTok.from_pretrained(tokenizer))
+    WorldModel.from_pretrained(best / "model").save_pretrained(world, adapter)
+    sampler = Sampler(**json.loads((best / MEASURES).read_text())["sampler"])
+    scores = evaluate(world, episodes, tokens, prompts=cfg.prompts, frames=cfg.future_frames, sampler=sampler)
+    (world / MEASURES).write_text(json.dumps(scores, indent=2) + "\n")
+
+
+def export(folder: Path, world: Path, cfgs: Sequence[RunConfig], episodes: Path, seconds: dict[str, float]) -> None:
+    """Copy the world, and add prompts and the documents of its trainings."""
+    shutil.copytree(world, folder, dirs_exist_ok=True)
     write_prompts(folder / PROMPTS_FOLDER, episodes / "test")
-    (folder / MEASURES).write_text(json.dumps(measures[best.seed], indent=2) + "\n")
+    last_cfgs = [cfg for cfg in cfgs if (cfg.output / MEASURES).exists()]
+    best = best_run(last_cfgs)
     lines = ["run,measure,step,value"]
-    for run_cfg, name in ((tokenizer_cfg, "psnr"), (model_cfg, "cross_entropy"), (best, "cross_entropy")):
+    for run_cfg in (cfg for cfg in cfgs if cfg is best or cfg not in last_cfgs):
         run = run_cfg.output.name
+        name = "psnr" if isinstance(run_cfg, TokenizerRunConfig) else "cross_entropy"
         shutil.copy(run_cfg.pictures_folder / "curves.png", folder / f"{run}_curves.png")
         for series in (f"train/{name}", f"val/{name}"):
             points = zip(*read_curve(run_cfg.output, series), strict=True)
             lines += [f"{run},{series},{step},{value:.4f}" for step, value in points]
     (folder / "log.csv").write_text("\n".join(lines) + "\n")
     weights = sorted(folder.rglob("*.safetensors"))
-    cfgs = (tokenizer_cfg, model_cfg, *last_cfgs)
     summary = {
         "weights_sha256": {
             str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in weights
@@ -235,7 +251,7 @@ def export(
         "seeds": {cfg.output.name: cfg.seed for cfg in cfgs},
         "batches": {cfg.output.name: cfg.trainer["max_steps"] for cfg in cfgs},
         "minutes": {name: round(value / 60, 1) for name, value in seconds.items()},
-        "measures_by_seed": measures,
+        "measures_by_seed": {cfg.seed: json.loads((cfg.output / MEASURES).read_text()) for cfg in last_cfgs},
     }
     (folder / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
 
