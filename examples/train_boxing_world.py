@@ -119,13 +119,16 @@ def train_boxing_world(args: argparse.Namespace) -> None:
     train(stages, "world-model", model_cfg)
     for last_cfg in last_cfgs:
         train(stages, "world-model", last_cfg)
+    chosen_by = None  # the first chooses the sampler for all
     for last_cfg in last_cfgs:
+        run, measures = last_cfg.output, last_cfg.output / MEASURES
         stages.run(
-            f"measure_{last_cfg.output.name}",
-            partial(measure, cfg, last_cfg.output, last_cfgs[0].output, episodes, tokens),
+            f"measure_{run.name}",
+            partial(measure, cfg, run / "model", measures, chosen_by, episodes, tokens),
             inputs=[cfg.prompts, cfg.future_frames],
-            result=last_cfg.output / MEASURES,
+            result=measures,
         )
+        chosen_by = chosen_by or measures
     train(stages, "vidtok-plugin", decoder_cfg)
     world = out / "world"
     stages.run(
@@ -137,7 +140,7 @@ def train_boxing_world(args: argparse.Namespace) -> None:
     )
     stages.run(
         "export",
-        lambda: export(exported, world, [tokenizer_cfg, model_cfg, *last_cfgs, decoder_cfg], episodes, stages.seconds),
+        lambda: export(exported, world, [tokenizer_cfg, model_cfg, decoder_cfg], last_cfgs, episodes, stages.seconds),
         inputs=None,
         result=exported,
         remove=[exported],
@@ -203,11 +206,13 @@ def tokenize(cfg: BoxingConfig, tokenizer: Path, episodes: Path, tokens: Path) -
         tokenize_folder(FolderConfig(folder=episodes / split, output=tokens, model=tokenizer, tokenize=config))
 
 
-def measure(cfg: BoxingConfig, run: Path, first: Path, episodes: Path, tokens: Path) -> None:
-    """Measure a run's model; the `first` run's chooses the sampler for all."""
-    sampler = None if run == first else Sampler(**json.loads((first / MEASURES).read_text())["sampler"])
-    scores = evaluate(run / "model", episodes, tokens, prompts=cfg.prompts, frames=cfg.future_frames, sampler=sampler)
-    (run / MEASURES).write_text(json.dumps(scores, indent=2) + "\n")
+def measure(
+    cfg: BoxingConfig, model: Path, measures: Path, chosen_by: Path | None, episodes: Path, tokens: Path
+) -> None:
+    """Write a model's measures into a file, with a new choice of the sampler or the one in the file `chosen_by`."""
+    sampler = None if chosen_by is None else Sampler(**json.loads(chosen_by.read_text())["sampler"])
+    scores = evaluate(model, episodes, tokens, prompts=cfg.prompts, frames=cfg.future_frames, sampler=sampler)
+    measures.write_text(json.dumps(scores, indent=2) + "\n")
 
 
 def best_run(last_cfgs: Sequence[RunConfig]) -> RunConfig:
@@ -222,19 +227,23 @@ def measure_world(
     best = best_run(last_cfgs).output
     adapter = TokenizerAdapter(VidTok.from_pretrained(tokenizer))
     WorldModel.from_pretrained(best / "model").save_pretrained(world, adapter)
-    sampler = Sampler(**json.loads((best / MEASURES).read_text())["sampler"])
-    scores = evaluate(world, episodes, tokens, prompts=cfg.prompts, frames=cfg.future_frames, sampler=sampler)
-    (world / MEASURES).write_text(json.dumps(scores, indent=2) + "\n")
+    measure(cfg, world, world / MEASURES, best / MEASURES, episodes, tokens)
 
 
-def export(folder: Path, world: Path, cfgs: Sequence[RunConfig], episodes: Path, seconds: dict[str, float]) -> None:
-    """Copy the world, and add prompts and the documents of its trainings."""
+def export(
+    folder: Path,
+    world: Path,
+    once: Sequence[RunConfig],
+    last_cfgs: Sequence[RunConfig],
+    episodes: Path,
+    seconds: dict[str, float],
+) -> None:
+    """Copy the world, and add prompts and the documents of its trainings: those made `once`, and the last one's."""
     shutil.copytree(world, folder, dirs_exist_ok=True)
     write_prompts(folder / PROMPTS_FOLDER, episodes / "test")
-    last_cfgs = [cfg for cfg in cfgs if (cfg.output / MEASURES).exists()]
     best = best_run(last_cfgs)
     lines = ["run,measure,step,value"]
-    for run_cfg in (cfg for cfg in cfgs if cfg is best or cfg not in last_cfgs):
+    for run_cfg in (*once, best):
         run = run_cfg.output.name
         name = "psnr" if isinstance(run_cfg, TokenizerRunConfig) else "cross_entropy"
         shutil.copy(run_cfg.pictures_folder / "curves.png", folder / f"{run}_curves.png")
@@ -243,6 +252,7 @@ def export(folder: Path, world: Path, cfgs: Sequence[RunConfig], episodes: Path,
             lines += [f"{run},{series},{step},{value:.4f}" for step, value in points]
     (folder / "log.csv").write_text("\n".join(lines) + "\n")
     weights = sorted(folder.rglob("*.safetensors"))
+    cfgs = (*once, *last_cfgs)
     summary = {
         "weights_sha256": {
             str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in weights
