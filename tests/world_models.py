@@ -1,9 +1,11 @@
 """Toy world models of every kind, with random weights, tokens and actions."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from recordings import tiny_adapter
 from torch import Tensor
 
 from world_model.actions import ActionSpec, GroupedActions, group_actions
@@ -86,3 +88,14 @@ def of_step(actions: GroupedActions | None, step: int) -> GroupedActions | None:
 def rows(actions: GroupedActions | None, which: Any) -> GroupedActions | None:
     """The actions of some rollouts."""
     return None if actions is None else GroupedActions(values=actions.values[which], known=actions.known[which])
+
+
+def save_tiny_world(folder: Path) -> Path:
+    """Save an untrained world for the videos and actions of `recordings.write_episode`; -> the folder."""
+    adapter = tiny_adapter()
+    actions = ActionSpec(kind="discrete", size=3)
+    tokens = TokenSpec(codebook_size=12, height=2, width=2, temporal_factor=4, fsq_levels=(4, 3), actions=actions)
+    sizes = TransformerConfig(width=24, depth=1, heads=2)
+    model = WorldModel(WorldModelConfig(tokens=tokens, max_steps=6, transformer=sizes), adapter.token_hash)
+    model.save_pretrained(folder, adapter)
+    return folder

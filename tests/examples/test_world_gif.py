@@ -5,22 +5,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from recordings import tiny_adapter, write_episode
-
-from world_model import ActionSpec, TokenSpec, TransformerConfig, WorldModel, WorldModelConfig
+from recordings import write_episode
+from world_models import save_tiny_world
 
 
 def test_a_gif_shows_real_and_imagined_frames(examples_path: None, tmp_path: Path) -> None:
-    tokens = TokenSpec(
-        codebook_size=12,
-        height=2,
-        width=2,
-        temporal_factor=4,
-        fsq_levels=(4, 3),
-        actions=ActionSpec(kind="discrete", size=3),
-    )
-    config = WorldModelConfig(tokens=tokens, max_steps=6, transformer=TransformerConfig(width=24, depth=1, heads=2))
-    WorldModel(config).save_pretrained(tmp_path / "world", tiny_adapter())
+    save_tiny_world(tmp_path / "world")
     (tmp_path / "world" / "prompts").mkdir()
     for number in range(2):
         write_episode(tmp_path / "world" / "prompts" / f"{number}.mp4", 21)

@@ -8,26 +8,18 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub.errors import RevisionNotFoundError
+from recordings import tiny_adapter
+from world_models import save_tiny_world
 
-from vidtok_plugin import TokenizerAdapter, VidTok
 from vidtok_plugin.video.episodes import load_episode
 from vidtok_plugin.video.reading import probe
-from world_model import ActionSpec, TokenSpec, TransformerConfig, WorldModel, WorldModelConfig, load_world
+from world_model import WorldModel, load_world
 from world_model.rollout import worlds
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    tokenizer = VidTok.from_preset("vidtok_tiny", ch=4, ch_mult=(1, 1, 1, 1), fsq_levels=(4, 3))
-    adapter = TokenizerAdapter(tokenizer)
-    actions = ActionSpec(kind="discrete", size=5)
-    tokens = TokenSpec(codebook_size=12, height=2, width=2, temporal_factor=4, fsq_levels=(4, 3), actions=actions)
-    sizes = TransformerConfig(width=24, depth=1, heads=2)
-    model = WorldModel(WorldModelConfig(tokens=tokens, max_steps=4, transformer=sizes), adapter.token_hash)
-    folder = tmp_path_factory.mktemp("worlds") / "user" / "small"
-    model.save_pretrained(folder, adapter)
-    return folder
+    return save_tiny_world(tmp_path_factory.mktemp("worlds") / "user" / "small")
 
 
 def test_a_folder_is_loaded_with_its_adapter(saved: Path) -> None:
@@ -105,8 +97,6 @@ def test_a_model_without_its_adapter_or_with_another_one_is_refused(saved: Path,
     with pytest.raises(FileNotFoundError, match="has a world model but no adapter; save both"):
         load_world(tmp_path / "alone")
     shutil.copytree(saved, tmp_path / "mixed")
-    torch.manual_seed(1)
-    other = VidTok.from_preset("vidtok_tiny", ch=4, ch_mult=(1, 1, 1, 1), fsq_levels=(4, 3))
-    TokenizerAdapter(other).save_pretrained(tmp_path / "mixed" / "adapter")
+    tiny_adapter(seed=1).save_pretrained(tmp_path / "mixed" / "adapter")
     with pytest.raises(ValueError, match="the adapter must have the token hash that the model was trained on"):
         load_world(tmp_path / "mixed")
