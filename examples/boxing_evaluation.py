@@ -33,9 +33,9 @@ CLIP_FRAMES, CLIPS = 64, 32  # for the tokenizer's PSNR
 SEARCH_FRAMES = 16
 DECODING = Decoding(order="diagonal", diagonal_offset=2)
 SAMPLERS = tuple(
-    Sampler(temperature=temperature, top_p=top_p, guidance=guidance)
-    for temperature, top_p in ((0.3, None), (0.6, None), (1.0, 0.9))
-    for guidance in (1.0, 2.0, 3.0)
+    Sampler(temperature=temperature, guidance=guidance)
+    for temperature in (0.0, 0.3, 0.6)
+    for guidance in (1.0, 1.5, 2.0)
 )
 
 
@@ -74,10 +74,10 @@ def choose_sampler(
 def evaluate(
     model_folder: Path, episodes: Path, store: Path, *, prompts: int, frames: int, sampler: Sampler | None = None
 ) -> dict[str, Any]:
-    """All measures on the test split, with `sampler` or with the best of `SAMPLERS` on half as many prompts of the
+    """All measures on the test split, with `sampler` or with the best of `SAMPLERS` on as many prompts of the
     validation split; and the cost of that sampler there."""
     model, adapter = load_world(model_folder)
-    validation = find_prompts(episodes / "validation", max(1, prompts // 2), SEARCH_FRAMES)
+    validation = find_prompts(episodes / "validation", prompts, SEARCH_FRAMES)
     sampler, cost = choose_sampler(model, adapter, validation, SAMPLERS if sampler is None else (sampler,))
     data = VideoDataConfig(train=(str(episodes),), clip_length=CLIP_FRAMES, height=SIZE, width=SIZE)
     clips = held_out_clips(episodes / "test", data, CLIPS)

@@ -2,12 +2,12 @@
 
     python examples/train_boxing_world.py [--minutes 480] [key=value ...]
 
-This records play, fine-tunes vidtok_tiny on it, records more, tokenizes it, trains the world model, trains it further
-on its own draws with several seeds, measures these models on held-out play, trains the tokenizer's decoder further
-(which changes no token), and measures and exports the best world. The settings are in `configs/boxing/`. Overrides
-change world.yaml or, with the prefix `tokenizer.`, `world_model.`, `own_draws.` or `decoder.`, a training config. The
-schedules are for the `minutes` of world.yaml, and `--minutes` scales them. An interrupted run continues where it
-stopped.
+This records play, fine-tunes vidtok_tiny on it, records more, tokenizes it, trains the world model, doubles the play
+and trains the world model for longer, trains it further on its own draws with several seeds, measures these models on
+held-out play, trains the tokenizer's decoder further (which changes no token), and measures and exports the best world.
+The settings are in `configs/boxing/`. Overrides change world.yaml or, with the prefix `tokenizer.`, `world_model.`,
+`longer.`, `own_draws.` or `decoder.`, a training config. The schedules are for the `minutes` of world.yaml, and
+`--minutes` scales them. An interrupted run continues where it stopped.
 
 The run works on a copy of the last commit, `tree/` in its output folder, so that work on the repository can go on. It
 leaves out uncommitted changes. Delete the copy to continue with a newer commit.
@@ -54,6 +54,7 @@ SHIPPED_PROMPTS, SHIPPED_FUTURE = 8, 128  # clips that come with the world, and 
 CONFIG_FILES = {
     "tokenizer": ("tokenizer",),
     "world_model": ("world_model",),
+    "longer": ("world_model", "longer"),
     "own_draws": ("world_model", "own_draws"),
     "decoder": ("tokenizer", "decoder"),
 }
@@ -66,6 +67,7 @@ class BoxingConfig:
     record: RecordConfig
     minutes: float  # that everything takes with the schedules as configured, on two CPU cores
     world_model_episodes: int  # of training play for the world model, which gains more from play than the tokenizer
+    longer_episodes: int  # of training play when it trains for longer
     seeds: tuple[int, ...]  # of the last training, of which the best result is exported
     clip_frames: int  # of the clips that the world model trains on, each tokenized on its own
     prompts: int  # to measure on
@@ -90,7 +92,9 @@ def train_boxing_world(args: argparse.Namespace) -> None:
     stored = {"data.store": tokens, "measures.episodes": episodes / "validation"}
     tokenizer_cfg = training_config("tokenizer", args.overrides, {"output": out / "tokenizer"} | videos, ratio)
     model_cfg = training_config("world_model", args.overrides, {"output": out / "world_model"} | stored, ratio)
-    first = {"pretrained": model_cfg.output / "model"} | stored
+    goes_on = {"output": out / "longer", "pretrained": model_cfg.output / "model"} | stored
+    longer_cfg = training_config("longer", args.overrides, goes_on, ratio)
+    first = {"pretrained": longer_cfg.output / "model"} | stored
     last_cfgs = [
         training_config("own_draws", args.overrides, {"output": out / f"own_draws_{seed}", "seed": seed} | first, ratio)
         for seed in cfg.seeds
@@ -99,7 +103,8 @@ def train_boxing_world(args: argparse.Namespace) -> None:
     decoder_cfg = training_config("decoder", args.overrides, trained | videos, ratio)
     recording = replace(cfg.record, output=str(episodes))
     more = replace(recording, train_episodes=max(cfg.world_model_episodes, recording.train_episodes))
-    stages = Stages(out, 8 + 2 * len(last_cfgs))
+    most = replace(recording, train_episodes=max(cfg.longer_episodes, more.train_episodes))
+    stages = Stages(out, 11 + 2 * len(last_cfgs))
     stages.run(
         "record",
         lambda: record(recording, policy=BoxingPolicy),
@@ -117,6 +122,14 @@ def train_boxing_world(args: argparse.Namespace) -> None:
         remove=[tokens],
     )
     train(stages, "world-model", model_cfg)
+    stages.run("record_most", lambda: record(most, policy=BoxingPolicy), inputs=to_dict(most), result=episodes)
+    stages.run(
+        "tokens_most",
+        lambda: tokenize(cfg, tokenizer_cfg.output / "model", episodes, tokens),
+        inputs=cfg.clip_frames,
+        result=tokens,
+    )
+    train(stages, "world-model", longer_cfg)
     for last_cfg in last_cfgs:
         train(stages, "world-model", last_cfg)
     chosen_by = None  # the first chooses the sampler for all
@@ -140,7 +153,9 @@ def train_boxing_world(args: argparse.Namespace) -> None:
     )
     stages.run(
         "export",
-        lambda: export(exported, world, [tokenizer_cfg, model_cfg, decoder_cfg], last_cfgs, episodes, stages.seconds),
+        lambda: export(
+            exported, world, [tokenizer_cfg, model_cfg, longer_cfg, decoder_cfg], last_cfgs, episodes, stages.seconds
+        ),
         inputs=None,
         result=exported,
         remove=[exported],

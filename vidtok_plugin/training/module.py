@@ -50,6 +50,11 @@ class TrainingModule(pl.LightningModule):
         self.run_cfg = cfg
         self.skipped_steps = 0
 
+    @property
+    def mixed_bfloat16(self) -> bool:
+        """Whether the Trainer's precision is bf16-mixed."""
+        return self.trainer.precision == "bf16-mixed"
+
     # Defined by a subclass
 
     @abstractmethod

@@ -71,11 +71,14 @@ def configure_optimizers(
     cfg: OptimizerConfig,
     max_steps: float,
     embeddings: Iterable[nn.Parameter] = (),
+    *,
+    bfloat16: bool = False,
 ) -> OptimizerLRSchedulerConfig:
     """The optimizer and its schedule per batch, as a Lightning module's `configure_optimizers` returns them.
 
     max_steps: the Trainer's `estimated_stepping_batches`; infinite for a run with only a time limit.
     embeddings: parameters among `parameters` that are lookup tables, not linear maps. Muon does not fit them.
+    bfloat16: whether Muon may calculate in bfloat16.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     tables = {id(parameter) for parameter in embeddings}
@@ -90,7 +93,7 @@ def configure_optimizers(
     groups = [group for group in groups if group["params"]]
     optimizer: torch.optim.Optimizer
     if cfg.muon_lr is not None:
-        optimizer = Muon(groups, lr=cfg.lr, betas=cfg.betas)
+        optimizer = Muon(groups, lr=cfg.lr, betas=cfg.betas, bfloat16=bfloat16)
     else:
         optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
     end = -1 if math.isinf(max_steps) else int(max_steps)

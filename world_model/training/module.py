@@ -138,7 +138,9 @@ class WorldModelModule(TrainingModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         steps = self.trainer.estimated_stepping_batches
         embeddings = self.model.embedding_parameters()
-        return configure_optimizers(self.model.parameters(), self.cfg.optimizer, steps, embeddings=embeddings)
+        return configure_optimizers(
+            self.model.parameters(), self.cfg.optimizer, steps, embeddings=embeddings, bfloat16=self.mixed_bfloat16
+        )
 
     def losses(self, batch: TensorDict, step: int) -> Iterator[Loss]:
         loss = self.model.loss(window_tokens(batch), window_actions(batch), batch["valid"])

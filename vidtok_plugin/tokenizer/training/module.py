@@ -170,7 +170,7 @@ class TokenizerModule(TrainingModule):
             parameters.append(list(self.objective.discriminator.parameters()))
         steps = self.trainer.estimated_stepping_batches
         return [
-            configure_optimizers(group, cfg, steps)
+            configure_optimizers(group, cfg, steps, bfloat16=self.mixed_bfloat16)
             for group, cfg in zip(parameters, self.optimizer_configs(), strict=True)
         ]
 
