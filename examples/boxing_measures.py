@@ -59,6 +59,18 @@ def player_distance(made: Tensor, real: Tensor) -> Tensor:
     return (centroids(boxer_coverage(made))[:, 0] - centroids(boxer_coverage(real))[:, 0]).norm(dim=-1)
 
 
+def mean_distances(made: Tensor, real: Tensor) -> dict[str, float]:
+    """The mean distance of the player by frame."""
+    distance = player_distance(made, real).mean(0)
+    return {str(frame): float(distance[frame - 1]) for frame in DISTANCE_FRAMES if frame <= len(distance)}
+
+
+def psnr_over_copy(made: Tensor, copied: Tensor, real: Tensor) -> dict[str, float]:
+    """By how many dB a video is nearer to the real one than the copied frame is, by groups of frames."""
+    gain = (bounded_psnr(real, made) - bounded_psnr(real, copied)).mean(0)
+    return {name: float(gain[part].mean()) for name, part in PSNR_FRAMES.items() if part.stop <= len(gain)}
+
+
 def both_present(made: Tensor, reconstructed: Tensor) -> Tensor:
     """Whether both boxers have between half and twice their number of pixels in the reconstructed frame, (b, t)."""
     counts, expected = pixel_counts(boxer_coverage(made)), pixel_counts(boxer_coverage(reconstructed))
@@ -118,21 +130,18 @@ def measure_boxing(
     reconstructed = reconstruct(adapter, prompts.video)[:, :, start:]
     copied = result.prompt_reconstruction[:, :, -1:].expand_as(real)
 
-    own_psnr, copy_psnr = bounded_psnr(real, result.imagined), bounded_psnr(real, copied)
-    gain = (own_psnr - copy_psnr).mean(0)
-    effect = action_effect(own_psnr[:, :few].mean(1), bounded_psnr(real[:, :, :few], under_others).mean(1))
+    own_psnr, others_psnr = (
+        bounded_psnr(real[:, :, :few], video[:, :, :few]) for video in (result.imagined, under_others)
+    )
+    effect = action_effect(own_psnr.mean(1), others_psnr.mean(1))
     sharpness, best_sharpness = (ring_sharpness(video).mean(0) for video in (result.imagined, reconstructed))
     windows = {str(end): slice(end - SHARPNESS_WINDOW, end) for end in SHARPNESS_FRAMES if end <= frames}
 
-    def distances(video: Tensor) -> dict[str, float]:
-        distance = player_distance(video, real).mean(0)
-        return {str(frame): float(distance[frame - 1]) for frame in DISTANCE_FRAMES if frame <= frames}
-
     scores = BoxingScores(
-        psnr_over_copy={name: float(gain[part].mean()) for name, part in PSNR_FRAMES.items() if part.stop <= frames},
-        distance=distances(result.imagined),
-        distance_tokenizer=distances(reconstructed),
-        distance_copy=distances(copied),
+        psnr_over_copy=psnr_over_copy(result.imagined, copied, real),
+        distance=mean_distances(result.imagined, real),
+        distance_tokenizer=mean_distances(reconstructed, real),
+        distance_copy=mean_distances(copied, real),
         both_present=float(both_present(result.imagined, reconstructed).float().mean()),
         frames=frames,
         sharpness={

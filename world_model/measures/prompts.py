@@ -62,23 +62,28 @@ def room_for(episodes: Sequence[Episode | Path], frames: int) -> int:
 def held_out_prompts(
     episodes: Sequence[Episode | Path], *, count: int, prompt_frames: int, future_frames: int
 ) -> Prompts:
-    """`count` segments without overlap, evenly spaced over the episodes.
+    """`held_out_segments` as prompts."""
+    length = prompt_frames + future_frames
+    chosen = held_out_segments(episodes, count, length)
+    videos = [torch.from_numpy(read_frames(_path(episode), range(s, s + length))) for episode, s in chosen]
+    taken = [torch.from_numpy(ep.actions[s : s + length]) for ep, s in chosen if isinstance(ep, Episode)]
+    video = from_uint8(torch.stack(videos))
+    return Prompts(video=video, actions=torch.stack(taken) if taken else None, prompt_frames=prompt_frames)
+
+
+def held_out_segments(episodes: Sequence[Episode | Path], count: int, length: int) -> list[tuple[Episode | Path, int]]:
+    """`count` segments of `length` frames without overlap, evenly spaced over the episodes: (episode, first frame)s.
 
     Raises:
         ValueError: the episodes are too short for that many.
     """
-    length = prompt_frames + future_frames
     starts = _starts(episodes, length)
     if len(starts) < count:
         raise ValueError(
             f"held_out_prompts: count must be at most {len(starts)}, the number of segments of {length} frames in the "
             f"episodes, got {count}; record more, or ask for fewer."
         )
-    chosen = [starts[i] for i in np.linspace(0, len(starts) - 1, count).round().astype(int)]
-    videos = [torch.from_numpy(read_frames(_path(episode), range(s, s + length))) for episode, s in chosen]
-    taken = [torch.from_numpy(ep.actions[s : s + length]) for ep, s in chosen if isinstance(ep, Episode)]
-    video = from_uint8(torch.stack(videos))
-    return Prompts(video=video, actions=torch.stack(taken) if taken else None, prompt_frames=prompt_frames)
+    return [starts[i] for i in np.linspace(0, len(starts) - 1, count).round().astype(int)]
 
 
 def _starts(episodes: Sequence[Episode | Path], length: int) -> list[tuple[Episode | Path, int]]:
