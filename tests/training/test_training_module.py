@@ -9,9 +9,10 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from stores import write_episodes
 from tensordict import TensorDict
 from torch import Tensor
-from training_runs import configure, logged, make_store, make_videos, run_here, settings
+from training_runs import configure, fit_here, logged, make_store, make_videos, run_here, settings
 
 from vidtok_plugin import VidTok, training
 from vidtok_plugin.tokenizer.training.module import TokenizerModule, TokenizerRunConfig
@@ -100,6 +101,24 @@ def test_each_optimizer_clips_its_own_gradients(videos: Path, tmp_path: Path) ->
     assert norm > 0.5 and other > 0  # before clipping
 
 
+class WithoutFirst(TokenizerModule):
+    """Only the discriminator learns from the first batch."""
+
+    def losses(self, batch: VideoBatch | Tensor, step: int) -> Iterator[Loss]:
+        for loss in super().losses(batch, step):
+            yield replace(loss, value=None) if step == 0 and loss.name == self.optimizer_names()[0] else loss
+
+
+def test_a_skipped_optimizer_gives_its_names_to_no_other(videos: Path, tmp_path: Path) -> None:
+    """The discriminator's loss and gradient norm were logged as the model's."""
+    cfg = config(videos, tmp_path, "trainer.max_steps=2", "objective.disc_start=0")
+    training.fit(cfg, WithoutFirst(cfg), VideoDataModule(cfg))
+    names = ["loss", "grad_norm", "loss_discriminator", "grad_norm_discriminator"]
+    of_model = logged(tmp_path, [f"train/{name}" for name in names[:2]])
+    of_discriminator = logged(tmp_path, [f"train/{name}" for name in names[2:]])
+    assert (sorted(of_model), sorted(of_discriminator)) == ([1], [0, 1])
+
+
 @pytest.mark.parametrize("count", [2, 4])
 def test_micro_batches_give_the_losses_of_a_whole_batch(videos: Path, tmp_path: Path, count: int) -> None:
     same = [NO_DROPOUT, "data.batch_size=4", "objective.entropy_weight=0", "trainer.max_steps=4", *PLAIN]
@@ -118,6 +137,21 @@ def test_micro_batches_of_a_world_model_give_the_losses_of_a_whole_batch(store: 
         run_here("world_model", settings("world_model", store, tmp_path / name, *plain, f"accumulate={count}"))
     whole, split = logged(tmp_path / "whole"), logged(tmp_path / "split")
     assert len(whole) == 4 and all(split[step] == pytest.approx(whole[step], rel=1e-4) for step in whole)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_micro_batches_with_padding_give_the_losses_of_a_whole_batch(tmp_path: Path, count: int) -> None:
+    """The mean over micro-batches counted each window alike, however few of its steps exist."""
+    for split in ("train", "validation"):
+        write_episodes(tmp_path / "tokens", split, [2, 9, 2, 3, 8, 2])
+    same = ["model.corruption=0.0", "model.transformer.dropout=0.0", "data.batch_size=4", "trainer.max_steps=4"]
+    for name, parts in (("whole", 1), ("split", count)):
+        overrides = settings("world_model", tmp_path / "tokens", tmp_path / name, *same, f"accumulate={parts}")
+        fit_here("world_model", overrides)
+    whole, split = (logged(tmp_path / name, ["train/loss", "train/grad_norm"]) for name in ("whole", "split"))
+    assert len(whole) == 4
+    for step, values in whole.items():
+        assert split[step] == pytest.approx(values, rel=1e-4), step
 
 
 class Rates(pl.Callback):

@@ -81,6 +81,13 @@ class TrainingModule(pl.LightningModule):
         """The number of samples in a batch."""
         return len(next(iter(self.tensors_of(batch).values())))
 
+    def scored_count(self, batch: Any) -> Tensor:
+        """The number of terms, a scalar, that the losses of a batch or micro-batch are means over; samples by default.
+
+        Micro-batches are weighted by it, so that their mean is that of the whole batch.
+        """
+        return torch.tensor(self._count(batch), device=self.device)
+
     @abstractmethod
     def optimizer_configs(self) -> list[OptimizerConfig]:
         """The config of each optimizer."""
@@ -120,7 +127,7 @@ class TrainingModule(pl.LightningModule):
 
     # One step
 
-    def training_step(self, batch: Any, batch_index: int) -> Tensor:
+    def training_step(self, batch: Any, batch_index: int) -> Tensor | None:
         step, optimizers = self.global_step, self._optimizers()
         self._seed(self.run_cfg.seed, step, self.global_rank)
         for optimizer in optimizers:
@@ -129,10 +136,10 @@ class TrainingModule(pl.LightningModule):
         micro_batches = self._micro_batches(batch)
         losses: Metrics = {}
         statistics: Metrics = {}
-        for index, micro_batch in enumerate(micro_batches):
+        for index, (micro_batch, weight) in enumerate(micro_batches):
             last = index + 1 == len(micro_batches)
             with nullcontext() if last else self._no_sync():
-                more, more_statistics = self._backward(micro_batch, step, optimizers, weight=1 / len(micro_batches))
+                more, more_statistics = self._backward(micro_batch, step, optimizers, weight)
             losses = {name: losses.get(name, 0) + value for name, value in more.items()}
             statistics = {name: statistics.get(name, 0) + value for name, value in more_statistics.items()}
         norms = self._clip(optimizers, list(losses))
@@ -143,21 +150,25 @@ class TrainingModule(pl.LightningModule):
             for optimizer in optimizers:
                 optimizer.zero_grad()  # the step below then counts the batch and changes no weight
         self._step(optimizers)
-        first = next(iter(losses))
+        first = self.optimizer_names()[0]
         named = {"loss" if name == first else f"loss_{name}": value for name, value in losses.items()}
         self._log({**named, **statistics, **norms}, self._count(batch))
-        return losses[first]
+        return losses.get(first)
 
-    def _micro_batches(self, batch: Any) -> Sequence[Any]:
+    def _micro_batches(self, batch: Any) -> list[tuple[Any, Tensor | float]]:
+        """The micro-batches of a batch, and the weight of each in the mean over the batch."""
         count = self.run_cfg.accumulate
         if count == 1:
-            return [batch]
+            return [(batch, 1.0)]
         self.run_cfg.check_micro_batches(self._count(batch))
         chunks = {name: tensor.chunk(count) for name, tensor in self.tensors_of(batch).items()}
-        return [self.batch_of({name: chunk[i] for name, chunk in chunks.items()}) for i in range(count)]
+        micro_batches = [self.batch_of({name: chunk[i] for name, chunk in chunks.items()}) for i in range(count)]
+        with torch.no_grad():  # losses are means over all processes
+            scored = mean_over_processes(torch.stack([self.scored_count(part).double() for part in micro_batches]))
+        return list(zip(micro_batches, (scored / scored.sum()).float(), strict=True))
 
     def _backward(
-        self, micro_batch: Any, step: int, optimizers: list[LightningOptimizer], weight: float
+        self, micro_batch: Any, step: int, optimizers: list[LightningOptimizer], weight: Tensor | float
     ) -> tuple[Metrics, Metrics]:
         """Accumulates the gradients of a micro-batch; returns its weighted losses by name, and its statistics."""
         losses: Metrics = {}
@@ -182,14 +193,15 @@ class TrainingModule(pl.LightningModule):
     def _clip(self, optimizers: list[LightningOptimizer], names: Sequence[str]) -> Metrics:
         """Clips each optimizer's gradients; returns their norms before clipping."""
         norms: Metrics = {}
-        for optimizer, cfg, name in zip(optimizers, self.optimizer_configs(), self.optimizer_names(), strict=True):
+        of = zip(optimizers, self.optimizer_configs(), self.optimizer_names(), strict=True)
+        for index, (optimizer, cfg, name) in enumerate(of):
             parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             if name not in names or not parameters:
                 continue
             norm = get_total_norm([p.grad for p in parameters])
             if cfg.gradient_clip is not None:
                 clip_grads_with_norm_(parameters, cfg.gradient_clip, norm)
-            norms["grad_norm" if not norms else f"grad_norm_{name}"] = _full_tensor(norm)
+            norms[f"grad_norm_{name}" if index else "grad_norm"] = _full_tensor(norm)
         return norms
 
     def _step(self, optimizers: list[LightningOptimizer]) -> None:
@@ -221,8 +233,9 @@ class TrainingModule(pl.LightningModule):
 
     def _all_finite(self, values: Metrics) -> bool:
         """Whether all values are finite in all processes."""
-        finite = torch.stack([value.detach().isfinite().all() for value in values.values()]).all()
-        return self.trainer.strategy.reduce_boolean_decision(bool(finite), all=True)
+        each = [value.detach().isfinite().all() for value in values.values()]
+        finite = not each or bool(torch.stack(each).all())
+        return self.trainer.strategy.reduce_boolean_decision(finite, all=True)
 
     def _stop_or_skip(self, batch: Any, step: int, losses: Metrics, norms: Metrics) -> None:
         """Stops the run with a dump of the batch, or counts a skipped step, as `non_finite` says."""
@@ -263,11 +276,11 @@ class TrainingModule(pl.LightningModule):
         values: dict[str, float] = {}
         micro_batches = self._micro_batches(self.batch_of(content["batch"]))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=content["mixed"]):
-            for micro_batch in micro_batches:
+            for micro_batch, weight in micro_batches:
                 for loss in self.losses(micro_batch, content["step"]):
                     own = {} if loss.value is None else {f"loss_{loss.name}": loss.value}
                     for name, value in {**own, **loss.statistics}.items():
-                        values[name] = values.get(name, 0.0) + float(value.detach()) / len(micro_batches)
+                        values[name] = values.get(name, 0.0) + float(value.detach() * weight)
         return values
 
     # Checkpoints

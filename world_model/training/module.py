@@ -160,6 +160,9 @@ class WorldModelModule(TrainingModule):
     def sizes(self, batch: TensorDict) -> dict[str, int]:
         return {"windows": len(batch), "tokens": batch["valid"].numel() * self.model.tokens.tokens_per_step}
 
+    def scored_count(self, batch: TensorDict) -> Tensor:
+        return batch["valid"][:, 1:].sum()
+
     def origins(self, batch: TensorDict) -> list[str]:
         length = batch["valid"].shape[1]
         pairs = zip(batch["episode"].tolist(), batch["start"].tolist(), strict=True)
