@@ -207,9 +207,11 @@ def test_each_epoch_has_its_own_order() -> None:
     sampler = EpochSampler(100, batch_size=4, seed=1)
     again = EpochSampler(100, batch_size=4, seed=1)
     again.set_epoch(2)
-    assert sampler.order(2) == again.order(2) == [index for _, index in again]
-    assert sampler.order(2) != sampler.order(1) != EpochSampler(100, batch_size=4, seed=2).order(1)
-    assert sorted(sampler.order(3)) == list(range(100))
+    every = range(100)
+    assert sampler.indices(2, every) == again.indices(2, every) == [index for _, index in again]
+    orders = [sampler.indices(1, every), sampler.indices(2, every)]
+    assert orders[1] != orders[0] != EpochSampler(100, batch_size=4, seed=2).indices(1, every)
+    assert sorted(sampler.indices(3, every)) == list(every)
 
 
 @pytest.mark.parametrize("start", [0, 12])
@@ -221,7 +223,7 @@ def test_an_epoch_is_divided_among_ranks(start: int) -> None:
         sampler.start_at(1, start)
         keys.append(list(sampler))
     joined = [key for step in zip(*keys, strict=True) for key in step]
-    assert joined == [(1, index) for index in sampler.order(1)[start:]]
+    assert joined == [(1, index) for index in sampler.indices(1, range(start, 24))]
 
 
 def test_an_epoch_without_a_batch_is_refused() -> None:

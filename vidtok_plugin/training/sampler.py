@@ -1,12 +1,17 @@
-"""EpochSampler: an order of samples that depends on seed and epoch alone, and can start mid-epoch."""
+"""EpochSampler: an order of samples that depends on seed and epoch alone, and can start mid-epoch.
+
+The order is computed as it is needed: a list of 40 million samples takes seconds and 1.5 GB at each start.
+"""
 
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch.utils.data import DistributedSampler
 
+from vidtok_plugin.training.permutation import permuted
+
 POSITION = "epoch_and_samples"  # key of the position in an iterator's state
+BLOCK = 1024  # indices computed at once
 
 
 class EpochSampler(DistributedSampler[tuple[int, int]]):
@@ -54,12 +59,12 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
     def __iter__(self) -> "_EpochIterator":
         return _EpochIterator(self)
 
-    def order(self, epoch: int) -> list[int]:
-        """The sample indices of an epoch, over all ranks."""
+    def indices(self, epoch: int, positions: range) -> list[int]:
+        """The sample indices at these positions of an epoch, 0 .. size - 1 over all ranks."""
         if not self.shuffle:
-            return list(range(self.size))
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-        return torch.randperm(self.num_keys, generator=generator)[: self.size].tolist()
+            return list(positions)
+        indices: list[int] = permuted(positions, self.num_keys, [self.seed % 2**64, epoch]).tolist()
+        return indices
 
 
 class _EpochIterator(Iterator[tuple[int, int]]):
@@ -68,21 +73,23 @@ class _EpochIterator(Iterator[tuple[int, int]]):
     def __init__(self, sampler: EpochSampler) -> None:
         self.sampler = sampler
         self.epoch, self.samples = sampler.epoch, sampler.samples
-        self.order: list[int] | None = None
+        self.block: Iterator[int] | None = None  # the next indices
 
     def __iter__(self) -> "_EpochIterator":
         return self
 
     def __next__(self) -> tuple[int, int]:
-        if self.order is None:
+        if self.block is None:
             self.epoch, self.samples = self.sampler.epoch, self.sampler.samples
             self.sampler.samples = 0
-            self.order = self.sampler.order(self.epoch)
-        position = self.samples + self.sampler.rank
-        if position >= len(self.order):
-            raise StopIteration
+            self.block = iter(())
+        index = next(self.block, None)
+        if index is None:
+            left = range(self.samples + self.sampler.rank, self.sampler.size, self.sampler.num_replicas)
+            self.block = iter(self.sampler.indices(self.epoch, left[:BLOCK]))
+            index = next(self.block)  # StopIteration at the end of the epoch
         self.samples += self.sampler.num_replicas
-        return self.epoch, self.order[position]
+        return self.epoch, index
 
     def state_dict(self) -> dict[str, Any]:
         """Called by the loader, which stores the state with the batch, so that prefetched batches don't count."""
