@@ -336,7 +336,9 @@ def test_an_unknown_setting_names_the_nearest() -> None:
         ({"encoder_temporal_levels": (1, 4)}, "temporal levels must be 0 to 3"),
         ({"encoder_temporal_levels": (2, 2)}, "levels must differ"),
         ({"version": "2.0"}, "version must be '1.0' or '1.1', got '2.0'"),
-        ({"regularizer": "vq"}, "regularizer 'fsq' takes fsq_levels and 'kl' takes kl_channels, got 'vq'"),
+        ({"regularizer": "vq"}, "regularizer must be 'fsq' or 'kl', got 'vq'"),
+        ({"regularizer": "vq", "fsq_levels": None}, "regularizer must be 'fsq' or 'kl', got 'vq'"),
+        ({"regularizer": "kl"}, "regularizer 'fsq' takes fsq_levels and 'kl' takes kl_channels, got 'kl'"),
         ({"dropout": 1.5}, "dropout must be in"),
     ],
 )

@@ -12,7 +12,7 @@ from vidtok_plugin.adapter.boundaries import check_beginning, cut_steps, join_st
 from vidtok_plugin.adapter.freezing import FrozenTokenizer
 from vidtok_plugin.adapter.hashes import adapter_hash, token_hash
 from vidtok_plugin.adapter.patches import channel_statistics, from_patches, to_patches
-from vidtok_plugin.adapter.precision import check_float32, full_float32
+from vidtok_plugin.adapter.precision import full_float32
 from vidtok_plugin.adapter.saving import AdapterConfig, load_adapter_parts, save_adapter
 from vidtok_plugin.adapter.sequences import from_sequences, to_sequences
 from vidtok_plugin.adapter.streams import TokenDecoderStream, TokenStream
@@ -85,12 +85,16 @@ class TokenizerAdapter(FrozenTokenizer):
     @property
     def hash(self) -> str:
         """SHA-256 of the tokenizer's weights and architecture, and of the adapter's settings and latent statistics."""
-        return adapter_hash(self.tokenizer, self.config, self.state_dict())
+        return self.cached_hash(
+            "adapter", lambda: adapter_hash(self.tokenizer, self.config, self.state_dict()), decoder=True
+        )
 
     @property
     def token_hash(self) -> str:
         """SHA-256 of what determines a video's tokens: the encoder, the patch size and the latent statistics."""
-        return token_hash(self.tokenizer, self.config, self.state_dict())
+        return self.cached_hash(
+            "token", lambda: token_hash(self.tokenizer, self.config, self.state_dict()), decoder=False
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the tokenizer, the adapter's settings and its latent statistics into `folder`."""
@@ -129,8 +133,11 @@ class TokenizerAdapter(FrozenTokenizer):
         return TokenGrid(self.tokenizer.num_latents(num_frames), *sizes)
 
     def check_video(self, video: Tensor) -> None:
-        """A ValueError unless video (b, 3, t, h, w) fills whole patches and the tokenizer is still in float32."""
-        check_float32(self.tokenizer)
+        """A ValueError unless video (b, 3, t, h, w) fills whole patches and the encoder is still as it was frozen.
+
+        The encoder is checked by what PyTorch counts as writes; see `check_encoder`.
+        """
+        self.check_encoder(values=False)
         if video.ndim != 5:
             raise ValueError(f"TokenizerAdapter: video must have the shape (b, 3, t, h, w), got {tuple(video.shape)}.")
         self.grid(1, *video.shape[-2:])
@@ -139,13 +146,18 @@ class TokenizerAdapter(FrozenTokenizer):
     def encode(self, video: Tensor, *, validate: bool = False) -> VideoTokens:
         """Video (b, 3, t, h, w), in [-1, 1] or uint8 -> tokens.
 
-        Runs in float32 even under autocast, which would change ids. `validate`: check the range on CUDA as well.
+        Runs in float32 even under autocast, which would change ids. `validate`: check the range and the values of the
+        frozen weights on CUDA as well.
+
+        Raises:
+            ValueError: a video of another shape, size or range, or an encoder that was changed since it was frozen.
         """
         encoded = self._encode(video, validate)
         return self.tokens_from_latents(encoded.latents, encoded.indices, video.shape[2])
 
     def _encode(self, video: Tensor, validate: bool = False) -> Encoded:
         self.check_video(video)
+        self.check_encoder(values=validate or None)
         with full_float32(video.device):
             return self.tokenizer.encode(video, validate=validate)
 
@@ -156,8 +168,9 @@ class TokenizerAdapter(FrozenTokenizer):
 
         Raises:
             ValueError: tokens of the other kind, ids outside the codebook, a number of frames that does not fit the
-                number of steps, or steps from the middle of a clip.
+                number of steps, steps from the middle of a clip, or a decoder that was changed since it was frozen.
         """
+        self.check_decoder()
         latents = self.latents_of(tokens)
         check_beginning(tokens, "decoded on their own")
         num_frames = int(tokens.num_frames.max())
@@ -170,10 +183,12 @@ class TokenizerAdapter(FrozenTokenizer):
 
     def stream(self) -> TokenStream:
         """A stream from frames to tokens: `push(frames)` returns the tokens of the steps that they complete."""
+        self.check_encoder()
         return TokenStream(self)
 
     def decoder_stream(self, lookahead: bool = True) -> TokenDecoderStream:
         """A stream from tokens to frames (see `VidTok.decoder_stream`)."""
+        self.check_decoder()
         return TokenDecoderStream(self, lookahead)
 
     def tokens_from_latents(

@@ -20,6 +20,10 @@ class LatentCodec(Protocol):
 
     def check_video(self, video: Tensor) -> None: ...
 
+    def check_encoder(self, *, values: bool | None = None) -> None: ...
+
+    def check_decoder(self, *, values: bool | None = None) -> None: ...
+
     def tokens_from_latents(
         self, latents: Tensor, indices: Tensor | None, num_frames: int, first_step: int = 0
     ) -> VideoTokens: ...
@@ -48,6 +52,7 @@ class TokenStream:
     @torch.no_grad()
     def flush(self) -> VideoTokens:
         """End the stream: complete a last partial group of frames with copies of its last frame."""
+        self._codec.check_encoder()
         with full_float32(self._codec.tokenizer.device):
             return self._tokens(self._stream.flush())
 
@@ -84,6 +89,7 @@ class TokenDecoderStream:
 
         Positions are checked on the CPU; on other devices only with `validate`, because the check synchronizes.
         """
+        self._codec.check_decoder(values=False)
         if tokens.grid_values.device.type == "cpu" or validate:
             self._check_position(tokens)
         frames = self._stream.push(self._codec.latents_of(tokens))
@@ -104,6 +110,7 @@ class TokenDecoderStream:
 
     def flush(self) -> Tensor:
         """End the stream: the frames that are still held back."""
+        self._codec.check_decoder()
         return self._stream.flush()
 
     def fork(self) -> Self:

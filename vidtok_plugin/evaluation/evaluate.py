@@ -14,7 +14,7 @@ from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from vidtok_plugin.common.config import to_yaml
-from vidtok_plugin.common.hashing import hash_files, hash_weights
+from vidtok_plugin.common.hashing import hash_files, hash_values
 from vidtok_plugin.evaluation.networks import MetricNetworks
 from vidtok_plugin.evaluation.pairs import (
     clip_pairs,
@@ -133,7 +133,7 @@ def evaluate(
     check_fits(tokenizer, cfg, with_fvd=networks.i3d is not None)
     paths = find_videos(folder)
     names = {path: path.relative_to(folder).as_posix() for path in paths}
-    model_hash = hash_weights(tokenizer.state_dict(), to_yaml(tokenizer.architecture))
+    model_hash = hash_values(tokenizer.state_dict(), to_yaml(tokenizer.architecture))
     settings = {"model_hash": model_hash, **asdict(cfg), **networks.hashes()}
     skipped: dict[str, str] = {}
 

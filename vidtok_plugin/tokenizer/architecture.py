@@ -47,6 +47,8 @@ class Architecture:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.regularizer not in ("fsq", "kl"):
+            raise ValueError(f"Architecture: regularizer must be 'fsq' or 'kl', got {self.regularizer!r}.")
         if (self.fsq_levels is not None) != (self.regularizer == "fsq") or (self.kl_channels is not None) != (
             self.regularizer == "kl"
         ):
