@@ -36,12 +36,10 @@ def attention(
     (b, k, m, n), where it is True. `auto` takes xformers on CUDA where it has a kernel for such tensors, outside
     compiled code.
     """
-    if backend == "xformers" and not q.is_cuda:
-        raise ValueError(
-            f"attention: xformers runs only on CUDA, got tensors on {q.device}; set attention to auto or sdpa."
-        )
-    if backend == "xformers" or (backend == "auto" and _has_kernel(q, k, v, causal, mask)):
-        return _xformers_attention(q, k, v, causal, mask)
+    if backend != "sdpa":
+        seen = _xformers_attention(q, k, v, causal, mask, required=backend == "xformers")
+        if seen is not None:
+            return seen
     if causal and q.shape[2] < k.shape[2]:
         queries, keys = q.shape[2], k.shape[2]
         mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(diagonal=keys - queries)
@@ -79,36 +77,43 @@ def _grouped_product(x: Tensor, y: Tensor) -> Tensor:
     return rearrange(product, "b k (g m) j -> (b g) k m j", g=g)
 
 
-def _xformers_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) -> Tensor:
-    ops = _xformers()
-    if ops is None:
+def _xformers_attention(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None, *, required: bool
+) -> Tensor | None:
+    """`attention` by xformers; unless it is required, None where it cannot run."""
+    if required and not _on_cuda(q):
+        raise ValueError(
+            f"attention: xformers runs only on CUDA, got tensors on {q.device}; set attention to auto or sdpa."
+        )
+    ops = None if not required and (not _on_cuda(q) or torch.compiler.is_compiling()) else _xformers()
+    if ops is None and required:
         raise ValueError(
             "attention: xformers is not installed; install the package's extra `xformers`, or set attention "
             "to auto or sdpa."
         )
-    q, k, v, bias = _inputs(ops, q, k, v, causal, mask)
-    return rearrange(ops.memory_efficient_attention(q, k, v, attn_bias=bias), "b n k e -> b k n e")
-
-
-def _has_kernel(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) -> bool:
-    """Whether xformers can run. A build for another PyTorch imports, but lacks kernels."""
-    if not q.is_cuda or torch.compiler.is_compiling():
-        return False
-    ops = _xformers()
     if ops is None:
-        return False
-    query, key, value, bias = _inputs(ops, q, k, v, causal, mask)
-    inputs = ops.fmha.Inputs(query=query, key=key, value=value, attn_bias=bias)
+        return None
+    inputs = _inputs(ops, q, k, v, causal, mask)
+    if not required and not _has_kernel(ops, inputs):
+        return None
+    seen = ops.memory_efficient_attention(inputs.query, inputs.key, inputs.value, attn_bias=inputs.attn_bias)
+    return rearrange(seen, "b n k e -> b k n e")
+
+
+def _on_cuda(q: Tensor) -> bool:
+    return q.is_cuda
+
+
+def _has_kernel(ops: Any, inputs: Any) -> bool:
+    """Whether xformers can run on these inputs. A build for another PyTorch imports, but lacks kernels."""
     kinds = [ops.fmha.ALL_FW_OPS]
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (inputs.query, inputs.key, inputs.value)):
         kinds.append(ops.fmha.ALL_BW_OPS)
     return all(any(kernel.supports(inputs) for kernel in kernels) for kernels in kinds)
 
 
-def _inputs(
-    ops: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Any]:
-    """The layout of xformers, (b, m, k, e), and the mask as a bias."""
+def _inputs(ops: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) -> Any:
+    """xformers' `Inputs`: its layout is (b, m, k, e), and the mask becomes a bias."""
     bias = None
     if mask is not None:
         # xformers requires rows that begin at multiples of 8 elements.
@@ -118,7 +123,8 @@ def _inputs(
         bias = F.pad(unaligned, (0, -keys % 8))[..., :keys]
     elif causal and q.shape[2] > 1:  # a single query attends to all keys
         bias = ops.fmha.attn_bias.LowerTriangularFromBottomRightMask()
-    return (*(rearrange(x, "b k n e -> b n k e") for x in (q, k, v)), bias)  # type: ignore[return-value]
+    query, key, value = (rearrange(x, "b k n e -> b n k e") for x in (q, k, v))
+    return ops.fmha.Inputs(query=query, key=key, value=value, attn_bias=bias)
 
 
 @lru_cache(maxsize=1)

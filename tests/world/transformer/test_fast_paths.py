@@ -1,6 +1,6 @@
 """The fast paths compute what the definition does, with the same gradients, and `reference_path` switches them off."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,7 +13,7 @@ from vidtok_plugin import reference_path
 from world_model.transformer import functional
 from world_model.transformer.attention import attention
 from world_model.transformer.block import DecodeBlock, TransformerConfig
-from world_model.transformer.fast import chunked_attention
+from world_model.transformer.fast import chunked_attention, prepack
 from world_model.transformer.fast import functional as fast
 from world_model.transformer.fast.choice import functions
 from world_model.transformer.fast.decode_block import FlatDecodeBlock
@@ -144,6 +144,35 @@ def test_prepacked_products_equal_plain_ones(rows: int | None) -> None:
         torch.testing.assert_close(product(x), x @ weight.t(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture
+def asked_anew() -> Iterator[None]:
+    """Whether weights can be prepacked is asked once a process."""
+    prepack._can_prepack.cache_clear()
+    yield
+    prepack._can_prepack.cache_clear()
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="needs MKL")
+@pytest.mark.usefixtures("asked_anew")
+@pytest.mark.parametrize("known", [{"_mkl_gone": ["Tensor"]}, {"_mkl_linear": ["Tensor", "Tensor"]}])
+def test_without_the_private_operations_products_are_plain(
+    known: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A PyTorch in which they are missing or take other arguments failed in the first rollout of 3 to 32 rows."""
+    monkeypatch.setattr(prepack, "_OPERATIONS", known)
+    weight, x = torch.randn(12, 20), torch.randn(8, 20)
+    assert torch.equal(prepack_linear(weight, 8)(x), F.linear(x, weight))
+    prepack_linear(weight, 8)
+    (message,) = caplog.messages
+    assert f"has no mkl::{next(iter(known))}(Tensor" in message
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="needs MKL")
+@pytest.mark.usefixtures("asked_anew")
+def test_this_pytorch_has_the_private_operations() -> None:
+    assert prepack._can_prepack()
+
+
 @pytest.mark.parametrize("rows", [1, 8])
 def test_only_single_precision_is_prepacked(rows: int) -> None:
     weight, x = torch.randn(12, 20, dtype=torch.float64), torch.randn(rows, 20, dtype=torch.float64)
@@ -216,6 +245,15 @@ def test_chunked_attention_is_causal_attention(monkeypatch: pytest.MonkeyPatch, 
     weights = torch.randn(ours.shape, dtype=ours.dtype)
     gradients = [torch.autograd.grad((result * weights).sum(), inputs) for result in (ours, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_chunked_attention_makes_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each layer made the masks of its chunks anew."""
+    for name in ("full", "zeros", "ones", "triu"):
+        monkeypatch.setattr(torch, name, None)
+    monkeypatch.setattr(Tensor, "triu", None)
+    q = torch.randn(1, 1, 300, 4, requires_grad=True)
+    chunked_attention.causal_attention(q, q, q).sum().backward()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("backend", ["auto", "sdpa"])

@@ -1,10 +1,14 @@
 """The transformer is causal, uses relative positions, and gives the same whole or step by step."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from world_model.transformer.attention import _has_kernel, attention, attention_over
+from world_model.transformer import attention as attention_module
+from world_model.transformer.attention import attention, attention_over
 from world_model.transformer.block import TransformerConfig
 from world_model.transformer.cache import Placement, Segment, TransformerCache
 from world_model.transformer.rotary import grid_rotation
@@ -182,6 +186,39 @@ def test_xformers_is_refused_where_it_cannot_run() -> None:
         attention(q, q, q, backend="xformers")
 
 
+class FakeXformers:
+    """xformers' interface, computed by SDPA; its kernels support what `kernel` says."""
+
+    def __init__(self, kernel: bool) -> None:
+        self.inputs: list[SimpleNamespace] = []
+        self.calls = 0
+        kernels = [SimpleNamespace(supports=lambda _: kernel)]
+        self.fmha = SimpleNamespace(Inputs=self._inputs, ALL_FW_OPS=kernels, ALL_BW_OPS=kernels)
+
+    def _inputs(self, **inputs: Any) -> SimpleNamespace:
+        self.inputs.append(SimpleNamespace(**inputs))
+        return self.inputs[-1]
+
+    def memory_efficient_attention(self, q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None) -> Tensor:
+        self.calls += 1
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_bias).transpose(1, 2)
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_xformers_gets_its_inputs_once(kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask was made a bias twice a call: to look for a kernel, and to run it."""
+    fake = FakeXformers(kernel)
+    monkeypatch.setattr(attention_module, "_xformers", lambda: fake)
+    monkeypatch.setattr(attention_module, "_on_cuda", lambda _: True)
+    q, k, v = torch.randn(3, 2, 4, 5, 8).unbind()
+    mask = torch.rand(5, 5) < 0.7
+    mask[:, 0] = True
+    seen = attention(q, k, v, mask=mask)
+    torch.testing.assert_close(seen, attention(q, k, v, mask=mask, backend="sdpa"), rtol=1e-5, atol=1e-6)
+    assert (len(fake.inputs), fake.calls) == (1, int(kernel))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("queries", "keys"), [(64, 64), (1, 64), (16, 64)])
 def test_xformers_equals_sdpa(queries: int, keys: int) -> None:
@@ -191,10 +228,17 @@ def test_xformers_equals_sdpa(queries: int, keys: int) -> None:
     mask = torch.rand(2, 1, queries, keys, device="cuda") < 0.7
     mask[..., 0] = True
     for seen in ({"causal": True}, {"causal": False}, {"mask": mask}):
-        if not _has_kernel(q, k, v, seen.get("causal", False), seen.get("mask")):  # type: ignore[arg-type]
-            pytest.skip("xformers has no kernel for this PyTorch")
         expected = attention(q, k, v, backend="sdpa", **seen)  # type: ignore[arg-type]
-        ours = attention(q, k, v, backend="xformers", **seen)  # type: ignore[arg-type]
+        ours = attention_module._xformers_attention(
+            q,
+            k,
+            v,
+            seen.get("causal", False),  # type: ignore[arg-type]
+            seen.get("mask"),  # type: ignore[arg-type]
+            required=False,
+        )
+        if ours is None:
+            pytest.skip("xformers has no kernel for this PyTorch")
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 CHUNK = 128  # queries
+# Added to the scores of a chunk's queries for its own keys: -inf for those after each query.
+_LATER = torch.full((CHUNK, CHUNK), float("-inf"), device="cpu").triu(1)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -19,11 +21,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     for chunk in queries:
         start, end = end, end + chunk.shape[2]
         scores = chunk @ k[:, :, :end].transpose(-1, -2)
-        scores = scores + _later_keys(start, end, scores)
+        with torch.no_grad():  # in place, since a constant changes no gradient
+            scores[..., start:] += _LATER[: end - start, : end - start].to(scores.dtype)
         seen.append(scores.softmax(-1) @ v[:, :, :end])
     return torch.cat(seen, dim=2)
-
-
-def _later_keys(start: int, end: int, like: Tensor) -> Tensor:
-    """What is added to the scores of queries start .. end - 1: -inf for the keys after each, else 0."""
-    return torch.full((end - start, end), float("-inf"), dtype=like.dtype, device=like.device).triu(start + 1)

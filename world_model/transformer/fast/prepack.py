@@ -4,12 +4,15 @@ An ordinary product packs its weight in each call. This takes little of a large 
 time of one with few rows.
 """
 
+import logging
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+logger = logging.getLogger(__name__)
 
 Product = Callable[[Tensor], Tensor]  # x (r, i) -> x @ weight.T (r, o)
 
@@ -23,10 +26,36 @@ def prepack_linear(weight: Tensor, rows: int | None = None) -> Product:
         return partial(F.linear, weight=weight)
     if rows == 1:
         return partial(torch.mm, mat2=weight.detach().t().contiguous())
-    if 2 < rows <= MAX_ROWS and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available():
+    if 2 < rows <= MAX_ROWS and _can_prepack():
         packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.detach(), rows)
         return partial(_packed_product, packed=packed, weight=weight.detach(), rows=rows)
     return partial(F.linear, weight=weight)
+
+
+# PyTorch's operations for prepacked weights are private: names, and types of the arguments.
+_OPERATIONS = {
+    "_mkl_reorder_linear_weight": ["Tensor", "int"],
+    "_mkl_linear": ["Tensor", "Tensor", "Tensor", "Optional[Tensor]", "int"],
+}
+
+
+@cache
+def _can_prepack() -> bool:
+    """Whether this build of PyTorch has MKL, and its operations are those that we know."""
+    if not torch.backends.mkl.is_available() or not torch.backends.mkldnn.is_available():
+        return False
+    for name, known in _OPERATIONS.items():
+        operation = getattr(torch.ops.mkl, name, None)
+        types = None if operation is None else [str(argument.type) for argument in operation.default._schema.arguments]
+        if types != known:
+            logger.warning(
+                "prepack_linear: PyTorch %s has no mkl::%s(%s), so rollouts of small batches are slower on a CPU.",
+                torch.__version__,
+                name,
+                ", ".join(known),
+            )
+            return False
+    return True
 
 
 def _packed_product(x: Tensor, packed: Tensor, weight: Tensor, rows: int) -> Tensor:
