@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from adapters import make, tokenizer, values, video
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vidtok_plugin import TokenizerAdapter
@@ -42,6 +43,34 @@ def test_reduced_precision_is_off_inside_and_restored_after(allowed: str) -> Non
     assert precisions() == before
     with pytest.raises(RuntimeError, match="stop"), full_float32(CPU):
         raise RuntimeError("stop")
+    assert precisions() == before
+
+
+def test_threads_that_overlap_do_not_allow_it_to_each_other(allowed: str) -> None:
+    """The first to leave restored the settings while others computed; the last to leave made them permanent."""
+    before = precisions()
+    first, second = full_float32(CPU), full_float32(CPU)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert precisions() == NEVER
+    second.__exit__(None, None, None)
+    assert precisions() == before
+
+
+def test_streams_in_many_threads_run_in_full_float32(allowed: str) -> None:
+    before, adapter, seen = precisions(), make("kl"), []
+
+    def push(frames: Tensor) -> None:
+        stream = adapter.stream()
+        with Products() as products:
+            for frame in frames.split(1, dim=2):
+                stream.push(frame)
+        seen.extend(products.seen)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(push, [video()] * 4))
+    assert len(seen) > 20 and all(found == (NEVER, {torch.float32}) for found in seen)
     assert precisions() == before
 
 
