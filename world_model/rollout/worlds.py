@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import RevisionNotFoundError
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.devices import default_device
+from vidtok_plugin.common.downloads import hub_errors
 from vidtok_plugin.common.errors import nearest
 from world_model.model import WorldModel
 from world_model.rollout.checks import check_adapter
@@ -104,16 +104,9 @@ def _is_repository(name: str) -> bool:
 
 def _download(repository: str, revision: str | None) -> Path:
     wanted = [CONFIG_FILE, WEIGHTS_FILE, f"{ADAPTER_FOLDER}/*", f"{PROMPTS_FOLDER}/*"]
-    try:
+    failed = (
+        f"load_world: there is no folder {repository}, and no such repository could be downloaded from the hub "
+        "({cause}); check the name, or download it by other means and pass its folder."
+    )
+    with hub_errors("load_world", repository, revision, failed):
         return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
-    except RevisionNotFoundError as error:
-        raise ValueError(
-            f"load_world: {repository} on the hub has no revision {revision!r}; leave revision out for the newest."
-        ) from error
-    except Exception as error:
-        # OSError, errors of the HTTP client, and the hub's own: the classes differ between its versions.
-        raise FileNotFoundError(
-            f"load_world: there is no folder {repository}, and no such repository could be downloaded from the hub "
-            f"({type(error.__cause__ or error).__name__}); check the name, or download it by other means and pass its "
-            "folder."
-        ) from error

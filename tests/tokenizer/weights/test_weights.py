@@ -1,6 +1,7 @@
 """Saved weights load unchanged, published ones load by name, and bad files raise one clear error."""
 
 import argparse
+import errno
 import os
 import pickle
 import re
@@ -11,6 +12,7 @@ import huggingface_hub
 import lightning.pytorch as pl
 import pytest
 import torch
+from huggingface_hub.errors import RevisionNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import EMAWeightAveraging
@@ -216,10 +218,33 @@ def test_any_download_failure_is_one_clear_error(error: Exception, monkeypatch: 
         VidTok.from_pretrained(FSQ)
 
 
+@pytest.mark.parametrize("error", [TypeError("a bug"), MemoryError(), NotImplementedError("a bug")])
+def test_other_errors_are_no_failed_download(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any exception was called a failed download."""
+
+    def fail(*_: str, **__: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(hub, "hf_hub_download", fail)
+    with pytest.raises(type(error)) as raised:
+        VidTok.from_pretrained(FSQ)
+    assert raised.value is error
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+def test_a_cache_that_cannot_be_written_is_named(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: str, **__: Any) -> str:
+        raise OSError(code, os.strerror(code), "/cache/hub")
+
+    monkeypatch.setattr(hub, "hf_hub_download", fail)
+    with pytest.raises(OSError, match=rf"stored in the hub's cache \(.*{os.strerror(code)}: '/cache/hub'.*HF_HOME"):
+        VidTok.from_pretrained(FSQ)
+
+
 def test_an_unknown_revision_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: str, **__: Any) -> str:
         # Its constructor needs an HTTP response, whose class depends on the version of the hub.
-        raise hub.RevisionNotFoundError.__new__(hub.RevisionNotFoundError)
+        raise RevisionNotFoundError.__new__(RevisionNotFoundError)
 
     monkeypatch.setattr(hub, "hf_hub_download", fail)
     with pytest.raises(ValueError, match="microsoft/VidTok on the hub has no revision 'v9'; leave revision out"):

@@ -60,6 +60,10 @@ def test_failed_downloads_name_the_repository(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(FileNotFoundError, match="no such repository could be downloaded .*check the name"):
         load_world("someone/small")
 
+    monkeypatch.setattr(worlds, "snapshot_download", fail(lambda: KeyError("a bug")))
+    with pytest.raises(KeyError, match="a bug"):
+        load_world("someone/small")
+
     def no_revision() -> Exception:
         error = RevisionNotFoundError.__new__(RevisionNotFoundError)
         Exception.__init__(error, "no revision")
@@ -83,6 +87,7 @@ def test_prompts_come_with_a_world(saved: Path) -> None:
     [
         ("boxin", None, ValueError, "no folder or shipped world 'boxin'; the nearest shipped world is 'boxing'"),
         ("runs/none/model", None, FileNotFoundError, "there is no folder runs/none/model; check the path"),
+        ("some one/small", None, ValueError, "some one/small is no folder, and not a valid name of a hub repository"),
         ("boxing", "v2", ValueError, "revision='v2' is for hub repositories, and boxing is none; leave it out"),
     ],
 )

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, hf_hub_url
-from huggingface_hub.errors import RevisionNotFoundError
 
+from vidtok_plugin.common.downloads import hub_errors
 from vidtok_plugin.tokenizer.presets import HUB_REPOSITORY, Preset
 
 HOME_VARIABLE = "VIDTOK_HOME"
@@ -30,6 +30,7 @@ def published_checkpoint(preset: Preset, revision: str | None) -> Path:
 
     Raises:
         FileNotFoundError: the download failed; the message has the address and the path to save the file at.
+        OSError: the hub's cache cannot be written.
         ValueError: the repository has no such revision.
     """
     assert preset.checkpoint is not None
@@ -37,20 +38,13 @@ def published_checkpoint(preset: Preset, revision: str | None) -> Path:
     if revision is None and local.is_file():
         logger.info("%s: reading %s.", preset.name, local)
         return local
-    try:
+    address = hf_hub_url(HUB_REPOSITORY, preset.checkpoint, revision=revision)
+    remedy = f"put it at {local}, or pass its path" if revision is None else "pass its path"
+    failed = (
+        f"VidTok: {preset.name} is not in the hub's cache and could not be downloaded ({{cause}}); fetch {address} by "
+        f"other means and {remedy} with preset={preset.name!r}."
+    )
+    with hub_errors("VidTok", HUB_REPOSITORY, revision, failed):
         path = Path(hf_hub_download(HUB_REPOSITORY, preset.checkpoint, revision=revision))
-    except RevisionNotFoundError as error:
-        raise ValueError(
-            f"VidTok: {HUB_REPOSITORY} on the hub has no revision {revision!r}; leave revision out for the newest."
-        ) from error
-    except Exception as error:
-        # OSError, errors of the HTTP client, and the hub's own: the classes differ between its versions.
-        address = hf_hub_url(HUB_REPOSITORY, preset.checkpoint, revision=revision)
-        remedy = f"put it at {local}, or pass its path" if revision is None else "pass its path"
-        raise FileNotFoundError(
-            f"VidTok: {preset.name} is not in the hub's cache and could not be downloaded "
-            f"({type(error.__cause__ or error).__name__}); fetch {address} by other means and {remedy} with "
-            f"preset={preset.name!r}."
-        ) from error
     logger.info("%s: reading %s.", preset.name, path)  # the cache's path names the commit
     return path
