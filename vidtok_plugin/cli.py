@@ -172,6 +172,11 @@ def add_tokenize(commands: "Commands") -> None:
         help="replace the tokens of another tokenizer and of changed files; run once for each split",
     )
     command.add_argument(
+        "--return-freed-memory",
+        action="store_true",
+        help="on a CPU, return the memory that a chunk frees instead of keeping it for the next: slower, less memory",
+    )
+    command.add_argument(
         "--patch-size",
         type=int,
         nargs=2,
@@ -204,6 +209,7 @@ def run_tokenize(args: argparse.Namespace) -> None:
             root=args.folder,
             episodes_per_shard=args.episodes_per_shard,
             update=args.update,
+            keep_freed_memory=not args.return_freed_memory,
             progress=True,
         ),
     )

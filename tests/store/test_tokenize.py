@@ -77,6 +77,8 @@ def test_encoding_on_a_cpu_keeps_freed_memory(folder: Path, tmp_path: Path, monk
     monkeypatch.setattr(tokenize, "keeping_freed_memory", keep)
     monkeypatch.setattr(tokenize, "encode_episode", encode)
     assert len(write_store(tiny_adapter(), find_episodes(folder), tmp_path)) == 3 and not keeping
+    with pytest.raises(AssertionError):
+        write_store(tiny_adapter(), find_episodes(folder), tmp_path / "off", keep_freed_memory=False)
 
 
 def test_clips_are_separate_streams_that_share_a_frame(folder: Path, tmp_path: Path) -> None:

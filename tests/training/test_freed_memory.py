@@ -23,9 +23,13 @@ from vidtok_plugin.training.freed_memory import KeepFreedMemory
 SIZE = 2**26
 # The file is run by its path: importing the package takes seconds.
 CODE = f"""
+import ctypes
+import os
 import resource
 import runpy
 
+for setting in os.environ.get("MALLOPT", "").split():
+    ctypes.CDLL(None).mallopt(*map(int, setting.split("=")))
 keeping_freed_memory = runpy.run_path({SOURCE!r})["keeping_freed_memory"]
 
 def resident():
@@ -40,6 +44,8 @@ with keeping_freed_memory():
     allocate()
     kept = resident() - before
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    with keeping_freed_memory():  # the end of an inner use ends nothing
+        pass
     allocate()
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
 print(kept, faults, resident() - before)
@@ -58,6 +64,15 @@ def test_memory_is_reused_and_returned_at_the_end() -> None:
     kept, faults, after = measured()
     assert kept > 0.9 * SIZE and faults < 100
     assert after < 0.1 * SIZE
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.parametrize(("mallopt", "reused"), [("-3=65536", False), ("-4=0 -1=-1", True)])
+def test_a_process_that_configured_malloc_keeps_its_settings(mallopt: str, reused: bool) -> None:
+    """Ours replaced them, and glibc's defaults then replaced ours. -3, -4 and -1 are the thresholds and the number."""
+    kept, faults, after = measured(MALLOPT=mallopt)
+    assert abs(kept) < 0.1 * SIZE and abs(after) < 0.1 * SIZE  # as before
+    assert faults < 100 if reused else faults > 1000
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
@@ -109,6 +124,8 @@ def test_other_devices_are_not_affected(events: list[str]) -> None:
     assert events == []
 
 
-def test_every_run_has_the_callback(tmp_path: Path) -> None:
-    trainer = training.build_trainer(configure("tokenizer", settings("tokenizer", tmp_path, tmp_path)))
-    assert any(isinstance(callback, KeepFreedMemory) for callback in trainer.callbacks)
+@pytest.mark.parametrize("keep", [True, False])
+def test_every_run_has_the_callback_unless_it_is_switched_off(keep: bool, tmp_path: Path) -> None:
+    overrides = settings("tokenizer", tmp_path, tmp_path, *([] if keep else ["keep_freed_memory=false"]))
+    trainer = training.build_trainer(configure("tokenizer", overrides))
+    assert any(isinstance(callback, KeepFreedMemory) for callback in trainer.callbacks) == keep

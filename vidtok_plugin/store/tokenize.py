@@ -37,6 +37,7 @@ class TokenizeConfig:
     chunk_frames: frames that are encoded at once.
     update: replace what differs: episodes whose files have changed, or all of them if the tokenizer or the size, rate
         or actions of the videos are different.
+    keep_freed_memory: on a CPU, keep the memory that a chunk frees for the next: faster, and a little more memory.
     progress: show a progress bar.
     """
 
@@ -46,6 +47,7 @@ class TokenizeConfig:
     episodes_per_shard: int = 32
     chunk_frames: int = 64
     update: bool = False
+    keep_freed_memory: bool = True
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -88,6 +90,7 @@ def write_store(
     episodes_per_shard: int = 32,
     chunk_frames: int = 64,
     update: bool = False,
+    keep_freed_memory: bool = True,
     progress: bool = False,
 ) -> TokenStore:
     """Encode `episodes`, append them to the store `output` and return that split of it.
@@ -110,6 +113,7 @@ def write_store(
         episodes_per_shard=episodes_per_shard,
         chunk_frames=chunk_frames,
         update=update,
+        keep_freed_memory=keep_freed_memory,
         progress=progress,
     )
     write_shards(adapter, episodes, output, config)
@@ -218,8 +222,8 @@ def _encode_and_write(
     *,
     show_progress: bool,
 ) -> None:
-    on_cpu = adapter.tokenizer.device.type == "cpu"
-    with Progress(disable=not show_progress) as bar, keeping_freed_memory() if on_cpu else nullcontext():
+    keep = config.keep_freed_memory and adapter.tokenizer.device.type == "cpu"
+    with Progress(disable=not show_progress) as bar, keeping_freed_memory() if keep else nullcontext():
         encoding = bar.add_task(f"tokens ({config.split})", total=sum(len(shard.digests) for shard in shards))
         for shard in shards:
             clips = _stored_clips(shard.stored)

@@ -46,11 +46,12 @@ def build_trainer(cfg: RunConfig, callbacks: Sequence[pl.Callback] = (), **setti
         keywords["precision"] = "bf16-mixed" if fast else "32-true"
     checkpoints = Checkpoints(cfg)
     averaging = [] if cfg.ema_decay is None else [EMA(cfg.ema_decay)]
+    keeping = [KeepFreedMemory()] if cfg.keep_freed_memory else []
     # Averages are updated before they are saved: Lightning runs checkpoint callbacks last.
     return pl.Trainer(
         **keywords,
         logger=loggers,
-        callbacks=[*averaging, *callbacks, KeepFreedMemory(), checkpoints, StopAtSigterm(checkpoints)],
+        callbacks=[*averaging, *callbacks, *keeping, checkpoints, StopAtSigterm(checkpoints)],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=cfg.output,
     )
