@@ -9,7 +9,7 @@ from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
 
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 # Connections and HTTP (`HTTPError` is that of the client, which the hub's version chooses), and hf_xet's RuntimeError.
-FAILED: tuple[type[Exception], ...] = (OSError, errors.HTTPError, RuntimeError)
+FAILED: tuple[type[Exception], ...] = (OSError, errors.HTTPError, RuntimeError)  # type: ignore[attr-defined]
 
 
 @contextmanager
