@@ -15,7 +15,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from boxing_measures import SIZE, BoxingScores, measure_boxing
+import torch
+from boxing_measures import SIZE, BoxingScores, both_present, mean_distances, measure_boxing
 from shared import held_out_clips, run_example
 
 from vidtok_plugin import TokenizerAdapter
@@ -25,6 +26,8 @@ from vidtok_plugin.video.data import VideoDataConfig
 from vidtok_plugin.video.episodes import find_episodes
 from world_model import Decoding, Sampler, WorldModel, load_world
 from world_model.measures import Prompts, cross_entropies, held_out_prompts, random_actions
+from world_model.rollout.rollout import rollout
+from world_model.rollout.tokens import reconstruct
 
 logger = logging.getLogger("vidtok_plugin.boxing_evaluation")
 PROMPT_FRAMES = 13
@@ -49,23 +52,27 @@ def measure(model: WorldModel, adapter: TokenizerAdapter, prompts: Prompts, samp
     return measure_boxing(model, adapter, prompts, others=others, sampler=sampler, decoding=DECODING)[0]
 
 
+@torch.no_grad()
 def choose_sampler(
     model: WorldModel, adapter: TokenizerAdapter, prompts: Prompts, samplers: Sequence[Sampler]
 ) -> tuple[Sampler, float]:
     """The sampler with the smallest cost, and the cost: the distance of the player in pixels, which a tenth of frames
     without both boxers doubles."""
-    costs = {}
+    costs, prompts = {}, prompts.to(model.device)
+    reconstructed = reconstruct(adapter, prompts.video)[:, :, prompts.prompt_frames :]
     for sampler in samplers:
         if sampler.guidance != 1 and not model.config.action_dropout:
             continue  # the model can't be guided
-        scores = measure(model, adapter, prompts, sampler)
-        distance = scores.distance[str(SEARCH_FRAMES)]
-        costs[sampler] = distance * (1 + 10 * (1 - scores.both_present))
+        settings = {"num_frames": SEARCH_FRAMES, "sampler": sampler, "decoding": DECODING}
+        imagined = rollout(model, adapter, prompt=prompts.prompt, actions=prompts.actions, **settings).imagined
+        distance = mean_distances(imagined, prompts.future)[str(SEARCH_FRAMES)]
+        present = float(both_present(imagined, reconstructed).float().mean())
+        costs[sampler] = distance * (1 + 10 * (1 - present))
         logger.info(
             "temperature %g, top-p %s, guidance %g: the player is %.2f pixels away after %d frames; both boxers are "
             "in %.3f of the frames",
             *(sampler.temperature, sampler.top_p, sampler.guidance),
-            *(distance, SEARCH_FRAMES, scores.both_present),
+            *(distance, SEARCH_FRAMES, present),
         )
     best = min(costs, key=costs.__getitem__)
     return best, costs[best]
