@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     times = np.cumsum(np.random.default_rng(0).integers(20, 60, 40)).tolist()
     write_file(root / "e.mkv", moving_noise(40), times=times)
     write_file(root / "f.mpg", moving_noise(40, width=48), codec="mpeg1video")
-    overwrite(write_faststart(root / "damaged.mp4", moving_noise(40)), 0.3, 0.95)
+    overwrite(write_faststart(root / "damaged.mp4", moving_noise(40)), 0.5, 0.95)
     cut_off(write_faststart(root / "cut.mp4", moving_noise(40)), 0.6)
     (root / "text.mp4").write_text("no video\n" * 50)
     (root / "empty.mp4").touch()

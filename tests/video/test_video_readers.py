@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from natural_clips import natural_clip
-from video_files import cut_off, moving_noise, overwrite, rotate, write_faststart, write_file
+from video_files import (
+    cut_off,
+    moving_noise,
+    numbers,
+    overwrite,
+    rotate,
+    smooth_motion,
+    write_faststart,
+    write_file,
+)
 
 from vidtok_plugin.video import UnreadableVideoError, probe, pyav_reader, read_frames, write_video
 from vidtok_plugin.video.decord_reader import DecordReader, decord_or_none
@@ -31,6 +40,10 @@ def variable(folder: Path) -> Path:
     return write_file(folder / "a.mkv", FRAMES, b_frames=2, times=IRREGULAR)
 
 
+def variable_mp4(folder: Path) -> Path:
+    return write_file(folder / "a.mp4", FRAMES, b_frames=2, times=IRREGULAR)
+
+
 def ours(folder: Path) -> Path:
     write_video(folder / "a.mp4", FRAMES, fps=12.5)
     return folder / "a.mp4"
@@ -46,7 +59,7 @@ def natural(name: str) -> Callable[[Path], Path]:
 
 @pytest.mark.parametrize(
     "make",
-    [constant, b_frames, variable, ours, rotated, natural("carphone_pristine.mp4"), natural("bikes.mp4")],
+    [constant, b_frames, variable_mp4, ours, rotated, natural("carphone_pristine.mp4"), natural("bikes.mp4")],
 )
 def test_both_readers_return_the_same_frames(make: Callable[[Path], Path], tmp_path: Path) -> None:
     """Rounding in the conversion from YUV could differ; it does not with FFmpeg 4 in decord and 8 in PyAV."""
@@ -93,8 +106,8 @@ def test_pyav_reads_any_frame_as_in_order(make: Callable[[Path], Path], tmp_path
 def test_pyav_does_not_seek_to_a_key_frame_that_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It used to seek at every key frame."""
     starts: list[int] = []
-    decoded = pyav_reader._decoded
-    monkeypatch.setattr(pyav_reader, "_decoded", lambda *where: (starts.append(1), decoded(*where))[1])
+    decoded = pyav_reader.decoded
+    monkeypatch.setattr(pyav_reader, "decoded", lambda *where, **start: (starts.append(1), decoded(*where, **start))[1])
     opened = PyavReader(write_file(tmp_path / "a.mp4", FRAMES, keyframe_interval=12))
     opened.read(range(5, 42))
     assert len(starts) == 1
@@ -126,7 +139,6 @@ def test_a_video_marked_as_rotated_is_rotated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("codec", "ending"), [("mpeg1video", "mpg"), ("mpeg4", "avi"), ("libvpx", "webm")])
 def test_frames_of_other_containers_are_read_as_written(tmp_path: Path, codec: str, ending: str) -> None:
-    """decord finds no times in .mpg and silently returns wrong frames."""
     frames = natural_frames()
     path = write_file(tmp_path / f"a.{ending}", frames, codec=codec)
     for indices in ([0], [29], [14, 3], list(range(30))):
@@ -134,9 +146,23 @@ def test_frames_of_other_containers_are_read_as_written(tmp_path: Path, codec: s
         own = np.abs(read.astype(int) - frames[indices]).mean(axis=(1, 2, 3))
         others = np.abs(read.astype(int) - frames[[(index + 9) % 30 for index in indices]]).mean(axis=(1, 2, 3))
         assert (own < 12).all() and (own < others / 1.5).all(), (own, others)
-    if ending == "mpg":
-        with pytest.raises(UnreadableVideoError, match="decord finds no frame times in it"):
-            open_video(path, "decord")
+
+
+def test_decord_reads_only_where_it_is_exact(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It returned other frames without an error: of .mpg, where it finds no times, and of open groups of pictures."""
+    for path in (write_file(tmp_path / "a.mpg", FRAMES, codec="mpeg1video"), h265(tmp_path)):
+        with pytest.raises(UnreadableVideoError, match=r"cannot be read exactly by decord: it is .* in .*reader=auto"):
+            DecordReader(path)
+        caplog.clear()
+        assert isinstance(open_video(path, "decord"), PyavReader)
+        assert "PyAV reads in place of decord" in caplog.text and str(path) in caplog.text
+    assert [numbers(read_frames(path, [k], reader="decord"))[0] for k in range(40)] == list(range(40))
+    assert isinstance(open_video(constant(tmp_path), "decord"), DecordReader)
+
+
+def h265(folder: Path) -> Path:
+    """H.265 with open groups of pictures, the default of x265."""
+    return write_file(folder / "h265.mp4", smooth_motion(40, height=64, width=96), codec="libx265", b_frames=2)
 
 
 def natural_frames() -> np.ndarray:

@@ -1,18 +1,35 @@
-"""A reader by decord, if that is installed, with its errors as one sentence."""
+"""A reader by decord, if that is installed, for the files of which it gives the frames that are asked for."""
 
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from vidtok_plugin.video.pyav_reader import Fit, packet_times
-from vidtok_plugin.video.unreadable import undecodable, unopenable
+from vidtok_plugin.video.listing import MP4
+from vidtok_plugin.video.pyav_reader import Fit, PyavReader
+from vidtok_plugin.video.unreadable import UnreadableVideoError, undecodable, unopenable
 
-MAX_SECONDS = 1e9  # decord returns larger numbers for missing times
+UNSPECIFIED, BT470, SMPTE170 = 2, 5, 6  # FFmpeg's names of color matrices that are, or are taken for, BT.601
+
+
+def decord_mistakes(video: PyavReader) -> str | None:
+    """Why decord may give other frames of a video than FFmpeg, or conceal its damage; None if it doesn't.
+
+    Tried with numbered frames, decord gave others for open groups of pictures, edit lists and containers other than
+    mp4; in codecs other than H.264 it shows damaged pictures without an error.
+    """
+    if video.format != MP4 or video.codec != "h264":
+        return f"it is {video.codec} in {video.format}; it is exact for H.264 in mp4 only"
+    if not (video.frames.seekable and video.frames.closed and video.frames.whole):
+        return "it has an edit list, or frames that refer to others before a key frame"
+    if video.pixels not in ("yuv420p", "yuv444p") or video.color_matrix not in (UNSPECIFIED, BT470, SMPTE170):
+        return f"its colors are {video.pixels} by FFmpeg's matrix {video.color_matrix}"
+    return None
 
 
 @cache
@@ -28,18 +45,27 @@ def decord_or_none() -> ModuleType | None:
     return decord
 
 
+class NotExactError(UnreadableVideoError):
+    """decord may give other frames of a video than those asked for."""
+
+
 class DecordReader:
     """An open video file.
 
     Raises:
-        UnreadableVideoError: the file is not a video, is damaged, or has no times that decord understands, as MPEG
-            program streams (.mpg): decord would return wrong frames.
+        UnreadableVideoError: the file is not a video or is damaged.
+        NotExactError: decord may give other frames of it than those asked for.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         decord = decord_or_none()
         if decord is None:
             raise ValueError("reader=decord needs the package decord; pip install decord, or set reader=auto.")
+        with closing(PyavReader(path)) as exact:
+            cause = decord_mistakes(exact)
+            self._times = exact.times()
+        if cause is not None:
+            raise NotExactError(f"Video {path} cannot be read exactly by decord: {cause}; set reader=auto.")
         self.path = path
         self._errors = (decord.DECORDError, RuntimeError, IndexError)
         try:
@@ -50,22 +76,24 @@ class DecordReader:
         if self.num_frames == 0:
             raise unopenable(path, "it has no frames")
         self.fps = float(self._reader.get_avg_fps())
-        starts = self._reader.get_frame_timestamp(list(range(self.num_frames)))[:, 0]
-        if np.abs(starts).max() > MAX_SECONDS:
-            raise unopenable(path, "decord finds no frame times in it")
+        if self.num_frames != len(self._times):
+            raise NotExactError(
+                f"Video {path} cannot be read exactly by decord: it finds {self.num_frames} frames, FFmpeg"
+                f" {len(self._times)}; set reader=auto."
+            )
+        self._size: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the frames as they are read; decodes the first one once."""
+        if self._size is None:
+            height, width = self.read([0]).shape[1:3]
+            self._size = (height, width)
+        return self._size
 
     def times(self) -> np.ndarray:
-        """The times of the frames in seconds, float64 `(num_frames,)`, from the file, since decord rounds to float32.
-
-        Raises:
-            UnreadableVideoError: the file does not have a time for every frame.
-        """
-        times = packet_times(self.path, self.fps)
-        if len(times) != self.num_frames:
-            raise unopenable(
-                self.path, f"only {len(times)} of its {self.num_frames} frames have times, which fps needs"
-            )
-        return times
+        """The times of the frames in seconds, float64 `(num_frames,)`, by PyAV, since decord rounds to float32."""
+        return self._times
 
     def read(self, indices: Sequence[int], fit: Fit | None = None) -> np.ndarray:
         """Frames as uint8 RGB `(t, h, w, 3)`, mapped by `fit`."""

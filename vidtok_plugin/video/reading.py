@@ -1,20 +1,24 @@
 """Reading frames of video files with PyAV or decord, through a pool of open readers."""
 
 import atexit
+import logging
 import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 
-from vidtok_plugin.video.decord_reader import DecordReader
+from vidtok_plugin.video.decord_reader import DecordReader, NotExactError
 from vidtok_plugin.video.pyav_reader import Fit, PyavReader
 from vidtok_plugin.video.unreadable import UnreadableVideoError, undecodable, unopenable
+
+logger = logging.getLogger(__name__)
 
 ReaderName = Literal["auto", "decord", "pyav"]
 
@@ -27,6 +31,8 @@ class OpenVideo(Protocol):
     num_frames: int
     fps: float
 
+    @property
+    def size(self) -> tuple[int, int]: ...
     def times(self) -> np.ndarray: ...
     def read(self, indices: Sequence[int], fit: Fit | None = None) -> np.ndarray: ...
     def in_order(self) -> Iterator[np.ndarray]: ...
@@ -94,7 +100,9 @@ _pool = ReaderPool()
 
 
 def open_video(path: str | os.PathLike[str], reader: ReaderName = "auto") -> OpenVideo:
-    """Opens a video file with decord or PyAV; "auto" is PyAV, which is faster and reads more formats.
+    """Opens a video file with decord or PyAV; "auto" is PyAV, which is faster, reads more formats and reports damage.
+
+    Where decord may give other frames than those asked for, PyAV reads instead, which is logged once.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -106,7 +114,17 @@ def open_video(path: str | os.PathLike[str], reader: ReaderName = "auto") -> Ope
         raise UnreadableVideoError(f"Video {path} is a folder, not a file; give a file in it.")
     if _stat(path).st_size == 0:
         raise unopenable(path, "the file is empty")
-    return DecordReader(path) if reader == "decord" else PyavReader(path)
+    if reader == "decord":
+        try:
+            return DecordReader(path)
+        except NotExactError as error:
+            _log_once(f"PyAV reads in place of decord. {error}")
+    return PyavReader(path)
+
+
+@cache
+def _log_once(message: str) -> None:
+    logger.warning(message)
 
 
 def probe(path: str | os.PathLike[str], *, reader: ReaderName = "auto") -> VideoInfo:
@@ -116,8 +134,15 @@ def probe(path: str | os.PathLike[str], *, reader: ReaderName = "auto") -> Video
         FileNotFoundError: the file does not exist.
         UnreadableVideoError: the file is not a video.
     """
+    status = _stat(path)
+    return _probed(os.fspath(path), status.st_mtime_ns, status.st_size, reader)
+
+
+@lru_cache(maxsize=10_000)
+def _probed(path: str, mtime: int, size: int, reader: ReaderName) -> VideoInfo:
+    """One version of a file is decoded once: tokenizing asks several times an episode."""
     opened = _pool.reader(path, reader)
-    height, width = opened.read([0]).shape[1:3]
+    height, width = opened.size
     return VideoInfo(path=Path(path), num_frames=opened.num_frames, height=height, width=width, fps=opened.fps)
 
 
