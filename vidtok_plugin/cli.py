@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_reconstruct(commands)
     add_evaluate(commands)
     add_tokenize(commands)
+    add_check(commands)
     add_convert(commands)
     return parser
 
@@ -215,6 +216,27 @@ def run_tokenize(args: argparse.Namespace) -> None:
     )
     for line in tokenize_folder(cfg, show_traceback=args.traceback):
         print(line)
+
+
+def add_check(commands: "Commands") -> None:
+    command = add_command(commands, "check", run_check, "read a token store whole and report what is damaged")
+    command.add_argument("store", type=Path, metavar="STORE", help="the store, written by `vidtok-plugin tokenize`")
+
+
+def run_check(args: argparse.Namespace) -> None:
+    from vidtok_plugin.store.check import check_store
+
+    found = check_store(args.store)
+    for problem in found.problems:
+        print(problem)
+    if found.unsigned:
+        print(
+            f"{args.store}: {found.unsigned} shards have no checksums, since an earlier version wrote them; only their "
+            "sizes and values could be checked"
+        )
+    if found.problems:
+        raise ValueError(f"check: {args.store} must be intact, found {len(found.problems)} problems, listed above.")
+    print(f"{args.store}: intact: {found.shards} shards, {found.episodes} episodes, {found.steps} steps")
 
 
 def add_convert(commands: "Commands") -> None:

@@ -171,7 +171,7 @@ def test_shards_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 
 def test_metadata_with_tuples_is_read_back_equal(tmp_path: Path) -> None:
-    metadata = replace(METADATA, action_space={"kind": "discrete", "size": 2, "meanings": ("noop", "left")})
+    metadata = replace(METADATA, action_space={"kind": "discrete", "size": 5, "meanings": ("noop", "left")})
     write_episodes(tmp_path, "train", [5], metadata=metadata)
     write_episodes(tmp_path, "train", [3], metadata=metadata)
     assert TokenStore(tmp_path).metadata.action_space["meanings"] == ["noop", "left"]

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
+from safetensors import SafetensorError
 from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.adapter.saving import CONFIG_FILE, load_statistics, save_statistics
 from vidtok_plugin.common.atomic_files import atomic_create
+from vidtok_plugin.common.checkpoint_files import DAMAGE
+from vidtok_plugin.store.metadata import METADATA_FILE, read_metadata
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.video.reading import probe, read_frames
 
@@ -47,6 +50,33 @@ def load_adapter(
             "or give the tokenizer's folder."
         )
     return adapter
+
+
+def stored_adapter(store: str | Path) -> TokenizerAdapter:
+    """The adapter that wrote a store, compared with the hash in the store's metadata.
+
+    Raises:
+        FileNotFoundError: the store has no adapter.
+        ValueError: the adapter is damaged or another one.
+    """
+    metadata = read_metadata(store)
+    folder = Path(store) / metadata.adapter_folder
+    adapter = TokenizerAdapter.from_pretrained(folder)
+    if adapter.hash != metadata.adapter_hash:
+        raise ValueError(
+            f"TokenStore: the adapter in {folder} must have the hash in {METADATA_FILE}, {metadata.adapter_hash}, got "
+            f"{adapter.hash}: it is damaged or another one; run `vidtok-plugin tokenize` again, which writes it again."
+        )
+    return adapter
+
+
+def adapter_problem(folder: Path, expected: str) -> str | None:
+    """What is wrong with a saved adapter that must have this hash; None if it is intact."""
+    try:
+        found = TokenizerAdapter.from_pretrained(folder).hash
+    except (*DAMAGE, SafetensorError) as error:
+        return (str(error).splitlines() or [""])[0] or type(error).__name__
+    return None if found == expected else f"its hash is {found}, not {expected}"
 
 
 def agree_on_statistics(

@@ -2,14 +2,25 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
+
+from vidtok_plugin.common.json_files import read_json_object
 
 FORMAT = 2
 METADATA_FILE = "store.json"
 _OF_THE_ADAPTER = ("adapter_hash", "tokenizer", "preset")  # may change while the tokens stay the same
+_CHECKSUM = "checksum"  # of the other keys of store.json
+_MAX_CODEBOOK = 2**31  # codes are int32
+_MAX_SIZE = 2**16  # of a grid's side, a patch, an action's components, a temporal factor
+_MAX_ACTIONS = 1_000_000  # of a discrete action space
+_REMEDY = (
+    "restore it, or remove it and run `vidtok-plugin tokenize` again with the same model and videos, which keeps the "
+    "tokens"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +45,73 @@ class StoreMetadata:
 
     def __post_init__(self) -> None:
         sizes = {"discrete": self.codebook_size, "continuous": self.patch_dim}
-        if self.kind not in sizes or [kind for kind, size in sizes.items() if size is not None] != [self.kind]:
+        given = [kind for kind, size in sizes.items() if size is not None]
+        if not isinstance(self.kind, str) or given != [self.kind]:
             raise ValueError(
                 "StoreMetadata: kind must be discrete with a codebook_size or continuous with a patch_dim, got "
                 f"{self.kind!r} with codebook_size={self.codebook_size} and patch_dim={self.patch_dim}."
             )
+        for name, largest in (
+            ("height", _MAX_SIZE),
+            ("width", _MAX_SIZE),
+            ("temporal_factor", _MAX_SIZE),
+            ("codebook_size", _MAX_CODEBOOK),
+            ("patch_dim", _MAX_SIZE),
+            ("clip_frames", None),
+        ):
+            value = getattr(self, name)
+            if value is not None or name in ("height", "width", "temporal_factor"):
+                _check_integer(name, value, largest)
+        if type(self.fps) not in (int, float) or not 0 < self.fps < math.inf:
+            raise ValueError(f"StoreMetadata: fps must be a positive, finite number, got {self.fps!r}.")
+        for name in ("adapter_hash", "token_hash"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"StoreMetadata: {name} must be a string, got {getattr(self, name)!r}.")
+        if self.fsq_levels is not None:
+            for level in self.fsq_levels:
+                _check_integer("fsq_levels", level, _MAX_CODEBOOK)
+            if math.prod(self.fsq_levels) != self.codebook_size:
+                raise ValueError(
+                    f"StoreMetadata: codebook_size must be the product of fsq_levels {self.fsq_levels}, got "
+                    f"{self.codebook_size}."
+                )
+        self._check_action_space()
+
+    def _check_action_space(self) -> None:
+        space = self.action_space
+        if not isinstance(space, Mapping) or (space and space.get("kind") not in ("discrete", "continuous")):
+            raise ValueError(
+                "StoreMetadata: action_space must be empty, or have the kind discrete or continuous and a size, got "
+                f"{space!r}."
+            )
+        if space:
+            largest = _MAX_ACTIONS if space["kind"] == "discrete" else _MAX_SIZE
+            _check_integer("action_space.size", space.get("size"), largest)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "StoreMetadata":
-        levels = values["fsq_levels"]
-        return cls(**{**values, "fsq_levels": None if levels is None else tuple(levels)})
+        """The metadata in the values of store.json.
+
+        Raises:
+            ValueError: a key is unknown, missing or invalid, or the checksum is another one; stores that were written
+                before have none.
+        """
+        facts = {name: value for name, value in values.items() if name != _CHECKSUM}
+        known = [field.name for field in fields(cls)]
+        if facts.keys() != set(known):
+            wrong = sorted(facts.keys() ^ set(known))[0]
+            raise ValueError(f"StoreMetadata: its keys must be {', '.join(known)}; {wrong} is unknown or missing.")
+        if _CHECKSUM in values and values[_CHECKSUM] != _checksum(facts):
+            raise ValueError(f"StoreMetadata: its values must be those of its {_CHECKSUM}; they were changed.")
+        levels = facts["fsq_levels"]
+        if not isinstance(levels, list | None):
+            raise ValueError(f"StoreMetadata: fsq_levels must be a list, got {levels!r}.")
+        return cls(**{**facts, "fsq_levels": None if levels is None else tuple(levels)})
 
     def to_json(self) -> str:
         """The text of store.json."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        facts = json.loads(json.dumps(asdict(self)))  # lists in place of tuples
+        return json.dumps({**facts, _CHECKSUM: _checksum(facts)}, indent=2) + "\n"
 
     @property
     def token_key(self) -> Literal["codes", "patches"]:
@@ -81,21 +145,24 @@ def read_metadata(folder: str | Path) -> StoreMetadata:
 
     Raises:
         FileNotFoundError: there is no store in this folder.
-        ValueError: another version of this package wrote it, in another format.
+        ValueError: it is damaged, or another version of this package wrote it, in another format.
     """
     path = Path(folder) / METADATA_FILE
-    if not path.is_file():
+    if not path.exists():
         what = "is a file, not a folder" if path.parent.is_file() else "does not exist"
         if path.parent.is_dir():
             what = f"is not a token store: it has no {METADATA_FILE}"
         raise FileNotFoundError(f"TokenStore: {folder} {what}; write a store with `vidtok-plugin tokenize`.")
-    values = json.loads(path.read_text())
+    values = read_json_object(path, _REMEDY)
     if values.get("format") != FORMAT:
         raise ValueError(
             f"TokenStore: the format of {folder} must be {FORMAT}, got {values.get('format')}: another version of this "
             "package wrote it; tokenize the videos into another folder, or remove this one first."
         )
-    return StoreMetadata.from_json(values)
+    try:
+        return StoreMetadata.from_json(values)
+    except ValueError as error:
+        raise ValueError(f"TokenStore: {path} is damaged ({str(error).rstrip('.')}); {_REMEDY}.") from None
 
 
 def adapter_folder(folder: str | Path) -> Path:
@@ -106,3 +173,13 @@ def adapter_folder(folder: str | Path) -> Path:
 def written_by_another(folder: Path, theirs: str, ours: str) -> str:
     """The beginning of the errors about a store of another tokenizer."""
     return f"TokenStore: {folder} was written by another tokenizer (token hash {theirs}, not {ours})"
+
+
+def _checksum(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_integer(name: str, value: Any, largest: int | None) -> None:
+    if type(value) is not int or value < 1 or (largest is not None and value > largest):
+        bounds = "of at least 1" if largest is None else f"in 1..{largest}"
+        raise ValueError(f"StoreMetadata: {name} must be an integer {bounds}, got {value!r}.")

@@ -10,10 +10,12 @@ from functools import partial
 from pathlib import Path
 
 from vidtok_plugin.common.atomic_files import atomic_create
+from vidtok_plugin.common.json_files import read_json
 from vidtok_plugin.store.shards import open_shard, shard_paths
 
 PLAN = "plan_{:05d}"
 SHARDS_FILE = "shards.json"
+MAX_BYTES = 1 << 30
 
 Plan = list[list[str]]  # the names of the episodes of shard 0, 1, ...
 
@@ -22,7 +24,7 @@ def plan_shards(split_folder: Path, names: Sequence[str], episodes_per_shard: in
     """A plan that includes all of `names`: the current one, or the current one with new shards appended."""
     while True:
         # Shards first: a shard written after the plan was read could be missing from that plan.
-        written = {number: _names(path) for number, path in shard_paths(split_folder).items()}
+        written = stored_names(split_folder, damaged=(ValueError, FileNotFoundError))
         version, planned = _latest(split_folder)
         plan = _extend(planned, written, names, episodes_per_shard)
         if plan == planned or atomic_create(split_folder / PLAN.format(version + 1), partial(_write, plan)):
@@ -48,8 +50,27 @@ def _extend(planned: Plan, written: Mapping[int, list[str]], names: Sequence[str
     return plan + [new[start : start + episodes_per_shard] for start in range(0, len(new), episodes_per_shard)]
 
 
-def _names(shard: Path) -> list[str]:
-    return list(dict.fromkeys(episode.name for episode in open_shard(shard).stored_episodes()))  # clips share a name
+def stored_names(split_folder: Path, damaged: tuple[type[Exception], ...] = (ValueError,)) -> dict[int, list[str]]:
+    """The names of the episodes of each written shard, by its number; those of a damaged one as planned.
+
+    damaged: errors of opening a shard for which the plan is asked.
+
+    Raises:
+        ValueError: a shard is damaged and the plan does not have it.
+        FileNotFoundError: a shard has been removed meanwhile.
+    """
+    names: dict[int, list[str]] = {}
+    for number, path in shard_paths(split_folder).items():
+        try:
+            episodes = open_shard(path).stored_episodes()
+        except damaged:
+            _, planned = _latest(split_folder)
+            if number >= len(planned):
+                raise
+            names[number] = planned[number]
+        else:
+            names[number] = list(dict.fromkeys(episode.name for episode in episodes))  # clips share a name
+    return names
 
 
 def _latest(split_folder: Path) -> tuple[int, Plan]:
@@ -59,7 +80,14 @@ def _latest(split_folder: Path) -> tuple[int, Plan]:
         version += 1
     if version < 0:
         return version, []
-    return version, json.loads((split_folder / PLAN.format(version) / SHARDS_FILE).read_text())
+    file = split_folder / PLAN.format(version) / SHARDS_FILE
+    remedy = f"remove {file.parent} and tokenize again, which plans anew around the shards that exist"
+    plan = read_json(file, remedy, max_bytes=MAX_BYTES)
+    if not isinstance(plan, list) or not all(
+        isinstance(shard, list) and all(isinstance(name, str) for name in shard) for shard in plan
+    ):
+        raise ValueError(f"{file} must be a JSON list of the lists of each shard's episodes; {remedy}.")
+    return version, plan
 
 
 def _write(plan: Plan, folder: Path) -> None:

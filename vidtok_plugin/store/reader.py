@@ -11,8 +11,10 @@ import torch
 from tensordict import TensorDict
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
-from vidtok_plugin.store.metadata import StoreMetadata, read_metadata, written_by_another
-from vidtok_plugin.store.shards import Shard, StoredEpisode, open_shard, shard_paths, split_folders
+from vidtok_plugin.store.metadata import METADATA_FILE, StoreMetadata, read_metadata, written_by_another
+from vidtok_plugin.store.records import REMEDY, record_path, recorded_splits
+from vidtok_plugin.store.shard_checks import check_contents, check_shard
+from vidtok_plugin.store.shards import Shard, StoredEpisode, lost_shards, open_shard, shard_paths, split_folders
 
 
 class TokenStore:
@@ -20,11 +22,14 @@ class TokenStore:
 
     `refreshed()` also shows shards that were added since. After an update, an open store keeps the previous tokens.
 
+    Opening compares the metadata and every shard's header. A shard's checksums, and its codes, are checked when its
+    first window is read. `check_store` (`vidtok-plugin check`) reads everything.
+
     metadata: of tokens to read before an unfinished update makes them current.
 
     Raises:
-        FileNotFoundError: there is no store, or no episode of the split.
-        ValueError: a store of another format, or a damaged shard.
+        FileNotFoundError: there is no store, no episode of the split, or a shard has been lost.
+        ValueError: a store of another format, damaged metadata, or a damaged shard.
 
     Example:
         store = TokenStore("runs/demo/tokens", split="train")
@@ -37,6 +42,7 @@ class TokenStore:
         self.split = split
         self.metadata, self._splits, self._shards = _open(self.folder, split, metadata)
         self._paths = [shard.path for shard in self._shards]
+        self._unread = np.ones(len(self._shards), dtype=bool)  # shards whose contents have not been checked
         # Per episode, (episodes,) int64: its number of steps, its shard, and its first step in that shard.
         counts = [len(shard.entries) for shard in self._shards]
         self.steps: np.ndarray = np.array([steps for shard in self._shards for steps in shard.steps], dtype=np.int64)
@@ -52,6 +58,9 @@ class TokenStore:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._shards = [open_shard(path) for path in self._paths]
+        for shard in self._shards:
+            check_shard(shard, self.metadata)
+        self._unread = np.ones(len(self._shards), dtype=bool)
 
     def __len__(self) -> int:
         """Number of episodes."""
@@ -111,16 +120,19 @@ class TokenStore:
         actions_known (b, T, f) bool.
 
         Raises:
-            ValueError: there is no such episode, or a window begins outside its episode.
+            ValueError: there is no such episode, a window begins outside its episode, or its shard is damaged.
         """
         episode, start = np.asarray(episodes, dtype=np.int64), np.asarray(starts, dtype=np.int64)
         self._check_windows(episode, start)
+        shards = self._shard_of[episode]
+        if self._unread[shards].any():
+            self._check_contents(shards)
         b, key = len(episode), self.metadata.token_key
         first = self._first_step[episode] + start  # in the shard
         counts = np.minimum(self.steps[episode] - start, length)
         arrays = {name: np.zeros((b, length, *x.shape[1:]), x.dtype) for name, x in self._shards[0].data.items()}
         # Copied window by window: each is one contiguous piece of a file, and their files differ.
-        rows = zip(self._shard_of[episode].tolist(), first.tolist(), counts.tolist(), strict=True)
+        rows = zip(shards.tolist(), first.tolist(), counts.tolist(), strict=True)
         for row, (shard, begin, count) in enumerate(rows):
             stored = self._shards[shard].data
             for name, array in arrays.items():
@@ -137,6 +149,12 @@ class TokenStore:
             known = np.arange(self.metadata.temporal_factor) < arrays["num_actions"][..., None]
             data["actions_known"] = torch.from_numpy(known)
         return TensorDict(data, batch_size=[b])
+
+    def _check_contents(self, shards: np.ndarray) -> None:
+        """Check those of these shards from which nothing has been read yet."""
+        for number in np.unique(shards[self._unread[shards]]).tolist():
+            check_contents(self._shards[number], self.metadata)
+            self._unread[number] = False
 
     def _check_windows(self, episodes: np.ndarray, starts: np.ndarray) -> None:
         missing = episodes[(episodes < 0) | (episodes >= len(self))]
@@ -157,19 +175,38 @@ def _open(
     """The metadata, the split of each shard, and the open shards."""
     while True:
         metadata = read_metadata(folder) if pending is None else pending
-        paths = _shards_with_split(folder, metadata, split)
+        paths: list[tuple[str, Path]] | None = None
         try:
-            return metadata, [name for name, _ in paths], [open_shard(path) for _, path in paths]
+            paths = _shards_with_split(folder, metadata, split)
+            shards = [open_shard(path) for _, path in paths]
         except FileNotFoundError:
             # An update may have removed the shard. Then the metadata or the paths have changed, so try again.
             now = read_metadata(folder) if pending is None else pending
-            if now == metadata and _shards_with_split(folder, now, split) == paths:
+            if now == metadata and (paths is None or _shards_with_split(folder, now, split) == paths):
                 raise
+            continue
+        for shard in shards:
+            check_shard(shard, metadata)
+        return metadata, [name for name, _ in paths], shards
 
 
 def _shards_with_split(folder: Path, metadata: StoreMetadata, split: str | None) -> list[tuple[str, Path]]:
     """Split and path of each shard of these tokens, of all splits or one."""
-    found = {path.name: path for path in split_folders(folder / metadata.tokens_folder)}
+    tokens = folder / metadata.tokens_folder
+    recorded = recorded_splits(tokens)  # first: a shard is written before its record
+    found = {path.name: path for path in split_folders(tokens)}
+    for name in sorted(recorded if split is None else recorded & {split}):
+        if lost := lost_shards(tokens / name):
+            raise FileNotFoundError(
+                f"TokenStore: {lost[0]} was written and is missing; restore it, {REMEDY}, or remove "
+                f"{record_path(lost[0])} if its episodes are to be left out."
+            )
+    if not found and (others := sorted(folder.glob("tokens_*"))) and not tokens.exists():
+        raise FileNotFoundError(
+            f"TokenStore: {folder / METADATA_FILE} must have the facts of its tokens, which are in {others[0].name}, "
+            f"got those of {tokens.name}: it was changed, or its tokens were removed; restore it, or tokenize the "
+            "videos again with `vidtok-plugin tokenize`."
+        )
     if not found or (split is not None and split not in found):
         wanted = "" if split is None else f" of the split {split}"
         existing = f"it has the splits {', '.join(found)}" if found else "no shard has been written yet"

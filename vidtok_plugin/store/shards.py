@@ -1,20 +1,33 @@
 """Shards: the files that hold the steps of many episodes, mapped into memory and read without copying."""
 
+import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vidtok_plugin.store.records import RECORDS, REMEDY, read_record, records_folder
+
 SHARD_FILE = "shard.safetensors"
-_EPISODES = "episodes"  # header key: name, digest, first frame, frames and steps of each
+_FACTS = "shard"  # header key: the digest of a `ShardFacts` and its JSON
+_EPISODES = "episodes"  # header key of shards before they had checksums: name, digest, first frame, frames and steps
 _DTYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32, "U8": np.uint8}
+MAX_HEADER = 256 << 20  # bytes
+# What damaged bytes raise; RuntimeError includes RecursionError and errors of torch.
+_DAMAGE = (
+    ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError, NotADirectoryError
+)  # fmt: skip
+SPLIT_RULE = "a plain name of letters, digits, and . _ - inside, such as train"
+_SPLIT = re.compile(r"[^\W_][\w. -]{0,99}")
 _NAME = re.compile(r"shard_(?P<number>\d+)(_r(?P<revision>\d+))?")
 
 
@@ -33,12 +46,23 @@ class StoredEpisode:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a shard's header says about it: its store, its place, and checksums of its arrays."""
+
+    store: str  # the name of the folder of its tokens, a hash of the facts about them
+    place: str  # SPLIT/NAME
+    checksums: Mapping[str, str]  # SHA-256 of each array's bytes
+    digest: str  # SHA-256 of all this and of the episodes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shard:
     """An open shard; its arrays are the mapped file, which stays readable after the file is removed."""
 
     path: Path
     data: Mapping[str, np.ndarray]  # N steps each
     entries: Sequence[tuple[str, str, int, int, int]]  # name, digest, first frame, frames, steps of each episode
+    identity: Identity | None = None  # None: it was written before shards had checksums
 
     @property
     def steps(self) -> list[int]:
@@ -77,9 +101,27 @@ def superseded_shards(split_folder: Path) -> list[Path]:
     return [path for path in split_folder.glob("shard_*") if _NAME.fullmatch(path.name) and path not in latest]
 
 
+def is_split_name(name: str) -> bool:
+    """Whether a split may have this name: it is that of a folder inside the store, whatever the system."""
+    return _SPLIT.fullmatch(name) is not None and _NAME.fullmatch(name) is None
+
+
+def lost_shards(split_folder: Path) -> list[Path]:
+    """Shards of a split that were recorded as written and exist neither as such nor in a later revision."""
+    recorded = shard_paths(records_folder(split_folder))
+    existing = shard_paths(split_folder)
+    return [
+        split_folder / record.name
+        for number, record in recorded.items()
+        if number not in existing or _revision(existing[number]) < _revision(record)
+    ]
+
+
 def split_folders(tokens_folder: Path) -> list[Path]:
     """The folders of splits that have shards."""
-    return sorted(path for path in tokens_folder.iterdir() if shard_paths(path)) if tokens_folder.is_dir() else []
+    if not tokens_folder.is_dir():
+        return []
+    return sorted(path for path in tokens_folder.iterdir() if path.name != RECORDS and shard_paths(path))
 
 
 def shard_path(split_folder: Path, number: int) -> Path:
@@ -92,57 +134,125 @@ def next_revision(shard: Path) -> Path:
     return shard.with_name(f"{shard.name.partition('_r')[0]}_r{_revision(shard) + 1}")
 
 
-def write_shard_file(folder: Path, episodes: Sequence[StoredEpisode], data: Sequence[Mapping[str, Tensor]]) -> None:
+def write_shard_file(
+    folder: Path,
+    episodes: Sequence[StoredEpisode],
+    data: Sequence[Mapping[str, Tensor]],
+    *,
+    store: str,
+    place: str,
+) -> None:
     """Create a shard's folder with these episodes and the data of each, all with the same names of arrays."""
     folder.mkdir()
     tensors = {name: torch.cat([episode[name] for episode in data]) for name in data[0]}
-    entries = [[e.name, e.digest, e.first_frame, e.frames, e.steps] for e in episodes]
-    save_file(tensors, folder / SHARD_FILE, {_EPISODES: json.dumps(entries)})
+    facts = {
+        "store": store,
+        "place": place,
+        "checksums": {name: checksum(tensors[name].numpy()) for name in sorted(tensors)},
+        "episodes": [[e.name, e.digest, e.first_frame, e.frames, e.steps] for e in episodes],
+    }
+    text = json.dumps(facts)
+    # One key: safetensors writes several in random order.
+    save_file(tensors, folder / SHARD_FILE, {_FACTS: f"{hashlib.sha256(text.encode()).hexdigest()} {text}"})
+
+
+def checksum(array: np.ndarray) -> str:
+    """SHA-256 of an array's bytes."""
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def open_shard(path: Path) -> Shard:
-    """Map a shard into memory.
+    """Map a shard into memory and check that its header is whole and belongs there; `shard_checks` has other checks.
 
     Raises:
         FileNotFoundError: it no longer exists, because an update has replaced it.
-        ValueError: it is damaged.
+        ValueError: it is damaged, or belongs to another store or place.
     """
     file = path / SHARD_FILE
     try:
-        return _map(path, file)
+        shard = _map(path, file)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"TokenStore: {file} no longer exists: an update has replaced it since the store was opened; open the "
-            "store again."
+            f"store again or, if it was lost, {REMEDY}."
         ) from None
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"TokenStore: {file} is damaged ({error}); remove {path} and tokenize its videos again."
-        ) from None
+    except _DAMAGE as error:
+        problem = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise damaged(path, problem) from None
+    _check_identity(shard)
+    return shard
+
+
+def damaged(shard: Path, problem: str) -> ValueError:
+    """The error about a damaged shard."""
+    return ValueError(f"TokenStore: {shard / SHARD_FILE} is damaged ({problem}); {REMEDY}.")
+
+
+def _check_identity(shard: Shard) -> None:
+    path, identity = shard.path, shard.identity
+    split = path.parent
+    store, place = split.parent.name, f"{split.name}/{path.name}"
+    if identity is not None and identity.store != store:
+        raise damaged(path, f"it is a shard of other tokens, {identity.store}")
+    if identity is not None and identity.place != place:
+        raise damaged(path, f"it is the shard {identity.place}, not {place}")
+    recorded = read_record(path)
+    if recorded is not None and (identity is None or identity.digest != recorded):
+        raise damaged(path, "it is not the shard that was written there")
+    if identity is not None and identity.checksums.keys() != shard.data.keys():
+        raise damaged(path, "its arrays are not those of its checksums")
 
 
 def _map(path: Path, file: Path) -> Shard:
+    if not stat.S_ISREG(file.stat().st_mode):  # opening a FIFO would wait forever
+        raise ValueError("it is no regular file")
     # The reader of safetensors makes the system read the whole file ahead: opening takes ten times as long.
     with open(file, "rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         size = os.fstat(opened.fileno()).st_size
-        if length > size:
+        if length > min(size, MAX_HEADER):
             raise ValueError("its header is truncated")
         header = json.loads(opened.read(length))
-    entries = json.loads(header.pop("__metadata__")[_EPISODES])
-    if 8 + length + max(tensor["data_offsets"][1] for tensor in header.values()) != size:
-        raise ValueError("its length differs from its header's")
+    entries, identity = _read_facts(header.pop("__metadata__"))
     # torch maps without keeping the file open: a store may have more shards than a process may open files.
+    spans = _spans(header, size - 8 - length)
     try:
         whole = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8).numpy()[8 + length :]
     except RuntimeError:
         file.stat()  # raises FileNotFoundError if it was removed since it was opened above
         raise
-    data = {}
-    for name, tensor in header.items():
-        begin, end = tensor["data_offsets"]
-        data[name] = whole[begin:end].view(_DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
-    return Shard(path=path, data=data, entries=entries)
+    data = {
+        name: whole[begin:end].view(_DTYPES[header[name]["dtype"]]).reshape(header[name]["shape"])
+        for name, (begin, end) in spans.items()
+    }
+    return Shard(path=path, data=data, entries=entries, identity=identity)
+
+
+def _read_facts(facts: Mapping[str, str]) -> tuple[Sequence[tuple[str, str, int, int, int]], Identity | None]:
+    """The entries of the episodes, and the identity if the shard has one, from the header's metadata."""
+    if facts.keys() == {_EPISODES}:
+        return json.loads(facts[_EPISODES]), None
+    if facts.keys() != {_FACTS}:
+        raise ValueError("its header has no episodes")
+    digest, _, text = facts[_FACTS].partition(" ")
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise ValueError("its header differs from the header's checksum")
+    values = json.loads(text)
+    identity = Identity(store=values["store"], place=values["place"], checksums=values["checksums"], digest=digest)
+    return values["episodes"], identity
+
+
+def _spans(header: Mapping[str, Any], length: int) -> dict[str, tuple[int, int]]:
+    """First byte and end of each array; together they must be all the bytes after the header."""
+    spans = {name: (int(tensor["data_offsets"][0]), int(tensor["data_offsets"][1])) for name, tensor in header.items()}
+    position = 0
+    for begin, end in sorted(spans.values()):
+        if begin != position or end < begin:
+            raise ValueError("its arrays overlap or leave gaps")
+        position = end
+    if position != length:
+        raise ValueError("its length differs from its header's")
+    return spans
 
 
 def _revision(shard: Path) -> int:

@@ -13,9 +13,11 @@ from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.freed_memory import keeping_freed_memory
 from vidtok_plugin.common.processes import THE_ONLY_PROCESS, Process
 from vidtok_plugin.store.encode import clip_ranges, encode_episode
+from vidtok_plugin.store.metadata import StoreMetadata
 from vidtok_plugin.store.plan import plan_shards
 from vidtok_plugin.store.reader import TokenStore
-from vidtok_plugin.store.shards import Shard, StoredEpisode, open_shard, shard_paths
+from vidtok_plugin.store.shard_checks import intact_shard
+from vidtok_plugin.store.shards import SPLIT_RULE, Shard, StoredEpisode, is_split_name, shard_paths
 from vidtok_plugin.store.sources import Source, common_facts, file_digest, named_sources, num_frames, store_metadata
 from vidtok_plugin.store.writer import REDO, TokenStoreWriter
 
@@ -51,8 +53,8 @@ class TokenizeConfig:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if Path(self.split).name != self.split:
-            raise ValueError(f"write_store: split must be a plain name such as train, got {self.split!r}.")
+        if not is_split_name(self.split):
+            raise ValueError(f"write_store: split must be {SPLIT_RULE}, got {self.split!r}.")
         if min(self.episodes_per_shard, self.chunk_frames) < 1:
             raise ValueError(
                 "write_store: episodes_per_shard and chunk_frames must be at least 1, got "
@@ -76,7 +78,8 @@ class _StaleShard:
     number: int
     names: Sequence[str]  # of all its episodes
     digests: Mapping[str, str]  # of the episodes to encode, by name
-    stored: Shard | None  # the shard that it replaces
+    stored: Shard | None  # intact, with the other episodes
+    replaces: Path | None  # the shard that it replaces
 
 
 def write_store(
@@ -146,7 +149,7 @@ def write_shards(
     own = {number: names for number, names in planned.items() if number % process.world_size == process.rank}
     for name in (name for names in own.values() for name in names if name in sources):
         metadata.check_same(replace(metadata, **common_facts(adapter, sources[name])), name)
-    stale = _find_stale(output, sources, own, shard_paths(folder), config)
+    stale = _find_stale(output, sources, own, shard_paths(folder), metadata, config)
 
     _encode_and_write(adapter, sources, stale, writer, config, show_progress=config.progress and process.rank == 0)
     missing = _missing(folder, planned)
@@ -193,12 +196,14 @@ def _find_stale(
     sources: Mapping[str, Source],
     planned: Mapping[int, Sequence[str]],
     paths: Mapping[int, Path],
+    metadata: StoreMetadata,
     config: TokenizeConfig,
 ) -> list[_StaleShard]:
-    """The planned shards with episodes that are new or whose files have changed."""
+    """The planned shards that are damaged, or with episodes that are new or whose files have changed."""
     shards = []
     for number, names in planned.items():
-        stored = open_shard(paths[number]) if number in paths else None
+        path = paths.get(number)
+        stored = None if path is None else _intact_or_renewable(path, names, sources, metadata)
         known = {} if stored is None else {episode.name: episode.digest for episode in stored.stored_episodes()}
         digests = {name: file_digest(sources[name]) for name in names if name in sources}
         stale = {name: digest for name, digest in digests.items() if digest != known.get(name)}
@@ -207,10 +212,23 @@ def _find_stale(
                 f"write_store: {changed} has changed since it was written to {output}; {REDO}, or write another store."
             )
         if stale:
-            shards.append(_StaleShard(number=number, names=names, digests=stale, stored=stored))
+            shards.append(_StaleShard(number=number, names=names, digests=stale, stored=stored, replaces=path))
     if count := sum(len(shard.digests) for shard in shards if shard.stored is not None):
         logger.info("%s: %d episodes have changed since they were written; encoding them again", output, count)
     return shards
+
+
+def _intact_or_renewable(
+    path: Path, names: Sequence[str], sources: Mapping[str, Source], metadata: StoreMetadata
+) -> Shard | None:
+    """The shard at a path, read whole; None, with a warning, if it is damaged and all its videos are at hand."""
+    try:
+        return intact_shard(path, metadata)
+    except (ValueError, FileNotFoundError) as error:
+        if missing := [name for name in names if name not in sources]:
+            raise ValueError(f"{str(error).rstrip('.')}; its video {missing[0]} is not among those given.") from None
+        logger.warning("%s Writing it again now.", error)
+        return None
 
 
 def _encode_and_write(
@@ -231,8 +249,7 @@ def _encode_and_write(
                 clips[name] = _encode_clips(adapter, sources[name], name, digest, config)
                 bar.advance(encoding)
             entries, data = zip(*(clip for name in shard.names for clip in clips[name]), strict=True)
-            replaces = None if shard.stored is None else shard.stored.path
-            writer.write_shard(config.split, entries, data, shard.number, replaces=replaces)
+            writer.write_shard(config.split, entries, data, shard.number, replaces=shard.replaces)
 
 
 def _stored_clips(shard: Shard | None) -> dict[str, list[Clip]]:

@@ -9,15 +9,22 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.atomic_files import atomic_create, atomic_write, remove_partials
+from vidtok_plugin.store.adapter import adapter_problem
 from vidtok_plugin.store.metadata import METADATA_FILE, StoreMetadata, read_metadata, written_by_another
+from vidtok_plugin.store.plan import stored_names
+from vidtok_plugin.store.records import record_path, records_folder, write_record
+from vidtok_plugin.store.shard_checks import arrays_problem, values_problem
 from vidtok_plugin.store.shards import (
+    SPLIT_RULE,
     StoredEpisode,
+    is_split_name,
     next_revision,
     open_shard,
     shard_path,
@@ -61,7 +68,7 @@ class TokenStoreWriter:
         if current is not None:
             self._check(current)
         if adapter is not None and (update or current is None or current.adapter_hash == metadata.adapter_hash):
-            atomic_create(self.folder / metadata.adapter_folder, adapter.save_pretrained)
+            self._save_adapter(adapter)
         if atomic_create(self._file, self._write_metadata):
             return
         current = read_metadata(self.folder)
@@ -77,7 +84,13 @@ class TokenStoreWriter:
                 )
 
     def split_folder(self, split: str) -> Path:
-        """Where the shards of a split are written."""
+        """Where the shards of a split are written.
+
+        Raises:
+            ValueError: the name could lead elsewhere.
+        """
+        if not is_split_name(split):
+            raise ValueError(f"TokenStore: split must be {SPLIT_RULE}, got {split!r}.")
         return self.folder / self.metadata.tokens_folder / split
 
     def write_shard(
@@ -97,27 +110,50 @@ class TokenStoreWriter:
         replaces: the shard of which this is the next revision.
 
         Raises:
-            ValueError: the shard exists with other episodes, or the store now has tokens with other metadata.
+            ValueError: the data do not fit the metadata, the shard exists with other episodes, or the store now has
+                tokens with other metadata.
         """
         self._check(read_metadata(self.folder))
         parent = self.split_folder(split)
+        self._check_data(episodes, data)
         number = 1 + max(shard_paths(parent), default=-1) if number is None else number
         path = shard_path(parent, number) if replaces is None else next_revision(replaces)
-        if not atomic_create(path, lambda folder: write_shard_file(folder, episodes, data)):
+        if replaces is None and not path.exists():
+            _remove_records(parent, number)  # of a shard that was lost
+        place, store = f"{split}/{path.name}", self.metadata.tokens_folder
+        if not atomic_create(path, lambda folder: write_shard_file(folder, episodes, data, store=store, place=place)):
             existing = [_origin(episode) for episode in open_shard(path).stored_episodes()]
             if existing != [_origin(episode) for episode in episodes]:
                 raise ValueError(
                     f"TokenStore: {path} must hold the episodes from {episodes[0].name} on, but another process has "
                     "written others there; start writing again."
                 )
+        _record(path)
         return path
 
+    def _check_data(self, episodes: Sequence[StoredEpisode], data: Sequence[Mapping[str, Tensor]]) -> None:
+        for episode, tensors in zip(episodes, data, strict=True):
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            entry = (episode.name, episode.digest, episode.first_frame, episode.frames, episode.steps)
+            problem = arrays_problem(arrays, [entry], self.metadata) or values_problem(arrays, self.metadata)
+            if problem is not None:
+                raise ValueError(f"TokenStore: the data of {episode.name} do not fit the store: {problem}.")
+
     def tidy(self, split: str) -> None:
-        """Remove partial files of processes that were killed, and shards that a later revision has replaced."""
+        """Remove partial files of processes that were killed, and shards that a later revision has replaced.
+
+        Also write the records that killed processes left out.
+        """
         remove_partials(self.folder)
         remove_partials(self.split_folder(split))
+        for path in shard_paths(self.split_folder(split)).values():
+            if not record_path(path).exists():
+                with suppress(ValueError, FileNotFoundError):  # damaged, which its reader reports, or replaced
+                    _record(path)
+        remove_partials(records_folder(self.split_folder(split)))
         for path in superseded_shards(self.split_folder(split)):
             _remove(path)
+            record_path(path).unlink(missing_ok=True)
 
     def switch(self) -> tuple[str, ...]:
         """Make the store serve this writer's tokens and remove the previous ones, unless episodes are still missing.
@@ -148,6 +184,14 @@ class TokenStoreWriter:
             if missing:
                 return tuple(sorted(missing))
             self._replace_metadata()
+
+    def _save_adapter(self, adapter: TokenizerAdapter) -> None:
+        """Save the adapter in the store, in place of a copy that is damaged."""
+        folder = self.folder / self.metadata.adapter_folder
+        if folder.exists() and (problem := adapter_problem(folder, self.metadata.adapter_hash)):
+            logger.warning("%s is damaged (%s); writing it again", folder, problem)
+            _remove(folder)
+        atomic_create(folder, adapter.save_pretrained)
 
     @property
     def _file(self) -> Path:
@@ -186,11 +230,22 @@ def _remove(folder: Path) -> None:
 
 def _episodes(tokens_folder: Path) -> set[str]:
     return {
-        f"{split.name}/{episode.name}"
+        f"{split.name}/{name}"
         for split in split_folders(tokens_folder)
-        for path in shard_paths(split).values()
-        for episode in open_shard(path).stored_episodes()
+        for names in stored_names(split).values()
+        for name in names
     }
+
+
+def _record(shard: Path) -> None:
+    """Record a shard as written; one from before shards had checksums stays without a record."""
+    if (identity := open_shard(shard).identity) is not None:
+        write_record(shard, identity.digest)
+
+
+def _remove_records(split_folder: Path, number: int) -> None:
+    for record in records_folder(split_folder).glob(f"{shard_path(split_folder, number).name}*"):
+        record.unlink(missing_ok=True)
 
 
 def _origin(episode: StoredEpisode) -> tuple[str, int, int, int, str]:

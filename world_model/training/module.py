@@ -1,5 +1,6 @@
 """WorldModelModule: optimisation and logging of a world model, for Lightning's Trainer."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.config import to_dict
-from vidtok_plugin.store.metadata import StoreMetadata, adapter_folder, read_metadata
+from vidtok_plugin.store.adapter import stored_adapter
+from vidtok_plugin.store.metadata import StoreMetadata, read_metadata, written_by_another
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.training import RunConfig
 from vidtok_plugin.training.module import Loss, TrainingModule
@@ -22,6 +24,8 @@ from world_model.data import TokenDataConfig, token_spec, window_actions, window
 from world_model.measures.config import MeasuresConfig
 from world_model.model import WorldModel
 from world_model.rollout.worlds import world_folder
+
+logger = logging.getLogger(__name__)
 
 TRAINING_RATES = ("corruption", "own_draws", "action_dropout")  # of a WorldModelConfig
 
@@ -127,8 +131,10 @@ class WorldModelModule(TrainingModule):
 
     def adapter(self) -> TokenizerAdapter:
         """The adapter that wrote the tokens; it is saved with the model."""
-        adapter = TokenizerAdapter.from_pretrained(adapter_folder(self.cfg.data.store))
-        TokenStore(self.cfg.data.store).check(adapter)
+        adapter = stored_adapter(self.cfg.data.store)
+        if adapter.token_hash != self.model.token_hash:
+            another = written_by_another(Path(self.cfg.data.store), adapter.token_hash, str(self.model.token_hash))
+            raise ValueError(f"{another} since the run opened it; restore the store that the run was trained on.")
         return adapter
 
     def full_weights(self) -> dict[str, Tensor]:
@@ -191,6 +197,7 @@ class WorldModelModule(TrainingModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["world_model"] = to_dict(self.model.config)
+        checkpoint["token_hash"] = self.model.token_hash
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
@@ -205,4 +212,16 @@ class WorldModelModule(TrainingModule):
                 "WorldModelModule: the checkpoint must have the architecture of the config, but it differs in "
                 f"{', '.join(f'model.{key} ({saved.get(key)}, not {ours[key]})' for key in keys)}; resume with the "
                 "config that it was trained with, or start again in another output folder."
+            )
+        trained_on = checkpoint.get("token_hash")
+        if trained_on is None:
+            logger.warning(
+                "The checkpoint has no token hash, since an earlier version wrote it; whether the store still has the "
+                "tokens that it was trained on cannot be checked."
+            )
+        elif trained_on != self.model.token_hash:
+            raise ValueError(
+                f"WorldModelModule: the store {self.cfg.data.store} must hold the tokens that the checkpoint was "
+                f"trained on, {trained_on}, got {self.model.token_hash}: another tokenizer wrote it since; restore the "
+                "store of that tokenizer, or start again in another output folder."
             )

@@ -1,0 +1,106 @@
+"""Checks of a shard: its header against the store's metadata, and its contents against checksums and codebook."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidtok_plugin.store.metadata import StoreMetadata
+from vidtok_plugin.store.shards import Shard, checksum, damaged, open_shard
+
+
+def check_shard(shard: Shard, metadata: StoreMetadata) -> None:
+    """Check the names, types and shapes of its arrays, and its episodes, without reading the arrays.
+
+    Raises:
+        ValueError: the shard does not fit the metadata.
+    """
+    if problem := arrays_problem(shard.data, shard.entries, metadata):
+        raise damaged(shard.path, problem)
+
+
+def check_contents(shard: Shard, metadata: StoreMetadata) -> None:
+    """Read the whole shard and check its checksums, and codes, patches and actions against the metadata.
+
+    Raises:
+        ValueError: the shard is damaged.
+    """
+    for name, array in shard.data.items():
+        if shard.identity is not None and checksum(array) != shard.identity.checksums[name]:
+            raise damaged(shard.path, f"the bytes of its {name} differ from their checksum")
+    if problem := values_problem(shard.data, metadata):
+        raise damaged(shard.path, problem)
+
+
+def intact_shard(path: Path, metadata: StoreMetadata) -> Shard:
+    """The shard at a path, opened and checked whole.
+
+    Raises:
+        FileNotFoundError: it no longer exists.
+        ValueError: it is damaged.
+    """
+    shard = open_shard(path)
+    check_shard(shard, metadata)
+    check_contents(shard, metadata)
+    return shard
+
+
+def arrays_problem(
+    data: Mapping[str, np.ndarray], entries: Sequence[Sequence[Any]], metadata: StoreMetadata
+) -> str | None:
+    """What is wrong with the names, types and shapes of a shard's arrays, or with its episodes; None if nothing is."""
+    if not isinstance(entries, list) or not entries or not {*map(type, entries)} <= {list, tuple}:
+        return "it has no list of episodes"
+    if {*map(len, entries)} != {5}:
+        return "an episode must have a name, a digest, a first frame, frames and steps"
+    columns = list(zip(*entries, strict=True))
+    if [{*map(type, column)} for column in columns] != [{str}, {str}, {int}, {int}, {int}]:
+        return "an episode's name and digest must be strings, its first frame, frames and steps integers"
+    _, _, first, frames, steps = columns
+    if min(first) < 0 or min(frames) < 0 or min(steps) < 1:
+        return "an episode's first frame and frames must be at least 0 and its steps at least 1"
+    factor = metadata.temporal_factor
+    if any(count != 1 - (1 - number) // factor for number, count in zip(frames, steps, strict=True)):
+        return f"an episode's steps must be 1 + (frames - 1) / {factor}, rounded up"
+    expected = _shapes(metadata, sum(steps))
+    if data.keys() != expected.keys():
+        return f"its arrays must be {', '.join(expected)}, got {', '.join(data)}"
+    for name, (dtype, shape) in expected.items():
+        if data[name].dtype != dtype or data[name].shape != shape:
+            return f"its {name} must be {dtype} of {shape}, got {data[name].dtype} of {data[name].shape}"
+    return None
+
+
+def values_problem(data: Mapping[str, np.ndarray], metadata: StoreMetadata) -> str | None:
+    """Which values in a shard's arrays are impossible; None if all are possible."""
+    if metadata.codebook_size is not None:
+        low, high = int(data["codes"].min()), int(data["codes"].max())
+        if low < 0 or high >= metadata.codebook_size:
+            return f"its codes must be in 0..{metadata.codebook_size - 1}, got {low if low < 0 else high}"
+    elif not np.isfinite(data["patches"]).all():
+        return "its patches must be finite, got NaN or infinity"
+    if not metadata.action_space:
+        return None
+    if int(data["num_actions"].max()) > metadata.temporal_factor:
+        return f"its num_actions must be at most {metadata.temporal_factor}, got {int(data['num_actions'].max())}"
+    if metadata.action_space["kind"] == "continuous":
+        return None if np.isfinite(data["actions"]).all() else "its actions must be finite, got NaN or infinity"
+    low, high, size = int(data["actions"].min()), int(data["actions"].max()), metadata.action_space["size"]
+    if low < 0 or high >= size:
+        return f"its actions must be in 0..{size - 1}, got {low if low < 0 else high}"
+    return None
+
+
+def _shapes(metadata: StoreMetadata, steps: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """Type and shape of each array of a shard with this number of steps."""
+    grid = (steps, metadata.height, metadata.width)
+    discrete = metadata.kind == "discrete"
+    tokens = (np.dtype(np.int32), grid) if discrete else (np.dtype(np.float32), (*grid, metadata.patch_dim or 0))
+    expected: dict[str, tuple[Any, tuple[int, ...]]] = {metadata.token_key: tokens}
+    if space := metadata.action_space:
+        components = () if space["kind"] == "discrete" else (space["size"],)
+        dtype = np.dtype(np.int64 if space["kind"] == "discrete" else np.float32)
+        expected["actions"] = (dtype, (steps, metadata.temporal_factor, *components))
+        expected["num_actions"] = (np.dtype(np.uint8), (steps,))
+    return expected
