@@ -9,6 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from vidtok_plugin.common.atomic_files import atomic_write
+from vidtok_plugin.common.json_files import read_json_object
+
 logger = logging.getLogger("vidtok_plugin.stages")
 
 
@@ -35,7 +38,7 @@ class Stages:
         self.number += 1
         self.key = sha256(json.dumps([self.key, inputs], sort_keys=True, default=str).encode()).hexdigest()
         mark = self.folder / f"{name}.json"
-        before = json.loads(mark.read_text()) if mark.exists() else {"key": None, "done": False, "seconds": 0.0}
+        before = _read(mark) if mark.exists() else {"key": None, "done": False, "seconds": 0.0}
         title = f"[{self.number}/{self.count}] {name}"
         if before["key"] == self.key and before["done"] and result.exists():
             self.seconds[name] = before["seconds"]
@@ -46,9 +49,25 @@ class Stages:
             for path in remove:
                 shutil.rmtree(path, ignore_errors=True)
         logger.info("%s ...", title)
-        mark.write_text(json.dumps({"key": self.key, "done": False, "seconds": before["seconds"]}))
+        _write(mark, {"key": self.key, "done": False, "seconds": before["seconds"]})
         start = time.perf_counter()
         work()
         self.seconds[name] = before["seconds"] + time.perf_counter() - start
-        mark.write_text(json.dumps({"key": self.key, "done": True, "seconds": self.seconds[name]}))
+        _write(mark, {"key": self.key, "done": True, "seconds": self.seconds[name]})
         logger.info("%s: %.0f s", title, self.seconds[name])
+
+
+def _read(mark: Path) -> dict[str, Any]:
+    remedy = "remove it, and the stage runs again"
+    before = read_json_object(mark, remedy)
+    kinds = {"key": str, "done": bool, "seconds": float}
+    if {name: type(value) for name, value in before.items()} != kinds or not 0 <= before["seconds"] < float("inf"):
+        raise ValueError(
+            f"{mark} must be a stage's mark, with key, done and seconds, got {str(before)[:100]}; {remedy}."
+        )
+    return before
+
+
+def _write(mark: Path, values: dict[str, Any]) -> None:
+    with atomic_write(mark) as partial:
+        partial.write_text(json.dumps(values))

@@ -13,7 +13,7 @@ from vidtok_plugin.adapter.freezing import FrozenTokenizer
 from vidtok_plugin.adapter.hashes import adapter_hash, token_hash
 from vidtok_plugin.adapter.patches import channel_statistics, from_patches, to_patches
 from vidtok_plugin.adapter.precision import full_float32
-from vidtok_plugin.adapter.saving import AdapterConfig, load_adapter_parts, save_adapter
+from vidtok_plugin.adapter.saving import AdapterConfig, check_hash, load_adapter_parts, save_adapter
 from vidtok_plugin.adapter.sequences import from_sequences, to_sequences
 from vidtok_plugin.adapter.streams import TokenDecoderStream, TokenStream
 from vidtok_plugin.adapter.tokens import UNPLACED, TokenGrid, VideoTokens, on_grid, video_tokens
@@ -98,7 +98,7 @@ class TokenizerAdapter(FrozenTokenizer):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the tokenizer, the adapter's settings and its latent statistics into `folder`."""
-        save_adapter(Path(folder), self.tokenizer, self.config, self.state_dict())
+        save_adapter(Path(folder), self.tokenizer, self.config, self.state_dict(), self.hash)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -106,10 +106,12 @@ class TokenizerAdapter(FrozenTokenizer):
 
         Raises:
             FileNotFoundError: `save_pretrained` did not write this folder.
+            ValueError: a file in it is damaged, or was changed since.
         """
         tokenizer, config, statistics = load_adapter_parts(Path(folder))
         adapter = cls(tokenizer, config.special_tokens, config.patch_size)
         adapter.load_state_dict(statistics)
+        check_hash(Path(folder), adapter.hash)
         return adapter
 
     # Video <-> tokens

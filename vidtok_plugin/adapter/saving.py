@@ -2,6 +2,7 @@
 
 FOLDER/tokenizer/                       the tokenizer, as `VidTok.save_pretrained` writes it
 FOLDER/adapter.yaml                     `AdapterConfig`
+FOLDER/adapter.sha256                   `TokenizerAdapter.hash`, with which what is loaded is compared
 FOLDER/latent_statistics.safetensors    of a KL model: latent_mean and latent_std, (c,) each
 """
 
@@ -17,6 +18,7 @@ from vidtok_plugin.tokenizer.model import VidTok
 
 TOKENIZER_FOLDER = "tokenizer"
 CONFIG_FILE = "adapter.yaml"
+HASH_FILE = "adapter.sha256"
 STATISTICS_FILE = "latent_statistics.safetensors"
 
 
@@ -35,12 +37,36 @@ class AdapterConfig:
             )
 
 
-def save_adapter(folder: Path, tokenizer: VidTok, config: AdapterConfig, statistics: Mapping[str, Tensor]) -> None:
+def save_adapter(
+    folder: Path, tokenizer: VidTok, config: AdapterConfig, statistics: Mapping[str, Tensor], adapter_hash: str
+) -> None:
     """Write an adapter's folder; `statistics` is empty for a discrete adapter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / HASH_FILE).write_text(f"{adapter_hash}\n")  # first: a folder that is half written then differs from it
     tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
     (folder / CONFIG_FILE).write_text(to_yaml(config))
     if statistics:
         save_statistics(folder, statistics)
+
+
+def check_hash(folder: Path, adapter_hash: str) -> None:
+    """Compare the hash of an adapter that was loaded from a folder with the one that was saved there.
+
+    Folders that an earlier version wrote have none.
+
+    Raises:
+        ValueError: they differ.
+    """
+    file = folder / HASH_FILE
+    if not file.exists():
+        return
+    saved = file.read_bytes()[:100].decode("ascii", "replace").strip() if file.is_file() else "none"
+    if saved != adapter_hash:
+        raise ValueError(
+            f"TokenizerAdapter: {folder} must hold the adapter that was saved there, {saved} in {HASH_FILE}, got "
+            f"{adapter_hash}: a file was damaged or changed; save the adapter again, or remove {HASH_FILE} if the "
+            "change was meant."
+        )
 
 
 def save_statistics(folder: Path, statistics: Mapping[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vidtok_plugin.common.json_files import read_json_object
+from vidtok_plugin.video.episode_meta import MAX_ACTIONS, MAX_FPS
 
 FORMAT = 2
 METADATA_FILE = "store.json"
@@ -16,7 +17,6 @@ _OF_THE_ADAPTER = ("adapter_hash", "tokenizer", "preset")  # may change while th
 _CHECKSUM = "checksum"  # of the other keys of store.json
 _MAX_CODEBOOK = 2**31  # codes are int32
 _MAX_SIZE = 2**16  # of a grid's side, a patch, an action's components, a temporal factor
-_MAX_ACTIONS = 1_000_000  # of a discrete action space
 _REMEDY = (
     "restore it, or remove it and run `vidtok-plugin tokenize` again with the same model and videos, which keeps the "
     "tokens"
@@ -62,8 +62,8 @@ class StoreMetadata:
             value = getattr(self, name)
             if value is not None or name in ("height", "width", "temporal_factor"):
                 _check_integer(name, value, largest)
-        if type(self.fps) not in (int, float) or not 0 < self.fps < math.inf:
-            raise ValueError(f"StoreMetadata: fps must be a positive, finite number, got {self.fps!r}.")
+        if type(self.fps) not in (int, float) or not 0 < self.fps <= MAX_FPS:
+            raise ValueError(f"StoreMetadata: fps must be a number above 0, at most {MAX_FPS}, got {self.fps!r}.")
         for name in ("adapter_hash", "token_hash"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"StoreMetadata: {name} must be a string, got {getattr(self, name)!r}.")
@@ -85,7 +85,7 @@ class StoreMetadata:
                 f"{space!r}."
             )
         if space:
-            largest = _MAX_ACTIONS if space["kind"] == "discrete" else _MAX_SIZE
+            largest = MAX_ACTIONS if space["kind"] == "discrete" else _MAX_SIZE
             _check_integer("action_space.size", space.get("size"), largest)
 
     @classmethod

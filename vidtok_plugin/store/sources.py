@@ -12,6 +12,7 @@ from vidtok_plugin.common.config import to_dict
 from vidtok_plugin.common.hashing import hash_files
 from vidtok_plugin.store.metadata import StoreMetadata
 from vidtok_plugin.tokenizer.presets import presets
+from vidtok_plugin.video.episode_meta import frame_rate
 from vidtok_plugin.video.episodes import Episode, actions_path
 from vidtok_plugin.video.reading import probe
 
@@ -63,7 +64,7 @@ def common_facts(adapter: TokenizerAdapter, source: Source) -> dict[str, Any]:
     return {
         "height": grid.H,
         "width": grid.W,
-        "fps": round(info.fps, 3) if isinstance(source, Path) else float(source.meta["fps"]),
+        "fps": round(info.fps, 3) if isinstance(source, Path) else frame_rate(source.path, source.meta),
         "action_space": {} if isinstance(source, Path) else _action_space(source),
     }
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from vidtok_plugin.common.atomic_files import atomic_write
+from vidtok_plugin.common.checkpoint_files import DAMAGE
+from vidtok_plugin.video.episode_meta import check_meta, read_meta
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
 
@@ -79,23 +82,23 @@ def load_episode(path: str | os.PathLike[str]) -> Episode:
     """The episode of one video file."""
     video = Path(path)
     for file in (actions_path(video), meta_path(video)):
-        if not file.exists():
+        if not file.is_file():
             raise FileNotFoundError(
                 f"Episode {video} has no {file.name} beside it; finish recording it, write the file, or move the video"
                 " elsewhere."
             )
+    meta = read_meta(video)
     try:
-        meta = json.loads(meta_path(video).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"Episode {video}: {meta_path(video).name} is not valid JSON ({error}).") from None
-    if not isinstance(meta, dict):
-        raise ValueError(f"Episode {video}: {meta_path(video).name} must be a JSON object, got {type(meta).__name__}.")
-    try:
-        actions = np.load(actions_path(video), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"Episode {video}: {actions_path(video).name} cannot be read ({error}).") from None
+        with open(actions_path(video), "rb") as file:  # np.load would leave an archive open
+            actions = np.load(file, allow_pickle=False)
+    except (*DAMAGE, ArithmeticError, MemoryError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"Episode {video}: {actions_path(video).name} cannot be read ({error}); record the episode again, or write "
+            "the file with numpy.save."
+        ) from None
     _check_actions(video, actions, meta)
-    return Episode(path=video, actions=actions, meta=meta)
+    kind = np.int64 if actions.ndim == 1 else np.float32
+    return Episode(path=video, actions=np.ascontiguousarray(actions, dtype=kind), meta=meta)
 
 
 def save_episode_files(video: str | os.PathLike[str], actions: np.ndarray, meta: Mapping[str, Any]) -> None:
@@ -109,6 +112,10 @@ def save_episode_files(video: str | os.PathLike[str], actions: np.ndarray, meta:
 
 def _check_actions(video: Path, actions: np.ndarray, meta: Mapping[str, Any]) -> None:
     name = actions_path(video).name
+    if not isinstance(actions, np.ndarray):
+        raise ValueError(
+            f"Episode {video}: {name} must be one array, got an archive of several; write it with numpy.save."
+        )
     discrete = actions.ndim == 1 and np.issubdtype(actions.dtype, np.integer)
     continuous = actions.ndim == 2 and np.issubdtype(actions.dtype, np.floating)
     if not (discrete or continuous):
@@ -116,13 +123,14 @@ def _check_actions(video: Path, actions: np.ndarray, meta: Mapping[str, Any]) ->
             f"Episode {video}: {name} must be integers of shape (t,) or floats of shape (t, a),"
             f" got {actions.dtype} of {actions.shape}."
         )
+    check_meta(video, meta, actions)
     if "num_frames" in meta and len(actions) != meta["num_frames"]:
         raise ValueError(
             f"Episode {video}: {name} must have one action for each frame, got {len(actions)} for"
             f" {meta['num_frames']} frames."
         )
-    size = meta.get("action_space", {}).get("size")
-    if discrete and size is not None and len(actions) and not 0 <= actions.min() <= actions.max() < size:
+    size = meta.get("action_space", {}).get("size") or 2**63
+    if discrete and len(actions) and not 0 <= actions.min() <= actions.max() < size:
         raise ValueError(
             f"Episode {video}: {name} must have actions in 0..{size - 1}, according to its action_space,"
             f" got {actions.min()}..{actions.max()}."

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vidtok_plugin.video.episodes import load_episode, meta_path, save_episode_files
+from vidtok_plugin.common.hashing import hash_files
+from vidtok_plugin.video.episode_meta import read_meta
+from vidtok_plugin.video.episodes import actions_path, load_episode, meta_path, save_episode_files
+from vidtok_plugin.video.reading import probe
 from vidtok_plugin.video.resizing import resize
 from vidtok_plugin.video.writing import VideoWriter
 from world_model.recording.game import EMULATOR_FPS, AtariGame
@@ -20,6 +24,7 @@ from world_model.recording.policy import CoveringPolicy, MakePolicy
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+VIDEO_DIGEST, ACTIONS_DIGEST = "video_sha256", "actions_sha256"  # in an episode's JSON
 CHUNK_FRAMES = 64  # resized and written together
 MAX_ATTEMPTS = 100  # games in a row that may end before min_frames
 
@@ -100,9 +105,9 @@ def record(cfg: RecordConfig, *, policy: MakePolicy = CoveringPolicy, show_progr
     """Record `OUTPUT/{train,validation,test}/episode_00000.mp4` ... with their actions and JSON.
 
     `policy` is called once per game and makes the policy that plays it; its name is in the JSON unless it is the
-    default. Complete episodes with the same settings and
-    policy are kept: an interrupted recording continues where it stopped, and asking for more episodes extends a
-    recording. What an episode shows depends only on the settings, the policy, its split and its number.
+    default. Complete episodes with the same settings and policy are kept: an interrupted recording continues where it
+    stopped, and asking for more episodes extends a recording. Episodes whose video or actions are missing or damaged
+    are recorded again. What an episode shows depends only on the settings, the policy, its split and its number.
 
     Raises:
         ValueError: the game is unknown, or the folder has episodes recorded with other settings or another policy, or
@@ -112,11 +117,15 @@ def record(cfg: RecordConfig, *, policy: MakePolicy = CoveringPolicy, show_progr
         >>> record(RecordConfig(env="ALE/Boxing-v5", output="data/boxing"))   # doctest: +SKIP
     """
     splits = [split for split in SPLITS if cfg.num_frames(split) > 0]
-    done = {split: _complete_episodes(cfg, policy, split) for split in splits}
+    done = {split: _existing_episodes(cfg, policy, split) for split in splits}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with _open_game(cfg) as game, Progress(*columns, disable=not show_progress) as progress:
         for split in splits:
-            total, frames = cfg.num_frames(split), sum(done[split])
+            for number, (_, problem) in enumerate(done[split]):
+                if problem is not None:
+                    logger.warning("%s; recording it again", problem)
+                    _record_episode(cfg, policy, game, split, number)
+            total, frames = cfg.num_frames(split), sum(length for length, _ in done[split])
             task = progress.add_task(f"{cfg.env} {split}", total=total, completed=min(frames, total))
             number = len(done[split])
             while frames < total:
@@ -168,26 +177,56 @@ def _policy_name(policy: MakePolicy) -> str:
     return getattr(policy, "__name__", repr(policy))
 
 
-def _complete_episodes(cfg: RecordConfig, policy: MakePolicy, split: str) -> list[int]:
-    """The frame counts of the split's existing episodes, after checking them against the settings and the policy."""
+def _existing_episodes(cfg: RecordConfig, policy: MakePolicy, split: str) -> list[tuple[int, str | None]]:
+    """The frame count of each of the split's episodes, and what is wrong with its files, None if nothing is.
+
+    Each is checked against the settings and the policy.
+    """
     recipe = cfg.recipe | {"policy": _policy_name(policy)}
-    frames: list[int] = []
-    while meta_path(_episode_path(cfg, split, len(frames))).exists():
-        episode = load_episode(_episode_path(cfg, split, len(frames)))
-        recorded = episode.meta.get("recipe", {}) | {"policy": episode.meta.get("policy", CoveringPolicy.__name__)}
+    found: list[tuple[int, str | None]] = []
+    while meta_path(path := _episode_path(cfg, split, len(found))).exists():
+        meta = read_meta(path)
+        recorded = meta.get("recipe")
+        if not isinstance(recorded, dict) or type(meta.get("num_frames")) is not int:
+            raise ValueError(
+                f"record: {meta_path(path)} must have the recipe and num_frames of a recording, got {sorted(meta)}; "
+                "restore it, or remove it to record the episode again."
+            )
+        recorded = recorded | {"policy": meta.get("policy", CoveringPolicy.__name__)}
         changed = [field for field, value in recipe.items() if recorded.get(field) != value]
         if changed:
             raise ValueError(
-                f"record: {episode.path} was recorded with {changed[0]}={recorded.get(changed[0])!r}, not"
-                f" {recipe[changed[0]]!r}; choose another output, or remove {episode.path.parent.parent}."
+                f"record: {path} was recorded with {changed[0]}={recorded.get(changed[0])!r}, not"
+                f" {recipe[changed[0]]!r}; choose another output, or remove {path.parent.parent}."
             )
-        if sum(frames) >= cfg.num_frames(split):
+        if sum(length for length, _ in found) >= cfg.num_frames(split):
             raise ValueError(
-                f"record: {episode.path.parent} has more episodes than the {getattr(cfg, f'{split}_episodes')} asked"
-                f" for; choose another output, ask for more, or remove {episode.path.name} and those after it."
+                f"record: {path.parent} has more episodes than the {getattr(cfg, f'{split}_episodes')} asked"
+                f" for; choose another output, ask for more, or remove {path.name} and those after it."
             )
-        frames.append(episode.num_frames)
-    return frames
+        found.append((meta["num_frames"], _damage(path)))
+    return found
+
+
+def _damage(video: Path) -> str | None:
+    """What is wrong with a recorded episode's files; None if they are as they were written."""
+    if not video.is_file():
+        return f"{video} is missing"
+    if not actions_path(video).is_file():
+        return f"{actions_path(video)} is missing"
+    try:
+        episode = load_episode(video)
+        digest = sha256(np.ascontiguousarray(episode.actions, np.int64).tobytes()).hexdigest()
+        if episode.meta.get(ACTIONS_DIGEST, digest) != digest:
+            return f"{actions_path(video)} differs from its {ACTIONS_DIGEST}"
+        if (digest := episode.meta.get(VIDEO_DIGEST)) is not None:
+            problem = None if digest == hash_files(video) else f"differs from its {VIDEO_DIGEST}"
+        else:  # recorded before there were digests
+            frames = probe(video).num_frames
+            problem = None if frames == episode.num_frames else f"has {frames} frames, not {episode.num_frames}"
+    except (ValueError, OSError) as error:
+        return str(error).rstrip(".")
+    return None if problem is None else f"{video} {problem}"
 
 
 def _record_episode(cfg: RecordConfig, make_policy: MakePolicy, game: AtariGame, split: str, number: int) -> int:
@@ -231,7 +270,9 @@ def _record_episode(cfg: RecordConfig, make_policy: MakePolicy, game: AtariGame,
         }
         if make_policy is not CoveringPolicy:
             meta["policy"] = _policy_name(make_policy)
-        save_episode_files(path, np.asarray(actions, np.int64), json.loads(json.dumps(meta)))
+        played = np.asarray(actions, np.int64)
+        meta |= {VIDEO_DIGEST: hash_files(path), ACTIONS_DIGEST: sha256(played.tobytes()).hexdigest()}
+        save_episode_files(path, played, json.loads(json.dumps(meta)))
         return len(actions)
     raise ValueError(
         f"record: {MAX_ATTEMPTS} games of {cfg.env} in a row ended before {cfg.min_frames} frames; lower min_frames or"

@@ -1,6 +1,9 @@
 """Recording Atari play gives complete, reproducible episodes with the actions that were taken."""
 
 import dataclasses
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 
 from vidtok_plugin.video import find_episodes, read_frames
-from vidtok_plugin.video.writing import VideoWriter
+from vidtok_plugin.video.writing import VideoWriter, write_video
 from world_model.recording import game as game_module
 from world_model.recording import record as record_module
 from world_model.recording.policy import CoveringPolicy
@@ -124,6 +127,54 @@ def test_a_folder_recorded_with_other_settings_is_refused(recorded: RecordConfig
         record(config(Path(recorded.output), frame_skip=3), show_progress=False)
     with pytest.raises(ValueError, match=r"more episodes than the 1 asked for"):
         record(config(Path(recorded.output), train_episodes=1), show_progress=False)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-16] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".actions.npy"])
+@pytest.mark.parametrize("damage", [Path.unlink, cut, flip])
+def test_a_damaged_episode_is_recorded_again(
+    recorded: RecordConfig, tmp_path: Path, suffix: str, damage: Callable[[Path], object]
+) -> None:
+    """It said that everything was recorded."""
+    cfg = dataclasses.replace(recorded, output=str(shutil.copytree(recorded.output, tmp_path / "copy")))
+    file = (tmp_path / "copy" / "train" / "episode_00000.mp4").with_suffix(suffix)
+    damage(file)
+    record(cfg, show_progress=False)
+    ours, theirs = find_episodes(tmp_path / "copy" / "train"), find_episodes(Path(recorded.output) / "train")
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one.actions, other.actions)
+        assert np.abs(read_frames(one.path).astype(int) - read_frames(other.path)).mean() < 1
+
+
+def test_an_episode_from_before_digests_is_checked_by_its_frames(recorded: RecordConfig, tmp_path: Path) -> None:
+    cfg = dataclasses.replace(recorded, output=str(shutil.copytree(recorded.output, tmp_path / "copy")))
+    path = tmp_path / "copy" / "train" / "episode_00000.mp4"
+    meta = json.loads(path.with_suffix(".json").read_text())
+    del meta["video_sha256"], meta["actions_sha256"]
+    path.with_suffix(".json").write_text(json.dumps(meta))
+    intact = path.read_bytes()
+    record(cfg, show_progress=False)
+    assert path.read_bytes() == intact
+    write_video(path, np.zeros((3, 32, 32, 3), np.uint8), fps=30)
+    record(cfg, show_progress=False)
+    assert len(read_frames(path)) == 20
+
+
+def test_a_recording_whose_json_is_damaged_is_named(recorded: RecordConfig, tmp_path: Path) -> None:
+    cfg = dataclasses.replace(recorded, output=str(shutil.copytree(recorded.output, tmp_path / "copy")))
+    (tmp_path / "copy" / "train" / "episode_00000.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"episode_00000\.json must have the recipe and num_frames .*; restore it"):
+        record(cfg, show_progress=False)
 
 
 class SeeingPolicy:

@@ -1,12 +1,13 @@
 """A world model trains by `trainer.fit` on a token store and resumes exactly."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from stores import PATCHES, write_episodes
+from stores import METADATA, PATCHES, write_episodes
 
 from vidtok_plugin import training
 from vidtok_plugin.common.config import load_config, to_yaml
@@ -112,6 +113,25 @@ def test_resuming_with_another_architecture_is_refused(store: Path, tmp_path: Pa
         ValueError, match=r"must have the architecture of the config, .* model.code_width \(64, not 32\)"
     ):
         training.fit(other, WorldModelModule(other), TokenDataModule(other))
+
+
+@LIGHTNING_NOISE
+def test_a_checkpoint_of_other_tokens_is_refused(store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A run went on in silence on ids of another meaning, or was exported under the new tokenizer's hash."""
+    cfg = config(store, tmp_path, "trainer.max_steps=1")
+    training.fit(cfg, WorldModelModule(cfg), TokenDataModule(cfg))
+    for split in ("train", "validation"):
+        write_episodes(tmp_path / "other", split, [9, 12, 5], metadata=replace(METADATA, token_hash="another"))
+    for steps in (1, 2):  # a run that has ended, and one that is prolonged
+        other = config(tmp_path / "other", tmp_path, f"trainer.max_steps={steps}")
+        with pytest.raises(ValueError, match="the tokens that the checkpoint was trained on, def, got another"):
+            training.fit(other, WorldModelModule(other), TokenDataModule(other))
+    (checkpoint,) = cfg.checkpoints.glob("*.ckpt")
+    content = torch.load(checkpoint, weights_only=True)
+    del content["token_hash"]
+    torch.save(content, checkpoint)  # as an earlier version wrote it
+    training.fit(cfg, WorldModelModule(cfg), TokenDataModule(cfg))
+    assert "The checkpoint has no token hash, since an earlier version wrote it" in caplog.text
 
 
 def test_a_config_survives_yaml(store: Path, tmp_path: Path) -> None:
