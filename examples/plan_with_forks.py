@@ -50,7 +50,7 @@ def plan(
         actions = candidate_actions(candidates, steps - step, past.model, rng)
         for ahead in range(steps - step):
             tokens = futures.step(actions[ahead : ahead + 1])
-        ends = adapter.latents_of(video_tokens_of(adapter, tokens[:, None], adapter.temporal_factor))
+        ends = adapter.latents_of(video_tokens_of(tokens[:, None], adapter.temporal_factor))
         best = int((ends - goal).square().flatten(1).mean(1).argmin())
         first = GroupedActions(values=actions.values[best : best + 1, :1], known=actions.known[best : best + 1, :1])
         taken.append(past.step(first))
@@ -86,7 +86,7 @@ def plan_all(args: argparse.Namespace) -> None:
         prompt, goal = video[:, :, :prompt_frames], video[:, :, -1:]
         # The goal's step is encoded after the frames that led to it: a step is f frames, not one.
         goal_tokens = encode_prompt(model, adapter, video)[:, -1:]
-        goal_latents = adapter.latents_of(video_tokens_of(adapter, goal_tokens, f))
+        goal_latents = adapter.latents_of(video_tokens_of(goal_tokens, f))
 
         tokens = encode_prompt(model, adapter, prompt)
         known = torch.from_numpy(episode.actions[start : start + prompt_frames])[None].to(device)

@@ -15,6 +15,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidtok_plugin.common.field_checks import check_fields
+from vidtok_plugin.common.state_dict import FLOATS
+from vidtok_plugin.common.tensor_checks import as_int64, check_tensor
+
 ActionKind = Literal["none", "discrete", "continuous"]
 
 
@@ -26,8 +30,7 @@ class ActionSpec:
     size: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("none", "discrete", "continuous"):
-            raise ValueError(f"ActionSpec: kind must be none, discrete or continuous, got {self.kind!r}.")
+        check_fields(self)
         if (self.size == 0) != (self.kind == "none") or self.size < 0:
             raise ValueError(
                 f"ActionSpec: size must be 0 for kind none and positive otherwise, got {self.size} for {self.kind}."
@@ -96,6 +99,7 @@ def group_actions(actions: Tensor, temporal_factor: int) -> GroupedActions:
     """
     if temporal_factor < 1:
         raise ValueError(f"group_actions: temporal_factor must be at least 1, got {temporal_factor}.")
+    check_tensor(actions, who="group_actions", name="actions")
     if actions.ndim not in (2, 3) or actions.shape[1] == 0:
         raise ValueError(
             f"group_actions: actions must have the shape (b, t) or (b, t, a) with t >= 1, got {tuple(actions.shape)}."
@@ -112,32 +116,48 @@ def group_actions(actions: Tensor, temporal_factor: int) -> GroupedActions:
     )
 
 
-def check_actions(actions: Tensor, spec: ActionSpec, who: str, *, values: bool) -> Tensor:
+def check_actions(actions: Tensor, spec: ActionSpec, who: str, *, values: bool, first: int = 0) -> Tensor:
     """Check actions (b, t[, a]) or (b, f[, a]) against `spec` and return them as int64 or float32.
 
-    `who` starts the error messages. Values are checked only if `values` is set, because that synchronizes a GPU.
+    `who` starts the error messages. Values are checked only if `values` is set, because that synchronizes a GPU, and
+    from action `first` on; those before it count as 0.
     """
     if spec.kind == "none":
         raise ValueError(f"{who}: the world model was trained without actions; leave them out.")
+    check_tensor(actions, who=who, name="actions")
     if spec.kind == "discrete":
         if actions.ndim != 2 or actions.is_floating_point() or actions.dtype == torch.bool:
             raise ValueError(
                 f"{who}: actions must be integers of shape (b, t), got {actions.dtype} of {tuple(actions.shape)}."
             )
-        if values and actions.numel() and not 0 <= int(actions.min()) <= int(actions.max()) < spec.size:
+        codes = _without_ignored(as_int64(actions, who=who, name="actions"), first)
+        if values and bool((wrong := (codes < 0) | (codes >= spec.size)).any()):
+            place = tuple(wrong.nonzero()[0].tolist())
             raise ValueError(
                 f"{who}: actions must be in 0..{spec.size - 1}, the world model's action space, got "
-                f"{int(actions.min())}..{int(actions.max())}."
+                f"{int(codes[place])} at position {place} (rollout, frame)."
             )
-        return actions.long()
-    if actions.ndim != 3 or actions.shape[2] != spec.size or not actions.is_floating_point():
+        return codes
+    if actions.ndim != 3 or actions.shape[2] != spec.size or actions.dtype not in FLOATS:
         raise ValueError(
             f"{who}: actions must be floats of shape (b, t, {spec.size}), got {actions.dtype} of "
             f"{tuple(actions.shape)}."
         )
-    if values and not bool(actions.isfinite().all()):
-        raise ValueError(f"{who}: actions must be finite, got nan or infinity.")
-    return actions.float()
+    components = _without_ignored(actions.float(), first)
+    if values and not bool((finite := components.isfinite()).all()):
+        place = tuple((~finite).nonzero()[0].tolist())
+        raise ValueError(
+            f"{who}: actions must be finite in float32, got {actions[place].item()} at position {place} (rollout, "
+            "frame, component)."
+        )
+    return components
+
+
+def _without_ignored(actions: Tensor, first: int) -> Tensor:
+    """The actions, with 0 in place of those before `first`, which may be anything."""
+    if first == 0:
+        return actions
+    return torch.cat([torch.zeros_like(actions[:, :first]), actions[:, first:]], dim=1)
 
 
 class ActionEmbedding(nn.Module):

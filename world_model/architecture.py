@@ -5,10 +5,15 @@ from math import prod
 from typing import Literal
 
 from vidtok_plugin.adapter.vocabulary import factor_levels
+from vidtok_plugin.common.field_checks import check_fields
+from vidtok_plugin.tokenizer.architecture import MAX_CODES
 from world_model.actions import ActionSpec
-from world_model.transformer.block import TransformerConfig
+from world_model.transformer.block import MAX_DEPTH, TransformerConfig
 
 FACTORED_ABOVE = 8192  # codes, for vocabulary "auto"
+# Far beyond any model that fits a machine; a stranger's config must not keep one busy.
+MAX_SIZE = 2**16
+MAX_POSITIONS = 2**20  # of a context
 
 Prediction = Literal["causal", "masked"]
 VocabularyKind = Literal["auto", "flat", "factored"]
@@ -30,15 +35,18 @@ class TokenSpec:
     actions: ActionSpec = field(default_factory=ActionSpec)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if (self.codebook_size is None) == (self.patch_dim is None):
             raise ValueError(
                 "TokenSpec: either codebook_size (for discrete tokens) or patch_dim (for continuous ones) must be set, "
                 f"got {self.codebook_size} and {self.patch_dim}."
             )
         for name in ("codebook_size", "patch_dim", "height", "width", "temporal_factor"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"TokenSpec: {name} must be at least 1, got {value}.")
+            value, largest = getattr(self, name), MAX_CODES if name == "codebook_size" else MAX_SIZE
+            if value is not None and not 1 <= value <= largest:
+                raise ValueError(f"TokenSpec: {name} must be 1 to {largest}, got {value}.")
+        if self.fsq_levels is not None and (not self.fsq_levels or min(self.fsq_levels) < 2):
+            raise ValueError(f"TokenSpec: every one of fsq_levels must be 2 or more, got {list(self.fsq_levels)}.")
         if self.fsq_levels is not None and prod(self.fsq_levels) != self.codebook_size:
             raise ValueError(
                 f"TokenSpec: fsq_levels must multiply to codebook_size, {self.codebook_size}, got "
@@ -64,9 +72,11 @@ class FlowConfig:
     sampling_steps: int = 12  # from noise to a token by Heun's method: two calls per step, one for the last
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("width", "depth", "repeats", "sampling_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"FlowConfig: {name} must be at least 1, got {getattr(self, name)}.")
+            largest = MAX_DEPTH if name == "depth" else MAX_SIZE
+            if not 1 <= getattr(self, name) <= largest:
+                raise ValueError(f"FlowConfig: {name} must be 1 to {largest}, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +113,10 @@ class WorldModelConfig:
     action_dropout: float = 0.0  # fraction of windows, and of the others' steps, with unknown actions in training
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("max_steps", "code_width", "action_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"WorldModelConfig: {name} must be at least 1, got {getattr(self, name)}.")
-        for name, choices in (("prediction", ("causal", "masked")), ("vocabulary", ("auto", "flat", "factored"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"WorldModelConfig: {name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}."
-                )
+            if not 1 <= getattr(self, name) <= MAX_SIZE:
+                raise ValueError(f"WorldModelConfig: {name} must be 1 to {MAX_SIZE}, got {getattr(self, name)}.")
         if self.previous_neighbourhood < 1 or self.previous_neighbourhood % 2 == 0:
             raise ValueError(
                 f"WorldModelConfig: previous_neighbourhood must be odd and positive, got {self.previous_neighbourhood}."
@@ -129,7 +135,12 @@ class WorldModelConfig:
             self._check_tokens(self.tokens)
 
     def _check_tokens(self, tokens: TokenSpec) -> None:
-        """Settings for one kind of tokens must not be set for the other."""
+        """A context of bounded size, and no settings for the other kind of tokens."""
+        if self.max_steps * tokens.tokens_per_step > MAX_POSITIONS:
+            raise ValueError(
+                f"WorldModelConfig: max_steps times the {tokens.height} x {tokens.width} tokens of a step must be at "
+                f"most {MAX_POSITIONS} positions, got {self.max_steps * tokens.tokens_per_step}; lower max_steps."
+            )
         if self.action_dropout and tokens.actions.kind == "none":
             raise ValueError(
                 f"WorldModelConfig: action_dropout is for tokens with actions, got {self.action_dropout} for none; "

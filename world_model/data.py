@@ -8,6 +8,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.store.metadata import StoreMetadata, read_metadata
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader
@@ -35,6 +36,7 @@ class TokenDataConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.window_steps < 2:
             raise ValueError(
                 "TokenDataConfig: window_steps must be at least 2 (one step of context and one to predict), got "

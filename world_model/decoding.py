@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from vidtok_plugin.common.field_checks import check_fields
 from world_model.architecture import Prediction
 
 Order = Literal["raster", "diagonal", "masked"]
@@ -43,6 +44,7 @@ class Decoding:
     compiled: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, order in (("diagonal_offset", "diagonal"), ("steps", "masked"), ("choice_temperature", "masked")):
             value = getattr(self, name)
             if value is not None and self.order != order:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vidtok_plugin.common.distributed import mean_over_processes
-from vidtok_plugin.common.state_dict import load_state_dict_strictly
+from vidtok_plugin.common.state_dict import build_with_weights
 from world_model.actions import GroupedActions
 from world_model.architecture import FlowConfig, WorldModelConfig
 from world_model.heads.base import DrawnTokens, TokenScores
@@ -28,6 +28,7 @@ from world_model.inputs.corruption import corrupt_tokens, drop_actions, mix_toke
 from world_model.inputs.embedding import CodeTable
 from world_model.inputs.neighborhood import local_window
 from world_model.inputs.positions import CausalInputs, InputTables, MaskedInputs, StepInputs, at_positions
+from world_model.inputs.token_checks import checked_tokens
 from world_model.prediction.base import StepContext, WindowInputs
 from world_model.prediction.causal import CausalPrediction
 from world_model.prediction.masked import MaskedPrediction
@@ -134,6 +135,7 @@ class WorldModel(nn.Module):
         (b, T - 1, H, W, V) of a masked model."""
         if not isinstance(self.head, CodeHead):
             raise ValueError("WorldModel: continuous tokens have no logits; use score.")
+        codes = self._checked(codes)
         hidden, tables = self(codes, actions), self.head.tables()
         given = codes[:, codes.shape[1] - hidden.shape[1] :]
         start = hidden.shape[1] - (codes.shape[1] - 1)  # a window's first step has none before it to copy from
@@ -150,9 +152,9 @@ class WorldModel(nn.Module):
         and actions dropped as the config says, and the scores have no `correct`. A masked model is scored given a
         random subset of each step's tokens, in eval mode the same subset in each call.
         """
+        tokens = self._checked(tokens)
         if tokens.shape[1] < 2:
             raise ValueError(f"WorldModel: a window must have at least 2 steps to score, got {tokens.shape[1]}.")
-        tokens = self._checked(tokens)
         inputs, corruption = tokens, None
         if self.training:
             if self.config.own_draws:
@@ -289,12 +291,15 @@ class WorldModel(nn.Module):
 
         Raises:
             FileNotFoundError: the folder or a file in it is missing.
-            ValueError: the folder holds another architecture.
+            ValueError: the folder holds another architecture, is damaged, or its weights are NaN, infinite or huge.
         """
         contents, weights = read_folder(Path(folder))
-        model = cls(contents.world_model, contents.token_hash)
-        load_state_dict_strictly(
-            model, weights, who="WorldModel", source=folder, hint=lambda: "; use the config that they were trained with"
+        model = build_with_weights(
+            lambda: cls(contents.world_model, contents.token_hash),
+            weights,
+            who="WorldModel",
+            source=folder,
+            hint=lambda: "; use the config that they were trained with",
         )
         return model.eval()
 
@@ -358,16 +363,4 @@ class WorldModel(nn.Module):
             )
 
     def _checked(self, tokens: Tensor) -> Tensor:
-        """Tokens that fit the model; patches in its dtype."""
-        grid, patch_dim = (self.tokens.height, self.tokens.width), self.tokens.patch_dim
-        if patch_dim is None and (tokens.ndim != 4 or tokens.shape[2:] != grid or tokens.is_floating_point()):
-            raise ValueError(
-                f"WorldModel: codes must be integers of shape (b, T, {grid[0]}, {grid[1]}), got "
-                f"{tokens.dtype} of {tuple(tokens.shape)}."
-            )
-        if patch_dim is not None and (tokens.shape[2:] != (*grid, patch_dim) or not tokens.is_floating_point()):
-            raise ValueError(
-                f"WorldModel: patches must be floats of shape (b, T, {grid[0]}, {grid[1]}, {patch_dim}), got "
-                f"{tokens.dtype} of {tuple(tokens.shape)}."
-            )
-        return tokens if patch_dim is None else tokens.to(self.dtype)
+        return checked_tokens(tokens, self.tokens, self.dtype)

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from vidtok_plugin.common.config import load_config, to_yaml
+from vidtok_plugin.common.checkpoint_files import read_safetensors
+from vidtok_plugin.common.config import to_yaml
+from vidtok_plugin.common.saved_config import checked_config, read_saved_config
 from world_model.architecture import WorldModelConfig
 
 WEIGHTS_FILE = "model.safetensors"
@@ -43,15 +44,11 @@ def read_folder(folder: Path) -> tuple[Contents, dict[str, Tensor]]:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"WorldModel: {folder} has no {name}; give a folder that save_pretrained wrote.")
-    if "world_model:" not in (folder / CONFIG_FILE).read_text():
+    values = read_saved_config(folder / CONFIG_FILE)
+    if "world_model" not in values:
         raise ValueError(
             f"WorldModel: {folder} holds a model of another kind (its {CONFIG_FILE} has no key world_model); "
             "give the folder of a world model."
         )
-    contents = load_config(Contents, [folder / CONFIG_FILE])
-    try:
-        return contents, load_file(folder / WEIGHTS_FILE)
-    except SafetensorError as error:
-        raise ValueError(
-            f"WorldModel: {folder / WEIGHTS_FILE} is not a complete safetensors file ({error})."
-        ) from error
+    contents = checked_config(Contents, values, folder / CONFIG_FILE)
+    return contents, read_safetensors(folder / WEIGHTS_FILE)

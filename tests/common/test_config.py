@@ -127,6 +127,12 @@ def test_override_sets_typed_value(override: str, attribute: str, value: object)
         ("learning_rat=1", "nearest known key is learning_rate."),
         ("learning_rate=abc", "learning_rate (override 'learning_rate=abc') must be float, got 'abc' (str)."),
         ("learning_rate=", "must be float, got nothing (null)."),
+        (
+            "learning_rate=.inf",
+            "learning_rate (override 'learning_rate=.inf') must be a finite number, got inf (float).",
+        ),
+        ("learning_rate=.nan", "must be a finite number, got nan"),
+        (f"learning_rate=1{'0' * 400}", "must be float, got 1000"),
         ("model.width=8.0", "must be int, got 8.0 (float)."),
         ("model.width=true", "must be int, got True (bool)."),
         ("devices=1.5", "must be int or str, got 1.5 (float)."),
@@ -236,7 +242,7 @@ def test_yaml_round_trip(write: Write) -> None:
 @settings(max_examples=30)
 @given(
     name=st.text(st.characters(codec="utf-8")).filter(lambda text: text != "???"),
-    rate=st.floats(allow_nan=False),
+    rate=st.floats(allow_nan=False, allow_infinity=False),
     number=st.integers(-(2**63), 2**63),
 )
 def test_any_value_survives_the_round_trip(name: str, rate: float, number: int) -> None:

@@ -288,7 +288,7 @@ def test_a_decoders_overshoot_is_valid_video(fsq: VidTok) -> None:
 
 def test_latents_of_a_wrong_shape_are_refused(kl: VidTok) -> None:
     for shape in ((1, 5, 2, 1, 1), (4, 2, 1, 1), (1, 4, 0, 1, 1)):
-        with pytest.raises(ValueError, match=r"latents must have the shape \(b, 4, T, H, W\) with T >= 1, got"):
+        with pytest.raises(ValueError, match=r"latents must have "):
             kl.decode(torch.zeros(shape))
 
 
@@ -329,8 +329,8 @@ def test_an_unknown_setting_names_the_nearest() -> None:
         ({"fsq_levels": (8, 1)}, r"every FSQ level must be 2 or more, got \(8, 1\)"),
         ({"fsq_levels": ()}, "every FSQ level must be 2 or more"),
         ({"causal": False, "version": "1.1"}, "version 1.1 is a kind of causal padding"),
-        ({"ch": 0}, "must be 1 or more, got 0"),
-        ({"ch_mult": (1, 0, 1, 1)}, "must be 1 or more"),
+        ({"ch": 0}, "ch must be 1 to 65536, got 0"),
+        ({"ch_mult": (1, 0, 1, 1)}, "ch_mult must be 1 to 65536, got 1, 0, 1, 1"),
         ({"encoder_temporal_levels": (1,)}, "encoder and decoder must have the same number of temporal levels"),
         ({"encoder_spatial_levels": (1, 2)}, "encoder and decoder must have the same number of spatial levels"),
         ({"encoder_temporal_levels": (1, 4)}, "temporal levels must be 0 to 3"),
@@ -340,6 +340,11 @@ def test_an_unknown_setting_names_the_nearest() -> None:
         ({"regularizer": "vq", "fsq_levels": None}, "regularizer must be 'fsq' or 'kl', got 'vq'"),
         ({"regularizer": "kl"}, "regularizer 'fsq' takes fsq_levels and 'kl' takes kl_channels, got 'kl'"),
         ({"dropout": 1.5}, "dropout must be in"),
+        ({"dropout": float("nan")}, "dropout must be a finite number, got nan"),
+        ({"ch": 4.0}, "ch must be a whole number, got 4.0"),
+        ({"ch": 10**9}, "ch must be 1 to 65536"),
+        ({"num_res_blocks": 10**6}, "num_res_blocks must be 1 to 64, got 1000000"),
+        ({"fsq_levels": (8,) * 11}, "fsq_levels must multiply to at most 2.31 codes, .* got 8589934592"),
     ],
 )
 def test_invalid_architectures_are_refused(overrides: dict[str, object], message: str) -> None:

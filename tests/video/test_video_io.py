@@ -279,8 +279,50 @@ def test_invalid_actions_are_errors(clip: tuple[Path, np.ndarray]) -> None:
         find_episodes(path.parent)
     np.save(path.with_suffix(".actions.npy"), np.full(50, 7))
     path.with_suffix(".json").write_text(json.dumps({"action_space": {"kind": "discrete", "size": 4}}))
-    with pytest.raises(ValueError, match=r"actions in 0\.\.3.*got 7\.\.7"):
+    with pytest.raises(ValueError, match=r"actions in 0\.\.3.*got 7 at frame 1"):
         find_episodes(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (
+            [[0, 0]] * 30 + [[0, np.nan]] + [[0, 0]] * 19,
+            r"actions that are finite in float32, got \[ ?0. nan\] at frame 30; record it",
+        ),
+        (np.full((50, 2), 1e300), r"actions that are finite in float32, got \[1.e\+300 1.e\+300\] at frame 1"),
+        (np.full(50, -1), r"actions in 0\.\.3.*got -1 at frame 1"),
+        (np.full(50, 2**64 - 1, np.uint64), r"actions in 0\.\.3.*got 18446744073709551615 at frame 1"),
+    ],
+)
+def test_actions_that_are_no_numbers_are_errors(actions: object, message: str, clip: tuple[Path, np.ndarray]) -> None:
+    """NaN was stored, and training failed."""
+    path, _ = clip
+    np.save(path.with_suffix(".actions.npy"), np.asarray(actions))
+    space = {"kind": "discrete", "size": 4} if np.asarray(actions).ndim == 1 else {"kind": "continuous", "size": 2}
+    path.with_suffix(".json").write_text(json.dumps({"action_space": space}))
+    with pytest.raises(ValueError, match=rf"clip\.mp4: clip\.actions\.npy must have {message}"):
+        find_episodes(path.parent)
+
+
+@pytest.mark.parametrize("kind", [">i8", "<u8", ">u2", "i1", ">f4", "<f8", "f2"])
+def test_actions_of_any_width_and_byte_order_are_read_and_the_first_may_be_anything(
+    kind: str, clip: tuple[Path, np.ndarray]
+) -> None:
+    path, _ = clip
+    actions = (np.arange(50) % 3).astype(kind)
+    discrete = actions.dtype.kind in "iu"
+    if not discrete:
+        actions = np.stack([actions, actions], axis=1)
+        actions[0] = np.nan
+    elif actions.dtype.kind == "i":
+        actions[0] = -1
+    np.save(path.with_suffix(".actions.npy"), actions)
+    space = {"kind": "discrete", "size": 3} if discrete else {"kind": "continuous", "size": 2}
+    path.with_suffix(".json").write_text(json.dumps({"action_space": space}))
+    (episode,) = find_episodes(path.parent)
+    assert episode.actions.dtype == (np.int64 if discrete else np.float32) and episode.actions.dtype.isnative
+    np.testing.assert_array_equal(episode.actions[1:], actions[1:])
 
 
 @pytest.mark.parametrize(("source", "target"), [(210, 64), (64, 64), (7, 3), (16, 40)])

@@ -119,9 +119,25 @@ def test_an_untrained_model_ignores_actions() -> None:
     ("actions", "spec", "message"),
     [
         (torch.zeros(1, 5), ActionSpec(kind="discrete", size=3), "must be integers"),
-        (torch.full((1, 5), 3), ActionSpec(kind="discrete", size=3), r"in 0\.\.2.*got 3\.\.3"),
+        (torch.full((1, 5), 3), ActionSpec(kind="discrete", size=3), r"in 0\.\.2.*got 3 at position \(0, 0\)"),
         (torch.zeros(1, 5, 3), ActionSpec(kind="continuous", size=2), r"shape \(b, t, 2\)"),
-        (torch.full((1, 5, 2), float("nan")), ActionSpec(kind="continuous", size=2), "finite"),
+        (
+            torch.full((1, 5, 2), float("nan")),
+            ActionSpec(kind="continuous", size=2),
+            r"finite in float32, got nan at position \(0, 0, 0\)",
+        ),
+        (torch.full((1, 5, 2), 1e300, dtype=torch.float64), ActionSpec(kind="continuous", size=2), "finite in float32"),
+        (
+            torch.zeros(1, 5, 2).numpy(),
+            ActionSpec(kind="continuous", size=2),
+            "must be a torch.Tensor, got ndarray; use",
+        ),
+        ([[0, 1]], ActionSpec(kind="discrete", size=3), "must be a torch.Tensor, got list"),
+        (
+            torch.tensor([[2**64 - 1]], dtype=torch.uint64),
+            ActionSpec(kind="discrete", size=3),
+            "got 18446744073709551615",
+        ),
         (torch.zeros(1, 5, dtype=torch.int64), ActionSpec(), "without actions"),
     ],
 )

@@ -369,10 +369,10 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
+        ({"max_steps": 0}, "max_steps must be 1 to 65536, got 0"),
         ({"previous_neighbourhood": 2}, "previous_neighbourhood must be odd and positive, got 2"),
         ({"copy_neighbourhood": 2}, "copy_neighbourhood must be odd, or 0 for none, got 2"),
-        ({"prediction": "diffusion"}, "prediction must be one of causal, masked, got 'diffusion'"),
+        ({"prediction": "diffusion"}, "prediction must be 'causal' or 'masked', got 'diffusion'"),
         ({"tokens": TOKENS, "flow": FlowConfig()}, "flow is for continuous tokens; leave it out"),
         ({"tokens": PATCHES, "vocabulary": "flat"}, "vocabulary and copy_neighbourhood are for codes"),
         ({"tokens": replace(TOKENS, fsq_levels=None), "vocabulary": "factored"}, "needs the tokens' fsq_levels"),

@@ -2,25 +2,27 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidtok_plugin.adapter.boundaries import check_beginning, cut_steps, join_steps
 from vidtok_plugin.adapter.freezing import FrozenTokenizer
 from vidtok_plugin.adapter.hashes import adapter_hash, token_hash
-from vidtok_plugin.adapter.patches import channel_statistics, from_patches, to_patches
+from vidtok_plugin.adapter.patches import channel_statistics, check_statistics, from_patches, to_patches
 from vidtok_plugin.adapter.precision import full_float32
 from vidtok_plugin.adapter.saving import AdapterConfig, check_hash, load_adapter_parts, save_adapter
 from vidtok_plugin.adapter.sequences import from_sequences, to_sequences
 from vidtok_plugin.adapter.streams import TokenDecoderStream, TokenStream
 from vidtok_plugin.adapter.tokens import UNPLACED, TokenGrid, VideoTokens, on_grid, video_tokens
 from vidtok_plugin.adapter.vocabulary import Vocabulary
+from vidtok_plugin.common.state_dict import FLOATS
+from vidtok_plugin.common.tensor_checks import check_tensor
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.regularizers import Encoded
-from vidtok_plugin.tokenizer.video_checks import check_multiple
+from vidtok_plugin.tokenizer.video_checks import check_latents, check_multiple
 
 
 class TokenizerAdapter(FrozenTokenizer):
@@ -73,6 +75,7 @@ class TokenizerAdapter(FrozenTokenizer):
         if self.kind == "continuous":
             self.register_buffer("latent_mean", torch.zeros(tokenizer.latent_channels))
             self.register_buffer("latent_std", torch.ones(tokenizer.latent_channels))
+            self.register_load_state_dict_pre_hook(_check_loaded_statistics)
 
     @property
     def temporal_factor(self) -> int:
@@ -106,7 +109,7 @@ class TokenizerAdapter(FrozenTokenizer):
 
         Raises:
             FileNotFoundError: `save_pretrained` did not write this folder.
-            ValueError: a file in it is damaged, or was changed since.
+            ValueError: a file in it is damaged or was changed since, or has NaN, infinite or huge values.
         """
         tokenizer, config, statistics = load_adapter_parts(Path(folder))
         adapter = cls(tokenizer, config.special_tokens, config.patch_size)
@@ -140,6 +143,7 @@ class TokenizerAdapter(FrozenTokenizer):
         The encoder is checked by what PyTorch counts as writes; see `check_encoder`.
         """
         self.check_encoder(values=False)
+        check_tensor(video, who="TokenizerAdapter", name="video")
         if video.ndim != 5:
             raise ValueError(f"TokenizerAdapter: video must have the shape (b, 3, t, h, w), got {tuple(video.shape)}.")
         self.grid(1, *video.shape[-2:])
@@ -174,6 +178,8 @@ class TokenizerAdapter(FrozenTokenizer):
         """
         self.check_decoder()
         latents = self.latents_of(tokens)
+        if latents.shape[0] == 0:
+            raise ValueError("TokenizerAdapter: tokens must be of at least one video to be decoded, got none.")
         check_beginning(tokens, "decoded on their own")
         num_frames = int(tokens.num_frames.max())
         if self.tokenizer.num_latents(num_frames) != tokens.grid.T:
@@ -199,8 +205,16 @@ class TokenizerAdapter(FrozenTokenizer):
         """Tokens of the tokenizer's output for `num_frames` frames, from step `first_step` of their clip on."""
         return video_tokens(self._patch(latents) if indices is None else indices, num_frames, first_step)
 
-    def latents_of(self, tokens: VideoTokens) -> Tensor:
-        """Tokens -> the tokenizer's latents (b, c, T, H, W)."""
+    def latents_of(self, tokens: VideoTokens, *, validate: bool = True) -> Tensor:
+        """Tokens -> the tokenizer's latents (b, c, T, H, W).
+
+        `validate=False` leaves out the check that ids are in the codebook, which waits for the device.
+        """
+        if not isinstance(tokens, VideoTokens):
+            raise ValueError(
+                f"TokenizerAdapter: tokens must be VideoTokens, got {type(tokens).__name__}; make them with "
+                "tokens_from_ids or tokens_from_patches."
+            )
         if tokens.num_frames.ndim != 1:
             raise ValueError(
                 f"TokenizerAdapter: tokens must have a batch size (b,), got {tuple(tokens.num_frames.shape)}; use "
@@ -209,8 +223,10 @@ class TokenizerAdapter(FrozenTokenizer):
         if tokens.discrete != (self.kind == "discrete"):
             raise ValueError(f"TokenizerAdapter: a {self.kind} adapter got tokens of the other kind.")
         if tokens.discrete:
-            self.vocabulary.check_codebook_ids(tokens.ids)
-            return self.tokenizer.indices_to_latents(tokens.grid_values)
+            values = tokens.grid_values
+            if validate:
+                values = self.vocabulary.checked_codebook_ids(values)
+            return self.tokenizer.indices_to_latents(values, validate=False)
         return self._unpatch(tokens.grid_values)
 
     # Generated tokens, and steps of clips
@@ -291,15 +307,16 @@ class TokenizerAdapter(FrozenTokenizer):
 
     def indices_to_ids(self, indices: Tensor, grid: TokenGrid) -> Tensor:
         """Codebook indices (b, T, H, W) -> vocabulary ids (b, n)."""
+        check_tensor(indices, who="TokenizerAdapter", name="indices")
         if tuple(indices.shape[1:]) != (grid.T, grid.H, grid.W):
             raise ValueError(f"TokenizerAdapter: indices must fill {grid}, got {tuple(indices.shape)}.")
-        self.vocabulary.check_codebook_ids(indices)
-        return rearrange(indices, "b t h w -> b (t h w)")
+        return rearrange(self.vocabulary.checked_codebook_ids(indices), "b t h w -> b (t h w)")
 
     def ids_to_indices(self, ids: Tensor, grid: TokenGrid) -> Tensor:
         """Vocabulary ids (b, n) -> codebook indices (b, T, H, W) int64; remove special tokens before."""
+        check_tensor(ids, who="TokenizerAdapter", name="codebook ids")
         indices = on_grid(ids, grid, "(b, n)")
-        self.vocabulary.check_codebook_ids(ids)
+        self.vocabulary.checked_codebook_ids(ids)
         return indices.to(torch.int64)
 
     def sequences(self, tokens: VideoTokens) -> Tensor:
@@ -351,6 +368,7 @@ class TokenizerAdapter(FrozenTokenizer):
 
     def _patch(self, latents: Tensor) -> Tensor:
         self._check_continuous()
+        check_latents(latents, self.tokenizer.latent_channels, who="TokenizerAdapter")
         return to_patches(latents, self.latent_mean, self.latent_std, self.config.patch_size)
 
     def _unpatch(self, patches: Tensor) -> Tensor:
@@ -358,11 +376,21 @@ class TokenizerAdapter(FrozenTokenizer):
 
     def _patches_on_grid(self, patches: Tensor, grid: TokenGrid) -> Tensor:
         self._check_continuous()
+        check_tensor(patches, who="TokenizerAdapter", name="patches")
         values = on_grid(patches, grid, "(b, n, patch_dim)")
         if values.shape[-1] != self.patch_dim:
             raise ValueError(f"TokenizerAdapter: patches must have {self.patch_dim} values, got {values.shape[-1]}.")
+        if values.dtype not in FLOATS:
+            raise ValueError(
+                f"TokenizerAdapter: patches must be floats, got {values.dtype}; ids go to tokens_from_ids."
+            )
         return values
 
     def _check_continuous(self) -> None:
         if self.kind == "discrete":
             raise ValueError("TokenizerAdapter: discrete tokens are ids; patches are for KL models.")
+
+
+def _check_loaded_statistics(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    names = ("latent_mean", "latent_std")
+    check_statistics({n: state_dict[prefix + n] for n in names if prefix + n in state_dict}, "the state_dict")

@@ -1,10 +1,14 @@
 """Patches: KL latents as tokens, normalized by the mean and standard deviation of each channel, and back."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from einops import rearrange
 from torch import Tensor
+
+from vidtok_plugin.common.state_dict import check_numbers
+
+MIN_STD = 1e-9  # of a channel; fitted ones are at least 1e-6
 
 
 def to_patches(latents: Tensor, mean: Tensor, std: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
@@ -25,6 +29,18 @@ def from_patches(patches: Tensor, mean: Tensor, std: Tensor, patch_size: tuple[i
     _, rows, columns = patch_size
     x = rearrange(patches, "b t h w (p q c) -> b t (h p) (w q) c", p=rows, q=columns)
     return rearrange(x * std + mean, "b t h w c -> b c t h w")
+
+
+def check_statistics(statistics: Mapping[str, Tensor], source: str) -> None:
+    """A ValueError unless the latent statistics read from `source` are finite and standard deviations positive."""
+    for name, tensor in statistics.items():
+        check_numbers(name, tensor.cpu(), torch.float32, who="TokenizerAdapter", source=source)
+        if name == "latent_std" and (small := tensor < MIN_STD).any():
+            raise ValueError(
+                f"TokenizerAdapter: latent_std in {source} must be at least {MIN_STD}, got "
+                f"{tensor[small][0].item()} of channel {int(small.nonzero()[0])}; "
+                "fit the statistics again with fit_latent_stats."
+            )
 
 
 def channel_statistics(latents: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from vidtok_plugin.common.config import load_config, to_yaml
+from vidtok_plugin.adapter.patches import check_statistics
+from vidtok_plugin.common.checkpoint_files import read_safetensors
+from vidtok_plugin.common.config import to_yaml
+from vidtok_plugin.common.field_checks import check_fields
+from vidtok_plugin.common.saved_config import load_saved_config
 from vidtok_plugin.tokenizer.model import VidTok
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -30,6 +34,7 @@ class AdapterConfig:
     patch_size: tuple[int, int, int] = (1, 1, 1)  # latents in a patch: time, rows, columns
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if len(self.patch_size) != 3 or self.patch_size[0] != 1 or min(self.patch_size) < 1:
             raise ValueError(
                 f"TokenizerAdapter: patch_size must be 1 in time, and 1 or more in rows and columns, "
@@ -73,8 +78,27 @@ def save_statistics(folder: Path, statistics: Mapping[str, Tensor]) -> None:
     save_file(dict(statistics), folder / STATISTICS_FILE)
 
 
-def load_statistics(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / STATISTICS_FILE)
+def load_statistics(folder: Path, channels: int) -> dict[str, Tensor]:
+    """The latent statistics that `save_statistics` wrote.
+
+    Raises:
+        FileNotFoundError: they are missing.
+        ValueError: they are damaged, or not finite means and positive standard deviations of so many channels.
+    """
+    path = folder / STATISTICS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"TokenizerAdapter: {folder} has no {STATISTICS_FILE}; fetch or write the folder again."
+        )
+    statistics = read_safetensors(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in statistics.items()}
+    if shapes != dict.fromkeys(("latent_mean", "latent_std"), (channels,)):
+        raise ValueError(
+            f"TokenizerAdapter: {path} must hold latent_mean and latent_std of {channels} channels, got {shapes}; "
+            "fetch or write the folder again."
+        )
+    check_statistics(statistics, str(path))
+    return statistics
 
 
 def load_adapter_parts(folder: Path) -> tuple[VidTok, AdapterConfig, dict[str, Tensor]]:
@@ -82,12 +106,13 @@ def load_adapter_parts(folder: Path) -> tuple[VidTok, AdapterConfig, dict[str, T
 
     Raises:
         FileNotFoundError: `save_adapter` did not write this folder.
+        ValueError: a file in it is damaged, or has NaN, infinite or huge values.
     """
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(
             f"TokenizerAdapter: {folder} has no {CONFIG_FILE}; give a folder that save_pretrained wrote."
         )
-    config = load_config(AdapterConfig, [folder / CONFIG_FILE])
+    config = load_saved_config(AdapterConfig, folder / CONFIG_FILE)
     tokenizer = VidTok.from_pretrained(folder / TOKENIZER_FOLDER)
-    statistics = load_statistics(folder) if tokenizer.codebook_size is None else {}
+    statistics = load_statistics(folder, tokenizer.latent_channels) if tokenizer.codebook_size is None else {}
     return tokenizer, config, statistics

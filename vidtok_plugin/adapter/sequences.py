@@ -5,11 +5,12 @@ from torch import Tensor
 
 from vidtok_plugin.adapter.tokens import TokenGrid
 from vidtok_plugin.adapter.vocabulary import Vocabulary
+from vidtok_plugin.common.tensor_checks import as_int64, check_tensor
 
 
 def to_sequences(ids: Tensor, vocabulary: Vocabulary) -> Tensor:
     """Codebook ids (b, n) -> bos, ids, eos: (b, n + 2)."""
-    vocabulary.check_codebook_ids(ids)
+    ids = vocabulary.checked_codebook_ids(ids)
     bos, eos = (torch.full_like(ids[:, :1], _special(vocabulary, name)) for name in ("bos", "eos"))
     return torch.cat([bos, ids, eos], dim=1)
 
@@ -22,12 +23,13 @@ def from_sequences(sequences: Tensor, grid: TokenGrid, vocabulary: Vocabulary) -
     Raises:
         ValueError: names the first position whose id breaks that rule, or the row that ends within a clip.
     """
+    check_tensor(sequences, who="TokenizerAdapter", name="sequences")
     if sequences.is_floating_point() or sequences.ndim not in (1, 2):
         raise ValueError(
             f"TokenizerAdapter: sequences must be integers of shape (b, m) or (m,), got {sequences.dtype} of shape "
             f"{tuple(sequences.shape)}."
         )
-    rows = torch.atleast_2d(sequences).to(torch.int64)
+    rows = torch.atleast_2d(as_int64(sequences, who="TokenizerAdapter", name="sequences"))
     length = grid.num_tokens + 2  # of a clip
     bos, eos = _special(vocabulary, "bos"), _special(vocabulary, "eos")
     pad = vocabulary.special_ids.get("pad")

@@ -28,7 +28,7 @@ class LatentCodec(Protocol):
         self, latents: Tensor, indices: Tensor | None, num_frames: int, first_step: int = 0
     ) -> VideoTokens: ...
 
-    def latents_of(self, tokens: VideoTokens) -> Tensor: ...
+    def latents_of(self, tokens: VideoTokens, *, validate: bool = True) -> Tensor: ...
 
 
 class TokenStream:
@@ -83,16 +83,23 @@ class TokenDecoderStream:
         self._stream = codec.tokenizer.decoder_stream(lookahead)
         self._steps = 0
         self._complete = True  # whether frames fill the last step so far
+        self._outside: Tensor | None = None  # whether ids that were not checked are outside the codebook
 
     def push(self, tokens: VideoTokens, *, validate: bool = False) -> Tensor:
         """Tokens of some steps -> frames (b, 3, n, h, w).
 
-        Positions are checked on the CPU; on other devices only with `validate`, because the check synchronizes.
+        Positions are checked on the CPU; on other devices only with `validate`, because the check synchronizes. Ids
+        outside the codebook are an error here where positions are checked, else in `flush`.
         """
         self._codec.check_decoder(values=False)
-        if tokens.grid_values.device.type == "cpu" or validate:
+        validate = validate or tokens.grid_values.device.type == "cpu"
+        if validate:
             self._check_position(tokens)
-        frames = self._stream.push(self._codec.latents_of(tokens))
+        frames = self._stream.push(self._codec.latents_of(tokens, validate=validate))
+        size = self._codec.tokenizer.codebook_size
+        if not validate and size is not None:
+            outside = ((tokens.grid_values < 0) | (tokens.grid_values >= size)).any()
+            self._outside = outside if self._outside is None else self._outside | outside
         self._steps += tokens.grid.T
         return frames
 
@@ -109,8 +116,13 @@ class TokenDecoderStream:
             self._complete = is_complete(self._codec.tokenizer, tokens, self._steps)
 
     def flush(self) -> Tensor:
-        """End the stream: the frames that are still held back."""
+        """End the stream: the frames that are still held back; a ValueError if ids were outside the codebook."""
         self._codec.check_decoder()
+        if self._outside is not None and bool(self._outside):
+            raise ValueError(
+                f"TokenizerAdapter: codebook ids must be 0 to {self._codec.tokenizer.codebook_size}, exclusive, got "
+                "others in an earlier push; push with validate=True to see which."
+            )
         return self._stream.flush()
 
     def fork(self) -> Self:

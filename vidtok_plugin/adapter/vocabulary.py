@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vidtok_plugin.common.tensor_checks import as_int64, check_range
+
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
@@ -46,23 +48,25 @@ class Vocabulary:
 
     def split(self, ids: Tensor) -> Tensor:
         """Codebook ids (..., n) -> factors (..., n, k), least significant first."""
-        self.check_codebook_ids(ids)
-        return split_codes(ids, self.factor_sizes)
+        return split_codes(self.checked_codebook_ids(ids), self.factor_sizes)
 
     def join(self, factors: Tensor) -> Tensor:
         """Factors (..., n, k) -> codebook ids (..., n)."""
         sizes = self.factor_sizes
+        factors = as_int64(factors, who="TokenizerAdapter", name="factors")
         if factors.shape[-1] != len(sizes):
             raise ValueError(
                 f"TokenizerAdapter: factors must end in a dimension of {len(sizes)}, got {tuple(factors.shape)}."
             )
         for k, size in enumerate(sizes):
-            _check_range(factors[..., k], size, f"factor {k}")
+            check_range(factors[..., k], size, who="TokenizerAdapter", name=f"factor {k}")
         return join_codes(factors, sizes)
 
-    def check_codebook_ids(self, ids: Tensor) -> None:
-        """Raise a ValueError that names the first id outside the codebook."""
-        _check_range(ids, self.codebook_size, "codebook ids")
+    def checked_codebook_ids(self, ids: Tensor) -> Tensor:
+        """These ids as int64; a ValueError that names the first one outside the codebook, on any device."""
+        ids = as_int64(ids, who="TokenizerAdapter", name="codebook ids")
+        check_range(ids, self.codebook_size, who="TokenizerAdapter", name="codebook ids")
+        return ids
 
 
 def factor_levels(levels: Sequence[int]) -> tuple[tuple[int, ...], ...]:
@@ -94,16 +98,3 @@ def join_codes(factors: Tensor, sizes: Sequence[int]) -> Tensor:
     for k in reversed(range(len(sizes))):
         codes = codes * sizes[k] + factors[..., k]
     return codes
-
-
-def _check_range(ids: Tensor, size: int, what: str) -> None:
-    if ids.is_floating_point() or ids.dtype == torch.bool:
-        raise ValueError(f"TokenizerAdapter: {what} must be integers, got {ids.dtype}.")
-    if ids.device.type != "cpu":
-        return  # checking values would synchronize
-    wrong = (ids < 0) | (ids >= size)
-    if wrong.any():
-        place = tuple(wrong.nonzero()[0].tolist())
-        raise ValueError(
-            f"TokenizerAdapter: {what} must be 0 to {size - 1}, got {int(ids[place])} at position {place}."
-        )

@@ -10,8 +10,10 @@ from typing import Any, Self
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 ZIP = b"PK"  # the first bytes of a file by torch.save
+MAX_HEADER = 10_000_000  # bytes of a safetensors header; a tensor takes about 100, and parsing 90 MB takes minutes
 # Errors that the unpickler raises on damaged bytes.
 DAMAGE = (
     EOFError, RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error
@@ -31,10 +33,7 @@ def read_checkpoint(path: Path, *, strip_objects: bool = False) -> object:
     if not start:
         raise ValueError(f"{path} is empty; fetch it again.")
     if start[8:9] == b"{":  # the header, after its length
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a complete safetensors file ({error}); fetch it again.") from error
+        return read_safetensors(path)
     if start.startswith(ZIP):
         return _unpickle(path, strip_objects)
     if start.startswith(pickle.PROTO):  # torch's old format, whose objects cannot be stripped
@@ -42,6 +41,24 @@ def read_checkpoint(path: Path, *, strip_objects: bool = False) -> object:
     raise ValueError(
         f"{path} is neither a PyTorch checkpoint nor a safetensors file (it starts with {start!r}); fetch it again."
     )
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file, on the CPU.
+
+    Raises:
+        ValueError: the file is damaged or of another format, or its header is far longer than that of any model.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER:
+        raise ValueError(
+            f"{path} must have a safetensors header of at most {MAX_HEADER} bytes, got {length}; fetch it again."
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, *DAMAGE) as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({error}); fetch it again.") from error
 
 
 def _unpickle(path: Path, strip_objects: bool) -> object:

@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import inspect
+import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,10 @@ from vidtok_plugin.common.config_schema import ConfigError, SchemaCheck, Source,
 from vidtok_plugin.common.errors import nearest
 
 T = TypeVar("T")
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 32
+MAX_VALUES = 100_000
 
 
 def load_config(schema: type[T], paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> T:
@@ -41,7 +46,7 @@ def load_config(schema: type[T], paths: Sequence[str | Path], overrides: Sequenc
     try:
         merged = OmegaConf.create(_defaults(schema))
         for path in [paths] if isinstance(paths, str | Path) else paths:
-            loaded = _read(Path(path))
+            loaded = read_yaml(Path(path))
             sources.append((str(path), OmegaConf.to_container(loaded, resolve=False)))
             merged = typing.cast(DictConfig, OmegaConf.merge(merged, loaded))
         for override in overrides:
@@ -89,22 +94,62 @@ def check_keywords(field: str, given: Mapping[str, Any], function: Callable[...,
             raise ConfigError(f"unknown key {field}.{key}; the nearest known key is {field}.{nearest(key, known)}.")
 
 
-def _read(path: Path) -> DictConfig:
+def read_yaml(path: Path, *, max_bytes: int = MAX_BYTES, aliases: bool = True) -> DictConfig:
+    """The unresolved values of a YAML file that holds a mapping, of bounded size and depth.
+
+    Raises:
+        ConfigError: it holds anything else, or aliases that are not allowed.
+        FileNotFoundError: it does not exist.
+    """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is a folder" if path.is_dir() else "is not a file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"config file {path} {what}; give a YAML file.")
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise ConfigError(f"config file {path} must have at most {max_bytes} bytes, got {size}; give a config file.")
     try:
         text = path.read_text(encoding="utf-8")
+        _check_events(path, text, aliases)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is None:
             raise ConfigError(f"config file {path} has no keys; add some or leave the file out.")
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"config file {path} must hold keys and values, such as `seed: 0`.")
+        if not _expanded(root, {}) <= MAX_VALUES:
+            raise ConfigError(
+                f"config file {path} must have at most {MAX_VALUES} values once its aliases (*name) are followed, got "
+                "more; write fewer."
+            )
         return typing.cast(DictConfig, OmegaConf.create(text))
     except UnicodeDecodeError as error:
         raise ConfigError(f"config file {path} is not a text file; give a YAML file.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"config file {path} is not valid YAML: {_yaml_problem(error)}.") from error
+
+
+def _check_events(path: Path, text: str, aliases: bool) -> None:
+    """Bound the depth before a parser follows it recursively."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        line = event.start_mark.line + 1
+        if depth > MAX_DEPTH:
+            raise ConfigError(
+                f"config file {path} must be nested at most {MAX_DEPTH} deep, got more in line {line}; flatten it."
+            )
+        if isinstance(event, yaml.AliasEvent) and not aliases:
+            raise ConfigError(f"config file {path} must have no aliases, got *{event.anchor} in line {line}.")
+
+
+def _expanded(node: yaml.Node, known: dict[int, float]) -> float:
+    """The number of values in a node once its aliases are followed; infinite if it contains itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        children = [] if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            children = [child for pair in node.value for child in pair]
+        known[id(node)] = 1 + sum(_expanded(child, known) for child in children)
+    return known[id(node)]
 
 
 def _parse_override(override: str) -> tuple[str, Any]:

@@ -8,6 +8,8 @@ no other conversion is silent.
 import dataclasses
 import difflib
 import enum
+import math
+import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -122,7 +124,7 @@ class SchemaCheck:
         return self.scalar(hint, value, path)
 
     def scalar(self, hint: Any, value: Any, path: tuple[str, ...]) -> Any:
-        if hint is float and type(value) is int:
+        if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
             return float(value)
         if hint is Path and isinstance(value, str):
             return Path(value)
@@ -132,6 +134,8 @@ class SchemaCheck:
         if type(value) is not hint:
             quote = "; put it in quotes" if hint is str and value is not None else ""
             raise self.error(path, f"{hint.__name__}{quote}", value)
+        if hint is float and not math.isfinite(value):
+            raise self.error(path, "a finite number", value)
         return value
 
     def sequence(self, kind: type, options: tuple[Any, ...], value: Any, path: tuple[str, ...]) -> Any:

@@ -14,6 +14,7 @@ from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from vidtok_plugin.common.config import to_yaml
+from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.common.hashing import hash_files, hash_values
 from vidtok_plugin.evaluation.networks import MetricNetworks
 from vidtok_plugin.evaluation.pairs import (
@@ -62,6 +63,7 @@ class EvaluationConfig:
     clip_frames: int = 17
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.protocol not in ("clips", "whole"):
             raise ValueError(f"EvaluationConfig: protocol must be clips or whole, got {self.protocol}.")
         if not 0 < self.fps < math.inf:

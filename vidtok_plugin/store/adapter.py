@@ -100,7 +100,7 @@ def agree_on_statistics(
         save_statistics(folder, {name: tensor.cpu() for name, tensor in adapter.state_dict().items()})
 
     atomic_create(folder, fit)
-    adapter.load_state_dict(load_statistics(folder))
+    adapter.load_state_dict(load_statistics(folder, adapter.tokenizer.latent_channels))
 
 
 def _clips(adapter: TokenizerAdapter, videos: Sequence[Path], count: int) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.common.freed_memory import keeping_freed_memory
 from vidtok_plugin.common.processes import THE_ONLY_PROCESS, Process
 from vidtok_plugin.store.encode import clip_ranges, encode_episode
@@ -53,6 +54,7 @@ class TokenizeConfig:
     progress: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not is_split_name(self.split):
             raise ValueError(f"write_store: split must be {SPLIT_RULE}, got {self.split!r}.")
         if min(self.episodes_per_shard, self.chunk_frames) < 1:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from vidtok_plugin.common.field_checks import check_fields
+
 
 class TimePadding(StrEnum):
     """What a temporal kernel sees beyond the clip's ends (`vidtok.md`, "Time padding")."""
@@ -16,6 +18,13 @@ class TimePadding(StrEnum):
     @property
     def causal(self) -> bool:
         return self is not TimePadding.SYMMETRIC
+
+
+# Far beyond any model that fits a machine; a stranger's config must not keep one busy.
+MAX_CODES = 2**31
+MAX_CHANNELS = 2**16
+MAX_LEVELS = 16
+MAX_BLOCKS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +56,7 @@ class Architecture:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.regularizer not in ("fsq", "kl"):
-            raise ValueError(f"Architecture: regularizer must be 'fsq' or 'kl', got {self.regularizer!r}.")
+        check_fields(self)
         if (self.fsq_levels is not None) != (self.regularizer == "fsq") or (self.kl_channels is not None) != (
             self.regularizer == "kl"
         ):
@@ -58,15 +66,22 @@ class Architecture:
             )
         if self.fsq_levels is not None and (not self.fsq_levels or min(self.fsq_levels) < 2):
             raise ValueError(f"Architecture: every FSQ level must be 2 or more, got {self.fsq_levels}.")
-        if self.version not in ("1.0", "1.1"):
-            raise ValueError(f"Architecture: version must be '1.0' or '1.1', got {self.version!r}.")
+        if self.codebook_size is not None and self.codebook_size > MAX_CODES:
+            raise ValueError(
+                f"Architecture: fsq_levels must multiply to at most 2^31 codes, which stores keep as int32, got "
+                f"{self.codebook_size}."
+            )
         if self.version == "1.1" and not self.causal:
             raise ValueError("Architecture: version 1.1 is a kind of causal padding; set causal=true or version='1.0'.")
-        if min(self.ch, self.num_res_blocks, len(self.ch_mult), *self.ch_mult) < 1:
-            raise ValueError(
-                "Architecture: ch, ch_mult and num_res_blocks must be 1 or more, "
-                f"got {self.ch}, {self.ch_mult}, {self.num_res_blocks}."
-            )
+        for name, sizes, largest in (
+            ("ch", (self.ch,), MAX_CHANNELS),
+            ("kl_channels", (self.kl_channels or 1,), MAX_CHANNELS),
+            ("ch_mult", self.ch_mult, MAX_CHANNELS),
+            ("the number of levels in ch_mult", (len(self.ch_mult),), MAX_LEVELS),
+            ("num_res_blocks", (self.num_res_blocks,), MAX_BLOCKS),
+        ):
+            if not 1 <= min(sizes) <= max(sizes) <= largest:
+                raise ValueError(f"Architecture: {name} must be 1 to {largest}, got {', '.join(map(str, sizes))}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"Architecture: dropout must be in [0, 1), got {self.dropout}.")
         for name in ("spatial", "temporal"):

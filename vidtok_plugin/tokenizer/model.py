@@ -10,12 +10,13 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from vidtok_plugin.common.errors import nearest
+from vidtok_plugin.common.tensor_checks import as_int64, check_range
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.network.encoder_decoder import Decoder, Encoder
 from vidtok_plugin.tokenizer.presets import get_preset
-from vidtok_plugin.tokenizer.regularizers import FSQ, KL, Encoded, Regularized
+from vidtok_plugin.tokenizer.regularizers import FSQ, KL, Encoded, Regularized, check_finite
 from vidtok_plugin.tokenizer.streams import DecoderStream, EncoderStream
-from vidtok_plugin.tokenizer.video_checks import as_float_video
+from vidtok_plugin.tokenizer.video_checks import as_float_video, check_latents
 from vidtok_plugin.tokenizer.weights import weights as weights_io
 
 
@@ -77,16 +78,15 @@ class VidTok(nn.Module):
         Raises:
             FileNotFoundError: if there is no such file or folder, or the hub cannot be reached.
             ValueError: if there is no such preset, or the file is damaged, could only be loaded by running code, or has
-                missing, unexpected or wrongly shaped weights.
+                missing, unexpected or wrongly shaped weights, or some that are NaN, infinite, huge, or no floats.
 
         Example:
             >>> VidTok.from_pretrained("vidtok_tiny").codebook_size
             1000
         """
         architecture, state_dict = weights_io.load(source, preset, averaging=weights, revision=revision)
-        model = cls(override_architecture(architecture, overrides))
-        weights_io.load_strictly(model, state_dict, source)
-        return model.eval()
+        chosen = override_architecture(architecture, overrides)
+        return weights_io.build_strictly(lambda: cls(chosen), state_dict, source).eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `model.safetensors` and `config.yaml` into `folder`."""
@@ -182,37 +182,49 @@ class VidTok(nn.Module):
             raise ValueError("VidTok: sample and generator are for KL models; FSQ codes are deterministic.")
         if generator is not None and not sample:
             raise ValueError("VidTok: a generator draws a sample; add sample=True or leave it out.")
-        return self.regularize(self._encode(self._check(video, validate)), sample=sample, generator=generator)
+        z = self._encode(self._check(video, validate))
+        return self.regularize(z, sample=sample, generator=generator, validate=validate)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (b, c, T, H, W) -> video (b, 3, num_frames(T), h, w), about [-1, 1]."""
-        channels = self.latent_channels
-        if latents.ndim != 5 or latents.shape[1] != channels or latents.shape[2] == 0:
+        check_latents(latents, self.latent_channels, who="VidTok")
+        if latents.numel() == 0:
             raise ValueError(
-                f"VidTok: latents must have the shape (b, {channels}, T, H, W) with T >= 1, got {tuple(latents.shape)}."
+                f"VidTok: latents must have at least one clip, step, row and column, got {tuple(latents.shape)}."
             )
+        return self._decode(latents)
+
+    def _decode(self, latents: Tensor) -> Tensor:
         x = rearrange(latents.to(self.dtype), "b c t h w -> b t h w c")
         y = rearrange(self.decoder(x), "b t h w c -> b c t h w")
         return y[:, :, y.shape[2] - self.num_frames(latents.shape[2]) :]
 
     def decode_indices(self, indices: Tensor) -> Tensor:
-        """Indices (b, T, H, W) -> video (b, 3, num_frames(T), h, w); FSQ models only."""
+        """Indices (b, T, H, W), integers -> video (b, 3, num_frames(T), h, w); FSQ models only.
+
+        Raises:
+            ValueError: an index outside the codebook, on any device, or a KL model.
+        """
         return self.decode(self.indices_to_latents(indices))
 
-    def indices_to_latents(self, indices: Tensor) -> Tensor:
-        """Indices (b, T, H, W) -> quantized latents (b, c, T, H, W); FSQ models only."""
+    def indices_to_latents(self, indices: Tensor, *, validate: bool = True) -> Tensor:
+        """Indices (b, T, H, W) -> quantized latents (b, c, T, H, W); FSQ models only.
+
+        `validate=False` leaves out the check of the values, which waits for the device.
+        """
         size = self.codebook_size
         if not isinstance(self.regularization, FSQ) or size is None:
             raise ValueError("VidTok: a KL model has no indices; decode its latents.")
-        if indices.device.type == "cpu" and indices.numel() and not 0 <= indices.min() <= indices.max() < size:
-            raise ValueError(f"VidTok: indices must be 0 to {size - 1}, got {indices.min()} to {indices.max()}.")
+        indices = as_int64(indices, who="VidTok", name="indices")
+        if validate:
+            check_range(indices, size, who="VidTok", name="indices")
         return self.regularization.indices_to_latents(indices)
 
     def forward(self, video: Tensor) -> Reconstruction:
         """Encodes and decodes. In training mode a KL model samples, and the result has the regularizer's loss terms."""
         z = self._encode(self._check(video, validate=False))
         regularized: Regularized = self.regularization(z, sample=self.training, with_terms=self.training)
-        reconstruction = self.decode(regularized.latents)
+        reconstruction = self._decode(regularized.latents)
         return Reconstruction(
             reconstruction=reconstruction[:, :, : video.shape[2]],
             latents=regularized.latents,
@@ -230,8 +242,15 @@ class VidTok(nn.Module):
         """A stream of latents to frames; `lookahead=False` never waits for the next latent (see `DecoderStream`)."""
         return DecoderStream(self, lookahead, state)
 
-    def regularize(self, z: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Encoded:
-        """The encoder's output (b, c, T, H, W) -> latents and indices."""
+    def regularize(
+        self, z: Tensor, *, sample: bool = False, generator: torch.Generator | None = None, validate: bool = False
+    ) -> Encoded:
+        """The encoder's output (b, c, T, H, W) -> latents and indices; a ValueError if it is not finite.
+
+        Values are checked on the CPU, and on other devices only with `validate`.
+        """
+        if z.device.type == "cpu" or validate:
+            check_finite(z)
         regularized: Regularized = self.regularization(z, sample=sample, generator=generator, with_terms=False)
         return Encoded(latents=regularized.latents, indices=regularized.indices)
 

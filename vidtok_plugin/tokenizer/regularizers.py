@@ -62,6 +62,8 @@ class FSQ(nn.Module):
         """Quantized latents (b, c, T, H, W) -> indices (b, T, H, W) int64."""
         digits = rearrange(latents, "b c ... -> b ... c") * self._half_levels(latents)
         digits = digits.round().to(torch.int64) + self._half_levels(latents).to(torch.int64)
+        # NaN becomes the least int64; an index is within the codebook whatever the latents are.
+        digits = digits.clamp(torch.zeros_like(digits[..., :1]), self._levels(digits) - 1)
         return (digits * self._place_values(latents.device)).sum(-1)
 
     def indices_to_latents(self, indices: Tensor) -> Tensor:
@@ -108,6 +110,16 @@ def fsq_terms(z: Tensor, codes: Tensor, levels: tuple[int, ...]) -> dict[str, Te
     mean_p = mean_over_processes(halves[0].T @ halves[1] / len(flat))
     batch_entropy = -(mean_p * mean_p.clamp(min=MIN_LOG_PROBABILITY_ARGUMENT).log()).sum()
     return {"entropy": token_entropy - batch_entropy, "commitment": (z - codes).square().mean()}
+
+
+def check_finite(z: Tensor) -> None:
+    """A ValueError that names the first clip and step in which the encoder's output (b, c, T, H, W) is not finite."""
+    if not (finite := z.isfinite()).all():
+        clip, channel, step, row, column = (~finite).nonzero()[0].tolist()
+        raise ValueError(
+            f"VidTok: the encoder's output must be finite, got {z[clip, channel, step, row, column].item()} for clip "
+            f"{clip} at latent step {step}; check the weights and the video's values."
+        )
 
 
 class KL(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.network.layers import StreamLayer, TimeConv, own
 from vidtok_plugin.tokenizer.regularizers import Encoded
-from vidtok_plugin.tokenizer.video_checks import as_float_video
+from vidtok_plugin.tokenizer.video_checks import as_float_video, check_latents
 
 
 class StreamedModel(Protocol):
@@ -32,7 +32,7 @@ class StreamedModel(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def regularize(self, z: Tensor) -> Encoded: ...
+    def regularize(self, z: Tensor, *, validate: bool = False) -> Encoded: ...
 
 
 class Stream:
@@ -149,7 +149,7 @@ class EncoderStream(Stream):
         else:
             self._check_fits(x, self._state["pending"], "frames")
             x = torch.cat([self._state["pending"], x], dim=1)
-        return self._encode_groups(x)
+        return self._encode_groups(x, validate)
 
     def flush(self) -> Encoded:
         """Ends the stream: completes a last partial group with copies of its last frame, as `encode` does."""
@@ -159,11 +159,11 @@ class EncoderStream(Stream):
         if x.shape[1]:
             missing = self.architecture.temporal_factor - x.shape[1]
             x = torch.cat([x, repeat(x[:, -1:], "b 1 h w c -> b n h w c", n=missing)], dim=1)
-        encoded = self._encode_groups(x)
+        encoded = self._encode_groups(x, validate=False)
         self._ended = True
         return encoded
 
-    def _encode_groups(self, x: Tensor) -> Encoded:
+    def _encode_groups(self, x: Tensor, validate: bool) -> Encoded:
         f, network = self.architecture.temporal_factor, None if self._state is None else self._state["network"]
         whole = x.shape[1] // f * f
         x, pending = x[:, :whole], x[:, whole:]
@@ -173,7 +173,7 @@ class EncoderStream(Stream):
             return self._no_latents(x)
         z, network = self.model.encoder.step(x, network, last=False)
         self._state = {"pending": own(pending), "network": network}
-        return self.model.regularize(rearrange(z, "b t h w c -> b c t h w"))
+        return self.model.regularize(rearrange(z, "b t h w c -> b c t h w"), validate=validate)
 
     def _no_latents(self, x: Tensor) -> Encoded:
         b, _, h, w, _ = x.shape
@@ -225,11 +225,9 @@ class DecoderStream(Stream):
     def push(self, latents: Tensor) -> Tensor:
         """Latents (b, c, T, H, W) -> the frames (b, 3, n, h, w) that are final now."""
         self._check_open()
-        channels = self.architecture.latent_channels
-        if latents.ndim != 5 or latents.shape[1] != channels:
-            raise ValueError(
-                f"DecoderStream: latents must have the shape (b, {channels}, T, H, W), got {tuple(latents.shape)}."
-            )
+        check_latents(latents, self.architecture.latent_channels, who="DecoderStream")
+        if latents.shape[0] == 0:
+            raise ValueError(f"DecoderStream: latents must have at least one clip, got {tuple(latents.shape)}.")
         if latents.shape[2] == 0:
             return self._no_frames(latents)
         f, before, first = self.architecture.temporal_factor, self._state, self._state is None

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 
 from vidtok_plugin.common.config import check_keywords
+from vidtok_plugin.common.field_checks import check_fields
 
 # Trainer keywords that a run sets itself, and the keys to use instead.
 RESERVED = {
@@ -43,6 +44,7 @@ class RunConfig:
     trainer: dict[str, Any] = field(default_factory=dict)  # keywords of Lightning's Trainer; precision may be auto
 
     def __post_init__(self) -> None:
+        check_fields(self)
         who = type(self).__name__
         for key in self.trainer:
             if key in RESERVED:

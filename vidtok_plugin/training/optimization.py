@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
+from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.training.muon import Muon
 
 
@@ -31,6 +32,7 @@ class OptimizerConfig:
     gradient_clip: float | None = None  # maximum global norm of the gradients
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.muon_lr is not None and self.muon_lr <= 0:
             raise ValueError(f"OptimizerConfig: muon_lr must be above 0 or null, got {self.muon_lr}.")
         if self.lr <= 0 or not all(0 <= beta < 1 for beta in self.betas):

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader
 from vidtok_plugin.video.batch import Clip, VideoBatch, collate_clips
 from vidtok_plugin.video.clips import ClipDataset, ClipSettings
@@ -57,6 +58,7 @@ class VideoDataConfig:
                 "VideoDataConfig: train and validation must be lists of folders, files, CSV lists or patterns, got a"
                 " string; write it as [...]."
             )
+        check_fields(self)
         if not self.train:
             raise ValueError("VideoDataConfig: train must name at least one folder of videos, got none.")
         for field in ("clip_length", "frame_interval", "height", "width", "batch_size", "open_videos"):

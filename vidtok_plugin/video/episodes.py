@@ -88,17 +88,30 @@ def load_episode(path: str | os.PathLike[str]) -> Episode:
                 " elsewhere."
             )
     meta = read_meta(video)
+    actions = load_actions(actions_path(video), f"Episode {video}")
+    _check_actions(video, actions, meta)
+    return Episode(path=video, actions=as_torch_reads_them(actions), meta=meta)
+
+
+def load_actions(path: Path, who: str) -> np.ndarray:
+    """The array in a file of actions, as it was written; a ValueError that begins with `who` if it cannot be read."""
     try:
-        with open(actions_path(video), "rb") as file:  # np.load would leave an archive open
-            actions = np.load(file, allow_pickle=False)
+        with open(path, "rb") as file:  # np.load would leave an archive open
+            loaded = np.load(file, allow_pickle=False)
     except (*DAMAGE, ArithmeticError, MemoryError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"Episode {video}: {actions_path(video).name} cannot be read ({error}); record the episode again, or write "
-            "the file with numpy.save."
+            f"{who}: {path.name} cannot be read ({error}); record the episode again, or write the file with numpy.save."
         ) from None
-    _check_actions(video, actions, meta)
-    kind = np.int64 if actions.ndim == 1 else np.float32
-    return Episode(path=video, actions=np.ascontiguousarray(actions, dtype=kind), meta=meta)
+    if not isinstance(loaded, np.ndarray):
+        raise ValueError(f"{who}: {path.name} must hold one array, got an archive; write it with numpy.save.")
+    return loaded
+
+
+def as_torch_reads_them(actions: np.ndarray) -> np.ndarray:
+    """Integers as int64 and floats as float32, in this machine's byte order."""
+    kind = np.int64 if np.issubdtype(actions.dtype, np.integer) else np.float32
+    with np.errstate(over="ignore", invalid="ignore"):  # actions[0] may be anything
+        return np.ascontiguousarray(actions, dtype=kind)
 
 
 def save_episode_files(video: str | os.PathLike[str], actions: np.ndarray, meta: Mapping[str, Any]) -> None:
@@ -130,8 +143,19 @@ def _check_actions(video: Path, actions: np.ndarray, meta: Mapping[str, Any]) ->
             f" {meta['num_frames']} frames."
         )
     size = meta.get("action_space", {}).get("size") or 2**63
-    if discrete and len(actions) and not 0 <= actions.min() <= actions.max() < size:
+    used = actions[1:]  # actions[0] is ignored
+    if discrete and len(used) and not 0 <= used.min() <= used.max() < size:
+        frame = int(np.argmax((used < 0) | (used >= size))) + 1
         raise ValueError(
             f"Episode {video}: {name} must have actions in 0..{size - 1}, according to its action_space,"
-            f" got {actions.min()}..{actions.max()}."
+            f" got {actions[frame]} at frame {frame}; record it again, or correct the action."
         )
+    if continuous:
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(used.astype(np.float32)).all(axis=1)
+        if not finite.all():
+            frame = int(np.argmin(finite)) + 1
+            raise ValueError(
+                f"Episode {video}: {name} must have actions that are finite in float32, got {actions[frame]} at frame"
+                f" {frame}; record it again, or correct the action."
+            )

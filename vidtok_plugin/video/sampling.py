@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vidtok_plugin.common.field_checks import check_fields
+
 ROUNDING = 1e-6  # seconds
 
 
@@ -68,6 +70,7 @@ class ClipFrames:
     fps: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.clip_length < 1 or self.frame_interval < 1:
             raise ValueError(
                 f"ClipFrames: clip_length and frame_interval must be at least 1, got {self.clip_length} and"

@@ -12,8 +12,10 @@ from torch import Tensor
 from world_model.actions import GroupedActions
 from world_model.decoding import Decoding
 from world_model.generation.drawing import make_drawing
+from world_model.generation.finite_weights import check_finite_weights
 from world_model.generation.window import ContextWindow
 from world_model.heads.sampler import RolloutNoise, Sampler
+from world_model.inputs.token_checks import checked_tokens
 from world_model.model import WorldModel
 
 
@@ -52,9 +54,13 @@ class StepGenerator:
             raise ValueError(
                 "StepGenerator: the model's max_steps must be at least 2 to continue a past, got 1; train another."
             )
+        check_finite_weights(model)
+        tokens = checked_tokens(tokens, model.tokens, model.dtype, validate=True)
         batch, steps = tokens.shape[:2]
-        if steps < 1:
-            raise ValueError("StepGenerator: the past must have at least 1 latent step, got 0.")
+        if batch < 1 or steps < 1:
+            raise ValueError(
+                f"StepGenerator: the past must have at least 1 rollout and 1 latent step, got {batch} and {steps}."
+            )
         if indices is not None and len(indices) != batch:
             raise ValueError(f"StepGenerator: indices must name each of the {batch} rollouts, got {len(indices)}.")
         counts = [steps] * batch if past_steps is None else list(past_steps)

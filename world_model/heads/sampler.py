@@ -7,7 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vidtok_plugin.common.field_checks import check_fields
+
 BELOW_ONE = 1 - 2**-24  # the greatest float32 below 1: a sum times it is less than the sum
+
+SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +38,14 @@ class Sampler:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
+        check_fields(self)
+        if self.temperature < 0:
             raise ValueError(f"Sampler: temperature must be 0 (greedy) or above, got {self.temperature}.")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"Sampler: top_k must be at least 1, or None for all, got {self.top_k}.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"Sampler: top_p must be in (0, 1], or None for all, got {self.top_p}.")
-        if not 0 <= self.guidance < float("inf"):
+        if self.guidance < 0:
             raise ValueError(f"Sampler: guidance must be 0 or above (1 is none), got {self.guidance}.")
         if self.flow_steps is not None and self.flow_steps < 1:
             raise ValueError(f"Sampler: flow_steps must be at least 1, or None, got {self.flow_steps}.")
@@ -61,8 +66,10 @@ class Sampler:
 
     def guide(self, rows: Tensor) -> Tensor:
         """Guided logits or velocities (b, ...) of the model's rows (2 b, ...), those with the actions first."""
-        with_actions, without = rows.chunk(2)
-        return without + self.guidance * (with_actions - without)
+        with_actions, without = (rows if rows.dtype == torch.float64 else rows.float()).chunk(2)
+        limit = min(torch.finfo(rows.dtype).max, LARGEST)  # infinite logits would have no probabilities
+        guided = without + min(self.guidance, LARGEST) * (with_actions - without)
+        return guided.clamp(-limit, limit).to(rows.dtype)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution (b, V) that tokens are drawn from; when greedy, a single 1 in each row."""
@@ -88,7 +95,8 @@ class Sampler:
         ids, and None."""
         scaled = logits.float()
         if self.temperature != 1:
-            scaled = scaled / self.temperature
+            # Relative to the greatest, since a quotient by a tiny temperature would be infinite.
+            scaled = (scaled - scaled.amax(-1, keepdim=True)) / max(self.temperature, SMALLEST)
         if self.top_k is None and self.top_p is None:
             return scaled.softmax(-1), None
         scaled, order = scaled.sort(dim=-1, descending=True, stable=True)
@@ -97,7 +105,7 @@ class Sampler:
         p = scaled.softmax(-1)
         if self.top_p is not None:
             before = p.cumsum(-1) - p  # total probability of the likelier ones
-            p = p * (before < self.top_p)
+            p = p * (before < max(self.top_p, SMALLEST))
             p = p / p.sum(-1, keepdim=True)
         return p, order
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.metrics.fvd import MIN_FRAMES
 from world_model.decoding import Decoding
 from world_model.heads.sampler import Sampler
@@ -34,6 +35,7 @@ class MeasuresConfig:
     i3d: Path | None = None  # for FVD: I3D in TorchScript
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in (
             "prompts",
             "prompt_frames",

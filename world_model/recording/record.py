@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.common.hashing import hash_files
 from vidtok_plugin.video.episode_meta import read_meta
 from vidtok_plugin.video.episodes import actions_path, load_episode, meta_path, save_episode_files
@@ -57,6 +58,7 @@ class RecordConfig:
     crf: int = 10  # H.264 quality: 0 is lossless, larger values give smaller files
 
     def __post_init__(self) -> None:
+        check_fields(self)
         minima = {
             "train_episodes": 0,
             "validation_episodes": 0,

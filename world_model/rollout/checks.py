@@ -77,7 +77,7 @@ def check_rollout_actions(
                 "got none."
             )
         return None
-    checked = check_actions(actions, spec, who, values=actions.device.type == "cpu" or validate)
+    checked = check_actions(actions, spec, who, values=_on_cpu(actions) or validate, first=1)
     if checked.shape[:2] != (batch, frames):
         raise ValueError(
             f"{who}: actions must have the shape ({batch}, "
@@ -87,10 +87,14 @@ def check_rollout_actions(
     return group_actions(checked.to(model.device), model.tokens.temporal_factor)
 
 
+def _on_cpu(x: Tensor) -> bool:
+    return isinstance(x, Tensor) and x.device.type == "cpu"
+
+
 def check_step_actions(model: WorldModel, actions: Tensor, batch: int, who: str, *, validate: bool) -> GroupedActions:
     """Check the actions (b, f[, a]) of one latent step, as a policy returned them."""
     f, spec = model.tokens.temporal_factor, model.tokens.actions
-    checked = check_actions(actions, spec, who, values=actions.device.type == "cpu" or validate)
+    checked = check_actions(actions, spec, who, values=_on_cpu(actions) or validate)
     if checked.shape[:2] != (batch, f):
         raise ValueError(
             f"{who}: the policy must return the {f} actions of the next latent step for each rollout, shape "

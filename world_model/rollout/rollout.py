@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.adapter.tokens import VideoTokens
+from vidtok_plugin.common.tensor_checks import check_tensor
 from world_model.actions import GroupedActions
 from world_model.decoding import Decoding
 from world_model.generation.generator import StepGenerator
@@ -109,6 +110,9 @@ def rollout_many(
             "rollout_many: there must be at least one prompt, and as many actions as prompts, got "
             f"{len(prompts)} prompts and {'no' if actions is None else len(actions)} actions."
         )
+    for name, items in (("prompts", prompts), ("actions", actions or ())):
+        for i, item in enumerate(items):
+            check_tensor(item, who="rollout_many", name=f"{name}[{i}]")
     checked = [
         _checked(
             model,
@@ -199,7 +203,7 @@ def _result(
     _wait_for(video.device)
     return RolloutResult(
         video=torch.cat([video, decoded[:, :, prompt_frames:]], dim=2),
-        tokens=video_tokens_of(adapter, tokens, num_frames),
+        tokens=video_tokens_of(tokens, num_frames),
         prompt_reconstruction=decoded[:, :, :prompt_frames],
         generated_tokens=drawn.shape[0] * drawn.shape[1] * drawn.shape[2] * drawn.shape[3],
         model_calls=calls,

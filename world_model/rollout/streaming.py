@@ -81,7 +81,7 @@ def _stream(
 ) -> Iterator[Tensor]:
     model, batch, f = generator.model, video.shape[0], adapter.temporal_factor
     decoder = adapter.decoder_stream(lookahead=False)
-    decoder.push(video_tokens_of(adapter, tokens, video.shape[2]))
+    decoder.push(video_tokens_of(tokens, video.shape[2]))
     frames = video[:, :, -f:]
     frames = torch.cat([frames[:, :, :1].expand(-1, -1, f - frames.shape[2], -1, -1), frames], dim=2)
     num_given = 0
@@ -89,7 +89,7 @@ def _stream(
         actions = None
         if policy is not None:
             actions = check_step_actions(model, policy(frames), batch, "stream_rollout", validate=validate)
-        frames = decoder.push(video_tokens_of(adapter, generator.step(actions)[:, None], f)).clamp(-1, 1)
+        frames = decoder.push(video_tokens_of(generator.step(actions)[:, None], f)).clamp(-1, 1)
         num_given += f
         yield frames
 

@@ -4,11 +4,10 @@ Shapes: b rollouts, t h w frames and pixels, T H W latent steps, rows and column
 """
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
-from vidtok_plugin.adapter.tokens import TokenGrid, VideoTokens
+from vidtok_plugin.adapter.tokens import UNPLACED, VideoTokens, video_tokens
 from world_model.model import WorldModel
 
 CHUNK_FRAMES = 16  # frames of a prompt that are encoded at a time
@@ -46,9 +45,9 @@ def _encode_rows(adapter: TokenizerAdapter, video: Tensor) -> Tensor:
 
 def _decode_rows(adapter: TokenizerAdapter, tokens: Tensor) -> Tensor:
     stream = adapter.decoder_stream(lookahead=True)
-    frames = [stream.push(video_tokens_of(adapter, tokens[:, :1], 1))]
+    frames = [stream.push(video_tokens_of(tokens[:, :1], 1))]
     for step in range(1, tokens.shape[1]):
-        frames.append(stream.push(video_tokens_of(adapter, tokens[:, step : step + 1], adapter.temporal_factor)))
+        frames.append(stream.push(video_tokens_of(tokens[:, step : step + 1], adapter.temporal_factor)))
     return torch.cat([*frames, stream.flush()], dim=2).clamp(-1, 1)
 
 
@@ -56,9 +55,6 @@ def _row_chunks(x: Tensor) -> tuple[Tensor, ...]:
     return x.split(CPU_BATCH if x.device.type == "cpu" else len(x))
 
 
-def video_tokens_of(adapter: TokenizerAdapter, tokens: Tensor, num_frames: int) -> VideoTokens:
-    """The tokens (b, T, H, W[, p]) of `num_frames` frames as the adapter's `VideoTokens`."""
-    grid = TokenGrid(*tokens.shape[1:4])
-    if adapter.kind == "discrete":
-        return adapter.tokens_from_ids(tokens.flatten(1), grid, num_frames)
-    return adapter.tokens_from_patches(rearrange(tokens, "b T H W p -> b (T H W) p"), grid, num_frames)
+def video_tokens_of(tokens: Tensor, num_frames: int) -> VideoTokens:
+    """The tokens (b, T, H, W[, p]) of `num_frames` frames as `VideoTokens`, without a check of values."""
+    return video_tokens(tokens, num_frames, UNPLACED)

@@ -12,11 +12,14 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidtok_plugin.common.field_checks import check_fields
 from world_model.transformer.attention import AttentionBackend, attention, attention_over
 from world_model.transformer.cache import LayerCache, Placement, Segment
 from world_model.transformer.fast.choice import chunks_attention, functions
 from world_model.transformer.fast.chunked_attention import causal_attention
 from world_model.transformer.rotary import Rotation
+
+MAX_WIDTH, MAX_DEPTH = 2**16, 512  # far beyond any model that fits a machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +38,19 @@ class TransformerConfig:
     attention: AttentionBackend = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"TransformerConfig: {name} must be at least 1, got {getattr(self, name)}.")
+        check_fields(self)
+        for name, largest in (("width", MAX_WIDTH), ("depth", MAX_DEPTH), ("heads", MAX_WIDTH)):
+            if not 1 <= getattr(self, name) <= largest:
+                raise ValueError(f"TransformerConfig: {name} must be 1 to {largest}, got {getattr(self, name)}.")
         if self.width % self.heads or self.head_width % 2 or self.head_width < 6:
             raise ValueError(
                 "TransformerConfig: width must be heads times an even number of at least 6, got width "
                 f"{self.width} for {self.heads} heads."
             )
-        if self.mlp_ratio <= 0:
-            raise ValueError(f"TransformerConfig: mlp_ratio must be positive, got {self.mlp_ratio}.")
+        if not 0 < self.mlp_ratio <= MAX_WIDTH:
+            raise ValueError(
+                f"TransformerConfig: mlp_ratio must be above 0 and at most {MAX_WIDTH}, got {self.mlp_ratio}."
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"TransformerConfig: dropout must be in [0, 1), got {self.dropout}.")
         if self.attention not in ("auto", "sdpa", "xformers"):

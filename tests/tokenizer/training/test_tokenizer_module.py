@@ -262,7 +262,7 @@ def test_trainer_keys_that_a_run_sets_itself_are_refused(folder: Path, tmp_path:
         (["data.width=12"], r"data\.width must be a multiple of 8 .*, got 12; the nearest sizes are 8 and 16"),
         (["preset=vidtok_tinny"], "no preset 'vidtok_tinny'; the nearest is 'vidtok_tiny'"),
         (["architecture={chh: 4}"], "no architecture setting 'chh'; the nearest is 'ch'"),
-        (["architecture={ch: 0}"], "ch, ch_mult and num_res_blocks must be 1 or more"),
+        (["architecture={ch: 0}"], "ch must be 1 to 65536"),
         (["checkpoint_every=0"], "checkpoint_every must be 1 or more, got 0"),
         (["optimizer.lr=0.0"], "lr must be above 0"),
         (["optimizer.gradient_clip=0.0"], "gradient_clip must be above 0 or null"),

@@ -388,10 +388,10 @@ def test_all_presets_with_matching_shapes_are_named() -> None:
     with torch.device("meta"):
         state_dict = VidTok(presets()[FSQ].architecture).state_dict()
     with pytest.raises(ValueError, match=f"; their shapes match {FSQ}, {FSQ}_v1_1.$"):
-        weights.load_strictly(toy_tokenizer(FSQ), state_dict, "file")
+        weights.build_strictly(lambda: toy_tokenizer(FSQ), state_dict, "file")
     del state_dict["encoder.conv_out.conv.weight"], state_dict["encoder.conv_out.conv.bias"]
     with pytest.raises(ValueError, match=f"; their shapes are closest to {FSQ}, {FSQ}_v1_1.$"):
-        weights.load_strictly(toy_tokenizer(FSQ), state_dict, "file")
+        weights.build_strictly(lambda: toy_tokenizer(FSQ), state_dict, "file")
 
 
 @pytest.mark.usefixtures("few_presets")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.metrics.lpips import MIN_SIZE as LPIPS_MIN_SIZE
 from vidtok_plugin.tokenizer.objective.discriminators import MIN_SIZE as DISCRIMINATOR_MIN_SIZE
 
@@ -36,6 +37,7 @@ class ObjectiveConfig:
     still_weight: float = 0.0  # of latents that change where the video is still; not in the published objective
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if min(self.l1_weight, self.l2_weight) < 0 or self.l1_weight + self.l2_weight == 0:
             raise ValueError(
                 "ObjectiveConfig: l1_weight and l2_weight must not be negative, and one above 0, "

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.tokenizer.training.codebook_usage import CodebookUsage, CodebookUsageMonitor
 from vidtok_plugin.training.log_steps import at_log_step
 
@@ -33,6 +34,7 @@ class CollapseConfig:
     lost_margin: float = 0.05  # difference of the mean logits of real and fake below which it has lost
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.window < 1 or self.grace < 0:
             raise ValueError(
                 f"CollapseConfig: window must be 1 or more and grace not negative, got {self.window} and {self.grace}."

@@ -1,5 +1,6 @@
 """A tokenizer's weights in a `.ckpt` or `.safetensors` file, published or of our training."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from vidtok_plugin.common.checkpoint_files import read_checkpoint
+from vidtok_plugin.common.saved_config import checked_config
 from vidtok_plugin.tokenizer.architecture import Architecture
 
 OBJECTIVE_PREFIX = "loss."  # of the objective's weights in a published checkpoint
@@ -77,6 +79,9 @@ def _architecture_in(checkpoint: dict[str, object], path: Path) -> Architecture 
     if not isinstance(settings, dict):
         return None
     try:
-        return Architecture(**settings)
-    except TypeError as error:
-        raise ValueError(f"VidTok: {path} has architecture settings unknown to this version ({error}).") from error
+        plain = json.loads(json.dumps(settings))  # lists for tuples, as in YAML
+        return checked_config(Architecture, plain, "its architecture")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"VidTok: {path} has architecture settings that no model has ({error}); fetch it again."
+        ) from None

@@ -12,7 +12,7 @@ from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.presets import presets
 from vidtok_plugin.tokenizer.weights.checkpoints import Weights, read_weights
-from vidtok_plugin.tokenizer.weights.weights import CONFIG_FILE, choose_architecture, load, load_strictly
+from vidtok_plugin.tokenizer.weights.weights import CONFIG_FILE, build_strictly, choose_architecture, load
 
 Layout = Literal["ours", "published", "diffusers"]
 
@@ -56,8 +56,7 @@ def convert(source: str | Path, folder: str | Path, *, to: Layout = "ours", pres
         architecture, state_dict = choose_architecture(found, preset, source), found.state_dict
     else:
         architecture, state_dict = load(source, preset, strip_objects=True)
-    model = VidTok(architecture)
-    load_strictly(model, state_dict, source)
+    model = build_strictly(lambda: VidTok(architecture), state_dict, source)
     if to == "ours":
         model.save_pretrained(folder)
         return folder

@@ -1,6 +1,6 @@
 """Loading and saving VidTok weights: finding a source, its architecture, and loading strictly."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vidtok_plugin.common.config import load_config, to_yaml
+from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.errors import nearest
-from vidtok_plugin.common.state_dict import load_state_dict_strictly
+from vidtok_plugin.common.saved_config import load_saved_config
+from vidtok_plugin.common.state_dict import M, build_with_weights
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.network.encoder_decoder import Decoder, Encoder
 from vidtok_plugin.tokenizer.presets import get_preset, presets
@@ -91,9 +92,10 @@ def _find(source: str | Path, averaging: Averaging | None, revision: str | None,
     return _load_folder(Path(str(files("vidtok_plugin") / "pretrained" / name)), averaging)
 
 
-def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path) -> None:
-    """Loads weights into `model`; the ValueError for weights of another architecture names matching presets."""
-    load_state_dict_strictly(model, state_dict, who="VidTok", source=source, hint=lambda: _guess(state_dict))
+def build_strictly(build: Callable[[], M], state_dict: Mapping[str, Tensor], source: str | Path) -> M:
+    """The model that `build` makes, with these weights; the ValueError for those of another architecture names matching
+    presets."""
+    return build_with_weights(build, state_dict, who="VidTok", source=source, hint=lambda: _guess(state_dict))
 
 
 def _load_folder(folder: Path, averaging: Averaging | None) -> Weights:
@@ -103,7 +105,7 @@ def _load_folder(folder: Path, averaging: Averaging | None) -> Weights:
                 f"VidTok: {folder} has no {name}; it was not written by save_pretrained (`vidtok-plugin convert` "
                 "converts a diffusers folder)."
             )
-    architecture = load_config(Architecture, [folder / CONFIG_FILE])
+    architecture = load_saved_config(Architecture, folder / CONFIG_FILE)
     return replace(read_weights(folder / WEIGHTS_FILE, averaging), architecture=architecture)
 
 
