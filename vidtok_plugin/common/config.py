@@ -132,7 +132,7 @@ def _check_events(path: Path, text: str, aliases: bool) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark else 0
         if depth > MAX_DEPTH:
             raise ConfigError(
                 f"config file {path} must be nested at most {MAX_DEPTH} deep, got more in line {line}; flatten it."

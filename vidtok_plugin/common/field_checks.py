@@ -4,6 +4,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Hashable
 from functools import cache
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -25,7 +26,7 @@ def check_fields(instance: Any) -> None:
         Traceback (most recent call last):
         ValueError: RunConfig: rate must be a finite number, got inf.
     """
-    for name, hint in _hints(type(instance)):
+    for name, hint in _hints(typing.cast(Hashable, type(instance))):
         value = getattr(instance, name)
         if not _fits(hint, value):
             raise ValueError(f"{type(instance).__name__}: {name} must be {_rule(hint)}, got {value!r}.")
