@@ -103,7 +103,7 @@ def load_actions(path: Path, who: str) -> np.ndarray:
             f"{who}: {path.name} cannot be read ({error}); record the episode again, or write the file with numpy.save."
         ) from None
     if not isinstance(loaded, np.ndarray):
-        raise ValueError(f"{who}: {path.name} must hold one array, got an archive; write it with numpy.save.")
+        raise ValueError(f"{who}: {path.name} must be one array, got an archive of several; write it with numpy.save.")
     return loaded
 
 
@@ -125,10 +125,6 @@ def save_episode_files(video: str | os.PathLike[str], actions: np.ndarray, meta:
 
 def _check_actions(video: Path, actions: np.ndarray, meta: Mapping[str, Any]) -> None:
     name = actions_path(video).name
-    if not isinstance(actions, np.ndarray):
-        raise ValueError(
-            f"Episode {video}: {name} must be one array, got an archive of several; write it with numpy.save."
-        )
     discrete = actions.ndim == 1 and np.issubdtype(actions.dtype, np.integer)
     continuous = actions.ndim == 2 and np.issubdtype(actions.dtype, np.floating)
     if not (discrete or continuous):
