@@ -164,8 +164,8 @@ class TrainingModule(pl.LightningModule):
         chunks = {name: tensor.chunk(count) for name, tensor in self.tensors_of(batch).items()}
         micro_batches = [self.batch_of({name: chunk[i] for name, chunk in chunks.items()}) for i in range(count)]
         with torch.no_grad():  # losses are means over all processes
-            scored = mean_over_processes(torch.stack([self.scored_count(part).double() for part in micro_batches]))
-        return list(zip(micro_batches, (scored / scored.sum()).float(), strict=True))
+            scored = mean_over_processes(torch.stack([self.scored_count(part).float() for part in micro_batches]))
+        return list(zip(micro_batches, scored / scored.sum(), strict=True))
 
     def _backward(
         self, micro_batch: Any, step: int, optimizers: list[LightningOptimizer], weight: Tensor | float
