@@ -233,7 +233,16 @@ def test_an_unsupported_diffusers_config_is_refused(changes: dict[str, Any], mes
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("{", "config.json is not a JSON file"), ("[]", "must hold a model's")]
+    ("content", "message"),
+    [
+        ("{", "config.json is not valid JSON"),
+        ("[]", "config.json must be a JSON object, got list; fetch it again"),
+        ('{"a":' * 100_000, "config.json is nested too deeply; fetch it again"),
+        (
+            f'{{"_class_name": "AutoencoderVidTok", "regularizer": "fsq", "z_channels": {10**12}}}',
+            "z_channels must be 1 to",
+        ),
+    ],
 )
 def test_a_damaged_diffusers_config_is_refused(content: str, message: str, tmp_path: Path) -> None:
     folder = source("diffusers", toy_tokenizer(FSQ).float(), tmp_path / "in")

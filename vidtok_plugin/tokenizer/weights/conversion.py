@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from safetensors.torch import save_file
 
+from vidtok_plugin.common.json_files import read_json_object
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.presets import presets
@@ -20,6 +21,7 @@ DIFFUSERS_CLASS = "AutoencoderVidTok"
 DIFFUSERS_VERSION = "0.38.0"  # the first with that class
 DIFFUSERS_CONFIG = "config.json"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+MAX_DIGITS = 10  # of 8 levels: 2^30 codes
 LEVELS = {  # our setting: (the resolved levels, diffusers' setting)
     "encoder_spatial_levels": ("spatial_down", "spatial_ds"),
     "decoder_spatial_levels": ("spatial_up", "spatial_us"),
@@ -117,6 +119,8 @@ def architecture_from_diffusers(config: dict[str, Any]) -> Architecture:
         raise ValueError(f"convert: unknown diffusers settings: {', '.join(unknown)}.")
     settings = {**defaults, **config}
     fsq = settings["regularizer"] == "fsq"
+    if fsq and (type(settings["z_channels"]) is not int or not 1 <= settings["z_channels"] <= MAX_DIGITS):
+        raise ValueError(f"convert: z_channels must be 1 to {MAX_DIGITS} for fsq, got {settings['z_channels']!r}.")
     try:
         levels = {ours: settings[theirs] for ours, (_, theirs) in LEVELS.items()}
         architecture = Architecture(
@@ -156,12 +160,7 @@ def _is_diffusers_folder(path: Path) -> bool:
 def _read_diffusers(folder: Path) -> Weights:
     if not (folder / DIFFUSERS_WEIGHTS).is_file():
         raise FileNotFoundError(f"convert: {folder} has no {DIFFUSERS_WEIGHTS}; save the model as safetensors.")
-    try:
-        config = json.loads((folder / DIFFUSERS_CONFIG).read_text())
-    except ValueError as error:
-        raise ValueError(f"convert: {folder / DIFFUSERS_CONFIG} is not a JSON file ({error}).") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"convert: {folder / DIFFUSERS_CONFIG} must hold a model's settings, got {config!r}.")
+    config = read_json_object(folder / DIFFUSERS_CONFIG, "fetch it again")
     return replace(read_weights(folder / DIFFUSERS_WEIGHTS), architecture=architecture_from_diffusers(config))
 
 
