@@ -73,8 +73,9 @@ class TokenizerAdapter(FrozenTokenizer):
         self.kind: Literal["discrete", "continuous"] = "continuous" if levels is None else "discrete"
         self._vocabulary = vocabulary
         if self.kind == "continuous":
-            self.register_buffer("latent_mean", torch.zeros(tokenizer.latent_channels))
-            self.register_buffer("latent_std", torch.ones(tokenizer.latent_channels))
+            channels, device = tokenizer.latent_channels, tokenizer.device
+            self.register_buffer("latent_mean", torch.zeros(channels, dtype=torch.float32, device=device))
+            self.register_buffer("latent_std", torch.ones(channels, dtype=torch.float32, device=device))
             self.register_load_state_dict_pre_hook(_check_loaded_statistics)
 
     @property

@@ -1,8 +1,9 @@
 """FrozenWeights: the check that a module's weights are still what they were when it was frozen."""
 
+import itertools
 import operator
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from vidtok_plugin.common.hashing import tensor_bytes
+
+_VERSION, _REQUIRES_GRAD = operator.attrgetter("_version"), operator.attrgetter("requires_grad")
+_TRAINING = operator.attrgetter("training")
 
 
 class FrozenWeight(nn.Parameter):
@@ -101,7 +105,7 @@ class FrozenWeights:
 
     def _other_layers(self, module: nn.Module) -> list[str]:
         layers = {path: type(layer) for path, layer in module.named_modules()}
-        sharded = [path for path, weight in module.named_parameters() if hasattr(weight, "placements")]
+        sharded = [path for path, weight in module.named_parameters() if _is_sharded(weight)]
         if sharded:
             return [f"{path} is sharded" for path in sharded]
         other = [f"{path} is missing" for path in self._layers if path not in layers]
@@ -141,26 +145,27 @@ class _Seen:
         self.weights: list[tuple[str, Tensor]] = list(module.named_parameters())
         self._tensors = [weight for _, weight in self.weights]
         self._held = [weight.detach() for weight in self._tensors]  # so that no other weight gets their address
-        self._versions = _versions(self._tensors)
+        self._counted = [weight for weight in self._tensors if not weight.is_inference()]
+        self._versions, self._addresses = self._now()
         self._root = module
-        self._layers = [
-            (layer, tuple(layer._modules.values()), tuple(layer._parameters.values())) for layer in module.modules()
-        ]
+        self._layers = list(module.modules())
+        self._tables = [table for layer in self._layers for table in (layer._modules, layer._parameters)]
+        self._entries = [entry for table in self._tables for entry in table.values()]
 
     def is_current(self, module: nn.Module) -> bool:
+        entries = itertools.chain.from_iterable(map(dict.values, self._tables))
         return (
             module is self._root
-            and all(
-                _same(layer._modules, layers) and _same(layer._parameters, weights)
-                for layer, layers, weights in self._layers
-            )
-            and _versions(self._tensors) == self._versions
+            and sum(map(len, self._tables)) == len(self._entries)
+            and all(map(operator.is_, entries, self._entries))
+            and self._now() == (self._versions, self._addresses)
         )
 
     def is_frozen(self) -> bool:
-        return not any(weight.requires_grad for weight in self._tensors) and not any(
-            layer.training for layer, *_ in self._layers
-        )
+        return not any(map(_REQUIRES_GRAD, self._tensors)) and not any(map(_TRAINING, self._layers))
+
+    def _now(self) -> tuple[list[int], list[int]]:
+        return list(map(_VERSION, self._counted)), list(map(Tensor.data_ptr, self._tensors))
 
 
 def freeze(module: nn.Module) -> None:
@@ -184,13 +189,9 @@ def checksum(tensor: Tensor, dtype: torch.dtype) -> int:
     return zlib.crc32(tensor_bytes(values))
 
 
+def _is_sharded(weight: Tensor) -> bool:
+    return hasattr(weight, "placements") or hasattr(weight, "ds_id")  # FSDP2, DeepSpeed
+
+
 def _without_values(module: nn.Module) -> list[str]:
     return [f"{path} has no values (device meta)" for path, weight in module.named_parameters() if weight.is_meta]
-
-
-def _versions(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
-    return [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
-
-
-def _same(now: Mapping[str, Any], then: tuple[Any, ...]) -> bool:
-    return len(now) == len(then) and all(map(operator.is_, now.values(), then))

@@ -20,7 +20,7 @@ def build_with_weights(
     """The module that `build` makes, with `weights` that were read from `source`.
 
     They are compared with a module on the meta device first, so that a config that asks for more than its weights
-    contain allocates nothing.
+    contain allocates nothing. Where PyTorch creates modules on the meta device, it is put on the CPU, to have values.
 
     Raises:
         ValueError: weights are missing, unexpected, of another shape or type, or contain NaN, infinite or huge values.
@@ -32,6 +32,8 @@ def build_with_weights(
     for name, tensor in weights.items():
         check_numbers(name, tensor, expected[name].dtype, who=who, source=source)
     model = build()
+    if any(tensor.is_meta for tensor in model.state_dict().values()):  # created in somebody's empty model
+        model.to_empty(device="cpu")
     model.load_state_dict(weights)
     return model
 

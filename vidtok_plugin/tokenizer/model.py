@@ -1,5 +1,7 @@
 """VidTok: the tokenizer that users build, load, call and save."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -66,6 +68,9 @@ class VidTok(nn.Module):
     ) -> Self:
         """A model with the weights of `source`, in eval mode.
 
+        It has them in float32 (or float64, if that is PyTorch's default), and on the CPU where PyTorch would create it
+        on the meta device, as a Hugging Face model's `from_pretrained` does with its parts.
+
         source: a preset's name, a folder written by `save_pretrained`, a `.ckpt` (published, or from our own training)
             or a `.safetensors` file. A published name is read from `$VIDTOK_HOME/NAME.ckpt` if that file exists (by
             default `~/.cache/vidtok_plugin/NAME.ckpt`), else downloaded from the Hugging Face hub and cached. A bare
@@ -86,7 +91,8 @@ class VidTok(nn.Module):
         """
         architecture, state_dict = weights_io.load(source, preset, averaging=weights, revision=revision)
         chosen = override_architecture(architecture, overrides)
-        return weights_io.build_strictly(lambda: cls(chosen), state_dict, source).eval()
+        with _float32_unless_double():
+            return weights_io.build_strictly(lambda: cls(chosen), state_dict, source).eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `model.safetensors` and `config.yaml` into `folder`."""
@@ -287,6 +293,17 @@ def override_architecture(architecture: Architecture, overrides: dict[str, Any])
     # YAML has lists where an Architecture has tuples.
     settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
     return replace(architecture, **settings)
+
+
+@contextmanager
+def _float32_unless_double() -> Iterator[None]:
+    """Inside, the default dtype is float32 if it was a half-precision one, which would round weights."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(before if before == torch.float64 else torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _copies(frame: Tensor, count: int) -> Tensor:
