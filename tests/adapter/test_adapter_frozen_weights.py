@@ -89,8 +89,8 @@ def replace_layer(parent: nn.Module, name: str) -> None:
     layer.conv = nn.Sequential(layer.conv, nn.Identity())
 
 
-ONE = rf"{re.escape(FIRST)} has other values; keep"
-ALL = rf"{re.escape(FIRST)} has other values and \d+ more; keep"
+ONE = rf"{re.escape(FIRST)} has other values; load"
+ALL = rf"{re.escape(FIRST)} has other values and \d+ more; load"
 TAMPERING: dict[str, tuple[Callable[[nn.Module, str], object], str]] = {
     "in place": (lambda p, name: torch.no_grad()(weight(p, name).add_)(1e-3), ONE),
     "through .data": (lambda p, name: weight(p, name).data.mul_(1.001), ONE),

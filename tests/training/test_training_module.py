@@ -301,6 +301,33 @@ def test_a_frozen_encoder_keeps_ids_and_latents_bit_for_bit(videos: Path, tmp_pa
         assert not torch.allclose(tokenizer.decode(before.latents), decoded, atol=1e-3)
 
 
+def test_a_frozen_encoder_that_a_foreign_loop_changes_is_refused(videos: Path, tmp_path: Path) -> None:
+    cfg = config(videos, tmp_path, "trained=decoder", "objective.discriminator=none")
+    module = TokenizerModule(cfg)
+    batch = torch.rand(1, 3, 9, 16, 16) * 2 - 1
+    before = module.tokenizer.encode(batch).latents
+
+    def step(decay: float) -> None:
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2, weight_decay=decay)
+        for loss in module.losses(batch, step=0):
+            assert loss.value is not None
+            loss.value.backward()
+        optimizer.step()
+
+    module.requires_grad_(True).train()
+    step(0.1)
+    assert torch.equal(module.tokenizer.encode(batch).latents, before)
+    saved = module.state_dict()
+    for parameter in module.tokenizer.encoder.parameters():
+        parameter.data.mul_(0.99)
+    message = r"TokenizerModule: .* frozen encoder must stay as they were, but conv_in\.conv\.weight has other values"
+    for call in (lambda: step(0.1), module.check_frozen, lambda: module.on_save_checkpoint({})):
+        with pytest.raises(ValueError, match=message):
+            call()
+    module.load_state_dict(saved)  # shares the changed weights, which are then those of the resumed run
+    module.check_frozen(values=True)
+
+
 # NaN and infinite losses
 
 

@@ -162,6 +162,7 @@ class TokenizerAdapter(FrozenTokenizer):
         encoded = self._encode(video, validate)
         return self.tokens_from_latents(encoded.latents, encoded.indices, video.shape[2])
 
+    @torch.compiler.disable  # compiled by a parent, ids would change
     def _encode(self, video: Tensor, validate: bool = False) -> Encoded:
         self.check_video(video)
         self.check_encoder(values=validate or None)

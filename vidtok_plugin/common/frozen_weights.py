@@ -129,8 +129,9 @@ class FrozenWeights:
         self._seen = None
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise ValueError(
-            f"{self.who}: the weights of its frozen {self.name} must stay as they were, but {problems[0]}{more}; keep "
-            "initialization, optimizers, averaging, sharding and wrappers away from it, and load it again."
+            f"{self.who}: the weights of its frozen {self.name} must stay as they were, but {problems[0]}{more}; load "
+            "it again, and keep initialization, optimizers, averaging, sharding and wrappers away from it (for example "
+            "by holding it in a tuple, which a module does not pass on)."
         )
 
     def __getstate__(self) -> dict[str, Any]:

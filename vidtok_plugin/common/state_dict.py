@@ -1,6 +1,7 @@
 """Strict loading of a state dict: another architecture, or weights that are no numbers, are one clear error."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,11 +32,20 @@ def build_with_weights(
     _check_shapes(expected, weights, who=who, source=source, hint=hint)
     for name, tensor in weights.items():
         check_numbers(name, tensor, expected[name].dtype, who=who, source=source)
-    model = build()
-    if any(tensor.is_meta for tensor in model.state_dict().values()):  # created in somebody's empty model
-        model.to_empty(device="cpu")
+    with torch.device("cpu") if torch.empty(0).is_meta else nullcontext():
+        model = build()
+    _allocate(model)
     model.load_state_dict(weights)
     return model
+
+
+def _allocate(model: nn.Module) -> None:
+    """Memory for parameters that another library's context created on the meta device, as accelerate's does."""
+    for layer in model.modules():
+        for name, weight in layer._parameters.items():
+            if weight is not None and weight.is_meta:
+                empty = torch.empty_like(weight, device="cpu")
+                layer._parameters[name] = nn.Parameter(empty, requires_grad=weight.requires_grad)
 
 
 def check_numbers(name: str, tensor: Tensor, dtype: torch.dtype, *, who: str, source: str | Path) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from vidtok_plugin.common.frozen_weights import FrozenWeights
 from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.codebook import code_statistics, count_codes
@@ -123,8 +124,9 @@ class TokenizerModule(TrainingModule):
         self.cfg = cfg
         self.tokenizer = cfg.build()
         self.objective = Objective(cfg.objective)
-        if cfg.trained == "decoder":
-            self.tokenizer.encoder.requires_grad_(False)
+        self._frozen_encoder: FrozenWeights | None = None
+        self._freeze_encoder()
+        self.register_load_state_dict_post_hook(TokenizerModule._freeze_encoder)  # a resumed run has its own encoder
         if cfg.activation_checkpointing:
             self.tokenizer.checkpoint_activations()
         if cfg.compile:
@@ -144,6 +146,15 @@ class TokenizerModule(TrainingModule):
         if isinstance(strategy, DDPStrategy) and self.objective.discriminator is not None:
             # Each of the two losses leaves the parameters of the other unused.
             strategy._ddp_kwargs["find_unused_parameters"] = True
+
+    def _freeze_encoder(self, *_: Any) -> None:
+        if self.cfg.trained == "decoder":
+            self._frozen_encoder = FrozenWeights(self.tokenizer.encoder, who="TokenizerModule", name="encoder")
+
+    def check_frozen(self, *, values: bool = False) -> None:
+        """A ValueError if `trained` is "decoder" and the encoder is not what it was; `values`: read all its weights."""
+        if self._frozen_encoder is not None:
+            self._frozen_encoder.check(self.tokenizer.encoder, values=values)
 
     # Training
 
@@ -175,6 +186,7 @@ class TokenizerModule(TrainingModule):
         ]
 
     def losses(self, batch: VideoBatch | Tensor, step: int) -> Iterator[Loss]:
+        self.check_frozen()
         video = as_video(batch)
         out = self.tokenizer(video)
         loss, statistics = self.objective.generator_loss(video, out, step, self.tokenizer.decoder.last_weight)
@@ -211,6 +223,7 @@ class TokenizerModule(TrainingModule):
 
     def validation_step(self, batch: VideoBatch | Tensor, batch_index: int) -> Tensor:
         """Logs the metrics; returns the reconstruction, for callbacks."""
+        self.check_frozen()
         video = as_video(batch)
         out = self.tokenizer(video)
         scores = {
@@ -245,5 +258,6 @@ class TokenizerModule(TrainingModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_frozen(values=True)
         super().on_save_checkpoint(checkpoint)
         checkpoint["architecture"] = architecture_settings(self.tokenizer.architecture)

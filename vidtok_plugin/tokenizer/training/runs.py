@@ -15,6 +15,7 @@ def fit_tokenizer(cfg: TokenizerRunConfig) -> None:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module = TokenizerModule(cfg)
     trainer = training.fit(cfg, module, VideoDataModule(cfg), default_callbacks(cfg))
+    module.check_frozen(values=True)
     if trainer.is_global_zero:
         module.tokenizer.save_pretrained(cfg.output / "model")
 
