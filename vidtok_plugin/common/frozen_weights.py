@@ -150,7 +150,9 @@ class _Seen:
         self._versions, self._addresses = self._now()
         self._root = module
         self._layers = list(module.modules())
-        self._tables = [table for layer in self._layers for table in (layer._modules, layer._parameters)]
+        self._tables: list[dict[str, Any]] = []
+        for layer in self._layers:
+            self._tables += [layer._modules, layer._parameters]
         self._entries = [entry for table in self._tables for entry in table.values()]
 
     def is_current(self, module: nn.Module) -> bool:
