@@ -8,8 +8,10 @@
         plan_00001/shards.json            the plan that replaced it, because episodes were added
         shard_00000/shard.safetensors     the tokens and actions of its episodes, one episode after another
         shard_00003_r1/                   the first revision of shard 3, whose episode's file had changed
+    STORE/tokens_0a.../_written/SPLIT/    a record of each shard, with its digest: a lost or swapped shard is missed
 
-A shard has N steps, and in its header the name, digest, first frame, frames and steps of each episode:
+A shard has N steps, and in its header the name, digest, first frame, frames and steps of each episode, the store's
+tokens folder, the shard's own place, and SHA-256 checksums of its arrays:
 
     codes        (N, H, W) int32: FSQ codebook indices, or
     patches      (N, H, W, d) float32: a KL model's normalized patches
@@ -18,6 +20,9 @@ A shard has N steps, and in its header the name, digest, first frame, frames and
 
 Rules that let readers and several writers share a store:
 
+- What is read is checked: store.json by its checksum and its ranges, each shard's header when the store opens, its
+  arrays and codes when they are first read, everything by `vidtok-plugin check`. `tokenize` writes damaged and lost
+  shards again. Stores from before there were checksums are checked by sizes and values alone.
 - Every file and folder appears whole or not at all. A shard never changes; the latest revision counts.
 - Folders are named by a hash of what determines their content, so different tokens never share a folder.
 - store.json names the current adapter and tokens. An update writes new tokens next to the current ones, then switches
