@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from vidtok_plugin.common.checkpoint_files import read_safetensors
+from vidtok_plugin.common.checkpoint_files import read_safetensors, write_safetensors
 from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.saved_config import checked_config, read_saved_config
 from world_model.architecture import WorldModelConfig
@@ -28,7 +27,7 @@ class Contents:
 def write_folder(folder: Path, contents: Contents, weights: Mapping[str, Tensor]) -> None:
     """Write config and weights into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS_FILE)
+    write_safetensors(folder / WEIGHTS_FILE, weights)
     (folder / CONFIG_FILE).write_text(to_yaml(contents))
 
 

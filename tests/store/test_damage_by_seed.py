@@ -20,7 +20,7 @@ from vidtok_plugin.video.episodes import find_episodes
 
 TRIES = int(os.environ.get("VIDTOK_DAMAGE_TRIES", "60"))
 SECONDS = 300  # of one try, which takes less than one on an idle machine
-REMEDIES = ("tokenize", "restore", "remove", "save", "fetch", "give ", "record ", "correct", "--update")
+REMEDIES = ("tokenize", "restore", "remove", "save", "record the episode again", "correct", "write the file")
 
 Content = list[torch.Tensor]
 

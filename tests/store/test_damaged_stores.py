@@ -370,6 +370,7 @@ def test_a_damaged_adapter_inside_a_store_is_named_and_mended(
 def test_a_damaged_plan_is_named(recorded: Path, stored: Path, content: str) -> None:
     plan = next(stored.glob("tokens_*/train/plan_00000/shards.json"))
     plan.write_text(content)
+    assert "plan_00000/shards.json" in check_store(stored).problems[0]
     with pytest.raises(
         ValueError, match=r"plan_00000/shards\.json (is|must) .*; remove .*plan_00000 and tokenize again"
     ):

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vidtok_plugin.adapter.patches import check_statistics
-from vidtok_plugin.common.checkpoint_files import read_safetensors
+from vidtok_plugin.common.checkpoint_files import read_safetensors, write_safetensors
 from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.common.saved_config import load_saved_config
@@ -75,7 +74,7 @@ def check_hash(folder: Path, adapter_hash: str) -> None:
 
 
 def save_statistics(folder: Path, statistics: Mapping[str, Tensor]) -> None:
-    save_file(dict(statistics), folder / STATISTICS_FILE)
+    write_safetensors(folder / STATISTICS_FILE, statistics)
 
 
 def load_statistics(folder: Path, channels: int) -> dict[str, Tensor]:

@@ -4,14 +4,18 @@ import pickle
 import re
 import struct
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vidtok_plugin.common.hashing import hash_weights
+
+_CHECKSUM = "vidtok_plugin_sha256"  # header key: of all tensors
 ZIP = b"PK"  # the first bytes of a file by torch.save
 MAX_HEADER = 10_000_000  # bytes of a safetensors header; a tensor takes about 100, and parsing 90 MB takes minutes
 # Errors that the unpickler raises on damaged bytes.
@@ -47,7 +51,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors in a safetensors file, on the CPU.
 
     Raises:
-        ValueError: the file is damaged or of another format, or its header is far longer than that of any model.
+        ValueError: the file is damaged, differs from its checksum, is of another format, or has a header that is far
+            longer than that of any model.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -56,9 +61,20 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             f"{path} must have a safetensors header of at most {MAX_HEADER} bytes, got {length}; fetch it again."
         )
     try:
-        return load_file(path)
+        tensors = load_file(path)
+        with safe_open(path, "pt") as opened:
+            saved = (opened.metadata() or {}).get(_CHECKSUM)
     except (SafetensorError, *DAMAGE) as error:
         raise ValueError(f"{path} is not a complete safetensors file ({error}); fetch it again.") from error
+    if saved is not None and saved != hash_weights(tensors):
+        raise ValueError(f"{path} is damaged: its tensors differ from the checksum in its header; fetch it again.")
+    return tensors
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors with a checksum, which `read_safetensors` compares; files without one are read as they are."""
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, path, {_CHECKSUM: hash_weights(contiguous)})
 
 
 def _unpickle(path: Path, strip_objects: bool) -> object:

@@ -61,11 +61,18 @@ def stored_adapter(store: str | Path) -> TokenizerAdapter:
     """
     metadata = read_metadata(store)
     folder = Path(store) / metadata.adapter_folder
-    adapter = TokenizerAdapter.from_pretrained(folder)
+    remedy = "run `vidtok-plugin tokenize` again, which writes it again"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"TokenStore: {folder}, the adapter that wrote the tokens, is missing; {remedy}.")
+    try:
+        adapter = TokenizerAdapter.from_pretrained(folder)
+    except (ValueError, FileNotFoundError) as error:
+        problem = str(error).rstrip(".")
+        raise ValueError(f"TokenStore: the adapter in {folder} is damaged ({problem}); {remedy}.") from error
     if adapter.hash != metadata.adapter_hash:
         raise ValueError(
             f"TokenStore: the adapter in {folder} must have the hash in {METADATA_FILE}, {metadata.adapter_hash}, got "
-            f"{adapter.hash}: it is damaged or another one; run `vidtok-plugin tokenize` again, which writes it again."
+            f"{adapter.hash}: it is damaged or another one; {remedy}."
         )
     return adapter
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vidtok_plugin.store.adapter import adapter_problem
 from vidtok_plugin.store.metadata import StoreMetadata, read_metadata
-from vidtok_plugin.store.plan import stored_names
+from vidtok_plugin.store.plan import read_plan
 from vidtok_plugin.store.records import REMEDY, recorded_splits
 from vidtok_plugin.store.shard_checks import intact_shard
 from vidtok_plugin.store.shards import lost_shards, shard_paths, split_folders
@@ -40,7 +40,7 @@ def check_store(folder: str | Path) -> StoreCheck:
     shards, problems = [], [*_lost(tokens), *_adapter(Path(folder), metadata)]
     for split in split_folders(tokens):
         try:
-            stored_names(split)
+            read_plan(split)
         except (ValueError, FileNotFoundError) as error:
             problems.append(str(error))
         for path in shard_paths(split).values():

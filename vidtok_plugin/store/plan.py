@@ -25,7 +25,7 @@ def plan_shards(split_folder: Path, names: Sequence[str], episodes_per_shard: in
     while True:
         # Shards first: a shard written after the plan was read could be missing from that plan.
         written = stored_names(split_folder, damaged=(ValueError, FileNotFoundError))
-        version, planned = _latest(split_folder)
+        version, planned = read_plan(split_folder)
         plan = _extend(planned, written, names, episodes_per_shard)
         if plan == planned or atomic_create(split_folder / PLAN.format(version + 1), partial(_write, plan)):
             return plan
@@ -64,7 +64,7 @@ def stored_names(split_folder: Path, damaged: tuple[type[Exception], ...] = (Val
         try:
             episodes = open_shard(path).stored_episodes()
         except damaged:
-            _, planned = _latest(split_folder)
+            _, planned = read_plan(split_folder)
             if number >= len(planned):
                 raise
             names[number] = planned[number]
@@ -73,8 +73,12 @@ def stored_names(split_folder: Path, damaged: tuple[type[Exception], ...] = (Val
     return names
 
 
-def _latest(split_folder: Path) -> tuple[int, Plan]:
-    """Version and content of the newest plan; -1 and an empty plan if there is none."""
+def read_plan(split_folder: Path) -> tuple[int, Plan]:
+    """Version and content of the newest plan; -1 and an empty plan if there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     version = -1
     while (split_folder / PLAN.format(version + 1)).exists():
         version += 1

@@ -130,13 +130,13 @@ def _check_actions(video: Path, actions: np.ndarray, meta: Mapping[str, Any]) ->
     if not (discrete or continuous):
         raise ValueError(
             f"Episode {video}: {name} must be integers of shape (t,) or floats of shape (t, a),"
-            f" got {actions.dtype} of {actions.shape}."
+            f" got {actions.dtype} of {actions.shape}; write it with numpy.save."
         )
     check_meta(video, meta, actions)
     if "num_frames" in meta and len(actions) != meta["num_frames"]:
         raise ValueError(
             f"Episode {video}: {name} must have one action for each frame, got {len(actions)} for"
-            f" {meta['num_frames']} frames."
+            f" {meta['num_frames']} frames; record the episode again, or correct num_frames in {meta_path(video).name}."
         )
     size = meta.get("action_space", {}).get("size") or 2**63
     used = actions[1:]  # actions[0] is ignored

@@ -7,9 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vidtok_plugin.common.checkpoint_files import write_safetensors
 from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.errors import nearest
 from vidtok_plugin.common.saved_config import load_saved_config
@@ -28,7 +28,7 @@ def save(folder: str | Path, architecture: Architecture, state_dict: Mapping[str
     """Writes a folder that `load` reads: `model.safetensors` and `config.yaml`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in state_dict.items()}, folder / WEIGHTS_FILE)
+    write_safetensors(folder / WEIGHTS_FILE, state_dict)
     (folder / CONFIG_FILE).write_text(to_yaml(architecture))
 
 
