@@ -122,6 +122,7 @@ def test_a_skipped_optimizer_gives_its_names_to_no_other(videos: Path, tmp_path:
 @pytest.mark.parametrize("count", [2, 4])
 def test_micro_batches_give_the_losses_of_a_whole_batch(videos: Path, tmp_path: Path, count: int) -> None:
     same = [NO_DROPOUT, "data.batch_size=4", "objective.entropy_weight=0", "trainer.max_steps=4", *PLAIN]
+    same.append("optimizer.lr=1e-4")  # larger steps soon turn rounding into another code
     fit(config(videos, tmp_path / "whole", *same))
     fit(config(videos, tmp_path / "split", *same, f"accumulate={count}"))
     names = ["train/loss", "train/grad_norm", "train/psnr"]
