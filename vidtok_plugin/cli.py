@@ -3,10 +3,15 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidtok_plugin.common.commands import add_command, add_config_arguments, config_from, run_command
+from vidtok_plugin.common.commands import (
+    add_command,
+    add_config_arguments,
+    config_from,
+    path_argument,
+    run_command,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,9 +59,9 @@ def run_validate(args: argparse.Namespace) -> None:
 
 def add_reconstruct(commands: "Commands") -> None:
     command = add_command(commands, "reconstruct", run_reconstruct, "encode and decode a video")
-    command.add_argument("video", type=Path, help="the video file")
+    command.add_argument("video", type=path_argument, help="the video file")
     add_model_arguments(command)
-    command.add_argument("--output", type=Path, required=True, metavar="out.mp4", help="the video to write")
+    command.add_argument("--output", type=path_argument, required=True, metavar="out.mp4", help="the video to write")
     command.add_argument(
         "--fit",
         choices=("pad", "crop"),
@@ -92,11 +97,11 @@ def run_reconstruct(args: argparse.Namespace) -> None:
 
 def add_evaluate(commands: "Commands") -> None:
     command = add_command(commands, "evaluate", run_evaluate, "measure reconstructions of a folder of videos")
-    command.add_argument("folder", type=Path, help="a folder of videos, searched with its subfolders")
+    command.add_argument("folder", type=path_argument, help="a folder of videos, searched with its subfolders")
     add_model_arguments(command)
     command.add_argument(
         "--output",
-        type=Path,
+        type=path_argument,
         metavar="FOLDER",
         help="folder for the results; resumes an interrupted evaluation (default: runs/evaluate/...)",
     )
@@ -108,11 +113,11 @@ def add_evaluate(commands: "Commands") -> None:
     command.add_argument("--clip-frames", type=int, metavar="N", help="default: 17, or 16 for a non-causal model")
     command.add_argument(
         "--lpips-vgg",
-        type=Path,
+        type=path_argument,
         metavar="FILE",
         help="for LPIPS: torchvision's VGG16 or a VidTok checkpoint (default: torch hub's cache, or a download)",
     )
-    command.add_argument("--i3d", type=Path, metavar="FILE", help="for FVD: I3D in TorchScript")
+    command.add_argument("--i3d", type=path_argument, metavar="FILE", help="for FVD: I3D in TorchScript")
     command.add_argument(
         "--skip-unreadable", action="store_true", help="skip and list damaged videos, at most half of all"
     )
@@ -150,9 +155,11 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def add_tokenize(commands: "Commands") -> None:
     command = add_command(commands, "tokenize", run_tokenize, "write the tokens of a folder of videos into a store")
-    command.add_argument("folder", type=Path, help="a folder of videos, with or without actions beside them")
+    command.add_argument("folder", type=path_argument, help="a folder of videos, with or without actions beside them")
     add_model_arguments(command, "; or an adapter's folder, written by TokenizerAdapter.save_pretrained")
-    command.add_argument("--output", type=Path, required=True, metavar="STORE", help="the store to create or extend")
+    command.add_argument(
+        "--output", type=path_argument, required=True, metavar="STORE", help="the store to create or extend"
+    )
     command.add_argument("--split", default="train", help="the split of the store to write to (default: train)")
     command.add_argument(
         "--processes",
@@ -245,7 +252,7 @@ def add_convert(commands: "Commands") -> None:
         "source", metavar="CKPT", help="a weights file, a folder (ours or diffusers') or a preset's name"
     )
     command.add_argument("--preset", help="the preset of a bare weights file")
-    command.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to write to")
+    command.add_argument("--output", type=path_argument, required=True, metavar="FOLDER", help="folder to write to")
     command.add_argument(
         "--to",
         choices=["ours", "published", "diffusers"],

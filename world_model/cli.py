@@ -2,9 +2,14 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from vidtok_plugin.common.commands import add_command, add_config_arguments, config_from, run_command
+from vidtok_plugin.common.commands import (
+    add_command,
+    add_config_arguments,
+    config_from,
+    path_argument,
+    run_command,
+)
 
 
 def record_command(args: argparse.Namespace) -> None:
@@ -85,10 +90,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="a shipped world (boxing), a saved model's folder, or a hub repository",
     )
     command.add_argument(
-        "--prompt", type=Path, metavar="clip.mp4", help="the video to continue (default: one that the world comes with)"
+        "--prompt",
+        type=path_argument,
+        metavar="clip.mp4",
+        help="the video to continue (default: one that the world comes with)",
     )
-    command.add_argument("--actions", type=Path, metavar="clip.actions.npy", help="default: the file beside the prompt")
-    command.add_argument("--output", type=Path, required=True, metavar="out.mp4", help="the video to write")
+    command.add_argument(
+        "--actions", type=path_argument, metavar="clip.actions.npy", help="default: the file beside the prompt"
+    )
+    command.add_argument("--output", type=path_argument, required=True, metavar="out.mp4", help="the video to write")
     command.add_argument(
         "--prompt-frames", type=int, default=13, metavar="N", help="frames of the prompt to use (default: 13)"
     )

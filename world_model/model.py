@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vidtok_plugin.common.distributed import mean_over_processes
+from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.common.state_dict import build_with_weights
 from world_model.actions import GroupedActions
 from world_model.architecture import FlowConfig, WorldModelConfig
@@ -274,7 +275,7 @@ class WorldModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path, adapter: "TokenizerAdapter | None" = None) -> None:
         """Write model.safetensors and config.yaml, and the adapter into `adapter/` if it is given."""
-        folder = Path(folder)
+        folder = user_path(folder)
         if adapter is not None and self.token_hash not in (None, adapter.token_hash):
             raise ValueError(
                 "WorldModel: the adapter must be the one whose tokens the model learned, "
@@ -293,7 +294,7 @@ class WorldModel(nn.Module):
             FileNotFoundError: the folder or a file in it is missing.
             ValueError: the folder holds another architecture, is damaged, or its weights are NaN, infinite or huge.
         """
-        contents, weights = read_folder(Path(folder))
+        contents, weights = read_folder(user_path(folder))
         model = build_with_weights(
             lambda: cls(contents.world_model, contents.token_hash),
             weights,

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from vidtok_plugin.video import (
     UnreadableVideoError,
     VideoWriter,
     find_episodes,
+    find_sources,
     find_videos,
     probe,
     read_frames,
@@ -22,7 +24,8 @@ from vidtok_plugin.video import (
 )
 from vidtok_plugin.video.decord_reader import DecordReader
 from vidtok_plugin.video.episodes import save_episode_files
-from vidtok_plugin.video.reading import ReaderPool, count_frames, read_in_order
+from vidtok_plugin.video.pyav_reader import PyavReader
+from vidtok_plugin.video.reading import ReaderPool, count_frames, open_video, read_in_order
 from vidtok_plugin.video.resizing import (
     area_weights,
     cover,
@@ -229,6 +232,67 @@ def test_a_video_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     assert [child.name for child in tmp_path.iterdir()] == ["clip.mp4"] and count_frames(path) == 5
 
 
+def test_a_suffix_chooses_the_container_or_is_refused(tmp_path: Path) -> None:
+    """An .mkv was an mp4 file by another name."""
+    for suffix, container in (("mp4", "mp4"), ("MOV", "mov"), ("mkv", "matroska")):
+        write_video(tmp_path / f"a.{suffix}", moving_square(3), fps=30)
+        with av.open(str(tmp_path / f"a.{suffix}")) as file:
+            assert container in file.format.name
+        assert len(read_frames(tmp_path / f"a.{suffix}")) == 3
+    for name in ("a.gif", "a.webm", "a"):
+        with pytest.raises(ValueError, match=rf"must end in one of \.mp4, .*got {name}; give a name such as out\.mp4"):
+            VideoWriter(tmp_path / name, fps=30)
+
+
+def test_frames_keep_their_times(tmp_path: Path) -> None:
+    times = np.array([1.5, 1.51, 1.9, 4.0, 4.25])
+    for name in ("a.mp4", "a.mkv"):
+        with VideoWriter(tmp_path / name, fps=30) as writer:
+            writer.write(moving_square(3), times[:3].tolist())
+            writer.write(moving_square(2), times[3:].tolist())
+        np.testing.assert_allclose(open_video(tmp_path / name).times(), times - 1.5, atol=6e-4)
+    with pytest.raises(ValueError, match="must increase"), VideoWriter(tmp_path / "b.mp4", fps=30) as writer:
+        writer.write(moving_square(2), [0.0, 0.0])
+    with pytest.raises(ValueError, match="for all frames"), VideoWriter(tmp_path / "b.mp4", fps=30) as writer:
+        writer.write(moving_square(1), [0.0])
+        writer.write(moving_square(1))
+    assert not (tmp_path / "b.mp4").exists()
+
+
+def test_a_failing_close_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The container stayed open, and the unfinished file stayed beside the output."""
+    writer = VideoWriter(tmp_path / "a.mp4", fps=30)
+    writer.write(moving_square(3))
+    container, closed = writer._container, []
+    assert container is not None
+
+    class Full:
+        def mux(self, packets: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        def close(self) -> None:
+            closed.append(True)
+            container.close()
+            raise OSError(28, "No space left on device")
+
+    writer._container = Full()  # type: ignore[assignment]
+    with pytest.raises(OSError, match="No space left"):
+        writer.close()
+    assert closed and list(tmp_path.iterdir()) == []
+
+
+def test_probing_again_decodes_nothing(clip: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokenizing decoded the first frame of an episode four times."""
+    decoded: list[list[int]] = []
+    read = PyavReader.read
+    monkeypatch.setattr(PyavReader, "read", lambda self, frames: (decoded.append(list(frames)), read(self, frames))[1])
+    for _ in range(3):
+        assert probe(clip[0]).height == 32
+    assert decoded == [[0]]
+    write_video(clip[0], moving_square(7, 48), fps=30)  # another version is decoded again
+    assert (probe(clip[0]).height, probe(clip[0]).num_frames) == (48, 7) and len(decoded) == 2
+
+
 def test_invalid_frames_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="uint8"):
         write_video(tmp_path / "a.mp4", moving_square(2).astype(np.float32), fps=30)
@@ -244,6 +308,38 @@ def test_videos_are_found_in_subfolders_without_hidden_files(tmp_path: Path) -> 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert find_videos(tmp_path) == [tmp_path / "a/c.AVI", tmp_path / "b.mp4"]
+
+
+def test_linked_folders_are_followed_once_and_hidden_ones_skipped(tmp_path: Path) -> None:
+    """Linked folders were left out without a word, and hidden folders searched."""
+    data = tmp_path / ".cache" / "data"  # a hidden folder above does not matter
+    for name in ("data/real/a.mp4", "data/.trash/b.mp4", "disk/c.mp4"):
+        (tmp_path / ".cache" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".cache" / name).touch()
+    (data / "a_link").symlink_to(data / "real")  # the folder's own place counts
+    (data / "linked").symlink_to(tmp_path / ".cache" / "disk")
+    (data / "again").symlink_to(tmp_path / ".cache" / "disk")
+    (data / "real" / "loop").symlink_to(data)
+    (data / "real" / "above").symlink_to(tmp_path)
+    (data / "gone.mp4").symlink_to(tmp_path / "none")  # named when it is read
+    assert find_videos(data) == [data / "again/c.mp4", data / "gone.mp4", data / "real/a.mp4"]
+    (source,) = find_sources([str(data / "**/*.mp4")])
+    assert {path.name for path in source.videos} >= {"a.mp4", "c.mp4"} and len(source.videos) <= 3
+
+
+def test_a_folder_that_may_not_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.mp4").touch()
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="closed"):
+        find_videos(tmp_path)
 
 
 def test_missing_and_empty_folders_are_errors(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from vidtok_plugin.adapter.sequences import from_sequences, to_sequences
 from vidtok_plugin.adapter.streams import TokenDecoderStream, TokenStream
 from vidtok_plugin.adapter.tokens import UNPLACED, TokenGrid, VideoTokens, on_grid, video_tokens
 from vidtok_plugin.adapter.vocabulary import Vocabulary
+from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.common.state_dict import FLOATS
 from vidtok_plugin.common.tensor_checks import check_tensor
 from vidtok_plugin.tokenizer.model import VidTok
@@ -102,7 +103,7 @@ class TokenizerAdapter(FrozenTokenizer):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the tokenizer, the adapter's settings and its latent statistics into `folder`."""
-        save_adapter(Path(folder), self.tokenizer, self.config, self.state_dict(), self.hash)
+        save_adapter(user_path(folder), self.tokenizer, self.config, self.state_dict(), self.hash)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -112,10 +113,10 @@ class TokenizerAdapter(FrozenTokenizer):
             FileNotFoundError: `save_pretrained` did not write this folder.
             ValueError: a file in it is damaged or was changed since, or has NaN, infinite or huge values.
         """
-        tokenizer, config, statistics = load_adapter_parts(Path(folder))
+        tokenizer, config, statistics = load_adapter_parts(user_path(folder))
         adapter = cls(tokenizer, config.special_tokens, config.patch_size)
         adapter.load_state_dict(statistics)
-        check_hash(Path(folder), adapter.hash)
+        check_hash(user_path(folder), adapter.hash)
         return adapter
 
     # Video <-> tokens

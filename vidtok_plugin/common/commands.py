@@ -7,12 +7,14 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
 
 from vidtok_plugin.common.config import load_config, to_yaml
+from vidtok_plugin.common.paths import user_path
 
 T = TypeVar("T")
 WORKER_TRACEBACK = "Original Traceback (most recent call last):"
@@ -48,6 +50,14 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="override a key, for example seed=1"
     )
+
+
+def path_argument(text: str) -> Path:
+    """The type of arguments that are paths; see `user_path`."""
+    try:
+        return user_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def config_from(args: argparse.Namespace, schema: type[T]) -> T:

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vidtok_plugin.common.config_schema import ConfigError, SchemaCheck, Source, key_name
 from vidtok_plugin.common.errors import nearest
+from vidtok_plugin.common.paths import user_path
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ def load_config(schema: type[T], paths: Sequence[str | Path], overrides: Sequenc
     try:
         merged = OmegaConf.create(_defaults(schema))
         for path in [paths] if isinstance(paths, str | Path) else paths:
-            loaded = read_yaml(Path(path))
+            loaded = read_yaml(user_path(path))
             sources.append((str(path), OmegaConf.to_container(loaded, resolve=False)))
             merged = typing.cast(DictConfig, OmegaConf.merge(merged, loaded))
         for override in overrides:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vidtok_plugin.common.errors import nearest
+from vidtok_plugin.common.paths import user_path
 
 Source = tuple[str, Any]  # a file or an override, and the tree of values that it sets
 
@@ -127,7 +128,10 @@ class SchemaCheck:
         if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
             return float(value)
         if hint is Path and isinstance(value, str):
-            return Path(value)
+            try:
+                return user_path(value)
+            except ValueError as error:
+                raise ConfigError(f"{key_name(path, self.sources)}: {error}") from None
         if hint not in (bool, int, float, str, Path, type(None)):
             key = ".".join(path)
             raise TypeError(f"{self.root.__name__}: {key} has the type {hint}, which configs cannot hold")

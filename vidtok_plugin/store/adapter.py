@@ -14,6 +14,7 @@ from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.adapter.saving import CONFIG_FILE, load_statistics, save_statistics
 from vidtok_plugin.common.atomic_files import atomic_create
 from vidtok_plugin.common.checkpoint_files import DAMAGE
+from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.store.metadata import METADATA_FILE, read_metadata
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.video.reading import probe, read_frames
@@ -36,7 +37,7 @@ def load_adapter(
     Raises:
         ValueError: a preset, or another patch size, for a saved adapter.
     """
-    if not (Path(model) / CONFIG_FILE).is_file():
+    if not (user_path(model) / CONFIG_FILE).is_file():
         return TokenizerAdapter(VidTok.from_pretrained(model, preset=preset), patch_size=(1, *(patch_size or (1, 1))))
     adapter = TokenizerAdapter.from_pretrained(model)
     own = adapter.config.patch_size[1:]

@@ -3,7 +3,7 @@
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.common.checkpoint_files import DAMAGE
+from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.video.episode_meta import check_meta, read_meta
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -45,27 +46,55 @@ def meta_path(video: str | os.PathLike[str]) -> Path:
 
 
 def find_videos(folder: str | os.PathLike[str]) -> list[Path]:
-    """All videos in a folder and its subfolders, sorted, without hidden files.
+    """All videos in a folder and its subfolders, sorted, without hidden files and folders.
+
+    Links to folders are followed, each folder once.
 
     Raises:
         FileNotFoundError: the folder does not exist, or has no videos.
         NotADirectoryError: it is a file.
     """
-    root = Path(folder)
+    root = user_path(folder)
     if not root.exists():
         raise FileNotFoundError(f"Folder {folder} doesn't exist; check the path, or record or copy videos there.")
     if not root.is_dir():
         raise NotADirectoryError(f"{folder} is a file, not a folder; give the folder that contains it.")
     paths = sorted(
         path
-        for path in root.rglob("*")
-        if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        for path in _files(root)
+        if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
     )
     if not paths:
         raise FileNotFoundError(
             f"Folder {folder} has no videos: no file in it or its subfolders ends in {', '.join(VIDEO_SUFFIXES)}."
         )
     return paths
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """The files below a folder, and below the folders that it links to, without hidden folders."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen: set[str] = set()
+    around = [os.path.realpath(root), *map(str, Path(os.path.realpath(root)).parents)]
+    starts = [root]
+    while starts:  # a folder's own place comes before links to it
+        links: list[Path] = []
+        for start in starts:
+            if start is not root and os.path.realpath(start) in around:  # a loop
+                continue
+            for folder, names, files in os.walk(start, onerror=fail):
+                real = os.path.realpath(folder)
+                if real in seen:
+                    names.clear()
+                    continue
+                seen.add(real)
+                names[:] = [name for name in sorted(names) if not name.startswith(".")]
+                links += [Path(folder, name) for name in names if os.path.islink(Path(folder, name))]
+                yield from (Path(folder, name) for name in files)
+        starts = links
 
 
 def find_episodes(folder: str | os.PathLike[str]) -> list[Episode]:

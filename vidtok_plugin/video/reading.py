@@ -146,6 +146,17 @@ def _probed(path: str, mtime: int, size: int, reader: ReaderName) -> VideoInfo:
     return VideoInfo(path=Path(path), num_frames=opened.num_frames, height=height, width=width, fps=opened.fps)
 
 
+def variable_times(path: str | os.PathLike[str]) -> np.ndarray | None:
+    """The times of the frames in seconds, float64 `(num_frames,)`; None if the rate is constant within 2 ms."""
+    opened = open_video(path)
+    try:
+        times = opened.times()
+        constant = times[0] + np.arange(len(times)) / opened.fps
+        return None if np.abs(times - constant).max() < 0.002 else times
+    finally:
+        opened.close()
+
+
 def count_frames(path: str | os.PathLike[str], *, reader: ReaderName = "auto") -> int:
     """Length of a video file, without decoding it; raises the errors of `probe`."""
     opened = open_video(path, reader)

@@ -3,10 +3,11 @@
 import csv
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vidtok_plugin.common.paths import expand, user_path
 from vidtok_plugin.video.episodes import VIDEO_SUFFIXES, find_videos
 
 CSV_COLUMN = "videos"
@@ -27,7 +28,8 @@ def find_sources(
     """The videos of each entry: all in a folder and its subfolders, a single file, or those of a CSV list.
 
     An entry may also be a pattern such as `data/*/train` or `data/**/*.mp4`. Its weight is divided equally among the
-    folders and lists that match; all video files that match count as one source. Relative paths in CSV lists start at
+    folders and lists that match; all video files that match count as one source. `~` and environment variables are
+    replaced. Relative paths in CSV lists start at
     `root`, by default at the list's own folder.
 
     Raises:
@@ -43,7 +45,7 @@ def find_sources(
         )
     sources = []
     for entry, weight in zip(entries, weights or [1.0] * len(entries), strict=True):
-        named = _named_by(entry, root)
+        named = _named_by(expand(entry), None if root is None else user_path(root))
         sources += [Source(name=name, videos=videos, weight=weight / len(named)) for name, videos in named.items()]
     return sources
 
@@ -51,8 +53,8 @@ def find_sources(
 def read_csv(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> list[Path]:
     """The paths in the column `videos` of a CSV file with a header, in order; other columns are ignored.
 
-    The file is UTF-8, or else Latin-1. Relative paths start at `root`, by default at the file's folder. Whether the
-    videos exist is not checked.
+    Paths may have `~` and environment variables. The file is UTF-8, or else Latin-1. Relative paths start at `root`, by
+    default at the file's folder. Whether the videos exist is not checked.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -93,7 +95,7 @@ def read_csv(path: str | os.PathLike[str], root: str | os.PathLike[str] | None =
                 value = row[column].strip() if column < len(row) else ""
                 if not value:
                     raise ValueError(f"{where}: {CSV_COLUMN} must be a path, got nothing; add it or remove the row.")
-                videos.append(folder / value)
+                videos.append(folder / expand(value))
     except csv.Error as error:
         raise ValueError(f"CSV list {path}, line {reader.line_num}: {error}; check the quotes there.") from None
     if not videos:
@@ -107,7 +109,7 @@ def _named_by(entry: str, root: str | os.PathLike[str] | None) -> dict[str, tupl
     """The videos of one entry, by the folder, list or pattern through which they are found."""
     if os.path.exists(entry) or not glob.has_magic(entry):
         return {entry: _videos_of(entry, root)}
-    paths = [Path(found) for found in sorted(glob.glob(entry, recursive=True))]
+    paths = _once(Path(found) for found in sorted(glob.glob(entry, recursive=True)))
     inside: set[Path] = set()  # folders whose videos are included already
     named: dict[str, tuple[Path, ...]] = {}
     for path in paths:
@@ -125,6 +127,16 @@ def _named_by(entry: str, root: str | os.PathLike[str] | None) -> dict[str, tupl
             f" in {', '.join(VIDEO_SUFFIXES)}; check the pattern."
         )
     return named
+
+
+def _once(paths: Iterable[Path]) -> list[Path]:
+    """Paths without those that lead to the same file or folder by a link, such as to a folder above."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        real = os.path.realpath(path)
+        if real not in found or len(path.parts) < len(found[real].parts):
+            found[real] = path
+    return sorted(found.values())
 
 
 def _videos_of(path: str, root: str | os.PathLike[str] | None) -> tuple[Path, ...]:

@@ -1,7 +1,7 @@
-"""Writing frames to near-lossless mp4 files, which appear only once complete."""
+"""Writing frames to near-lossless video files, which appear only once complete."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -11,9 +11,12 @@ import numpy as np
 
 from vidtok_plugin.common.atomic_files import partial_path, put_in_place
 
+CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # FFmpeg's names, by suffix
+CLOCK = 90_000  # ticks a second, of times that are given
+
 
 class VideoWriter:
-    """Writes uint8 RGB frames `(h, w, 3)` or blocks of them `(t, h, w, 3)` to an mp4 file.
+    """Writes uint8 RGB frames `(h, w, 3)` or blocks of them `(t, h, w, 3)` to an mp4, mov or mkv file, by its suffix.
 
     H.264 at full chroma resolution (yuv444p, since yuv420p visibly changes colors at 64x64 pixels), without B-frames
     and with a key frame every `keyframe_interval` frames, so that random clips are cheap to read. Until the writer
@@ -42,42 +45,69 @@ class VideoWriter:
             raise ValueError(
                 f"VideoWriter: the output must be a file, got the folder {path}; give a name such as out.mp4."
             )
+        if self.path.suffix.lower() not in CONTAINERS:
+            raise ValueError(
+                f"VideoWriter: the output must end in one of {', '.join(CONTAINERS)}, got {self.path.name}; give a name"
+                " such as out.mp4."
+            )
         self.num_frames = 0
         self._fps = Fraction(fps).limit_denominator(1001)
         self._options = {"crf": str(crf), "preset": "veryfast", "bf": "0"}
         self._keyframe_interval = keyframe_interval
         self._threads = threads
         self._partial = partial_path(self.path)
+        self._first_time: float | None = None  # seconds; None: a constant rate
+        self._last_tick = -1
         self._container: av.container.OutputContainer | None = None
         self._stream: av.VideoStream | None = None
 
-    def write(self, frames: np.ndarray) -> None:
-        """Appends frames, all of the same size."""
+    def write(self, frames: np.ndarray, times: Sequence[float] | None = None) -> None:
+        """Appends frames, all of the same size; at the constant rate `fps`, or each at its time.
+
+        times: seconds, increasing, counted from the first frame's; for all frames of the file or for none.
+        """
         if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or frames.shape[-1] != 3:
             raise ValueError(
                 f"VideoWriter: frames must be uint8 of shape (t, h, w, 3), got {frames.dtype} of {frames.shape}."
             )
         frames = frames if frames.ndim == 4 else frames[None]
+        if self.num_frames and (times is None) != (self._first_time is None):
+            raise ValueError(f"VideoWriter: times must be given for all frames of {self.path} or for none.")
+        if times is not None and len(times) != len(frames):
+            raise ValueError(f"VideoWriter: times must be one for each of {len(frames)} frames, got {len(times)}.")
+        if times is not None and self._first_time is None:
+            self._first_time = float(times[0])
         container, stream = self._open(height=frames.shape[1], width=frames.shape[2])
         if (stream.height, stream.width) != frames.shape[1:3]:
             raise ValueError(
                 f"VideoWriter: all frames of {self.path} must be {stream.height}x{stream.width} like the first,"
                 f" got {frames.shape[1]}x{frames.shape[2]}."
             )
-        for pixels in frames:
+        for index, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            frame.pts = self.num_frames
+            frame.pts = self._tick(None if times is None else times[index])
             container.mux(stream.encode(frame))
             self.num_frames += 1
+
+    def _tick(self, time: float | None) -> int:
+        """When the next frame is shown, in the stream's time base."""
+        if time is None or self._first_time is None:
+            return self.num_frames
+        tick = round((time - self._first_time) * CLOCK)
+        if tick <= self._last_tick:
+            raise ValueError(f"VideoWriter: times of {self.path} must increase, got {time} s after the one before.")
+        self._last_tick = tick
+        return tick
 
     def _open(self, *, height: int, width: int) -> tuple[av.container.OutputContainer, av.VideoStream]:
         if self._container is None or self._stream is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._container = av.open(str(self._partial), "w", format="mp4")
+            self._container = av.open(str(self._partial), "w", format=CONTAINERS[self.path.suffix.lower()])
             self._stream = self._container.add_stream("libx264", rate=self._fps, options=self._options)
             self._stream.height, self._stream.width = height, width
             self._stream.pix_fmt = "yuv444p"
-            self._stream.time_base = 1 / self._fps
+            base = 1 / self._fps if self._first_time is None else Fraction(1, CLOCK)
+            self._stream.time_base = self._stream.codec_context.time_base = base
             self._stream.codec_context.gop_size = self._keyframe_interval
             self._stream.codec_context.thread_count = self._threads
         return self._container, self._stream
@@ -86,15 +116,23 @@ class VideoWriter:
         """Completes the file and renames it to `path`."""
         if self._container is None or self._stream is None:
             raise ValueError(f"VideoWriter: no frames were written to {self.path}; write at least one.")
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
-        put_in_place(self._partial, self.path)
+        try:
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+            put_in_place(self._partial, self.path)
+        except BaseException:
+            self.discard()
+            raise
 
     def discard(self) -> None:
-        """Removes the unfinished file."""
-        if self._container is not None:
-            self._container.close()
-        self._partial.unlink(missing_ok=True)
+        """Closes and removes the unfinished file."""
+        try:
+            if self._container is not None:
+                self._container.close()
+        except (av.FFmpegError, OSError):  # such as a full disk, where the file cannot be completed
+            pass
+        finally:
+            self._partial.unlink(missing_ok=True)
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -111,7 +149,7 @@ class VideoWriter:
 def write_video(
     path: str | os.PathLike[str], frames: np.ndarray | Iterable[np.ndarray], *, fps: float, crf: int = 10
 ) -> None:
-    """Writes uint8 RGB frames `(t, h, w, 3)`, or an iterable of frames or blocks of frames, to an mp4 file."""
+    """Writes uint8 RGB frames `(t, h, w, 3)`, or an iterable of frames or blocks of frames; see `VideoWriter`."""
     with VideoWriter(path, fps=fps, crf=crf) as writer:
         for block in [frames] if isinstance(frames, np.ndarray) else frames:
             writer.write(block)

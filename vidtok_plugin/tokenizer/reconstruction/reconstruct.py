@@ -23,7 +23,7 @@ from vidtok_plugin.tokenizer.reconstruction.memory import Plan, make_plan
 from vidtok_plugin.tokenizer.reconstruction.tile_streams import TiledReconstruction
 from vidtok_plugin.tokenizer.video_checks import check_multiple
 from vidtok_plugin.video.pixels import from_uint8, to_uint8
-from vidtok_plugin.video.reading import VideoInfo, probe, read_in_order
+from vidtok_plugin.video.reading import VideoInfo, probe, read_in_order, variable_times
 from vidtok_plugin.video.writing import VideoWriter
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def reconstruct_video(
     memory: float | None = None,
     progress: bool = False,
 ) -> ReconstructedVideo:
-    """Writes `source` as `tokenizer` reconstructs it, with the same number of frames and the same frame rate.
+    """Writes `source` as `tokenizer` reconstructs it, with the same number of frames at the same times.
 
     A causal model runs as one stream over the whole file, a non-causal one on clips of 32 frames.
 
@@ -101,6 +101,7 @@ def reconstruct_video(
     window = _window(info, tokenizer.spatial_factor, fit)
     budget = None if memory is None else memory * GB
     plan = make_plan(tokenizer, window.height, window.width, budget=budget, pictures=2 if side_by_side else 1)
+    times = variable_times(source)
     tiling, waiting, psnr = plan.tiling, deque[np.ndarray](), list[float]()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
@@ -120,7 +121,8 @@ def reconstruct_video(
                 frame = frame[..., :height, :width]
                 psnr.append(_psnr(original, frame))
                 pixels = to_uint8(frame.transpose(0, 1))[0]
-                writer.write(np.concatenate([original, pixels], axis=1) if side_by_side else pixels)
+                shown = None if times is None else times[len(psnr) - 1 : len(psnr)].tolist()
+                writer.write(np.concatenate([original, pixels], axis=1) if side_by_side else pixels, shown)
                 bar.advance(task)
 
         for block in read_in_order(source, plan.frames):

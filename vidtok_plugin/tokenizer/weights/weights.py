@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vidtok_plugin.common.checkpoint_files import write_safetensors
 from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.errors import nearest
+from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.common.saved_config import load_saved_config
 from vidtok_plugin.common.state_dict import M, build_with_weights
 from vidtok_plugin.tokenizer.architecture import Architecture
@@ -68,7 +69,7 @@ def choose_architecture(found: Weights, preset: str | None, source: str | Path) 
 
 
 def _find(source: str | Path, averaging: Averaging | None, revision: str | None, strip_objects: bool) -> Weights:
-    path, name = Path(source), str(source)
+    path, name = user_path(source), str(source)
     published = not path.exists() and name in presets() and presets()[name].checkpoint is not None
     if revision is not None and not published:
         raise ValueError(

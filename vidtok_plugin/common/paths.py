@@ -1,0 +1,34 @@
+"""Paths as users write them: `~` and environment variables."""
+
+import os
+import re
+from pathlib import Path
+
+_UNSET = re.compile(r"\$(\{[A-Za-z_]\w*\}|[A-Za-z_]\w*)")
+
+
+def expand(path: str) -> str:
+    """Replaces `~`, `~user`, `$NAME` and `${NAME}` in a path; one that exists as it is written stays.
+
+    Raises:
+        ValueError: there is no such user, or the variable is not set.
+
+    Example:
+        >>> os.environ["DATA"] = "/data"
+        >>> expand("$DATA/*/train")
+        '/data/*/train'
+    """
+    if "~" not in path and "$" not in path or os.path.lexists(path):
+        return path
+    expanded = os.path.expandvars(os.path.expanduser(path))
+    user = path.split("/")[0]
+    if user.startswith("~") and expanded.split("/")[0] == user:
+        raise ValueError(f"path {path}: there is no user {user}; for a folder of this name write ./{path}.")
+    if unset := _UNSET.search(expanded):
+        raise ValueError(f"path {path}: the variable {unset[0]} must be in the environment; set it, or write it out.")
+    return expanded
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """`expand` as a Path."""
+    return Path(expand(os.fspath(path)))
