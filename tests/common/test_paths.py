@@ -43,9 +43,7 @@ def test_home_and_variables_are_replaced(home: Path) -> None:
 
 
 def test_variables_that_are_not_set_and_unknown_users_are_errors(home: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"output.*: path \$NOT_SET/run: the variable \$NOT_SET must be"
-    ):
+    with pytest.raises(ConfigError, match=r"output.*: path \$NOT_SET/run: the variable \$NOT_SET must be"):
         load_config(Config, [], ["output=$NOT_SET/run"])
     with pytest.raises(argparse.ArgumentTypeError, match="there is no user ~nobody-here"):
         path_argument("~nobody-here/run")
