@@ -323,8 +323,8 @@ def test_linked_folders_are_followed_once_and_hidden_ones_skipped(tmp_path: Path
     (data / "real" / "above").symlink_to(tmp_path)
     (data / "gone.mp4").symlink_to(tmp_path / "none")  # named when it is read
     assert find_videos(data) == [data / "again/c.mp4", data / "gone.mp4", data / "real/a.mp4"]
-    (source,) = find_sources([str(data / "**/*.mp4")])
-    assert {path.name for path in source.videos} >= {"a.mp4", "c.mp4"} and len(source.videos) <= 3
+    (source,) = find_sources([str(data / "*/*.mp4")])
+    assert sorted(path.name for path in source.videos) == ["a.mp4", "c.mp4"]
 
 
 def test_a_folder_that_may_not_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
