@@ -227,7 +227,9 @@ def run_tokenize(args: argparse.Namespace) -> None:
 
 def add_check(commands: "Commands") -> None:
     command = add_command(commands, "check", run_check, "read a token store whole and report what is damaged")
-    command.add_argument("store", type=path_argument, metavar="STORE", help="the store, written by `vidtok-plugin tokenize`")
+    command.add_argument(
+        "store", type=path_argument, metavar="STORE", help="the store, written by `vidtok-plugin tokenize`"
+    )
 
 
 def run_check(args: argparse.Namespace) -> None:
