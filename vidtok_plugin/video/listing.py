@@ -98,12 +98,13 @@ class _Packets:
         self.odd = self.format in STREAMED and stream.codec_context.field_order not in (0, 1)
         self.closed = True
         in_mp4 = len(stream.index_entries) if self.format == MP4 else 0
-        others = container.streams.audio if self.format in (MATROSKA, FLV) else ()
+        timed = self.format in (MATROSKA, FLV)  # whose duration is compared with all streams
+        others = container.streams.audio if timed else ()
         with closing(demuxed(container, stream, *others)) as packets:
             for packet in packets:
                 if packet.size == 0:
                     continue
-                if packet.pts is not None:
+                if timed and packet.pts is not None:
                     end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                     self.end = max(self.end, end)
                 if packet.stream_index == stream.index:
