@@ -221,8 +221,8 @@ def _damage(video: Path) -> str | None:
         digest = sha256(np.ascontiguousarray(episode.actions, np.int64).tobytes()).hexdigest()
         if episode.meta.get(ACTIONS_DIGEST, digest) != digest:
             return f"{actions_path(video)} differs from its {ACTIONS_DIGEST}"
-        if (digest := episode.meta.get(VIDEO_DIGEST)) is not None:
-            problem = None if digest == hash_files(video) else f"differs from its {VIDEO_DIGEST}"
+        if (expected := episode.meta.get(VIDEO_DIGEST)) is not None:
+            problem = None if expected == hash_files(video) else f"differs from its {VIDEO_DIGEST}"
         else:  # recorded before there were digests
             frames = probe(video).num_frames
             problem = None if frames == episode.num_frames else f"has {frames} frames, not {episode.num_frames}"
