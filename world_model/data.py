@@ -12,6 +12,7 @@ from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.store.metadata import StoreMetadata, read_metadata
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader
+from vidtok_plugin.training.workers import WorkerLoader
 from world_model.actions import ActionSpec, GroupedActions
 from world_model.architecture import TokenSpec
 
@@ -166,7 +167,7 @@ class TokenDataModule(ResumableDataModule):
         total, limit = len(self.validation_windows), self.cfg.validation_windows
         if limit is not None and limit < total:
             windows = Subset(windows, np.linspace(0, total - 1, limit).round().astype(int).tolist())
-        return DataLoader(
+        return WorkerLoader(
             windows,
             batch_size=self.cfg.validation_batch_size,
             **self.loader_settings(self.cfg.num_workers),

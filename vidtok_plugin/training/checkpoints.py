@@ -58,8 +58,8 @@ class Checkpoints(Checkpoint):
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Saves the state after this batch, unless it has been saved already."""
-        if self.saved_step == trainer.global_step:
+        """Saves the state after this batch, unless it has been saved already or the run is a dry one."""
+        if self.saved_step == trainer.global_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self.saved_step = trainer.global_step
         trainer.save_checkpoint(self.cfg.checkpoints / NAME.format(trainer.global_step), weights_only=False)

@@ -19,6 +19,7 @@ RESERVED = {
     "plugins": "the Python interface",
     "default_root_dir": "output",
     "enable_checkpointing": "checkpoint_every",
+    "reload_dataloaders_every_n_epochs": "the loader, which draws a new order for each epoch",
 }
 PRECISIONS = (None, "auto", 32, "32", "32-true", "bf16", "bf16-mixed")
 
@@ -54,6 +55,11 @@ class RunConfig:
             raise ValueError(
                 f"{who}: trainer.precision must be auto, 32-true or bf16-mixed, got {self.trainer['precision']}: "
                 "float16 needs gradient scaling, and bfloat16 weights are too coarse for small steps; use bf16-mixed."
+            )
+        if self.trainer.get("limit_train_batches", 1) in (0, 0.0):
+            raise ValueError(
+                f"{who}: trainer.limit_train_batches must be above 0, got "
+                f"{self.trainer['limit_train_batches']}: nothing would be trained; run validate to measure only."
             )
         for name in ("checkpoint_every", "keep_checkpoints", "accumulate"):
             if getattr(self, name) < 1:

@@ -31,7 +31,8 @@ class Curves(pl.Callback):
     """Plots the logged scalars to `path`, at most every two minutes and at the end of training.
 
     It needs no logger. A `.jsonl` file of the same name keeps all points, so that the curves of a resumed run start at
-    its first batch. Points logged after the checkpoint that it resumes from are dropped.
+    its first batch. Points logged after the checkpoint that it resumes from are dropped. A dry run (`fast_dev_run`)
+    writes nothing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,7 +41,7 @@ class Curves(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self.drawn = time.monotonic()
-        if trainer.is_global_zero:
+        if _writes(trainer):
             self.scalars.resume(trainer.global_step)
 
     # Lightning calls callbacks in order: this one must come after all that log.
@@ -54,11 +55,11 @@ class Curves(pl.Callback):
             self._note(trainer, "val/")
 
     def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.is_global_zero:
+        if _writes(trainer):
             self._draw()
 
     def _note(self, trainer: pl.Trainer, prefix: str) -> None:
-        if not trainer.is_global_zero:
+        if not _writes(trainer):
             return
         metrics = {name: value.item() for name, value in trainer.logged_metrics.items() if name.startswith(prefix)}
         self.scalars.add(trainer.global_step, metrics)
@@ -69,6 +70,10 @@ class Curves(pl.Callback):
         if self.scalars.series:
             draw_curves(self.path, self.scalars.series)
         self.drawn = time.monotonic()
+
+
+def _writes(trainer: pl.Trainer) -> bool:
+    return trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
 
 
 def draw_curves(path: Path, series: Mapping[str, Series]) -> None:

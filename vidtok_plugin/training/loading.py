@@ -10,8 +10,8 @@ from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from vidtok_plugin.common.devices import default_device
-from vidtok_plugin.training.sampler import POSITION, EpochSampler
-from vidtok_plugin.training.workers import exit_with_trainer, worker_context
+from vidtok_plugin.training.sampler import POSITION, EpochSampler, FixedSampler
+from vidtok_plugin.training.workers import WorkerContext, exit_with_trainer, tracked, worker_context
 
 
 class ResumableLoader(StatefulDataLoader):
@@ -22,8 +22,22 @@ class ResumableLoader(StatefulDataLoader):
     """
 
     sampler: EpochSampler
+    _state_at_end: dict[str, Any] | None = None  # when the workers were ended
+
+    def _get_iterator(self) -> Any:
+        self._state_at_end = None
+        return tracked(self, super()._get_iterator())
+
+    def end_workers(self) -> None:
+        """Ends the workers, if there are any. The state stays; the next iteration starts new workers."""
+        if self._iterator is not None and isinstance(self.multiprocessing_context, WorkerContext):
+            self._state_at_end = self.state_dict()
+            self.multiprocessing_context.end_workers()
+            self._iterator = None
 
     def state_dict(self) -> dict[str, Any]:
+        if self._state_at_end is not None:
+            return self._state_at_end
         position = _find(super().state_dict(), POSITION)
         if position is None:
             raise RuntimeError("ResumableLoader: torchdata's state no longer holds the sampler's position.")
@@ -48,11 +62,13 @@ class LoaderConfig(Protocol):
 class ResumableDataModule(pl.LightningDataModule):
     """A data module whose checkpoints hold the epoch and the position in it.
 
-    Batches for a GPU are in pinned memory, so that copies to it are asynchronous.
+    Batches for a GPU are in pinned memory, so that copies to it are asynchronous. The loaders' workers end with
+    the Trainer's call, also with one that fails.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self._contexts: list[WorkerContext] = []  # of all loaders
         self._train_loader: ResumableLoader | None = None
         self._position: dict[str, Any] | None = None
 
@@ -61,7 +77,13 @@ class ResumableDataModule(pl.LightningDataModule):
     ) -> ResumableLoader:
         """The training loader; it resumes at the position of the checkpoint that was loaded, if any."""
         trainer = self.trainer
-        sampler = EpochSampler(
+        if trainer and trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+            raise ValueError(
+                "trainer.reload_dataloaders_every_n_epochs must be 0, got "
+                f"{trainer.reload_dataloaders_every_n_epochs}: a new loader would start from the first epoch's order, "  # type: ignore[attr-defined]
+                "while this one draws a new order in each epoch itself; leave it out."
+            )
+        sampler = (FixedSampler if trainer and trainer.overfit_batches else EpochSampler)(  # type: ignore[attr-defined]
             len(dataset),  # type: ignore[arg-type]
             batch_size=cfg.batch_size,
             seed=cfg.seed,
@@ -93,9 +115,12 @@ class ResumableDataModule(pl.LightningDataModule):
 
     def loader_settings(self, num_workers: int) -> dict[str, Any]:
         """DataLoader keywords that suit the machine, for training and validation."""
+        context = worker_context(num_workers)
+        if context is not None:
+            self._contexts.append(context)
         return {
             "num_workers": num_workers,
-            "multiprocessing_context": worker_context(num_workers),
+            "multiprocessing_context": context,
             "worker_init_fn": exit_with_trainer,
             "pin_memory": self.pin_memory,
         }
@@ -111,6 +136,19 @@ class ResumableDataModule(pl.LightningDataModule):
         if device.type == "cuda" and hasattr(batch, "to"):
             return batch.to(device, non_blocking=True)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def end_workers(self) -> None:
+        """Ends the workers of all loaders, within seconds."""
+        if self._train_loader is not None:
+            self._train_loader.end_workers()
+        for context in self._contexts:
+            context.end_workers()
+
+    def teardown(self, stage: str) -> None:
+        self.end_workers()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.end_workers()
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
@@ -73,6 +73,10 @@ class TrainingModule(pl.LightningModule):
     def origins(self, batch: Any) -> list[str]:
         """The file, or position in a file, of each sample of a batch; for messages."""
 
+    def trained_network(self) -> nn.Module:
+        """The network that the run is to train; by default the whole module."""
+        return self
+
     def sizes(self, batch: Any) -> dict[str, int]:
         """The number of samples, frames, tokens or the like in a batch, by name; for the throughput."""
         return {"samples": self._count(batch)}
@@ -127,7 +131,18 @@ class TrainingModule(pl.LightningModule):
 
     # One step
 
+    def check_trainable(self) -> None:
+        """Raises a ValueError if the network has been frozen, which would train nothing without a word."""
+        network = self.trained_network()
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise ValueError(
+                f"{type(self).__name__}: some parameters of the {type(network).__name__} must require gradients, but "
+                "all are frozen (a TokenizerAdapter freezes the tokenizer that it is given); give the adapter a copy, "
+                "or call requires_grad_(True)."
+            )
+
     def training_step(self, batch: Any, batch_index: int) -> Tensor | None:
+        self.check_trainable()
         step, optimizers = self.global_step, self._optimizers()
         self._seed(self.run_cfg.seed, step, self.global_rank)
         for optimizer in optimizers:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from vidtok_plugin.common.atomic_files import atomic_write
+
 MAX_ORIGINS = 4  # named in a message
 
 
@@ -22,5 +24,5 @@ def describe(step: int, failed: Sequence[str], origins: Sequence[str], dump: Pat
 
 def save_dump(path: Path, content: dict[str, Any]) -> None:
     """Writes plain values and CPU tensors, to be read by `torch.load(path, weights_only=True)`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, path)
+    with atomic_write(path) as partial, partial.open("wb") as file:
+        torch.save(content, file)

@@ -1,20 +1,24 @@
 """Training runs: Lightning's Trainer with checkpoints, logs and resumption."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.devices import has_fast_bfloat16
+from vidtok_plugin.common.folder_lock import FolderLock
 from vidtok_plugin.training.averaging import EMA
 from vidtok_plugin.training.checkpoints import AtomicCheckpointIO, Checkpoints, last_checkpoint, set_aside_damaged
 from vidtok_plugin.training.config import RunConfig
 from vidtok_plugin.training.curves import Curves
 from vidtok_plugin.training.freed_memory import KeepFreedMemory
 from vidtok_plugin.training.learning_rates import LearningRates
+from vidtok_plugin.training.loading import ResumableDataModule
 from vidtok_plugin.training.signals import StopAtSigterm
 from vidtok_plugin.training.throughput import Throughput
 
@@ -62,24 +66,38 @@ def fit(
     module: pl.LightningModule,
     data: pl.LightningDataModule,
     callbacks: Sequence[pl.Callback] = (),
+    *,
+    export: Callable[[], None] | None = None,
     **settings: Any,
 ) -> pl.Trainer:
     """Trains, resuming from the run's last checkpoint if it has one, and writes the resolved config to `cfg.output`.
 
-    At the end, the module holds the averaged weights if `cfg.ema_decay` is set.
+    At the end, the module holds the averaged weights if `cfg.ema_decay` is set. With `trainer.fast_dev_run` nothing is
+    resumed, written or exported.
+
+    export: called at the end in all processes, to save the model.
+
+    Raises:
+        ValueError: another process trains into `cfg.output`.
     """
     trainer = build_trainer(cfg, callbacks, **settings)
-    last = last_checkpoint(cfg.checkpoints)
-    if trainer.is_global_zero:
-        set_aside_damaged(cfg.checkpoints, last)
-        cfg.output.mkdir(parents=True, exist_ok=True)
-        (cfg.output / "config.yaml").write_text(to_yaml(cfg))
-    if last is not None:
-        logger.info("Resuming from %s.", last)
-    trainer.fit(module, data, ckpt_path=last, weights_only=True)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EMA):
-            callback.export(module)
+    dry = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+    writes = trainer.is_global_zero and not dry
+    with FolderLock(cfg.output) if writes else nullcontext():
+        last = None if dry else last_checkpoint(cfg.checkpoints)
+        if writes:
+            set_aside_damaged(cfg.checkpoints, last)
+            with atomic_write(cfg.output / "config.yaml") as partial:
+                partial.write_text(to_yaml(cfg))
+        if last is not None:
+            logger.info("Resuming from %s.", last)
+        with _ended(data):
+            trainer.fit(module, data, ckpt_path=last, weights_only=True)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EMA):
+                callback.export(module)
+        if export is not None and not dry:
+            export()
     return trainer
 
 
@@ -88,4 +106,19 @@ def validate(cfg: RunConfig, module: pl.LightningModule, data: pl.LightningDataM
     last = last_checkpoint(cfg.checkpoints)
     if last is None:
         raise FileNotFoundError(f"validate: there is no checkpoint in {cfg.checkpoints}; run fit first.")
-    build_trainer(cfg, **settings).validate(module, data, ckpt_path=last, weights_only=True)
+    with _ended(data):
+        build_trainer(cfg, **settings).validate(module, data, ckpt_path=last, weights_only=True)
+
+
+@contextmanager
+def _ended(data: pl.LightningDataModule) -> Iterator[None]:
+    """Ends the loaders' workers on every way out. Ctrl-C is a KeyboardInterrupt again, not Lightning's SystemExit."""
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if isinstance(data, ResumableDataModule):
+            data.end_workers()

@@ -6,7 +6,7 @@ The order is computed as it is needed: a list of 40 million samples takes second
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, SequentialSampler
 
 from vidtok_plugin.training.permutation import permuted
 
@@ -59,12 +59,26 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
     def __iter__(self) -> "_EpochIterator":
         return _EpochIterator(self)
 
+    def key_epoch(self, epoch: int) -> int:
+        """The epoch whose keys an epoch yields."""
+        return epoch
+
     def indices(self, epoch: int, positions: range) -> list[int]:
         """The sample indices at these positions of an epoch, 0 .. size - 1 over all ranks."""
         if not self.shuffle:
             return list(positions)
         indices: list[int] = permuted(positions, self.num_keys, [self.seed % 2**64, epoch]).tolist()
         return indices
+
+
+class FixedSampler(EpochSampler, SequentialSampler):
+    """Yields the keys of epoch 0 in every epoch, for Lightning's `overfit_batches`.
+
+    It is a SequentialSampler so that Lightning does not replace it by one.
+    """
+
+    def key_epoch(self, epoch: int) -> int:
+        return 0
 
 
 class _EpochIterator(Iterator[tuple[int, int]]):
@@ -86,10 +100,10 @@ class _EpochIterator(Iterator[tuple[int, int]]):
         index = next(self.block, None)
         if index is None:
             left = range(self.samples + self.sampler.rank, self.sampler.size, self.sampler.num_replicas)
-            self.block = iter(self.sampler.indices(self.epoch, left[:BLOCK]))
+            self.block = iter(self.sampler.indices(self.sampler.key_epoch(self.epoch), left[:BLOCK]))
             index = next(self.block)  # StopIteration at the end of the epoch
         self.samples += self.sampler.num_replicas
-        return self.epoch, index
+        return self.sampler.key_epoch(self.epoch), index
 
     def state_dict(self) -> dict[str, Any]:
         """Called by the loader, which stores the state with the batch, so that prefetched batches don't count."""

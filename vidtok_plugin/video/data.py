@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader
+from vidtok_plugin.training.workers import WorkerLoader
 from vidtok_plugin.video.batch import Clip, VideoBatch, collate_clips
 from vidtok_plugin.video.clips import ClipDataset, ClipSettings
 from vidtok_plugin.video.reading import ReaderName
@@ -200,7 +201,7 @@ class VideoDataModule(ResumableDataModule):
         if self.validation_clips is None:
             return []
         self._log_indexed()
-        return DataLoader(
+        return WorkerLoader(
             ClipsWithOrigins(self.validation_clips),
             batch_size=self.cfg.batch_size,
             **self.loader_settings(self.cfg.num_workers),

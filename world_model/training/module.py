@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from tensordict import TensorDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.config import to_dict
@@ -141,7 +141,11 @@ class WorldModelModule(TrainingModule):
         """The unsharded weights by name, for saving. Every process must call it."""
         return self.model.state_dict()
 
+    def trained_network(self) -> nn.Module:
+        return self.model
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        self.check_trainable()
         steps = self.trainer.estimated_stepping_batches
         embeddings = self.model.embedding_parameters()
         return configure_optimizers(

@@ -21,12 +21,15 @@ def fit_world_model(cfg: WorldModelRunConfig) -> None:
     """Train, or resume from the run's last checkpoint, and save the model and its adapter in `cfg.output / "model"`."""
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module, settings = _module(cfg)
-    trainer = training.fit(cfg, module, TokenDataModule(cfg), training.default_callbacks(cfg), **settings)
-    weights = module.full_weights()
-    if trainer.is_global_zero:
-        model = WorldModel(module.model.config, module.model.token_hash)
-        model.load_state_dict(weights)
-        model.save_pretrained(cfg.output / "model", module.adapter())
+
+    def export() -> None:
+        weights = module.full_weights()
+        if module.trainer.is_global_zero:
+            model = WorldModel(module.model.config, module.model.token_hash)
+            model.load_state_dict(weights)
+            model.save_pretrained(cfg.output / "model", module.adapter())
+
+    training.fit(cfg, module, TokenDataModule(cfg), training.default_callbacks(cfg), export=export, **settings)
 
 
 def validate_world_model(cfg: WorldModelRunConfig, *, progress: bool = False) -> Report:

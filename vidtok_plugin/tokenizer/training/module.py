@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidtok_plugin.common.frozen_weights import FrozenWeights
 from vidtok_plugin.metrics.psnr import frame_psnr
@@ -173,7 +173,11 @@ class TokenizerModule(TrainingModule):
         own = {"trained": cfg.trained, "objective.discriminator": cfg.objective.discriminator}
         return super().fixed_settings() | own | {"objective.learn_logvar": cfg.objective.learn_logvar}
 
+    def trained_network(self) -> nn.Module:
+        return self.tokenizer.decoder if self.cfg.trained == "decoder" else self.tokenizer
+
     def configure_optimizers(self) -> list[OptimizerLRSchedulerConfig]:
+        self.check_trainable()
         parameters = [list(self.tokenizer.parameters())]
         if self.objective.logvar is not None:
             parameters[0].append(self.objective.logvar)

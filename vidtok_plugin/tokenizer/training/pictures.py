@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.video.batch import as_video
 from vidtok_plugin.video.pixels import to_uint8
@@ -79,12 +80,12 @@ class ReconstructionPictures(pl.Callback):
         self.seen = last + 1
 
     def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if not self.pairs:
+        if not self.pairs or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         step = trainer.global_step
         sheet = contact_sheet(self.pairs, f"after {step} batches")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        sheet.save(self.folder / f"reconstruction-{step:08d}.png")
+        with atomic_write(self.folder / f"reconstruction-{step:08d}.png") as partial:
+            sheet.save(partial, format="png")
         for log in trainer.loggers:
             if isinstance(log, TensorBoardLogger):
                 log.experiment.add_image("reconstruction", np.asarray(sheet), step, dataformats="HWC")

@@ -14,10 +14,13 @@ def fit_tokenizer(cfg: TokenizerRunConfig) -> None:
     """Trains, or resumes from the run's last checkpoint, and saves the model to `cfg.output / "model"`."""
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module = TokenizerModule(cfg)
-    trainer = training.fit(cfg, module, VideoDataModule(cfg), default_callbacks(cfg))
-    module.check_frozen(values=True)
-    if trainer.is_global_zero:
-        module.tokenizer.save_pretrained(cfg.output / "model")
+
+    def export() -> None:
+        module.check_frozen(values=True)
+        if module.trainer.is_global_zero:
+            module.tokenizer.save_pretrained(cfg.output / "model")
+
+    training.fit(cfg, module, VideoDataModule(cfg), default_callbacks(cfg), export=export)
 
 
 def default_callbacks(cfg: TokenizerRunConfig) -> list[pl.Callback]:
