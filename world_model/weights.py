@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.common.checkpoint_files import read_safetensors, write_safetensors
 from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.saved_config import checked_config, read_saved_config
@@ -26,9 +27,10 @@ class Contents:
 
 def write_folder(folder: Path, contents: Contents, weights: Mapping[str, Tensor]) -> None:
     """Write config and weights into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / WEIGHTS_FILE, weights)
-    (folder / CONFIG_FILE).write_text(to_yaml(contents))
+    with atomic_write(folder / WEIGHTS_FILE) as partial:
+        write_safetensors(partial, weights)
+    with atomic_write(folder / CONFIG_FILE) as partial:
+        partial.write_text(to_yaml(contents))
 
 
 def read_folder(folder: Path) -> tuple[Contents, dict[str, Tensor]]:

@@ -1,11 +1,18 @@
 """Files and folders appear complete or not at all, and the first of several writers wins."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from disk_faults import files_limited_to
+from PIL import Image
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from vidtok_plugin.common.atomic_files import atomic_create, atomic_write, remove_partials
+from vidtok_plugin.common.commands import sentence
 
 
 def make_folder(path: Path, text: str = "") -> None:
@@ -93,3 +100,60 @@ def test_partial_files_of_killed_writers_are_removed_once_the_complete_one_exist
     make_folder(tmp_path / "done")
     remove_partials(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {".begun.part-0a1b", ".gitignore", "done", "file.json"}
+
+
+def save_torch(path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save({"a": torch.zeros(5000)}, file)
+
+
+def save_numpy(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros(5000))
+
+
+def save_nested(path: Path) -> None:
+    path.mkdir()
+    with atomic_write(path / "inner") as partial:
+        save_file({"a": torch.zeros(5000)}, partial)
+
+
+@pytest.mark.parametrize("limit", [0, 3000])
+@pytest.mark.parametrize(
+    "write",
+    [
+        save_torch,
+        save_numpy,
+        save_nested,
+        lambda path: save_file({"a": torch.zeros(5000)}, path),
+        lambda path: path.write_text("a" * 20_000),
+        lambda path: Image.effect_noise((100, 100), 50).save(path, format="png"),
+    ],
+)
+def test_a_full_disk_is_one_sentence_with_the_files_name_and_changes_nothing(
+    tmp_path: Path, write: Callable[[Path], object], limit: int
+) -> None:
+    """torch and safetensors raise errors of their own types, without the file."""
+    path = tmp_path / "file"
+    concurrent = write is save_nested
+    if not concurrent:
+        path.write_text("earlier")
+    with (
+        pytest.raises(OSError) as raised,
+        files_limited_to(limit),
+        atomic_write(path, concurrent=concurrent) as partial,
+    ):
+        write(partial)
+    text = sentence(raised.value)
+    assert text.startswith(str(path / "inner" if concurrent else path) + ": ") and ".part" not in text
+    assert "run the same command again" in text or "the disk may be full" in text
+    assert [p.name for p in tmp_path.iterdir()] == ([] if concurrent else ["file"])
+    assert concurrent or path.read_text() == "earlier"
+
+
+def test_an_error_of_another_file_or_kind_stays(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as raised, atomic_write(tmp_path / "file"):
+        (tmp_path / "other").read_text()
+    assert raised.value.filename == str(tmp_path / "other")
+    with pytest.raises(RuntimeError, match="a bug of ours"), atomic_write(tmp_path / "file"):
+        raise RuntimeError("a bug of ours")

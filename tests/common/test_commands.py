@@ -1,7 +1,10 @@
 """Command lines: overrides anywhere, --print-config, and errors as one sentence with exit code 2."""
 
 import argparse
+import errno
 import logging
+import os
+import signal
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from vidtok_plugin.common.commands import add_command, add_config_arguments, config_from, run_command
+
+SIGINT, SIGTERM = 1000 + signal.SIGINT, 1000 + signal.SIGTERM  # seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,14 @@ def fit(args: argparse.Namespace) -> None:
         raise RuntimeError("a bug of ours")
     if seen[-1].seed == 16:
         raise KeyboardInterrupt
+    if seen[-1].seed == 17:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/step.ckpt")
+    if seen[-1].seed in (SIGINT, SIGTERM):  # twice, the second one while the first is cleaned up
+        try:
+            os.kill(os.getpid(), seen[-1].seed - 1000)
+        finally:
+            if seen[-1].width == 2:
+                os.kill(os.getpid(), seen[-1].seed - 1000)
 
 
 @pytest.fixture
@@ -79,6 +92,10 @@ def test_print_config_prints_and_does_not_run(
     [
         ("seed=13", "error: RunConfig: seed must not be 13, got 13; take 14.\n"),
         ("seed=14", "error: nowhere/at/all: No such file or directory.\n"),
+        (
+            "seed=17",
+            "error: run/step.ckpt: No space left on device; make room there, and run the same command again.\n",
+        ),
         ("sed=1", "error: unknown key sed (override 'sed=1'); the nearest known key is seed.\n"),
     ],
 )
@@ -120,6 +137,32 @@ def test_our_own_bugs_are_not_swallowed(parser: argparse.ArgumentParser, config:
 
 def test_interruption_is_exit_code_130(parser: argparse.ArgumentParser, config: str) -> None:
     assert run_command(parser, ["fit", "--config", config, "seed=16"]) == 130
+
+
+@pytest.mark.parametrize(("seed", "code", "text"), [(SIGINT, 130, "interrupted\n"), (SIGTERM, 143, "terminated\n")])
+def test_a_signal_ends_a_command_by_its_cleanup_and_a_second_one_at_once(
+    parser: argparse.ArgumentParser,
+    config: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    code: int,
+    text: str,
+) -> None:
+    class Exited(BaseException):
+        pass
+
+    def leave(code: int) -> None:
+        raise Exited(code)
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert run_command(parser, ["fit", "--config", config, f"seed={seed}"]) == code
+    assert capsys.readouterr() == ("", text)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(Exited) as end:
+        run_command(parser, ["fit", "--config", config, f"seed={seed}", "width=2"])
+    assert end.value.args == (code,)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 @pytest.mark.parametrize("argv", [["presets", "a=1"], ["fit", "--config", "a", "--nope"], ["fit"]])

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vidtok_plugin.adapter.patches import check_statistics
+from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.common.checkpoint_files import read_safetensors, write_safetensors
 from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.field_checks import check_fields
@@ -48,7 +49,8 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / HASH_FILE).write_text(f"{adapter_hash}\n")  # first: a folder that is half written then differs from it
     tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
-    (folder / CONFIG_FILE).write_text(to_yaml(config))
+    with atomic_write(folder / CONFIG_FILE) as partial:
+        partial.write_text(to_yaml(config))
     if statistics:
         save_statistics(folder, statistics)
 
@@ -74,7 +76,8 @@ def check_hash(folder: Path, adapter_hash: str) -> None:
 
 
 def save_statistics(folder: Path, statistics: Mapping[str, Tensor]) -> None:
-    write_safetensors(folder / STATISTICS_FILE, statistics)
+    with atomic_write(folder / STATISTICS_FILE) as partial:
+        write_safetensors(partial, statistics)
 
 
 def load_statistics(folder: Path, channels: int) -> dict[str, Tensor]:

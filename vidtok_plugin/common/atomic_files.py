@@ -1,5 +1,6 @@
 """Files and folders that appear complete or not at all, also after a kill or a power failure."""
 
+import errno
 import os
 import re
 import shutil
@@ -10,6 +11,8 @@ from uuid import uuid4
 
 from safetensors import SafetensorError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, or the size of files
+REFUSED = (*FULL, errno.EROFS, errno.EIO)
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.part(-[0-9a-f]+)?")
 
 
@@ -37,8 +40,9 @@ def atomic_write(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path, concurrent=concurrent)
     try:
-        yield partial
-        put_in_place(partial, path)
+        with naming(path):
+            yield partial
+            put_in_place(partial, path)
     finally:
         _remove(partial)
 
@@ -63,6 +67,40 @@ def atomic_create(path: Path, write: Callable[[Path], object]) -> bool:
             raise
         return False
     return True
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Makes an error of the system in writing `path` an OSError that names it.
+
+    Libraries report such errors by types of their own, without the file, or with its temporary name.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        found = _system_error(error)
+        if found is None:
+            raise
+        name = path if found.filename is None else os.fsdecode(found.filename)
+        temporary = re.escape(str(path.with_name(f".{path.name}.part"))) + "(-[0-9a-f]+)?"
+        raise OSError(found.errno, found.strerror, re.sub(temporary, lambda _: str(path), str(name))) from error
+
+
+def _system_error(error: BaseException) -> OSError | None:
+    """The error of the system that a library's error stands for; None if there is none."""
+    if isinstance(error, SafetensorError):
+        match = re.search(r"\(os error (\d+)\)", str(error))
+        return OSError(int(match[1]), os.strerror(int(match[1]))) if match else None
+    if isinstance(error, OSError):
+        if error.errno is None and " requested and " in str(error):  # numpy's
+            return OSError(errno.EIO, f"Only a part could be written ({error}); the disk may be full")
+        return None if error.errno is None else error
+    cause = error.__cause__ or error.__context__  # torch's: somewhere in its chain
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in REFUSED:
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def partial_path(path: Path, *, concurrent: bool = False) -> Path:

@@ -1,6 +1,7 @@
 """The basis of both command lines: common arguments, logging, and errors as one sentence."""
 
 import argparse
+import errno
 import logging
 import os
 import re
@@ -15,8 +16,13 @@ from rich.logging import RichHandler
 
 from vidtok_plugin.common.config import load_config, to_yaml
 from vidtok_plugin.common.paths import user_path
+from vidtok_plugin.common.signals import Terminated, ending_by_signals
 
 T = TypeVar("T")
+_REMEDIES = (
+    ((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "; make room there, and run the same command again"),
+    ((errno.EROFS, errno.EACCES, errno.EPERM), "; choose a place where you may write, or change its permissions"),
+)
 WORKER_TRACEBACK = "Original Traceback (most recent call last):"
 Command = Callable[[argparse.Namespace], None]
 
@@ -70,14 +76,18 @@ def config_from(args: argparse.Namespace, schema: type[T]) -> T:
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
-    """Parses the arguments and runs the command; returns the exit code, 2 for a user's mistake."""
+    """Parses the arguments and runs the command; returns the exit code, 2 for a user's mistake.
+
+    Ctrl-C and SIGTERM end it by its cleanup, with code 130 or 143; a second one ends it at once.
+    """
     args = parse_arguments(parser, argv)
     if not hasattr(args, "run"):
         parser.print_help(sys.stderr)
         return 2
     set_up_logging()
     try:
-        args.run(args)
+        with ending_by_signals():
+            args.run(args)
     except _user_errors() as error:
         if args.traceback:
             Console(stderr=True).print_exception()
@@ -86,6 +96,9 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
     return 0
 
 
@@ -137,7 +150,8 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, FileExistsError | NotADirectoryError) and error.filename and not os.path.isdir(error.filename):
         return f"{error.filename}: a file is in the place of a folder on this path; choose another path."
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return f"{text}{next((remedy for numbers, remedy in _REMEDIES if error.errno in numbers), '')}."
     text = str(error)
     if WORKER_TRACEBACK in text:  # PyTorch re-raises the error of a loader's worker with its traceback
         text = re.split(r"^[\w.]*Error: ", text.partition(WORKER_TRACEBACK)[2], flags=re.MULTILINE)[-1]

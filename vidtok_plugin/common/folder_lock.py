@@ -1,4 +1,4 @@
-"""FolderLock: refuses a second writer of an output folder. The lock ends with its process, however that ends."""
+"""Locks on files and folders, which refuse a second writer. A lock ends with its process, however that ends."""
 
 import errno
 import logging
@@ -6,6 +6,8 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,15 +18,16 @@ if sys.platform != "win32":
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
-PATIENCE = 1.0  # seconds to wait for a lock that may be held for a moment only
+PATIENCE = 1.0  # seconds to wait for a lock that a process may be about to release
+SHARED_PATIENCE = 30.0  # for a shared lock: other holders may look whether they are alone, see `FolderLock.alone`
 UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)  # by a network file system
 
 
 class FolderLock:
-    """While it is held, no other process, and no other thread of this one, can lock the folder.
+    """While it is held, no other process, and no other thread of this one, can lock the folder under the same name.
 
-    The operating system releases the lock of a process that is killed. The file `FOLDER/.lock` names the holder; it is
-    removed at the end, and so is the folder if the lock created it and nothing was written there.
+    The operating system releases the lock of a process that is killed. The file `FOLDER/NAME` names the holder; it is
+    removed at the end, and so are folders that the lock created, if nothing was written there.
 
     shared: others may hold the lock too, if theirs is shared as well.
 
@@ -39,25 +42,27 @@ class FolderLock:
         ['.lock']
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, shared: bool = False) -> None:
-        self.folder = Path(folder)
-        self.shared = shared
+    def __init__(self, folder: str | os.PathLike[str], *, name: str = LOCK_FILE, shared: bool = False) -> None:
+        self.folder, self.shared = Path(folder), shared
+        self._path = self.folder / name
         self._file: int | None = None
         self._created: list[Path] = []
 
     def __enter__(self) -> Self:
         self._created = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-        deadline = time.monotonic() + PATIENCE
-        while not self._acquired(deadline):
-            time.sleep(0.02)
+        self._file = lock_file(self._path, what=str(self.folder), shared=self.shared)
+        if self._file is not None and not self.shared:
+            os.ftruncate(self._file, 0)
+            os.write(self._file, f"process {os.getpid()} on {socket.gethostname()}".encode())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            if self.alone():
-                self._path.unlink(missing_ok=True)
+            with self.alone() as alone:
+                if alone:
+                    self._path.unlink(missing_ok=True)
             os.close(self._file)
             self._file = None
         for folder in self._created:
@@ -66,57 +71,65 @@ class FolderLock:
             except OSError:  # it has contents, or is gone
                 break
 
-    def alone(self) -> bool:
-        """Whether no other process holds a shared lock. If so, none can get one from now on."""
-        if self._file is None:
-            return True
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Whether no other process holds the shared lock. If so, none can get it before the end of the context."""
+        if self._file is None or not self.shared:
+            yield self._file is not None
+            return
         try:
             _lock(self._file, shared=False)
+            alone = True
         except BlockingIOError:
-            _lock(self._file, shared=True, wait=True)  # a failed change of a lock gives it up
-            return False
-        return True
-
-    @property
-    def _path(self) -> Path:
-        return self.folder / LOCK_FILE
-
-    def _acquired(self, deadline: float) -> bool:
-        if sys.platform == "win32":
-            logger.warning("%s: locks are not supported on this system; let one process write at a time.", self.folder)
-            return True
-        self.folder.mkdir(parents=True, exist_ok=True)
+            alone = False
         try:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # its last holder has just removed the folder
-            return False
+            yield alone
+        finally:
+            _lock(self._file, shared=True, wait=True)  # also after a failure, which gave the lock up
+
+
+def lock_file(path: Path, *, what: str, shared: bool = False) -> int | None:
+    """Creates the file if needed and locks it; returns its descriptor, whose closing ends the lock.
+
+    The holder may rename or remove the file; the lock is then another process's to take on a new file. None, after a
+    warning, where the system or the file system has no locks.
+
+    Raises:
+        ValueError: another process holds the lock; the message says that it is writing `what`.
+        OSError: the file cannot be created.
+    """
+    if sys.platform == "win32":
+        logger.warning("%s: there are no locks on this system; let one process write there at a time.", what)
+        return None
+    deadline = time.monotonic() + (SHARED_PATIENCE if shared else PATIENCE)
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _lock(file, shared=self.shared)
-            if not _is_at(file, self._path):  # its last holder has removed it
-                os.close(file)
-                return False
-            if not self.shared:
-                os.ftruncate(file, 0)
-                os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
-        except BlockingIOError:
-            holder = os.read(file, 200).decode(errors="replace") or "another process"
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the last holder has just removed the folder
+            if time.monotonic() > deadline:
+                raise
+            continue
+        try:
+            _lock(file, shared=shared)
+            if _is_at(file, path):
+                return file
             os.close(file)
-            if time.monotonic() < deadline:
-                return False
-            raise ValueError(
-                f"{self.folder} is being written by {holder}; wait until it has ended, stop it, or choose another "
-                "output folder."
-            ) from None
+        except BlockingIOError:
+            holder = os.read(file, 200).decode(errors="replace")
+            os.close(file)
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"{what} is being written by {holder if holder.startswith('process') else 'another process'}; wait "
+                    "until it has ended, stop it, or choose another output."
+                ) from None
+            time.sleep(0.02)
         except OSError as error:
             os.close(file)
             if error.errno not in UNSUPPORTED:
                 raise
-            logger.warning(
-                "%s: its file system has no locks (%s); let one process write there at a time.", self.folder, error
-            )
-            return True
-        self._file = file
-        return True
+            logger.warning("%s: its file system has no locks (%s); let one process write at a time.", what, error)
+            return None
 
 
 def _lock(file: int, *, shared: bool, wait: bool = False) -> None:

@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -72,7 +74,8 @@ def run_processes(run: Callable[..., object], world_size: int, *args: Any, show_
             receiver, sender = context.Pipe(duplex=False)
             arguments = (run, process, args, sender, show_traceback)
             child: BaseProcess = context.Process(target=_child, args=arguments, daemon=True)
-            child.start()
+            with _interrupts_blocked():
+                child.start()
             sender.close()  # the child's copy closes when it exits
             children[child.sentinel] = child, process, receiver
         while children:
@@ -89,6 +92,19 @@ def run_processes(run: Callable[..., object], world_size: int, *args: Any, show_
             child.join()
 
 
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Ctrl-C reaches all processes of a terminal. Those started here never receive it: their parent ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _child(
     run: Callable[..., object], process: Process, args: tuple[Any, ...], errors: Connection, show_traceback: bool
 ) -> None:
@@ -101,8 +117,6 @@ def _child(
             traceback.print_exc()
         errors.send(sentence(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def _end_with_parent() -> None:

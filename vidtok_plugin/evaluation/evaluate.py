@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.field_checks import check_fields
+from vidtok_plugin.common.folder_lock import FolderLock
 from vidtok_plugin.common.hashing import hash_files, hash_values
 from vidtok_plugin.evaluation.networks import MetricNetworks
 from vidtok_plugin.evaluation.pairs import (
@@ -130,7 +131,7 @@ def evaluate(
     Raises:
         FileNotFoundError: the folder is missing, or has no videos.
         ValueError: a video is damaged; settings don't fit; or `output` has the evaluation of another model, with other
-            settings, or of a video that has changed since.
+            settings, or of a video that has changed since, or another process is writing it.
     """
     check_fits(tokenizer, cfg, with_fvd=networks.i3d is not None)
     paths = find_videos(folder)
@@ -156,9 +157,9 @@ def evaluate(
             infos.append(probe_rated(path))
         except UnreadableVideoError as error:
             skip(path, error)
-    records = Records(output, settings)
     videos = []
-    with Progress(console=Console(stderr=True), disable=not progress) as bar:
+    with FolderLock(output), Progress(console=Console(stderr=True), disable=not progress) as bar:
+        records = Records(output, settings)
         task = bar.add_task("frames", total=sum(len(sampled(info, cfg.fps)) for info in infos))
         for info in infos:
             name, digest = names[info.path], hash_files(info.path)
@@ -177,18 +178,18 @@ def evaluate(
             else:
                 records.add(scores, features)
                 videos.append(scores)
-    overall, not_computed = _overall(videos, records, cfg, networks)
-    report = Report(
-        model=model,
-        settings=settings,
-        overall=overall,
-        videos=tuple(videos),
-        not_computed=not_computed,
-        skipped=skipped,
-        published=presets()[model].metrics if model in presets() else None,
-    )
-    report.write(output)
-    return report
+        overall, not_computed = _overall(videos, records, cfg, networks)
+        report = Report(
+            model=model,
+            settings=settings,
+            overall=overall,
+            videos=tuple(videos),
+            not_computed=not_computed,
+            skipped=skipped,
+            published=presets()[model].metrics if model in presets() else None,
+        )
+        report.write(output)
+        return report
 
 
 def _counted(frames: Iterable[Tensor], bar: Progress, task: TaskID) -> Iterator[Tensor]:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vidtok_plugin.common.atomic_files import atomic_write
+from vidtok_plugin.common.atomic_files import atomic_write, naming
 
 RECORDS_FILE = "videos.jsonl"
 FEATURES_FOLDER = "features"
@@ -61,7 +61,8 @@ class Records:
         self.folder.mkdir(parents=True, exist_ok=True)
         lines = self._complete_lines() if self.path.exists() else []
         if not lines:
-            self.path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+            with atomic_write(self.path) as partial:
+                partial.write_text(json.dumps(settings) + "\n", encoding="utf-8")
             return
         self._check_same(lines[0], json.loads(json.dumps(settings)))
         for line in lines[1:]:
@@ -84,7 +85,7 @@ class Records:
         if features is not None:
             with atomic_write(self._features_path(scores.name)) as partial:
                 save_file({"features": features.cpu().contiguous()}, partial)
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(scores.to_json()) + "\n")
         self._videos[scores.name] = scores
 

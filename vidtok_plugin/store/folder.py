@@ -10,6 +10,7 @@ import torch
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.devices import default_device
+from vidtok_plugin.common.folder_lock import FolderLock
 from vidtok_plugin.common.processes import THE_ONLY_PROCESS, Process, launched_process, run_processes
 from vidtok_plugin.store.adapter import CLIPS, agree_on_statistics, load_adapter
 from vidtok_plugin.store.parallelism import Parallelism, parallelism_of
@@ -67,7 +68,8 @@ def tokenize_folder(cfg: FolderConfig, *, show_traceback: bool = False) -> list[
     if parallelism.processes > 1:
         del adapter
         logger.info("%s: %d processes, threads of each: %d", cfg.output, parallelism.processes, parallelism.threads)
-        run_processes(_write_shards, parallelism.processes, cfg, parallelism.threads, show_traceback=show_traceback)
+        with FolderLock(cfg.output, name=f".{cfg.tokenize.split}.command.lock"):
+            run_processes(_write_shards, parallelism.processes, cfg, parallelism.threads, show_traceback=show_traceback)
         return [_summary(cfg)]
     shards = _write(process, cfg, adapter, videos)
     lines = [] if shards.missing else [_summary(cfg)]

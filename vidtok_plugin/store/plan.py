@@ -20,13 +20,27 @@ MAX_BYTES = 1 << 30
 Plan = list[list[str]]  # the names of the episodes of shard 0, 1, ...
 
 
-def plan_shards(split_folder: Path, names: Sequence[str], episodes_per_shard: int) -> Plan:
-    """A plan that includes all of `names`: the current one, or the current one with new shards appended."""
+def plan_shards(split_folder: Path, names: Sequence[str], episodes_per_shard: int, *, alone: bool = True) -> Plan:
+    """A plan that includes all of `names`: the current one, or the current one with new shards appended.
+
+    alone: no other process writes the store, so that planned episodes that are not in `names` are gone.
+
+    Raises:
+        ValueError: other processes plan to write an episode that is not in `names` together with some that are.
+    """
     while True:
         # Shards first: a shard written after the plan was read could be missing from that plan.
         written = stored_names(split_folder, damaged=(ValueError, FileNotFoundError))
         version, planned = read_plan(split_folder)
         plan = _extend(planned, written, names, episodes_per_shard)
+        kept = {name for shard in plan for name in shard}
+        gone = next((name for shard in planned for name in shard if name not in kept), None)
+        if gone is not None and not alone:
+            raise ValueError(
+                f"write_store: all processes that write {split_folder} at the same time must find the same episodes, "
+                f"but this one does not find {gone}, which another has planned; give all the same folder, or wait for "
+                "the others to end."
+            )
         if plan == planned or atomic_create(split_folder / PLAN.format(version + 1), partial(_write, plan)):
             return plan
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.field_checks import check_fields
+from vidtok_plugin.common.folder_lock import FolderLock
 from vidtok_plugin.common.freed_memory import keeping_freed_memory
 from vidtok_plugin.common.processes import THE_ONLY_PROCESS, Process
 from vidtok_plugin.store.encode import clip_ranges, encode_episode
@@ -109,7 +110,8 @@ def write_store(
     Raises:
         ValueError: episodes that differ from each other in size, rate or actions; without `update`, episodes that
             differ in these from the stored ones, or whose files have changed, or a store of another tokenizer; a video
-            size that does not fit the tokenizer; a KL model without latent statistics.
+            size that does not fit the tokenizer; a KL model without latent statistics; another process that writes
+            the same split.
     """
     config = TokenizeConfig(
         split=split,
@@ -138,12 +140,27 @@ def write_shards(
     Each process checks the episodes of its own shards. Errors are those of `write_store`.
     """
     _check_fit(adapter, episodes, config)
+    # A split has one writer, or several processes of a launcher; other splits may be written at the same time.
+    only = FolderLock(output, name=f".{config.split}.lock", shared=process.world_size > 1)
+    with only, FolderLock(output, shared=True) as store_lock:
+        return _write_shards(adapter, episodes, output, config, process, store_lock)
+
+
+def _write_shards(
+    adapter: TokenizerAdapter,
+    episodes: Sequence[Source],
+    output: str | Path,
+    config: TokenizeConfig,
+    process: Process,
+    lock: FolderLock,
+) -> WrittenShards:
     sources = named_sources(episodes, config.root)
     metadata = store_metadata(adapter, episodes[0], config.clip_frames)
     writer = TokenStoreWriter(output, metadata, adapter=adapter, update=config.update)
     folder = writer.split_folder(config.split)
 
-    plan = plan_shards(folder, list(sources), config.episodes_per_shard)
+    with lock.alone() as alone:
+        plan = plan_shards(folder, list(sources), config.episodes_per_shard, alone=alone)
     planned = {number: names for number, names in enumerate(plan) if not sources.keys().isdisjoint(names)}
     if process.rank == 0:
         _log_plan(output, planned, _missing(folder, planned), len(sources), process)
@@ -155,7 +172,7 @@ def write_shards(
 
     _encode_and_write(adapter, sources, stale, writer, config, show_progress=config.progress and process.rank == 0)
     missing = _missing(folder, planned)
-    outdated = _finish(writer, config, complete=not missing)
+    outdated = _finish(writer, config, lock, complete=not missing)
     return WrittenShards(written=tuple(shard.number for shard in stale), missing=missing, outdated=outdated)
 
 
@@ -275,9 +292,11 @@ def _encode_clips(
     return clips
 
 
-def _finish(writer: TokenStoreWriter, config: TokenizeConfig, *, complete: bool) -> tuple[str, ...]:
+def _finish(writer: TokenStoreWriter, config: TokenizeConfig, lock: FolderLock, *, complete: bool) -> tuple[str, ...]:
     """Tidy up, and finish an update whose shards are complete; returns the episodes that it does not include yet."""
-    writer.tidy(config.split)
+    with lock.alone() as alone:
+        if alone:  # else what looks left behind may belong to a process that still writes
+            writer.tidy(config.split)
     outdated = writer.switch() if config.update and complete else ()
     if outdated:
         logger.warning(

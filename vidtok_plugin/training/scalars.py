@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vidtok_plugin.common.atomic_files import atomic_write
+from vidtok_plugin.common.atomic_files import atomic_write, naming
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Scalars:
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the values after `step` batches."""
         self._add_to_series({"step": step, **values})
-        with self.path.open("a") as file:
+        with naming(self.path), self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
     def _add_to_series(self, values: Mapping[str, float]) -> None:

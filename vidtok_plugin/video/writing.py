@@ -9,7 +9,8 @@ from types import TracebackType
 import av
 import numpy as np
 
-from vidtok_plugin.common.atomic_files import partial_path, put_in_place
+from vidtok_plugin.common.atomic_files import naming, partial_path, put_in_place
+from vidtok_plugin.common.folder_lock import lock_file
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # FFmpeg's names, by suffix
 CLOCK = 90_000  # ticks a second, of times that are given
@@ -21,6 +22,12 @@ class VideoWriter:
     H.264 at full chroma resolution (yuv444p, since yuv420p visibly changes colors at 64x64 pixels), without B-frames
     and with a key frame every `keyframe_interval` frames, so that random clips are cheap to read. Until the writer
     closes without an error, the file has a hidden temporary name in the same folder.
+
+    The temporary file exists from the start, so that a place that cannot be written is refused before any work.
+
+    Raises:
+        ValueError: a setting is out of range, the output is a folder, or another process is writing it.
+        OSError: the file cannot be written.
 
     Example:
         >>> with VideoWriter("clip.mp4", fps=30) as writer:   # doctest: +SKIP
@@ -56,6 +63,8 @@ class VideoWriter:
         self._keyframe_interval = keyframe_interval
         self._threads = threads
         self._partial = partial_path(self.path)
+        with naming(self.path):
+            self._lock = lock_file(self._partial, what=str(self.path))
         self._first_time: float | None = None  # seconds; None: a constant rate
         self._last_tick = -1
         self._container: av.container.OutputContainer | None = None
@@ -77,6 +86,10 @@ class VideoWriter:
             raise ValueError(f"VideoWriter: times must be one for each of {len(frames)} frames, got {len(times)}.")
         if times is not None and self._first_time is None:
             self._first_time = float(times[0])
+        with naming(self.path):
+            self._write(frames, times)
+
+    def _write(self, frames: np.ndarray, times: Sequence[float] | None) -> None:
         container, stream = self._open(height=frames.shape[1], width=frames.shape[2])
         if (stream.height, stream.width) != frames.shape[1:3]:
             raise ValueError(
@@ -101,7 +114,6 @@ class VideoWriter:
 
     def _open(self, *, height: int, width: int) -> tuple[av.container.OutputContainer, av.VideoStream]:
         if self._container is None or self._stream is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._container = av.open(str(self._partial), "w", format=CONTAINERS[self.path.suffix.lower()])
             self._stream = self._container.add_stream("libx264", rate=self._fps, options=self._options)
             self._stream.height, self._stream.width = height, width
@@ -113,16 +125,18 @@ class VideoWriter:
         return self._container, self._stream
 
     def close(self) -> None:
-        """Completes the file and renames it to `path`."""
-        if self._container is None or self._stream is None:
-            raise ValueError(f"VideoWriter: no frames were written to {self.path}; write at least one.")
+        """Completes the file and renames it to `path`. After an error nothing is left."""
         try:
-            self._container.mux(self._stream.encode(None))
-            self._container.close()
-            put_in_place(self._partial, self.path)
+            if self._container is None or self._stream is None:
+                raise ValueError(f"VideoWriter: no frames were written to {self.path}; write at least one.")
+            with naming(self.path):
+                self._container.mux(self._stream.encode(None))
+                self._container.close()
+                put_in_place(self._partial, self.path)
         except BaseException:
             self.discard()
             raise
+        self._unlock()
 
     def discard(self) -> None:
         """Closes and removes the unfinished file."""
@@ -133,6 +147,12 @@ class VideoWriter:
             pass
         finally:
             self._partial.unlink(missing_ok=True)
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def __enter__(self) -> "VideoWriter":
         return self

@@ -74,7 +74,7 @@ def make_env(name: str, sticky_actions: float, minimal_actions: bool) -> Any:
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     gymnasium.register_envs(ale_py)
     try:
-        return gymnasium.make(
+        env = gymnasium.make(
             name,
             obs_type="rgb",
             frameskip=1,
@@ -82,7 +82,11 @@ def make_env(name: str, sticky_actions: float, minimal_actions: bool) -> Any:
             full_action_space=not minimal_actions,
             disable_env_checker=True,
         )
-    except (gymnasium.error.Error, TypeError) as error:  # games of other kinds do not accept these arguments
+        if not hasattr(env.unwrapped, "get_action_meanings") or not hasattr(env.action_space, "n"):
+            env.close()
+            raise TypeError("it is a game of another kind")
+    except (gymnasium.error.Error, TypeError, ImportError) as error:  # other games do not accept these arguments
         raise ValueError(
             f"RecordConfig: env must be one of gymnasium's Atari games, such as ALE/Boxing-v5, got {name!r} ({error})."
         ) from None
+    return env

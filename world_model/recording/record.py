@@ -13,6 +13,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vidtok_plugin.common.field_checks import check_fields
+from vidtok_plugin.common.folder_lock import FolderLock
 from vidtok_plugin.common.hashing import hash_files
 from vidtok_plugin.video.episode_meta import read_meta
 from vidtok_plugin.video.episodes import actions_path, load_episode, meta_path, save_episode_files
@@ -113,15 +114,19 @@ def record(cfg: RecordConfig, *, policy: MakePolicy = CoveringPolicy, show_progr
 
     Raises:
         ValueError: the game is unknown, or the folder has episodes recorded with other settings or another policy, or
-            more episodes than asked for.
+            more episodes than asked for, or another process is recording into it.
 
     Example:
         >>> record(RecordConfig(env="ALE/Boxing-v5", output="data/boxing"))   # doctest: +SKIP
     """
     splits = [split for split in SPLITS if cfg.num_frames(split) > 0]
-    done = {split: _existing_episodes(cfg, policy, split) for split in splits}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with _open_game(cfg) as game, Progress(*columns, disable=not show_progress) as progress:
+    with (
+        _open_game(cfg) as game,
+        FolderLock(cfg.output),
+        Progress(*columns, disable=not show_progress) as progress,
+    ):
+        done = {split: _existing_episodes(cfg, policy, split) for split in splits}
         for split in splits:
             for number, (_, problem) in enumerate(done[split]):
                 if problem is not None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from vidtok_plugin.video.episodes import actions_path, as_torch_reads_them, load_actions
 from vidtok_plugin.video.pixels import from_uint8, to_uint8
 from vidtok_plugin.video.reading import probe, read_frames
-from vidtok_plugin.video.writing import write_video
+from vidtok_plugin.video.writing import VideoWriter
 from world_model.decoding import Decoding
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
@@ -39,16 +39,18 @@ def rollout_file(
     """
     model, adapter = load_world(world)
     pixels, fps = read_prompt(prompt, prompt_frames)
-    result = rollout(
-        model,
-        adapter,
-        prompt=as_video(pixels, model.device),
-        actions=read_actions(model, prompt, actions, prompt_frames + num_frames),
-        num_frames=num_frames,
-        sampler=sampler,
-        decoding=decoding,
-    )
-    write_video(output, to_uint8(result.video[0]), fps=fps)
+    taken = read_actions(model, prompt, actions, prompt_frames + num_frames)
+    with VideoWriter(output, fps=fps) as writer:  # before the work, for which the output may turn out to be impossible
+        result = rollout(
+            model,
+            adapter,
+            prompt=as_video(pixels, model.device),
+            actions=taken,
+            num_frames=num_frames,
+            sampler=sampler,
+            decoding=decoding,
+        )
+        writer.write(to_uint8(result.video[0]))
     return result
 
 

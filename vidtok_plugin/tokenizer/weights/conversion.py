@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from safetensors.torch import save_file
 
+from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.common.json_files import read_json_object
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.model import VidTok
@@ -66,8 +67,8 @@ def convert(source: str | Path, folder: str | Path, *, to: Layout = "ours", pres
         _write_diffusers(folder, model)
         return folder
     name = next((known.name for known in presets().values() if known.architecture == architecture), "vidtok")
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save({"state_dict": dict(model.state_dict())}, folder / f"{name}.ckpt")
+    with atomic_write(folder / f"{name}.ckpt") as partial, partial.open("wb") as file:
+        torch.save({"state_dict": dict(model.state_dict())}, file)
     return folder / f"{name}.ckpt"
 
 
@@ -166,6 +167,7 @@ def _read_diffusers(folder: Path) -> Weights:
 
 def _write_diffusers(folder: Path, model: VidTok) -> None:
     config = diffusers_config(model.architecture)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(model.state_dict(), folder / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
-    (folder / DIFFUSERS_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    with atomic_write(folder / DIFFUSERS_WEIGHTS) as partial:
+        save_file(model.state_dict(), partial, metadata={"format": "pt"})
+    with atomic_write(folder / DIFFUSERS_CONFIG) as partial:
+        partial.write_text(json.dumps(config, indent=2) + "\n")

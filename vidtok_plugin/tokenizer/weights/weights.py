@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.common.checkpoint_files import write_safetensors
 from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.errors import nearest
@@ -28,9 +29,10 @@ CONFIG_FILE = "config.yaml"
 def save(folder: str | Path, architecture: Architecture, state_dict: Mapping[str, Tensor]) -> None:
     """Writes a folder that `load` reads: `model.safetensors` and `config.yaml`."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / WEIGHTS_FILE, state_dict)
-    (folder / CONFIG_FILE).write_text(to_yaml(architecture))
+    with atomic_write(folder / WEIGHTS_FILE) as partial:
+        write_safetensors(partial, state_dict)
+    with atomic_write(folder / CONFIG_FILE) as partial:
+        partial.write_text(to_yaml(architecture))
 
 
 def load(
