@@ -13,6 +13,7 @@ from training_runs import make_store, run_here, settings
 from vidtok_plugin.common import folder_lock
 from vidtok_plugin.common.folder_lock import FolderLock
 from vidtok_plugin.common.processes import Process
+from vidtok_plugin.store.folder import FolderConfig, tokenize_folder
 from vidtok_plugin.store.plan import plan_shards
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.tokenize import TokenizeConfig, WrittenShards, write_shards
@@ -58,23 +59,29 @@ def test_a_second_writer_of_one_video_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def tokenize(folder: Path, output: Path, *names: str, split: str = "train", process: Process) -> WrittenShards:
+def tokenize(folder: Path, output: Path, *names: str, process: Process) -> WrittenShards:
     episodes = [episode for episode in find_episodes(folder) if not names or episode.path.stem in names]
-    return write_shards(tiny_adapter(), episodes, output, TokenizeConfig(split=split, episodes_per_shard=1), process)
+    return write_shards(tiny_adapter(), episodes, output, TokenizeConfig(episodes_per_shard=1), process)
 
 
-def test_a_split_has_one_writer_or_those_of_a_launcher(tmp_path: Path) -> None:
-    folder, output, only = write_folder(tmp_path / "episodes", {"a": 5, "b": 5}), tmp_path / "store", Process()
+def test_a_split_has_one_command_or_those_of_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, output = write_folder(tmp_path / "episodes", {"a": 5}), tmp_path / "store"
+    tiny_adapter().tokenizer.save_pretrained(tmp_path / "model")
+
+    def command(split: str) -> list[str]:
+        config = TokenizeConfig(split=split)
+        return tokenize_folder(FolderConfig(folder=folder, output=output, model=tmp_path / "model", tokenize=config))
+
     with FolderLock(output, name=".train.lock"):
-        for process in (only, LAUNCHED):
-            with pytest.raises(ValueError, match=f"{output} is being written by process"):
-                tokenize(folder, output, process=process)
-        assert len(tokenize(folder, output, split="validation", process=only).written) == 2
+        with pytest.raises(ValueError, match=f"{output} is being written by process"):
+            command("train")
+        assert command("validation")
     with FolderLock(output, name=".train.lock", shared=True):
-        assert tokenize(folder, output, process=LAUNCHED).written == (0,)
         with pytest.raises(ValueError, match=f"{output} is being written by another process"):
-            tokenize(folder, output, process=only)
-    assert tokenize(folder, output, process=only).written == (1,)
+            command("train")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", "0")
+        assert "process 1 of 2 wrote 1 shards" in command("train")[0]
     assert not [path for path in output.rglob(".*")]
 
 
@@ -95,8 +102,12 @@ def test_no_process_drops_episodes_that_another_has_planned(tmp_path: Path) -> N
     """The shard was written without them, and the other process took it for its own."""
     assert plan_shards(tmp_path, ["a", "b", "c"], 2) == [["a", "b"], ["c"]]
     with pytest.raises(ValueError, match="must find the same episodes, but this one does not find b"):
-        plan_shards(tmp_path, ["a", "c"], 2, alone=False)
-    assert plan_shards(tmp_path, ["c", "d"], 2, alone=False) == [["a", "b"], ["c"], ["d"]]  # another folder's shard
+        plan_shards(tmp_path, ["a", "c"], 2, alone=lambda: False)
+    assert plan_shards(tmp_path, ["c", "d"], 2, alone=lambda: False) == [
+        ["a", "b"],
+        ["c"],
+        ["d"],
+    ]  # another folder's shard
     assert plan_shards(tmp_path, ["a", "c", "d"], 2) == [["a"], ["c"], ["d"]]  # b's file is gone
 
 

@@ -50,7 +50,7 @@ def tokenize_folder(cfg: FolderConfig, *, show_traceback: bool = False) -> list[
     show_traceback: print the tracebacks of errors in processes started here.
 
     Raises:
-        ValueError: `processes` is invalid, or as in `write_store`.
+        ValueError: `processes` is invalid, another command writes the same split, or as in `write_store`.
         ChildProcessError: a process started here failed.
     """
     process = launched_process()
@@ -62,14 +62,19 @@ def tokenize_folder(cfg: FolderConfig, *, show_traceback: bool = False) -> list[
             "set the number of processes of the launcher."
         )
     videos = find_videos(cfg.folder)  # an empty folder is an error before any process starts
+    # A split has one command, or the processes of a launcher; other splits may be written at the same time.
+    with FolderLock(cfg.output, name=f".{cfg.tokenize.split}.lock", shared=process.world_size > 1):
+        return _tokenize(cfg, process, videos, show_traceback=show_traceback)
+
+
+def _tokenize(cfg: FolderConfig, process: Process, videos: Sequence[Path], *, show_traceback: bool) -> list[str]:
     # With several processes, this fits statistics, if needed, once and with all threads.
     adapter = _adapter(cfg, videos, process.local_rank if process.world_size > 1 else None)
     parallelism = _parallelism(cfg, adapter, videos, process)
     if parallelism.processes > 1:
         del adapter
         logger.info("%s: %d processes, threads of each: %d", cfg.output, parallelism.processes, parallelism.threads)
-        with FolderLock(cfg.output, name=f".{cfg.tokenize.split}.command.lock"):
-            run_processes(_write_shards, parallelism.processes, cfg, parallelism.threads, show_traceback=show_traceback)
+        run_processes(_write_shards, parallelism.processes, cfg, parallelism.threads, show_traceback=show_traceback)
         return [_summary(cfg)]
     shards = _write(process, cfg, adapter, videos)
     lines = [] if shards.missing else [_summary(cfg)]

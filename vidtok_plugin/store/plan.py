@@ -5,7 +5,7 @@ first one's plan, and extends it if episodes are missing from it.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,10 +20,12 @@ MAX_BYTES = 1 << 30
 Plan = list[list[str]]  # the names of the episodes of shard 0, 1, ...
 
 
-def plan_shards(split_folder: Path, names: Sequence[str], episodes_per_shard: int, *, alone: bool = True) -> Plan:
+def plan_shards(
+    split_folder: Path, names: Sequence[str], episodes_per_shard: int, *, alone: Callable[[], bool] = lambda: True
+) -> Plan:
     """A plan that includes all of `names`: the current one, or the current one with new shards appended.
 
-    alone: no other process writes the store, so that planned episodes that are not in `names` are gone.
+    alone: whether no other process writes the store, so that planned episodes that are not in `names` are gone.
 
     Raises:
         ValueError: other processes plan to write an episode that is not in `names` together with some that are.
@@ -35,7 +37,7 @@ def plan_shards(split_folder: Path, names: Sequence[str], episodes_per_shard: in
         plan = _extend(planned, written, names, episodes_per_shard)
         kept = {name for shard in plan for name in shard}
         gone = next((name for shard in planned for name in shard if name not in kept), None)
-        if gone is not None and not alone:
+        if gone is not None and not alone():
             raise ValueError(
                 f"write_store: all processes that write {split_folder} at the same time must find the same episodes, "
                 f"but this one does not find {gone}, which another has planned; give all the same folder, or wait for "

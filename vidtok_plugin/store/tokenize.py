@@ -110,8 +110,7 @@ def write_store(
     Raises:
         ValueError: episodes that differ from each other in size, rate or actions; without `update`, episodes that
             differ in these from the stored ones, or whose files have changed, or a store of another tokenizer; a video
-            size that does not fit the tokenizer; a KL model without latent statistics; another process that writes
-            the same split.
+            size that does not fit the tokenizer; a KL model without latent statistics.
     """
     config = TokenizeConfig(
         split=split,
@@ -140,10 +139,8 @@ def write_shards(
     Each process checks the episodes of its own shards. Errors are those of `write_store`.
     """
     _check_fit(adapter, episodes, config)
-    # A split has one writer, or several processes of a launcher; other splits may be written at the same time.
-    only = FolderLock(output, name=f".{config.split}.lock", shared=process.world_size > 1)
-    with only, FolderLock(output, shared=True) as store_lock:
-        return _write_shards(adapter, episodes, output, config, process, store_lock)
+    with FolderLock(output, shared=True) as lock:
+        return _write_shards(adapter, episodes, output, config, process, lock)
 
 
 def _write_shards(
@@ -159,8 +156,7 @@ def _write_shards(
     writer = TokenStoreWriter(output, metadata, adapter=adapter, update=config.update)
     folder = writer.split_folder(config.split)
 
-    with lock.alone() as alone:
-        plan = plan_shards(folder, list(sources), config.episodes_per_shard, alone=alone)
+    plan = plan_shards(folder, list(sources), config.episodes_per_shard, alone=lock.is_alone)
     planned = {number: names for number, names in enumerate(plan) if not sources.keys().isdisjoint(names)}
     if process.rank == 0:
         _log_plan(output, planned, _missing(folder, planned), len(sources), process)

@@ -71,7 +71,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         return indices
 
 
-class FixedSampler(EpochSampler, SequentialSampler):
+class FixedSampler(EpochSampler, SequentialSampler):  # type: ignore[misc]  # keys are pairs, not indices
     """Yields the keys of epoch 0 in every epoch, for Lightning's `overfit_batches`.
 
     It is a SequentialSampler so that Lightning does not replace it by one.
