@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from disk_faults import files_limited_to
 
 from vidtok_plugin.common import folder_lock
 from vidtok_plugin.common.folder_lock import FolderLock
@@ -79,4 +80,12 @@ def test_writers_that_share_a_folder_know_whether_they_are_alone(tmp_path: Path)
         with FolderLock(tmp_path, shared=True):
             pass
         assert_refused(FolderLock(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_lock(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"run/\.lock"), files_limited_to(0), FolderLock(tmp_path / "run"):
+        pytest.fail("the disk is full")
+    with FolderLock(tmp_path / "run"):
+        pass
     assert list(tmp_path.iterdir()) == []

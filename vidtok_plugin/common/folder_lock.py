@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from vidtok_plugin.common.atomic_files import naming
+
 if sys.platform != "win32":
     import fcntl
 
@@ -52,8 +54,13 @@ class FolderLock:
         self._created = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self._file = lock_file(self._path, what=str(self.folder), shared=self.shared)
         if self._file is not None and not self.shared:
-            os.ftruncate(self._file, 0)
-            os.write(self._file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            try:
+                with naming(self._path):
+                    os.ftruncate(self._file, 0)
+                    os.write(self._file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            except BaseException:
+                self.__exit__(None, None, None)
+                raise
         return self
 
     def __exit__(

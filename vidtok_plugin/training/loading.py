@@ -22,6 +22,7 @@ class ResumableLoader(StatefulDataLoader):
     """
 
     sampler: EpochSampler
+    _iterator: Any
     _state_at_end: dict[str, Any] | None = None  # when the workers were ended
 
     def _get_iterator(self) -> Any:
