@@ -172,7 +172,8 @@ def test_a_split_is_a_plain_name(fail: Run, tmp_path: Path) -> None:
     """Tokens of the split a/b were written, but never found."""
     make_video(tmp_path / "clip.mp4", 5, size=16)
     arguments = ["tokenize", str(tmp_path), "--model", "vidtok_tiny", "--output", str(tmp_path / "store")]
-    assert "split must be a plain name such as train, got 'a/b'" in fail(*arguments, "--split", "a/b")
+    expected = "split must be a plain name of letters, digits, and . _ - inside, such as train, got 'a/b'"
+    assert expected in fail(*arguments, "--split", "a/b")
     assert not (tmp_path / "store").exists()
 
 

@@ -390,7 +390,7 @@ def test_a_video_whose_frames_are_damaged_is_skipped_too(
 
 def test_invalid_settings_are_errors(small: Path, tmp_path: Path, networks: MetricNetworks) -> None:
     for wrong, message in (
-        ({"protocol": "all"}, "protocol must be clips or whole, got all"),
+        ({"protocol": "all"}, "protocol must be 'clips' or 'whole', got 'all'"),
         ({"fps": 0}, "fps must be above 0, got 0"),
         ({"size": 8}, "size must be at least 16 .*, got 8"),
         ({"clip_frames": 0}, "clip_frames must be at least 1, got 0"),

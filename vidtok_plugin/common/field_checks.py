@@ -67,12 +67,16 @@ def _finite(value: Real) -> bool:
         return False
 
 
+def _one_of(names: list[str]) -> str:
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
 def _rule(hint: Any) -> str:
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_rule(option) for option in options)
+        return _one_of([_rule(option) for option in options])
     if origin is Literal:
-        return " or ".join(repr(option) for option in options)
+        return _one_of([repr(option) for option in options])
     if origin is tuple:
         if options[-1] is Ellipsis:
             return f"several, each {_rule(options[0])}"

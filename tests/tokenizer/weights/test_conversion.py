@@ -219,8 +219,8 @@ def test_an_architecture_that_diffusers_cannot_express_is_refused(
         ({"out_channels": 4}, "out_channels must be 3 in this family, got 4"),
         ({"double_z": True}, "double_z must be False in this family, got True"),
         ({"codebook_size": 4096}, "codebook_size must be 32768 in this family, got 4096"),
-        ({"regularizer": "vq"}, "regularizer 'fsq' takes fsq_levels"),
-        ({"ch": "wide"}, "has the wrong type"),
+        ({"regularizer": "vq"}, "regularizer must be 'fsq' or 'kl', got 'vq'"),
+        ({"ch": "wide"}, "ch must be a whole number, got 'wide'"),
         ({"tempo_ds": [0]}, "the same number of temporal levels"),
     ],
 )

@@ -428,7 +428,7 @@ def test_settings_that_do_not_fit_the_model_are_refused(
     [
         ({"diagonal_offset": 2}, "diagonal_offset is for order diagonal, got 2 for None"),
         ({"order": "raster", "steps": 2}, "steps is for order masked, got 2 for raster"),
-        ({"order": "spiral"}, "order must be raster, diagonal or masked, got 'spiral'"),
+        ({"order": "spiral"}, "order must be 'raster', 'diagonal' or 'masked' or None, got 'spiral'"),
         ({"order": "diagonal", "diagonal_offset": 0}, "diagonal_offset must be at least 1, got 0"),
         ({"order": "diagonal", "compiled": True}, "compiled is for order raster, got diagonal"),
     ],

@@ -256,9 +256,9 @@ def test_auto_chooses_a_backend_that_can_run(dtype: torch.dtype, width: int) -> 
     ("settings", "message"),
     [
         ({"width": 20, "heads": 3}, "width must be heads times an even number"),
-        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"depth": 0}, "depth must be 1 to 512, got 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
-        ({"attention": "flash"}, "attention must be auto, sdpa or xformers, got 'flash'"),
+        ({"attention": "flash"}, "attention must be 'auto', 'sdpa' or 'xformers', got 'flash'"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, object], message: str) -> None:
