@@ -214,10 +214,15 @@ class WorldModel(nn.Module):
         actions: GroupedActions | None,
         cache: TransformerCache,
         previous: Tensor | None = None,
+        *,
+        validate: bool | None = None,
     ) -> TransformerCache:
-        """Append whole steps (b, T, H, W[, p]) to the cache, whose last step is `previous` (b, H, W[, p])."""
+        """Append whole steps (b, T, H, W[, p]) to the cache, whose last step is `previous` (b, H, W[, p]).
+
+        `validate`: whether the tokens' values are checked, which waits for the device; by default on the CPU only.
+        """
         self._check_boundary(cache, previous)
-        tokens = self._checked(tokens)
+        tokens = self._checked(tokens, validate=validate)
         cache.check_room(tokens.shape[1] * self.tokens.tokens_per_step)
         before = tokens[:, 0] if previous is None else previous
         first = self._first(cache, len(tokens), tokens.shape[1])
@@ -363,5 +368,5 @@ class WorldModel(nn.Module):
                 f"{'no' if previous is None else 'a'} previous step."
             )
 
-    def _checked(self, tokens: Tensor) -> Tensor:
-        return checked_tokens(tokens, self.tokens, self.dtype)
+    def _checked(self, tokens: Tensor, *, validate: bool | None = None) -> Tensor:
+        return checked_tokens(tokens, self.tokens, self.dtype, validate=validate)

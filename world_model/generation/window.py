@@ -33,8 +33,12 @@ class ContextWindow:
         context_shift: int,
         sampler: Sampler,
     ) -> None:
-        """`tokens` (b, T, H, W[, p]); `past_steps` (b,), on the CPU: steps of each row after padding in front."""
+        """`tokens` (b, T, H, W[, p]), checked before.
+
+        `past_steps` (b,), on the CPU: steps of each row after padding in front.
+        """
         self.model, self.sampler = model, sampler
+        self.validate = False if model.tokens.kind == "discrete" else None  # drawn patches may overflow, codes cannot
         self.kept_steps = model.config.max_steps - context_shift
         self.tokens = tokens.to(model.dtype) if tokens.is_floating_point() else tokens
         self.actions = actions
@@ -66,7 +70,10 @@ class ContextWindow:
         else:
             with torch.inference_mode():
                 rows = self.sampler.model_rows(step)[:, None]
-                self.cache = self.model.prefill(rows, self._row_actions(actions), self.cache, self._newest())
+                actions_of_rows = self._row_actions(actions)
+                self.cache = self.model.prefill(
+                    rows, actions_of_rows, self.cache, self._newest(), validate=self.validate
+                )
             self.prefills += 1
         self.tokens = torch.cat([self.tokens, step[:, None]], dim=1)
         if self.actions is not None and actions is not None:
@@ -110,4 +117,4 @@ class ContextWindow:
         padding = self.sampler.model_rows(missing.to(self.model.device, non_blocking=True)) if missing.any() else None
         empty = self.model.init_cache(len(rows), padding) if reused is None else self.model.emptied(reused, padding)
         self.prefills += 1
-        return self.model.prefill(rows, self._row_actions(self.actions), empty)
+        return self.model.prefill(rows, self._row_actions(self.actions), empty, validate=self.validate)

@@ -8,17 +8,19 @@ from vidtok_plugin.common.tensor_checks import as_int64, check_range, check_tens
 from world_model.architecture import TokenSpec
 
 
-def checked_tokens(tokens: Tensor, spec: TokenSpec, dtype: torch.dtype, *, validate: bool = False) -> Tensor:
+def checked_tokens(tokens: Tensor, spec: TokenSpec, dtype: torch.dtype, *, validate: bool | None = None) -> Tensor:
     """Tokens (b, T, H, W[, p]) that fit the model: codes as integers that index a table, patches as `dtype`.
 
-    Values are checked on the CPU, and on other devices only with `validate`, since that waits for the device.
+    Values are checked with `validate=True`, which waits for the device; by default on the CPU only; and not at all with
+    `validate=False`, for tokens that were checked before.
 
     Raises:
         ValueError: no tensor, another kind or grid, codes outside the codebook, or patches that are not finite.
     """
     grid, patch_dim = (spec.height, spec.width), spec.patch_dim
     check_tensor(tokens, who="WorldModel", name="codes" if patch_dim is None else "patches")
-    validate = validate or tokens.device.type == "cpu"
+    if validate is None:
+        validate = tokens.device.type == "cpu"
     if patch_dim is not None:
         if tokens.shape[2:] != (*grid, patch_dim) or tokens.dtype not in FLOATS:
             raise ValueError(

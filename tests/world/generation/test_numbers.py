@@ -10,6 +10,7 @@ from world_models import CONFIG, FLOW, MASKED, VARIANTS, of_step, random_actions
 from world_model.decoding import Decoding
 from world_model.generation.generator import StepGenerator
 from world_model.heads.sampler import Sampler
+from world_model.inputs import token_checks
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.uint64, torch.int64)
 
@@ -31,6 +32,20 @@ def test_past_codes_outside_the_codebook_are_named(kind: str, code: int) -> None
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("kind", ["full", "masked"])
+def test_a_past_is_checked_once_and_drawn_codes_never(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each check waits for the device."""
+    checked = []
+    monkeypatch.setattr(token_checks, "check_range", lambda codes, *_, **__: checked.append(codes.shape[1]))
+    config = {**VARIANTS, **MASKED}[kind]
+    model, actions = random_model(config), random_actions(config, 1, 9)
+    generator = StepGenerator(model, random_tokens(config, 1, 2), actions[:2], Sampler())
+    for step in range(2, 9):
+        generator.step(of_step(actions, step))
+    assert checked == [2]
+    assert generator.window.prefills > 1  # later windows were prefilled, too
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -270,11 +270,13 @@ def test_an_adapter_whose_decoder_was_trained_further_is_accepted() -> None:
     model.token_hash = adapter.token_hash
     with torch.no_grad():
         next(adapter.tokenizer.decoder.parameters()).mul_(1.5)
-    rollout(model, adapter, prompt=video(), actions=actions(2, 13), num_frames=4)
+    trained = TokenizerAdapter(adapter.tokenizer)
+    rollout(model, trained, prompt=video(), actions=actions(2, 13), num_frames=4)
     with torch.no_grad():
-        next(adapter.tokenizer.encoder.parameters()).mul_(1.5)
+        next(trained.tokenizer.encoder.parameters()).mul_(1.5)
+    other = TokenizerAdapter(trained.tokenizer)
     with pytest.raises(ValueError, match="the token hash that the model was trained on"):
-        rollout(model, adapter, prompt=video(), actions=actions(2, 13), num_frames=4)
+        rollout(model, other, prompt=video(), actions=actions(2, 13), num_frames=4)
 
 
 def test_an_actions_file_is_refused_for_a_model_without_actions(tmp_path: Path) -> None:
