@@ -1,5 +1,8 @@
 """Settings of all tests: one thread, fixed seeds, and no GPU tests where there is no GPU."""
 
+import signal
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import settings
@@ -20,6 +23,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """Python's handlers of SIGINT and SIGTERM; a shell script starts background processes with SIGINT ignored."""
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    terminate = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, terminate)
 
 
 @pytest.fixture

@@ -139,6 +139,7 @@ def test_interruption_is_exit_code_130(parser: argparse.ArgumentParser, config: 
     assert run_command(parser, ["fit", "--config", config, "seed=16"]) == 130
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize(("seed", "code", "text"), [(SIGINT, 130, "interrupted\n"), (SIGTERM, 143, "terminated\n")])
 def test_a_signal_ends_a_command_by_its_cleanup_and_a_second_one_at_once(
     parser: argparse.ArgumentParser,

@@ -42,6 +42,7 @@ class Failing(pl.Callback):
             raise self.error
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("error", [RuntimeError("in validation"), SystemExit(3), None])
 def test_workers_end_with_a_run_that_fails(store: Path, tmp_path: Path, error: BaseException | None) -> None:
     failing = Failing(error)
