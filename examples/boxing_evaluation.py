@@ -69,9 +69,9 @@ def choose_sampler(
         present = float(both_present(imagined, reconstructed).float().mean())
         costs[sampler] = distance * (1 + 10 * (1 - present))
         logger.info(
-            "temperature %g, top-p %s, guidance %g: the player is %.2f pixels away after %d frames; both boxers are "
+            "temperature %g, guidance %g: the player is %.2f pixels away after %d frames; both boxers are "
             "in %.3f of the frames",
-            *(sampler.temperature, sampler.top_p, sampler.guidance),
+            *(sampler.temperature, sampler.guidance),
             *(distance, SEARCH_FRAMES, present),
         )
     best = min(costs, key=costs.__getitem__)

@@ -18,7 +18,6 @@ import torch
 from boxing_evaluation import PROMPT_FRAMES
 from boxing_measures import mean_distances, psnr_over_copy
 from shared import run_example
-from torch import Tensor
 
 from vidtok_plugin.video.episodes import Episode, find_episodes
 from vidtok_plugin.video.pixels import from_uint8
@@ -65,12 +64,9 @@ def print_luck(args: argparse.Namespace) -> None:
         other.append(play_again(episode, start, length, rng.integers(0, 256, len(GENERATOR)).tolist()))
     real, luck = (from_uint8(torch.from_numpy(np.stack(videos))) for videos in (recorded, other))
     adapter = load_world(args.model)[1]
-
-    def seen(video: Tensor) -> Tensor:  # by the tokenizer, as imagined frames are
-        return reconstruct(adapter, video)
-
-    future, last = real[:, :, PROMPT_FRAMES:], seen(real[:, :, :PROMPT_FRAMES])[:, :, -1:]
-    made, copied = seen(luck)[:, :, PROMPT_FRAMES:], last.expand_as(future)
+    future = real[:, :, PROMPT_FRAMES:]
+    copied = reconstruct(adapter, real[:, :, :PROMPT_FRAMES])[:, :, -1:].expand_as(future)
+    made = reconstruct(adapter, luck)[:, :, PROMPT_FRAMES:]  # seen by the tokenizer, as imagined frames are
     scores = {
         "psnr_over_copy": psnr_over_copy(made, copied, future),
         "distance": mean_distances(luck[:, :, PROMPT_FRAMES:], future),

@@ -105,30 +105,22 @@ def train_boxing_world(args: argparse.Namespace) -> None:
     more = replace(recording, train_episodes=max(cfg.world_model_episodes, recording.train_episodes))
     most = replace(recording, train_episodes=max(cfg.longer_episodes, more.train_episodes))
     stages = Stages(out, 11 + 2 * len(last_cfgs))
-    stages.run(
-        "record",
-        lambda: record(recording, policy=BoxingPolicy),
-        inputs=to_dict(recording),
-        result=episodes,
-        remove=[episodes],
-    )
+
+    def record_stage(name: str, play: RecordConfig, remove: Sequence[Path] = ()) -> None:
+        work = partial(record, play, policy=BoxingPolicy)
+        stages.run(name, work, inputs=to_dict(play), result=episodes, remove=remove)
+
+    def tokens_stage(name: str, remove: Sequence[Path] = ()) -> None:
+        work = partial(tokenize, cfg, tokenizer_cfg.output / "model", episodes, tokens)
+        stages.run(name, work, inputs=cfg.clip_frames, result=tokens, remove=remove)
+
+    record_stage("record", recording, remove=[episodes])
     train(stages, "vidtok-plugin", tokenizer_cfg)
-    stages.run("record_more", lambda: record(more, policy=BoxingPolicy), inputs=to_dict(more), result=episodes)
-    stages.run(
-        "tokens",
-        lambda: tokenize(cfg, tokenizer_cfg.output / "model", episodes, tokens),
-        inputs=cfg.clip_frames,
-        result=tokens,
-        remove=[tokens],
-    )
+    record_stage("record_more", more)
+    tokens_stage("tokens", remove=[tokens])
     train(stages, "world-model", model_cfg)
-    stages.run("record_most", lambda: record(most, policy=BoxingPolicy), inputs=to_dict(most), result=episodes)
-    stages.run(
-        "tokens_most",
-        lambda: tokenize(cfg, tokenizer_cfg.output / "model", episodes, tokens),
-        inputs=cfg.clip_frames,
-        result=tokens,
-    )
+    record_stage("record_most", most)
+    tokens_stage("tokens_most")
     train(stages, "world-model", longer_cfg)
     for last_cfg in last_cfgs:
         train(stages, "world-model", last_cfg)

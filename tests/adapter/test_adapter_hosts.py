@@ -185,9 +185,9 @@ def test_lightning_trains_saves_and_loads_around_it(
     run.fit(module)
     same(module.adapter, right)
     run.save_checkpoint(tmp_path / "last.ckpt")
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"]
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert not any(key.startswith("adapter.tokenizer.") for key in saved)
-    loaded = LightningParent.load_from_checkpoint(tmp_path / "last.ckpt", adapter=load(), weights_only=False)
+    loaded = LightningParent.load_from_checkpoint(tmp_path / "last.ckpt", adapter=load(), weights_only=True)
     same(loaded.adapter, right)
     assert torch.equal(loaded.head.weight, module.head.weight)
 

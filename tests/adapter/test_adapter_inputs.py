@@ -168,13 +168,13 @@ def test_a_stream_whose_ids_are_not_checked_at_once_names_them_at_its_end(discre
 
 @pytest.mark.gpu
 def test_ids_outside_the_codebook_are_named_on_cuda() -> None:
-    adapter = make("fsq").cuda()
+    adapter = make("fsq").to("cuda")
     for ids in (torch.tensor([[0, 0, -1, 0]]), torch.tensor([[0, 0, 0, 32768]])):
         for entry, call in of_ids(adapter).items():
             with pytest.raises(ValueError, match=r"must be 0 to 32767, got (-1|32768) at position"):
-                call(ids.cuda())
+                call(ids.to("cuda"))
                 pytest.fail(f"{entry} took it")
         stream = adapter.decoder_stream()
-        stream.push(video_tokens(on_axes(ids.cuda()), 5, UNPLACED))
+        stream.push(video_tokens(on_axes(ids.to("cuda")), 5, UNPLACED))
         with pytest.raises(ValueError, match="got others in an earlier push"):
             stream.flush()

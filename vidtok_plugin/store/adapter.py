@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 CLIPS = 64
 CLIP_STEPS = 5  # latent steps of a clip: 17 frames at a temporal factor of 4
+ADAPTER_REMEDY = "run `vidtok-plugin tokenize` again, which writes it again"
 
 
 def load_adapter(
@@ -62,18 +63,19 @@ def stored_adapter(store: str | Path) -> TokenizerAdapter:
     """
     metadata = read_metadata(store)
     folder = Path(store) / metadata.adapter_folder
-    remedy = "run `vidtok-plugin tokenize` again, which writes it again"
     if not folder.is_dir():
-        raise FileNotFoundError(f"TokenStore: {folder}, the adapter that wrote the tokens, is missing; {remedy}.")
+        raise FileNotFoundError(
+            f"TokenStore: {folder}, the adapter that wrote the tokens, is missing; {ADAPTER_REMEDY}."
+        )
     try:
         adapter = TokenizerAdapter.from_pretrained(folder)
     except (ValueError, FileNotFoundError) as error:
         problem = str(error).rstrip(".")
-        raise ValueError(f"TokenStore: the adapter in {folder} is damaged ({problem}); {remedy}.") from error
+        raise ValueError(f"TokenStore: the adapter in {folder} is damaged ({problem}); {ADAPTER_REMEDY}.") from error
     if adapter.hash != metadata.adapter_hash:
         raise ValueError(
             f"TokenStore: the adapter in {folder} must have the hash in {METADATA_FILE}, {metadata.adapter_hash}, got "
-            f"{adapter.hash}: it is damaged or another one; {remedy}."
+            f"{adapter.hash}: it is damaged or another one; {ADAPTER_REMEDY}."
         )
     return adapter
 

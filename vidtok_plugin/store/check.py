@@ -4,14 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidtok_plugin.store.adapter import adapter_problem
+from vidtok_plugin.store.adapter import ADAPTER_REMEDY, adapter_problem
 from vidtok_plugin.store.metadata import StoreMetadata, read_metadata
 from vidtok_plugin.store.plan import read_plan
 from vidtok_plugin.store.records import REMEDY, recorded_splits
 from vidtok_plugin.store.shard_checks import intact_shard
 from vidtok_plugin.store.shards import lost_shards, shard_paths, split_folders
-
-_AGAIN = "run `vidtok-plugin tokenize` again, which writes it again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +66,6 @@ def _lost(tokens: Path) -> Iterator[str]:
 def _adapter(store: Path, metadata: StoreMetadata) -> Iterator[str]:
     folder = store / metadata.adapter_folder
     if not folder.is_dir():
-        yield f"TokenStore: {folder}, the adapter, is missing; {_AGAIN}."
+        yield f"TokenStore: {folder}, the adapter, is missing; {ADAPTER_REMEDY}."
     elif problem := adapter_problem(folder, metadata.adapter_hash):
-        yield (f"TokenStore: the adapter in {folder} is damaged ({problem}); {_AGAIN}.")
+        yield (f"TokenStore: the adapter in {folder} is damaged ({problem}); {ADAPTER_REMEDY}.")
