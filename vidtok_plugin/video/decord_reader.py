@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from functools import cache
+from functools import cache, cached_property
 from types import ModuleType
 from typing import Any
 
@@ -81,15 +81,12 @@ class DecordReader:
                 f"Video {path} cannot be read exactly by decord: it finds {self.num_frames} frames, FFmpeg"
                 f" {len(self._times)}; set reader=auto."
             )
-        self._size: tuple[int, int] | None = None
 
-    @property
+    @cached_property
     def size(self) -> tuple[int, int]:
         """Height and width of the frames as they are read; decodes the first one once."""
-        if self._size is None:
-            height, width = self.read([0]).shape[1:3]
-            self._size = (height, width)
-        return self._size
+        height, width = self.read([0]).shape[1:3]
+        return height, width
 
     def times(self) -> np.ndarray:
         """The times of the frames in seconds, float64 `(num_frames,)`, by PyAV, since decord rounds to float32."""

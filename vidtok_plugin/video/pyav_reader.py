@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import cached_property
 
 import av
 import numpy as np
@@ -39,7 +40,6 @@ class PyavReader:
         self._logs: list[Log] = []
         self._decoder: Generator[tuple[Packet, av.VideoFrame], None, None] | None = None
         self._last = -1  # number of the last decoded frame
-        self._size: tuple[int, int] | None = None
 
     @property
     def format(self) -> str:
@@ -61,13 +61,11 @@ class PyavReader:
         """FFmpeg's number of the conversion from YUV, as the file declares it."""
         return self._stream.codec_context.colorspace
 
-    @property
+    @cached_property
     def size(self) -> tuple[int, int]:
         """Height and width of the frames as they are read; decodes the first one once."""
-        if self._size is None:
-            height, width = self.read([0]).shape[1:3]
-            self._size = (height, width)
-        return self._size
+        height, width = self.read([0]).shape[1:3]
+        return height, width
 
     def _rate(self) -> float:
         rate = self._stream.average_rate or self._stream.guessed_rate
