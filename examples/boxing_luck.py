@@ -49,7 +49,7 @@ def play_again(episode: Episode, start: int, frames: int, generator: Sequence[in
             return int(episode.actions[shown])
 
         played = game.play(recorded_action, seed=episode.meta["seed"], frames=start + frames)
-        kept = [frame for number, (_, frame) in enumerate(played) if number >= start]
+        kept = [frame.frame for number, frame in enumerate(played) if number >= start]
     return resize(np.stack(kept), recipe["size"], recipe["size"])
 
 

@@ -285,7 +285,8 @@ def write_prompts(folder: Path, episodes: Path) -> None:
         with VideoWriter(path, fps=episode.meta["fps"], crf=0) as writer:
             writer.write(read_frames(episode.path, range(taken.start, taken.stop)))
         meta = {key: episode.meta[key] for key in ("fps", "size", "action_space", "environment")}
-        save_episode_files(path, episode.actions[taken], meta | {"num_frames": frames})
+        rewards = None if episode.rewards is None else episode.rewards[taken]
+        save_episode_files(path, episode.actions[taken], meta | {"num_frames": frames}, rewards)
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

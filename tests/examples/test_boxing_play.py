@@ -64,7 +64,7 @@ def test_boxers_meet_more_often_than_in_random_play(play: ModuleType) -> None:
         policy = make_policy(18, (3, 12), np.random.default_rng(1))
         settings = {"frame_skip": 2, "warmup": 0, "sticky_actions": 0.0, "minimal_actions": True}
         with AtariGame("ALE/Boxing-v5", **settings) as game:
-            offsets = [play.offset_to_opponent(frame) for _, frame in game.play(policy, seed=1, frames=400)]
+            offsets = [play.offset_to_opponent(shown.frame) for shown in game.play(policy, seed=1, frames=400)]
         return sum(abs(down) < 30 and 0 < abs(right) <= 24 for down, right in offsets)
 
     assert meetings(play.BoxingPolicy) > 1.5 * meetings(CoveringPolicy)

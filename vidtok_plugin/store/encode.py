@@ -1,4 +1,4 @@
-"""Encoding an episode: a stream of its frames, chunk by chunk, with the actions that led to each step."""
+"""Encoding an episode: a stream of its frames, chunk by chunk, with the actions and outcomes of each step."""
 
 import torch
 from einops import rearrange
@@ -16,7 +16,9 @@ def encode_episode(
     """The tokens of some frames of an episode, by default all: codes (N, H, W) int32, or patches (N, H, W, d) float32.
 
     If it has actions, also actions (N, f[, a]) and num_actions (N,) uint8: the actions that led to each step's frames,
-    none for step 0, and fewer than f for a last, partial step.
+    none for step 0, and fewer than f for a last, partial step. If it has rewards, also rewards (N, f) float32, NaN
+    where there is no frame, and in step 0. If its JSON says whether it ended, also terminated (N,) uint8, 1 in the step
+    of the frame that ended it.
 
     Raises:
         ValueError: the episode has another number of actions than frames.
@@ -38,6 +40,7 @@ def encode_episode(
     data = {"codes": steps.int()} if adapter.kind == "discrete" else {"patches": steps.float()}
     if isinstance(source, Episode):
         data |= _grouped_actions(source, frames, len(steps), adapter.temporal_factor)
+        data |= _outcomes(source, frames, len(steps), adapter.temporal_factor)
     return data
 
 
@@ -64,3 +67,15 @@ def _grouped_actions(episode: Episode, frames: range, steps: int, f: int) -> dic
     num_actions = (len(frames) - 1 - (torch.arange(steps) - 1) * f).clamp(0, f).to(torch.uint8)
     num_actions[0] = 0
     return {"actions": grouped.view(steps, f, *actions.shape[1:]), "num_actions": num_actions}
+
+
+def _outcomes(episode: Episode, frames: range, steps: int, f: int) -> dict[str, Tensor]:
+    data: dict[str, Tensor] = {}
+    if episode.rewards is not None:
+        grouped = torch.full((steps * f,), torch.nan)
+        grouped[f : f + len(frames) - 1] = torch.from_numpy(episode.rewards[frames.start + 1 : frames.stop])
+        data["rewards"] = grouped.view(steps, f)
+    if episode.terminated is not None:
+        data["terminated"] = torch.zeros(steps, dtype=torch.uint8)
+        data["terminated"][-1] = episode.terminated and frames.stop == episode.num_frames
+    return data

@@ -14,7 +14,15 @@ from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.store.metadata import METADATA_FILE, StoreMetadata, read_metadata, written_by_another
 from vidtok_plugin.store.records import REMEDY, record_path, recorded_splits
 from vidtok_plugin.store.shard_checks import check_contents, check_shard
-from vidtok_plugin.store.shards import Shard, StoredEpisode, lost_shards, open_shard, shard_paths, split_folders
+from vidtok_plugin.store.shards import (
+    OUTCOMES,
+    Shard,
+    StoredEpisode,
+    lost_shards,
+    open_shard,
+    shard_paths,
+    split_folders,
+)
 
 
 class TokenStore:
@@ -75,6 +83,12 @@ class TokenStore:
             for episode in shard.stored_episodes()
         ]
 
+    @cached_property
+    def _arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape, without the steps, and type of each array that a shard has."""
+        arrays = {name: x for shard in self._shards for name, x in shard.data.items()}
+        return {name: (x.shape[1:], x.dtype) for name, x in arrays.items()}
+
     @property
     def num_steps(self) -> int:
         return int(self.steps.sum())
@@ -117,7 +131,8 @@ class TokenStore:
 
         codes (b, T, H, W) int64, or patches (b, T, H, W, d) float32 of a KL model; valid (b, T) bool, False after the
         end of the episode; episode and start (b,) int64; and, if the videos have actions, actions (b, T, f[, a]) and
-        actions_known (b, T, f) bool.
+        actions_known (b, T, f) bool. If some episodes have outcomes, also rewards (b, T, f) float32, NaN where unknown,
+        and terminated (b, T) uint8: 1 where the episode ended, 0 where it went on, 2 where that is unknown.
 
         Raises:
             ValueError: there is no such episode, a window begins outside its episode, or its shard is damaged.
@@ -130,13 +145,16 @@ class TokenStore:
         b, key = len(episode), self.metadata.token_key
         first = self._first_step[episode] + start  # in the shard
         counts = np.minimum(self.steps[episode] - start, length)
-        arrays = {name: np.zeros((b, length, *x.shape[1:]), x.dtype) for name, x in self._shards[0].data.items()}
+        arrays = {
+            name: np.full((b, length, *shape), OUTCOMES.get(name, 0), dtype)
+            for name, (shape, dtype) in self._arrays.items()
+        }
         # Copied window by window: each is one contiguous piece of a file, and their files differ.
         rows = zip(shards.tolist(), first.tolist(), counts.tolist(), strict=True)
         for row, (shard, begin, count) in enumerate(rows):
             stored = self._shards[shard].data
-            for name, array in arrays.items():
-                array[row, :count] = stored[name][begin : begin + count]
+            for name, values in stored.items():
+                arrays[name][row, :count] = values[begin : begin + count]
         tokens = torch.from_numpy(arrays[key])
         data = {
             key: tokens.long() if key == "codes" else tokens,
@@ -148,6 +166,7 @@ class TokenStore:
             data["actions"] = torch.from_numpy(arrays["actions"])
             known = np.arange(self.metadata.temporal_factor) < arrays["num_actions"][..., None]
             data["actions_known"] = torch.from_numpy(known)
+        data |= {name: torch.from_numpy(arrays[name]) for name in OUTCOMES if name in arrays}
         return TensorDict(data, batch_size=[b])
 
     def _check_contents(self, shards: np.ndarray) -> None:

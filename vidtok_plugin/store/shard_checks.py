@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vidtok_plugin.store.metadata import StoreMetadata
-from vidtok_plugin.store.shards import Shard, checksum, damaged, open_shard
+from vidtok_plugin.store.shards import UNKNOWN_END, Shard, checksum, damaged, open_shard
 
 
 def check_shard(shard: Shard, metadata: StoreMetadata) -> None:
@@ -63,10 +63,11 @@ def arrays_problem(
     factor = metadata.temporal_factor
     if any(count != 1 - (1 - number) // factor for number, count in zip(frames, steps, strict=True)):
         return f"an episode's steps must be 1 + (frames - 1) / {factor}, rounded up"
-    expected = _shapes(metadata, sum(steps))
-    if data.keys() != expected.keys():
-        return f"its arrays must be {', '.join(expected)}, got {', '.join(data)}"
-    for name, (dtype, shape) in expected.items():
+    needed, optional = _shapes(metadata, sum(steps)), _outcome_shapes(metadata, sum(steps))
+    if not needed.keys() <= data.keys() <= needed.keys() | optional.keys():
+        return f"its arrays must be {', '.join(needed)} and perhaps {', '.join(optional)}, got {', '.join(data)}"
+    for name in data:
+        dtype, shape = (needed | optional)[name]
         if data[name].dtype != dtype or data[name].shape != shape:
             return f"its {name} must be {dtype} of {shape}, got {data[name].dtype} of {data[name].shape}"
     return None
@@ -80,6 +81,10 @@ def values_problem(data: Mapping[str, np.ndarray], metadata: StoreMetadata) -> s
             return f"its codes must be in 0..{metadata.codebook_size - 1}, got {low if low < 0 else high}"
     elif not np.isfinite(data["patches"]).all():
         return "its patches must be finite, got NaN or infinity"
+    if "rewards" in data and np.isinf(data["rewards"]).any():
+        return "its rewards must be finite, or NaN where there are none, got infinity"
+    if "terminated" in data and int(data["terminated"].max()) > UNKNOWN_END:
+        return f"its terminated must be 0, 1, or {UNKNOWN_END} for unknown, got {int(data['terminated'].max())}"
     if not metadata.action_space:
         return None
     if int(data["num_actions"].max()) > metadata.temporal_factor:
@@ -104,3 +109,11 @@ def _shapes(metadata: StoreMetadata, steps: int) -> dict[str, tuple[Any, tuple[i
         expected["actions"] = (dtype, (steps, metadata.temporal_factor, *components))
         expected["num_actions"] = (np.dtype(np.uint8), (steps,))
     return expected
+
+
+def _outcome_shapes(metadata: StoreMetadata, steps: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """Type and shape of each array of outcomes, which shards may lack."""
+    return {
+        "rewards": (np.dtype(np.float32), (steps, metadata.temporal_factor)),
+        "terminated": (np.dtype(np.uint8), (steps,)),
+    }

@@ -26,6 +26,9 @@ MAX_HEADER = 256 << 20  # bytes
 _DAMAGE = (
     ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError, NotADirectoryError
 )  # fmt: skip
+UNKNOWN_END = 2  # in `terminated`: 0 it went on, 1 it ended
+# Arrays that a shard may lack, and their value where an outcome is unknown.
+OUTCOMES: Mapping[str, float] = {"rewards": float("nan"), "terminated": UNKNOWN_END}
 SPLIT_RULE = "a plain name of letters, digits, and . _ - inside, such as train"
 _SPLIT = re.compile(r"[^\W_][\w. -]{0,99}")
 _NAME = re.compile(r"shard_(?P<number>\d+)(_r(?P<revision>\d+))?")
@@ -142,9 +145,17 @@ def write_shard_file(
     store: str,
     place: str,
 ) -> None:
-    """Create a shard's folder with these episodes and the data of each, all with the same names of arrays."""
+    """Create a shard's folder with these episodes and the data of each.
+
+    Outcomes that only some of them have are unknown for the others.
+    """
     folder.mkdir()
-    tensors = {name: torch.cat([episode[name] for episode in data]) for name in data[0]}
+    known = {name: episode[name] for episode in data for name in OUTCOMES if name in episode}
+    names = [*(name for name in data[0] if name not in OUTCOMES), *known]
+    entries = list(zip(episodes, data, strict=True))
+    tensors = {
+        name: torch.cat([_or_unknown(name, values, entry.steps, known) for entry, values in entries]) for name in names
+    }
     facts = {
         "store": store,
         "place": place,
@@ -154,6 +165,13 @@ def write_shard_file(
     text = json.dumps(facts)
     # One key: safetensors writes several in random order.
     save_file(tensors, folder / SHARD_FILE, {_FACTS: f"{hashlib.sha256(text.encode()).hexdigest()} {text}"})
+
+
+def _or_unknown(name: str, values: Mapping[str, Tensor], steps: int, like: Mapping[str, Tensor]) -> Tensor:
+    """An array of an episode, or unknown outcomes of the kind of `like` if it has none."""
+    if name in values:
+        return values[name]
+    return torch.full((steps, *like[name].shape[1:]), OUTCOMES[name], dtype=like[name].dtype)
 
 
 def checksum(array: np.ndarray) -> str:

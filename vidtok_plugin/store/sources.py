@@ -3,6 +3,7 @@
 A `Path` stands for a video without actions.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from vidtok_plugin.common.hashing import hash_files
 from vidtok_plugin.store.metadata import StoreMetadata
 from vidtok_plugin.tokenizer.presets import presets
 from vidtok_plugin.video.episode_meta import frame_rate
-from vidtok_plugin.video.episodes import Episode, actions_path
+from vidtok_plugin.video.episodes import Episode, actions_path, rewards_path
 from vidtok_plugin.video.reading import probe
 
 Source = Episode | Path
@@ -34,8 +35,14 @@ def named_sources(sources: Sequence[Source], root: str | Path | None) -> dict[st
 
 
 def file_digest(source: Source) -> str:
-    """SHA-256 of the source's files."""
-    return hash_files(source) if isinstance(source, Path) else hash_files(source.path, actions_path(source.path))
+    """SHA-256 of the source's files, and of whether it ended if its JSON says so."""
+    if isinstance(source, Path):
+        return hash_files(source)
+    files = [source.path, actions_path(source.path)]
+    digest = hash_files(*files) if source.rewards is None else hash_files(*files, rewards_path(source.path))
+    if source.terminated is None:
+        return digest
+    return hashlib.sha256(f"{digest} terminated={source.terminated}".encode()).hexdigest()
 
 
 def store_metadata(adapter: TokenizerAdapter, source: Source, clip_frames: int | None = None) -> StoreMetadata:

@@ -27,7 +27,7 @@ def read_meta(video: Path) -> dict[str, Any]:
 
 
 def check_meta(video: Path, meta: Mapping[str, Any], actions: np.ndarray) -> None:
-    """Check `fps`, `num_frames` and `action_space`, each of which may be absent.
+    """Check `fps`, `num_frames`, `terminated`, `truncated` and `action_space`, each of which may be absent.
 
     actions: (t,) integers or (t, a) floats.
 
@@ -38,6 +38,9 @@ def check_meta(video: Path, meta: Mapping[str, Any], actions: np.ndarray) -> Non
         raise _invalid(video, f"fps must be a number above 0, at most {MAX_FPS}", meta["fps"])
     if "num_frames" in meta and not _is_integer(meta["num_frames"], 2**63):
         raise _invalid(video, "num_frames must be an integer of at least 1", meta["num_frames"])
+    for name in ("terminated", "truncated"):
+        if name in meta and type(meta[name]) is not bool:
+            raise _invalid(video, f"{name} must be true or false", meta[name])
     space = meta.get("action_space", {})
     if not isinstance(space, Mapping):
         raise _invalid(video, 'action_space must be an object, such as {"kind": "discrete", "size": 4}', space)

@@ -1,4 +1,4 @@
-"""Finding videos and recorded episodes; an episode is a video with a file of actions and a JSON beside it."""
+"""Finding videos and recorded episodes: a video with files of actions and rewards and a JSON beside it."""
 
 import json
 import os
@@ -23,21 +23,33 @@ class Episode:
     """One continuous recording.
 
     `actions` is int64 `(t,)` or float32 `(t, a)`; `actions[i]` led from frame i-1 to frame i, and `actions[0]` is
-    ignored. `meta` is the JSON beside the video: `fps`, `num_frames`, `action_space` and how it was recorded.
+    ignored. `rewards` is float32 `(t,)`, or None if it has none; `rewards[i]` came with frame i. `meta` is the JSON
+    beside the video: `fps`, `num_frames`, `action_space`, `terminated` and how it was recorded.
     """
 
     path: Path
     actions: np.ndarray
     meta: Mapping[str, Any]
+    rewards: np.ndarray | None = None
 
     @property
     def num_frames(self) -> int:
         return len(self.actions)
 
+    @property
+    def terminated(self) -> bool | None:
+        """Whether its last frame ended the task or game; None if the JSON does not say so."""
+        return self.meta.get("terminated")
+
 
 def actions_path(video: str | os.PathLike[str]) -> Path:
     """`clip.actions.npy` of `clip.mp4`."""
     return Path(video).with_suffix(".actions.npy")
+
+
+def rewards_path(video: str | os.PathLike[str]) -> Path:
+    """`clip.rewards.npy` of `clip.mp4`."""
+    return Path(video).with_suffix(".rewards.npy")
 
 
 def meta_path(video: str | os.PathLike[str]) -> Path:
@@ -117,13 +129,18 @@ def load_episode(path: str | os.PathLike[str]) -> Episode:
                 " elsewhere."
             )
     meta = read_meta(video)
-    actions = load_actions(actions_path(video), f"Episode {video}")
+    actions = load_array(actions_path(video), f"Episode {video}")
     _check_actions(video, actions, meta)
-    return Episode(path=video, actions=as_torch_reads_them(actions), meta=meta)
+    rewards = load_array(rewards_path(video), f"Episode {video}") if rewards_path(video).is_file() else None
+    if rewards is not None:
+        _check_rewards(video, rewards, len(actions))
+        rewards = np.ascontiguousarray(rewards, dtype=np.float32)
+    return Episode(path=video, actions=as_torch_reads_them(actions), meta=meta, rewards=rewards)
 
 
-def load_actions(path: Path, who: str) -> np.ndarray:
-    """The array in a file of actions, as it was written; a ValueError that begins with `who` if it cannot be read."""
+def load_array(path: Path, who: str) -> np.ndarray:
+    """The array in a file of actions or rewards, as it was written; a ValueError that begins with `who` if it cannot
+    be read."""
     try:
         with open(path, "rb") as file:  # np.load would leave an archive open
             loaded = np.load(file, allow_pickle=False)
@@ -143,11 +160,18 @@ def as_torch_reads_them(actions: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(actions, dtype=kind)
 
 
-def save_episode_files(video: str | os.PathLike[str], actions: np.ndarray, meta: Mapping[str, Any]) -> None:
-    """Writes the actions and then the JSON beside a complete video; the JSON marks the episode as complete."""
+def save_episode_files(
+    video: str | os.PathLike[str], actions: np.ndarray, meta: Mapping[str, Any], rewards: np.ndarray | None = None
+) -> None:
+    """Writes actions, rewards and then the JSON beside a complete video; the JSON marks the episode as complete."""
     _check_actions(Path(video), actions, meta)
-    with atomic_write(actions_path(video)) as partial, open(partial, "wb") as file:
-        np.save(file, actions)
+    arrays = {actions_path(video): actions}
+    if rewards is not None:
+        _check_rewards(Path(video), rewards, len(actions))
+        arrays[rewards_path(video)] = rewards.astype(np.float32)
+    for path, array in arrays.items():
+        with atomic_write(path) as partial, open(partial, "wb") as file:
+            np.save(file, array)
     with atomic_write(meta_path(video)) as partial:
         partial.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
@@ -184,3 +208,20 @@ def _check_actions(video: Path, actions: np.ndarray, meta: Mapping[str, Any]) ->
                 f"Episode {video}: {name} must have actions that are finite in float32, got {actions[frame]} at frame"
                 f" {frame}; record it again, or correct the action."
             )
+
+
+def _check_rewards(video: Path, rewards: np.ndarray, frames: int) -> None:
+    name = rewards_path(video).name
+    if rewards.shape != (frames,) or rewards.dtype.kind not in "iuf":
+        raise ValueError(
+            f"Episode {video}: {name} must be numbers of shape ({frames},), one for each frame, got {rewards.dtype} of "
+            f"{rewards.shape}; record it again, or remove the file."
+        )
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(rewards.astype(np.float32))
+    if not finite.all():
+        frame = int(np.argmin(finite))
+        raise ValueError(
+            f"Episode {video}: {name} must have rewards that are finite in float32, got {rewards[frame]} at frame"
+            f" {frame}; record it again, or correct the reward."
+        )

@@ -1,6 +1,7 @@
 """An Atari game, played frame by frame."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,19 +11,38 @@ from world_model.recording.policy import Policy
 EMULATOR_FPS = 60
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlayedFrame:
+    """A frame of a game, the action that led to it, and what came with it."""
+
+    frame: np.ndarray  # uint8 (h, w, 3), as the emulator draws it
+    action: int
+    reward: float  # the sum over the emulator's frames that it covers
+    terminated: bool  # the game is over
+    truncated: bool  # the emulator stopped it, at a time limit for example
+
+
 class AtariGame:
     """An Atari game that shows one frame for every `frame_skip` frames of the emulator.
 
-    `warmup` frames at the start of each game are played without action and not shown.
+    `warmup` frames at the start of each game are played without action and not shown. With `end_on_life_loss`, a game
+    is over as soon as a life is lost.
 
     Raises:
         ValueError: the game is unknown, or the packages that play it are not installed.
     """
 
     def __init__(
-        self, name: str, *, frame_skip: int, warmup: int, sticky_actions: float, minimal_actions: bool
+        self,
+        name: str,
+        *,
+        frame_skip: int,
+        warmup: int,
+        sticky_actions: float,
+        minimal_actions: bool,
+        end_on_life_loss: bool = False,
     ) -> None:
-        self.frame_skip, self.warmup = frame_skip, warmup
+        self.frame_skip, self.warmup, self.end_on_life_loss = frame_skip, warmup, end_on_life_loss
         self.env = make_env(name, sticky_actions, minimal_actions)
         self.num_actions = int(self.env.action_space.n)
         self.action_meanings: list[str] = list(self.env.unwrapped.get_action_meanings())
@@ -33,33 +53,42 @@ class AtariGame:
     def __exit__(self, *_: object) -> None:
         self.env.close()
 
-    def play(self, policy: Policy, *, seed: int, frames: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Play one game: yields each frame (h, w, 3) with the action that led to it, at most `frames` of them.
+    def play(self, policy: Policy, *, seed: int, frames: int) -> Iterator[PlayedFrame]:
+        """Play one game: yields at most `frames` frames.
 
-        The first action is 0. The policy is called with each frame but the last and chooses the next action.
+        The first action and reward are 0. The policy is called with each frame but the last and chooses the next
+        action.
         """
         frame, _ = self.env.reset(seed=seed)
+        self._lives = self._lives_left()
+        played = PlayedFrame(frame=frame, action=0, reward=0.0, terminated=False, truncated=False)
         for _ in range(self.warmup):
-            frame, over = self._step(0)
-            if over:
+            played = self._step(0)
+            if played.terminated or played.truncated:
                 return
-        yield 0, frame
+        yield replace(played, reward=0.0)
         for _ in range(frames - 1):
-            action = policy(frame)
-            frame, over = self._step(action)
-            yield action, frame
-            if over:
+            played = self._step(policy(played.frame))
+            yield played
+            if played.terminated or played.truncated:
                 return
 
-    def _step(self, action: int) -> tuple[np.ndarray, bool]:
-        """Hold an action for `frame_skip` emulator frames; -> the frame to show, and whether the game is over."""
+    def _step(self, action: int) -> PlayedFrame:
+        """Hold an action for `frame_skip` emulator frames."""
         frames: list[np.ndarray] = []
-        over = False
-        while len(frames) < self.frame_skip and not over:
-            frame, _, terminated, truncated, _ = self.env.step(action)
+        total, terminated, truncated = 0.0, False, False
+        while len(frames) < self.frame_skip and not (terminated or truncated):
+            frame, reward, terminated, truncated, _ = self.env.step(action)
             frames.append(frame)
-            over = terminated or truncated
-        return np.max(frames[-2:], axis=0), over  # many games draw their sprites only on every other frame
+            total += float(reward)
+            lives = self._lives_left()
+            terminated = terminated or lives < self._lives
+            self._lives = lives
+        shown = np.max(frames[-2:], axis=0)  # many games draw their sprites only on every other frame
+        return PlayedFrame(frame=shown, action=action, reward=total, terminated=terminated, truncated=truncated)
+
+    def _lives_left(self) -> int:
+        return int(self.env.unwrapped.ale.lives()) if self.end_on_life_loss else 0
 
 
 def make_env(name: str, sticky_actions: float, minimal_actions: bool) -> Any:

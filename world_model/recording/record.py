@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -16,17 +16,17 @@ from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.common.folder_lock import FolderLock
 from vidtok_plugin.common.hashing import hash_files
 from vidtok_plugin.video.episode_meta import read_meta
-from vidtok_plugin.video.episodes import actions_path, load_episode, meta_path, save_episode_files
+from vidtok_plugin.video.episodes import actions_path, load_episode, meta_path, rewards_path, save_episode_files
 from vidtok_plugin.video.reading import probe
 from vidtok_plugin.video.resizing import resize
 from vidtok_plugin.video.writing import VideoWriter
-from world_model.recording.game import EMULATOR_FPS, AtariGame
+from world_model.recording.game import EMULATOR_FPS, AtariGame, PlayedFrame
 from world_model.recording.policy import CoveringPolicy, MakePolicy
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-VIDEO_DIGEST, ACTIONS_DIGEST = "video_sha256", "actions_sha256"  # in an episode's JSON
+VIDEO_DIGEST, ACTIONS_DIGEST, REWARDS_DIGEST = "video_sha256", "actions_sha256", "rewards_sha256"  # in a JSON
 CHUNK_FRAMES = 64  # resized and written together
 MAX_ATTEMPTS = 100  # games in a row that may end before min_frames
 
@@ -53,6 +53,7 @@ class RecordConfig:
     hold: tuple[int, int] = (2, 12)  # smallest and largest number of frames for which the policy holds an action
     warmup: int = 0  # frames at the start of a game, played without action and not recorded
     sticky_actions: float = 0.0  # probability that the emulator repeats the previous action instead
+    end_on_life_loss: bool = False  # an episode ends, terminated, where a life is lost
     minimal_actions: bool = True  # only the actions that have an effect in this game, not all 18
     seed: int = 0
     fps: float | None = None  # of the video files; None for the emulator's 60 / frame_skip
@@ -105,7 +106,9 @@ class RecordConfig:
 
 
 def record(cfg: RecordConfig, *, policy: MakePolicy = CoveringPolicy, show_progress: bool = True) -> None:
-    """Record `OUTPUT/{train,validation,test}/episode_00000.mp4` ... with their actions and JSON.
+    """Record `OUTPUT/{train,validation,test}/episode_00000.mp4` ... with their actions, rewards and JSON.
+
+    The JSON says whether a game was over at the episode's end (`terminated`), or went on or was stopped (`truncated`).
 
     `policy` is called once per game and makes the policy that plays it; its name is in the JSON unless it is the
     default. Complete episodes with the same settings and policy are kept: an interrupted recording continues where it
@@ -160,7 +163,7 @@ def replay(meta: Mapping[str, Any], actions: Sequence[int]) -> np.ndarray:
     remaining = iter(actions[1:])
     with _open_game(cfg) as game:
         played = game.play(lambda _: next(remaining), seed=meta["seed"], frames=len(actions))
-        frames = [frame for _, frame in played]
+        frames = [shown.frame for shown in played]
     if len(frames) < len(actions):
         raise ValueError(f"replay: the game ended after {len(frames)} of {len(actions)} frames.")
     return resize(np.stack(frames), cfg.size, cfg.size)
@@ -173,6 +176,7 @@ def _open_game(cfg: RecordConfig) -> AtariGame:
         warmup=cfg.warmup,
         sticky_actions=cfg.sticky_actions,
         minimal_actions=cfg.minimal_actions,
+        end_on_life_loss=cfg.end_on_life_loss,
     )
 
 
@@ -199,7 +203,8 @@ def _existing_episodes(cfg: RecordConfig, policy: MakePolicy, split: str) -> lis
                 f"record: {meta_path(path)} must have the recipe and num_frames of a recording, got {sorted(meta)}; "
                 "restore it, or remove it to record the episode again."
             )
-        recorded = recorded | {"policy": meta.get("policy", CoveringPolicy.__name__)}
+        recorded = {"end_on_life_loss": False} | recorded  # earlier recordings could not
+        recorded |= {"policy": meta.get("policy", CoveringPolicy.__name__)}
         changed = [field for field, value in recipe.items() if recorded.get(field) != value]
         if changed:
             raise ValueError(
@@ -223,9 +228,15 @@ def _damage(video: Path) -> str | None:
         return f"{actions_path(video)} is missing"
     try:
         episode = load_episode(video)
-        digest = sha256(np.ascontiguousarray(episode.actions, np.int64).tobytes()).hexdigest()
-        if episode.meta.get(ACTIONS_DIGEST, digest) != digest:
-            return f"{actions_path(video)} differs from its {ACTIONS_DIGEST}"
+        if REWARDS_DIGEST in episode.meta and episode.rewards is None:
+            return f"{rewards_path(video)} is missing"
+        arrays = (
+            (ACTIONS_DIGEST, actions_path(video), episode.actions),
+            (REWARDS_DIGEST, rewards_path(video), episode.rewards),
+        )
+        for key, path, array in arrays:
+            if key in episode.meta and array is not None and episode.meta[key] != sha256(array.tobytes()).hexdigest():
+                return f"{path} differs from its {key}"
         if (expected := episode.meta.get(VIDEO_DIGEST)) is not None:
             problem = None if expected == hash_files(video) else f"differs from its {VIDEO_DIGEST}"
         else:  # recorded before there were digests
@@ -243,13 +254,13 @@ def _record_episode(cfg: RecordConfig, make_policy: MakePolicy, game: AtariGame,
         seeds = np.random.SeedSequence([cfg.seed, SPLITS.index(split), number, attempt])
         game_seed = int(seeds.generate_state(1)[0] >> 1)
         policy = make_policy(game.num_actions, cfg.hold, np.random.default_rng(seeds))
-        actions: list[int] = []
+        played: list[PlayedFrame] = []  # without their frames
         writer = VideoWriter(path, fps=cfg.file_fps, crf=cfg.crf)
         try:
             frames: list[np.ndarray] = []
-            for action, frame in game.play(policy, seed=game_seed, frames=cfg.frames_per_episode):
-                actions.append(action)
-                frames.append(frame)
+            for shown in game.play(policy, seed=game_seed, frames=cfg.frames_per_episode):
+                played.append(replace(shown, frame=shown.frame[:0]))
+                frames.append(shown.frame)
                 if len(frames) == CHUNK_FRAMES:
                     writer.write(resize(np.stack(frames), cfg.size, cfg.size))
                     frames = []
@@ -258,7 +269,7 @@ def _record_episode(cfg: RecordConfig, make_policy: MakePolicy, game: AtariGame,
         except BaseException:
             writer.discard()
             raise
-        if len(actions) < cfg.min_frames:
+        if len(played) < cfg.min_frames:
             writer.discard()
             continue
         writer.close()
@@ -270,17 +281,22 @@ def _record_episode(cfg: RecordConfig, make_policy: MakePolicy, game: AtariGame,
             "sticky_actions": cfg.sticky_actions,
             "fps": cfg.file_fps,
             "size": cfg.size,
-            "num_frames": len(actions),
+            "num_frames": len(played),
+            "terminated": played[-1].terminated,
+            "truncated": not played[-1].terminated,
             "action_space": {"kind": "discrete", "size": game.num_actions, "meanings": game.action_meanings},
             "split": split,
             "recipe": cfg.recipe,
         }
         if make_policy is not CoveringPolicy:
             meta["policy"] = _policy_name(make_policy)
-        played = np.asarray(actions, np.int64)
-        meta |= {VIDEO_DIGEST: hash_files(path), ACTIONS_DIGEST: sha256(played.tobytes()).hexdigest()}
-        save_episode_files(path, played, json.loads(json.dumps(meta)))
-        return len(actions)
+        actions = np.array([shown.action for shown in played], np.int64)
+        rewards = np.array([shown.reward for shown in played], np.float32)
+        digests = {ACTIONS_DIGEST: actions, REWARDS_DIGEST: rewards}
+        meta |= {VIDEO_DIGEST: hash_files(path)}
+        meta |= {key: sha256(array.tobytes()).hexdigest() for key, array in digests.items()}
+        save_episode_files(path, actions, json.loads(json.dumps(meta)), rewards)
+        return len(played)
     raise ValueError(
         f"record: {MAX_ATTEMPTS} games of {cfg.env} in a row ended before {cfg.min_frames} frames; lower min_frames or"
         " warmup."

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidtok_plugin.video.episodes import actions_path, as_torch_reads_them, load_actions
+from vidtok_plugin.video.episodes import actions_path, as_torch_reads_them, load_array
 from vidtok_plugin.video.pixels import from_uint8, to_uint8
 from vidtok_plugin.video.reading import probe, read_frames
 from vidtok_plugin.video.writing import VideoWriter
@@ -85,7 +85,7 @@ def read_actions(model: WorldModel, prompt: Path, actions: Path | None, needed: 
     path = actions_path(prompt) if actions is None else actions
     if not path.is_file():
         raise FileNotFoundError(f"rollout: there are no actions at {path}; pass a file with --actions.")
-    loaded = load_actions(path, f"rollout: {path}")
+    loaded = load_array(path, f"rollout: {path}")
     if loaded.dtype.kind not in "iuf" or loaded.ndim not in (1, 2) or loaded.dtype == np.uint64:
         raise ValueError(
             f"rollout: {path} must hold integers (t,) or floats (t, a), got {loaded.dtype} of {loaded.shape}; save one "

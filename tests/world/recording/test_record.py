@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from vidtok_plugin.video import find_episodes, read_frames
+from vidtok_plugin.video.episodes import rewards_path
 from vidtok_plugin.video.writing import VideoWriter, write_video
 from world_model.recording import game as game_module
 from world_model.recording import record as record_module
+from world_model.recording.game import AtariGame
 from world_model.recording.policy import CoveringPolicy
 from world_model.recording.record import RecordConfig, record, replay
 
@@ -197,7 +199,7 @@ def test_a_policy_sees_the_frame_before_its_action(tmp_path: Path, monkeypatch: 
     cfg = config(tmp_path, train_episodes=1, validation_episodes=0, warmup=1)
     record(cfg, policy=SeeingPolicy, show_progress=False)
     episode = find_episodes(tmp_path / "train")[0]
-    assert episode.actions.tolist() == [0, *(int(frame.sum()) % 18 for frame, _ in shown[:-1])]
+    assert episode.actions.tolist() == [0, *(int(played.frame.sum()) % 18 for played in shown[:-1])]
     assert len(set(episode.actions.tolist())) > 2
 
 
@@ -272,3 +274,55 @@ def test_policy_takes_all_actions_equally_often_and_holds_them() -> None:
 def test_config_mistakes_are_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(tmp_path, **changes)
+
+
+def test_rewards_are_the_scores_between_frames(tmp_path: Path) -> None:
+    """The sum of an episode's rewards is the game's score, which the emulator keeps in two bytes of its memory."""
+    cfg = config(tmp_path, train_episodes=1, validation_episodes=0, frames_per_episode=600, warmup=0)
+    record(cfg, policy=PunchingPolicy, show_progress=False)
+    episode = find_episodes(tmp_path / "train")[0]
+    assert episode.rewards is not None and episode.rewards.dtype == np.float32
+    assert episode.rewards.shape == episode.actions.shape and episode.rewards[0] == 0
+    with AtariGame("ALE/Boxing-v5", frame_skip=2, warmup=0, sticky_actions=0.0, minimal_actions=True) as game:
+        remaining = iter(episode.actions[1:].tolist())
+        scores = []
+        for _ in game.play(lambda _: next(remaining), seed=episode.meta["seed"], frames=600):
+            player, opponent = (int(f"{game.env.unwrapped.ale.getRAM()[place]:x}") for place in (18, 19))
+            scores.append(player - opponent)
+    assert len(set(scores)) > 2
+    assert np.cumsum(episode.rewards).tolist() == scores
+    assert (episode.terminated, episode.meta["truncated"]) == (False, True)
+
+
+class PunchingPolicy:
+    """Walks to the opponent and punches."""
+
+    def __init__(self, num_actions: int, hold: tuple[int, int], rng: np.random.Generator) -> None:
+        self.calls = 0
+
+    def __call__(self, frame: np.ndarray) -> int:
+        self.calls += 1
+        return (8, 1)[self.calls % 2] if self.calls < 300 else (16, 3, 1)[self.calls % 3]  # down and right, punch
+
+
+def test_an_episode_may_end_where_a_life_is_lost(tmp_path: Path) -> None:
+    cfg = config(
+        tmp_path, env="ALE/Breakout-v5", train_episodes=1, validation_episodes=0, frames_per_episode=500,
+        end_on_life_loss=True,
+    )  # fmt: skip
+    record(cfg, show_progress=False)
+    episodes = find_episodes(tmp_path / "train")
+    assert len(episodes) > 1
+    assert [episode.terminated for episode in episodes[:-1]] == [True] * (len(episodes) - 1)
+    assert all(episode.num_frames < 500 for episode in episodes if episode.terminated)
+
+
+def test_lost_and_changed_rewards_are_recorded_again(recorded: RecordConfig, tmp_path: Path) -> None:
+    shutil.copytree(recorded.output, tmp_path / "copy")
+    cfg = config(tmp_path / "copy")
+    first, second = find_episodes(tmp_path / "copy" / "train")[:2]
+    rewards_path(first.path).unlink()
+    np.save(rewards_path(second.path), second.rewards + 1)
+    record(cfg, show_progress=False)
+    for before, again in zip((first, second), find_episodes(tmp_path / "copy" / "train"), strict=False):
+        np.testing.assert_array_equal(again.rewards, before.rewards)
