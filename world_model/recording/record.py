@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from vidtok_plugin.video.episodes import actions_path, load_episode, meta_path, 
 from vidtok_plugin.video.reading import probe
 from vidtok_plugin.video.resizing import resize
 from vidtok_plugin.video.writing import VideoWriter
-from world_model.recording.game import EMULATOR_FPS, AtariGame, PlayedFrame
+from world_model.recording.game import EMULATOR_FPS, AtariGame
 from world_model.recording.policy import CoveringPolicy, MakePolicy
 
 logger = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ def _damage(video: Path) -> str | None:
         episode = load_episode(video)
         if REWARDS_DIGEST in episode.meta and episode.rewards is None:
             return f"{rewards_path(video)} is missing"
-        arrays = (
+        arrays: tuple[tuple[str, Path, np.ndarray | None], ...] = (
             (ACTIONS_DIGEST, actions_path(video), episode.actions),
             (REWARDS_DIGEST, rewards_path(video), episode.rewards),
         )
@@ -254,12 +254,16 @@ def _record_episode(cfg: RecordConfig, make_policy: MakePolicy, game: AtariGame,
         seeds = np.random.SeedSequence([cfg.seed, SPLITS.index(split), number, attempt])
         game_seed = int(seeds.generate_state(1)[0] >> 1)
         policy = make_policy(game.num_actions, cfg.hold, np.random.default_rng(seeds))
-        played: list[PlayedFrame] = []  # without their frames
+        actions: list[int] = []
+        rewards: list[float] = []
+        terminated = False
         writer = VideoWriter(path, fps=cfg.file_fps, crf=cfg.crf)
         try:
             frames: list[np.ndarray] = []
             for shown in game.play(policy, seed=game_seed, frames=cfg.frames_per_episode):
-                played.append(replace(shown, frame=shown.frame[:0]))
+                actions.append(shown.action)
+                rewards.append(shown.reward)
+                terminated = shown.terminated
                 frames.append(shown.frame)
                 if len(frames) == CHUNK_FRAMES:
                     writer.write(resize(np.stack(frames), cfg.size, cfg.size))
@@ -269,7 +273,7 @@ def _record_episode(cfg: RecordConfig, make_policy: MakePolicy, game: AtariGame,
         except BaseException:
             writer.discard()
             raise
-        if len(played) < cfg.min_frames:
+        if len(actions) < cfg.min_frames:
             writer.discard()
             continue
         writer.close()
@@ -281,22 +285,23 @@ def _record_episode(cfg: RecordConfig, make_policy: MakePolicy, game: AtariGame,
             "sticky_actions": cfg.sticky_actions,
             "fps": cfg.file_fps,
             "size": cfg.size,
-            "num_frames": len(played),
-            "terminated": played[-1].terminated,
-            "truncated": not played[-1].terminated,
+            "num_frames": len(actions),
+            "terminated": terminated,
+            "truncated": not terminated,
             "action_space": {"kind": "discrete", "size": game.num_actions, "meanings": game.action_meanings},
             "split": split,
             "recipe": cfg.recipe,
         }
         if make_policy is not CoveringPolicy:
             meta["policy"] = _policy_name(make_policy)
-        actions = np.array([shown.action for shown in played], np.int64)
-        rewards = np.array([shown.reward for shown in played], np.float32)
-        digests = {ACTIONS_DIGEST: actions, REWARDS_DIGEST: rewards}
-        meta |= {VIDEO_DIGEST: hash_files(path)}
-        meta |= {key: sha256(array.tobytes()).hexdigest() for key, array in digests.items()}
-        save_episode_files(path, actions, json.loads(json.dumps(meta)), rewards)
-        return len(played)
+        taken, earned = np.array(actions, np.int64), np.array(rewards, np.float32)
+        meta |= {
+            VIDEO_DIGEST: hash_files(path),
+            ACTIONS_DIGEST: sha256(taken.tobytes()).hexdigest(),
+            REWARDS_DIGEST: sha256(earned.tobytes()).hexdigest(),
+        }
+        save_episode_files(path, taken, json.loads(json.dumps(meta)), earned)
+        return len(actions)
     raise ValueError(
         f"record: {MAX_ATTEMPTS} games of {cfg.env} in a row ended before {cfg.min_frames} frames; lower min_frames or"
         " warmup."
