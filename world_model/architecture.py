@@ -80,6 +80,31 @@ class FlowConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutcomeConfig:
+    """The head of outcomes: which ones it predicts, and the weights of their losses beside that of the tokens.
+
+    The loss of rewards is a cross entropy in nats per frame, that of ends one in nats per latent step.
+    """
+
+    rewards: bool = True  # of each frame
+    ends: bool = True  # whether the episode ends with the step
+    width: int = 128
+    largest_reward: float = 1000.0  # of a frame, positive or negative
+    reward_weight: float = 1.0
+    end_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not (self.rewards or self.ends):
+            raise ValueError("OutcomeConfig: rewards or ends must be true; leave outcomes out to predict neither.")
+        if not 1 <= self.width <= MAX_SIZE:
+            raise ValueError(f"OutcomeConfig: width must be 1 to {MAX_SIZE}, got {self.width}.")
+        for name in ("largest_reward", "reward_weight", "end_weight"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"OutcomeConfig: {name} must be above 0, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorldModelConfig:
     """Architecture of a world model. `tokens` may be left out if it comes from a token store.
 
@@ -103,6 +128,7 @@ class WorldModelConfig:
     prediction: Prediction = "causal"
     vocabulary: VocabularyKind = "auto"
     flow: FlowConfig | None = None  # of continuous tokens; None for the default
+    outcomes: OutcomeConfig | None = None  # None: predicts no rewards and ends
     previous_neighbourhood: int = 3
     copy_neighbourhood: int | None = None  # None: 1 for codes, 0 for patches
     code_width: int = 64  # of the embeddings of tokens in the local window

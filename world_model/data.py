@@ -15,6 +15,7 @@ from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader
 from vidtok_plugin.training.workers import WorkerLoader
 from world_model.actions import ActionSpec, GroupedActions
 from world_model.architecture import TokenSpec
+from world_model.heads.outcomes import OutcomeTargets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,11 @@ def window_actions(batch: TensorDict) -> GroupedActions | None:
     """The actions of a batch of windows; None if the store has no actions."""
     values = batch.get("actions", None)
     return None if values is None else GroupedActions(values=values, known=batch["actions_known"])
+
+
+def window_outcomes(batch: TensorDict) -> OutcomeTargets:
+    """What is known of the outcomes of a batch of windows."""
+    return OutcomeTargets(rewards=batch.get("rewards", None), terminated=batch.get("terminated", None))
 
 
 class WindowDataset(Dataset[TensorDict]):

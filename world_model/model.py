@@ -9,7 +9,7 @@ Shapes: b clips, T latent steps, H W rows and columns, n = H * W positions of a 
 a step, k factors. Tokens are codes (b, T, H, W), or patches (b, T, H, W, p).
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from world_model.architecture import FlowConfig, WorldModelConfig
 from world_model.heads.base import DrawnTokens, TokenScores
 from world_model.heads.codes import CodeHead
 from world_model.heads.flow import FlowHead
+from world_model.heads.outcomes import OutcomeHead, Outcomes, OutcomeTargets
 from world_model.heads.sampler import Sampler
 from world_model.inputs.corruption import corrupt_tokens, drop_actions, mix_tokens
 from world_model.inputs.embedding import CodeTable
@@ -40,6 +41,22 @@ from world_model.weights import ADAPTER_FOLDER, Contents, read_folder, write_fol
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowLosses:
+    """The mean losses of a batch of windows; None for outcomes that are not predicted or not in the data."""
+
+    tokens: Tensor  # nats a token, or the flow's squared error
+    rewards: Tensor | None  # nats a frame
+    ends: Tensor | None  # nats a step
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ScoredWindow:
+    scores: TokenScores
+    hidden: Tensor  # (b, T - 1, H, W, d)
+    window: WindowInputs  # with the tokens as the model read them
 
 
 class WorldModel(nn.Module):
@@ -83,6 +100,9 @@ class WorldModel(nn.Module):
             self.head = FlowHead(tokens.patch_dim, sizes.width, config.flow or FlowConfig())
         else:
             self.head = CodeHead(config.factors(), sizes.width, config.copy_size)
+        self.outcomes: OutcomeHead | None = None
+        if config.outcomes is not None:
+            self.outcomes = OutcomeHead(config.outcomes, sizes.width, config.code_width, tokens.temporal_factor)
 
     @property
     def device(self) -> torch.device:
@@ -153,33 +173,55 @@ class WorldModel(nn.Module):
         and actions dropped as the config says, and the scores have no `correct`. A masked model is scored given a
         random subset of each step's tokens, in eval mode the same subset in each call.
         """
-        tokens = self._checked(tokens)
-        if tokens.shape[1] < 2:
-            raise ValueError(f"WorldModel: a window must have at least 2 steps to score, got {tokens.shape[1]}.")
-        inputs, corruption = tokens, None
-        if self.training:
-            if self.config.own_draws:
-                inputs = mix_tokens(tokens, self._own_draws(tokens, actions), self.config.own_draws)
-            if self.config.corruption:
-                inputs, corruption = corrupt_tokens(inputs, self.config.corruption, self.tokens.codebook_size)
-            if self.config.action_dropout and actions is not None:
-                actions = drop_actions(actions, self.config.action_dropout)
-        window = self.window_inputs(inputs, actions, corruption)
-        hidden, weights = self.prediction.scored(window, diagonal_offset=diagonal_offset, seeded=not self.training)
-        neighbor_codes, tables = self._neighbor_codes(inputs), self.head.tables()
-        losses, correct = self.head.scores(hidden, neighbor_codes, tokens[:, 1:], tables, correct=not self.training)
-        return TokenScores(losses=losses, correct=correct, weights=weights)
+        return self._scored(tokens, actions, diagonal_offset=diagonal_offset).scores
 
     def loss(self, tokens: Tensor, actions: GroupedActions | None = None, valid: Tensor | None = None) -> Tensor:
         """Mean of the scores' token losses over the steps that `valid` (b, T) marks; over all of them without it.
 
         Under DDP the mean over processes is the mean over all their steps, even if some have more steps than others.
         """
-        scores = self.score(tokens, actions)
-        weight = scores.weights if valid is None else scores.weights * valid[:, 1:, None, None]
-        count = weight.sum()
-        total = (scores.token_losses * weight).sum()
-        return total / (mean_over_processes(count) if self.training else count).clamp(min=1)
+        return self.losses(tokens, actions, valid).tokens
+
+    def losses(
+        self,
+        tokens: Tensor,
+        actions: GroupedActions | None = None,
+        valid: Tensor | None = None,
+        outcomes: OutcomeTargets | None = None,
+    ) -> WindowLosses:
+        """`loss`, and those of the outcomes that the model predicts: means over the same steps, 0 where unknown."""
+        scored = self._scored(tokens, actions)
+        weight = scored.scores.weights if valid is None else scored.scores.weights * valid[:, 1:, None, None]
+        token_loss = self._mean((scored.scores.token_losses * weight).sum(), weight.sum())
+        rewards = ends = None
+        if self.outcomes is not None and outcomes is not None:
+            steps = (
+                scored.scores.weights.new_ones(tokens.shape[0], tokens.shape[1] - 1) if valid is None else valid[:, 1:]
+            )
+            each = self.outcomes.losses(*self._outcome_inputs(scored, tokens), outcomes[1:])
+            rewards, ends = (
+                None if loss is None else self._mean((loss * steps).sum(), steps.sum())
+                for loss in (each.rewards, each.ends)
+            )
+        return WindowLosses(tokens=token_loss, rewards=rewards, ends=ends)
+
+    def window_outcomes(self, tokens: Tensor, actions: GroupedActions | None = None) -> Outcomes:
+        """The outcomes of steps 1 .. T-1 of a window of real tokens: rewards (b, T - 1, f), ends (b, T - 1)."""
+        if self.outcomes is None:
+            raise ValueError("WorldModel: it was built without outcomes; train one with model.outcomes in its config.")
+        outcomes: Outcomes = self.outcomes(*self._outcome_inputs(self._scored(tokens, actions), tokens))
+        return outcomes
+
+    def step_outcomes(self, hidden: Tensor, step: Tensor, previous: Tensor, tables: InputTables) -> Outcomes | None:
+        """The outcomes of a step that was drawn, of rewards (b, f) and ends (b,); None if the model predicts none.
+
+        hidden: (b, n, d), from which the tokens `step` (b, n[, p]) were drawn. previous: (b, n[, p]), the step before.
+        """
+        if self.outcomes is None:
+            return None
+        own, before = (self.step_inputs.narrow(x, tables.narrow) for x in (step, previous))
+        outcomes: Outcomes = self.outcomes(hidden, own, before)
+        return outcomes
 
     # Step by step
 
@@ -308,6 +350,44 @@ class WorldModel(nn.Module):
             hint=lambda: "; use the config that they were trained with",
         )
         return model.eval()
+
+    # Scores
+
+    def _scored(
+        self, tokens: Tensor, actions: GroupedActions | None, *, diagonal_offset: int | None = None
+    ) -> "_ScoredWindow":
+        """The scores of a window, as `score` says, and what else was computed for them."""
+        tokens = self._checked(tokens)
+        if tokens.shape[1] < 2:
+            raise ValueError(f"WorldModel: a window must have at least 2 steps to score, got {tokens.shape[1]}.")
+        inputs, corruption = tokens, None
+        if self.training:
+            if self.config.own_draws:
+                inputs = mix_tokens(tokens, self._own_draws(tokens, actions), self.config.own_draws)
+            if self.config.corruption:
+                inputs, corruption = corrupt_tokens(inputs, self.config.corruption, self.tokens.codebook_size)
+            if self.config.action_dropout and actions is not None:
+                actions = drop_actions(actions, self.config.action_dropout)
+        window = self.window_inputs(inputs, actions, corruption)
+        hidden, weights = self.prediction.scored(window, diagonal_offset=diagonal_offset, seeded=not self.training)
+        neighbor_codes, tables = self._neighbor_codes(inputs), self.head.tables()
+        losses, correct = self.head.scores(hidden, neighbor_codes, tokens[:, 1:], tables, correct=not self.training)
+        scores = TokenScores(losses=losses, correct=correct, weights=weights)
+        return _ScoredWindow(scores=scores, hidden=hidden, window=window)
+
+    def _outcome_inputs(self, scored: "_ScoredWindow", tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states and embeddings of the tokens of steps 1 .. T-1 and of the steps before, (b, T - 1, n, .).
+
+        A step's own tokens are the true ones, for its outcomes are theirs; those before it are what the model read.
+        """
+        narrow, tables = self.step_inputs.narrow, scored.window.tables.narrow
+        own, before = (
+            narrow(x, tables).flatten(2, 3) for x in (self._checked(tokens)[:, 1:], scored.window.tokens[:, :-1])
+        )
+        return scored.hidden.flatten(2, 3), own, before
+
+    def _mean(self, total: Tensor, count: Tensor) -> Tensor:
+        return total / (mean_over_processes(count) if self.training else count).clamp(min=1)
 
     # Inputs
 

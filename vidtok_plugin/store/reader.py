@@ -90,6 +90,19 @@ class TokenStore:
         return {name: (x.shape[1:], x.dtype) for name, x in arrays.items()}
 
     @property
+    def outcomes(self) -> set[str]:
+        """Which of `rewards` and `terminated` some of its episodes have."""
+        return set(OUTCOMES) & set(self._arrays)
+
+    @property
+    def largest_reward(self) -> float | None:
+        """The largest reward of a frame, positive or negative, as a positive number; None if none is known."""
+        known = [
+            rewards[~np.isnan(rewards)] for shard in self._shards if (rewards := shard.data.get("rewards")) is not None
+        ]
+        return max((float(np.abs(rewards).max()) for rewards in known if len(rewards)), default=None)
+
+    @property
     def num_steps(self) -> int:
         return int(self.steps.sum())
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from world_model.generation.drawn import DrawnStep, blank_hidden
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
 from world_model.prediction.base import StepContext
@@ -37,8 +38,9 @@ class CompiledDrawing:
         mode = "reduce-overhead" if model.device.type == "cuda" and backend == "inductor" else None
         self._compiled = torch.compile(self._draw_position, fullgraph=True, dynamic=False, backend=backend, mode=mode)
 
-    def draw(self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor) -> Tensor:
+    def draw(self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor) -> DrawnStep:
         current, noise = blank, noise.unflatten(1, (self.calls, -1))
+        kept = blank_hidden(self.model, blank)
         base = torch.full((1,), cache.length, device=current.device)
         fixed = replace(cache, length=0)  # a number would be compiled in
         context = replace(context, blocks=None)  # made in the call, on buffers that it knows to be static
@@ -52,9 +54,11 @@ class CompiledDrawing:
         positions = torch.arange(self.calls, device=current.device)
         with torch._dynamo.config.patch(recompile_limit=MAX_VERSIONS):
             for i in range(self.calls):
-                drawn = self._compiled(current, positions[i : i + 1], base, context, fixed, noise)
+                drawn, hidden = self._compiled(current, positions[i : i + 1], base, context, fixed, noise)
                 current.index_copy_(1, positions[i : i + 1], drawn)
-        return current
+                if kept is not None:
+                    kept.index_copy_(1, positions[i : i + 1], hidden[: len(kept)])
+        return DrawnStep(tokens=current, hidden=kept)
 
     def _draw_position(
         self,
@@ -64,7 +68,8 @@ class CompiledDrawing:
         context: StepContext,
         cache: TransformerCache,
         noise: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         hidden = self.prediction.step_at(self.sampler.model_rows(current), position, base, context, cache)
         uniforms = noise.index_select(1, position)
-        return self.model.draw(hidden, position, context, uniforms, self.sampler, confidence=False).tokens
+        drawn = self.model.draw(hidden, position, context, uniforms, self.sampler, confidence=False)
+        return drawn.tokens, hidden

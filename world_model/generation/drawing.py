@@ -10,6 +10,7 @@ from torch import Tensor
 
 from world_model.decoding import DecodeGroup, Decoding, diagonal_groups, known_after, raster_groups
 from world_model.generation.compiled import CompiledDrawing
+from world_model.generation.drawn import DrawnStep, blank_hidden
 from world_model.heads.sampler import Sampler
 from world_model.inputs.positions import at_positions
 from world_model.model import WorldModel
@@ -27,7 +28,7 @@ class Drawing(Protocol):
     tokens_per_call: int | None  # if it is the same for every call; lets weights be prepacked
     fills_cache: bool  # whether drawing writes the keys and values of the drawn tokens
 
-    def draw(self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor) -> Tensor:
+    def draw(self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor) -> DrawnStep:
         """Tokens (b, n[, p]) from `blank`, zeros of that shape, by uniform numbers (b, u). The cache's length stays."""
         ...
 
@@ -59,18 +60,21 @@ class GroupDrawing:
         self.noise_per_step = model.tokens.tokens_per_step * model.head.noise_per_token
         self.tokens_per_call = 1 if self.calls == model.tokens.tokens_per_step else None
 
-    def draw(self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor) -> Tensor:
+    def draw(self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor) -> DrawnStep:
         current, noise = blank, noise.unflatten(1, (self.model.tokens.tokens_per_step, -1))
+        kept = blank_hidden(self.model, blank)
         for group in self.groups:
             index = group.index
             hidden = self.prediction.step(self.sampler.model_rows(current), group, context, cache)
+            if kept is not None:
+                kept.index_copy_(1, group.positions, hidden[: len(kept)])
             uniforms = at_positions(noise, index)
             drawn = self.model.draw(hidden, index, context, uniforms, self.sampler, confidence=False).tokens
             if isinstance(index, int):
                 current.narrow(1, index, 1).copy_(drawn)
             else:
                 current.index_copy_(1, index, drawn)
-        return current
+        return DrawnStep(tokens=current, hidden=kept)
 
 
 class MaskedDrawing:
@@ -86,7 +90,7 @@ class MaskedDrawing:
         self.calls = len(self.known_counts)
         self.noise_per_step = self.calls * model.tokens.tokens_per_step * (model.head.noise_per_token + 1)
 
-    def draw(self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor) -> Tensor:
+    def draw(self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor) -> DrawnStep:
         current, noise = blank, noise.unflatten(1, (self.calls, self.model.tokens.tokens_per_step, -1))
         rows = self.sampler.model_rows
         known = torch.zeros(current.shape[:2], dtype=torch.bool, device=current.device)
@@ -104,4 +108,4 @@ class MaskedDrawing:
             new = now_known & ~known
             current = torch.where(new[..., None] if current.ndim == 3 else new, drawn.tokens, current)
             known = now_known
-        return current
+        return DrawnStep(tokens=current, hidden=hidden[: len(blank)])

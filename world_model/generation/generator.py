@@ -14,6 +14,7 @@ from world_model.decoding import Decoding
 from world_model.generation.drawing import make_drawing
 from world_model.generation.finite_weights import check_finite_weights
 from world_model.generation.window import ContextWindow
+from world_model.heads.outcomes import Outcomes
 from world_model.heads.sampler import RolloutNoise, Sampler
 from world_model.inputs.token_checks import checked_tokens
 from world_model.model import WorldModel
@@ -88,6 +89,7 @@ class StepGenerator:
             context_shift=decoding.context_shift_for(model.config.max_steps),
             sampler=sampler,
         )
+        self.outcomes: Outcomes | None = None  # of the newest step that was drawn, if the model predicts any
         self._drawing_calls = 0
 
     def step(self, actions: GroupedActions | None) -> Tensor:
@@ -101,8 +103,12 @@ class StepGenerator:
             noise = self.noise.uniforms(self.drawing.noise_per_step)
             noise = noise.to(self.model.device, torch.float32, non_blocking=True)
             drawn = self.drawing.draw(blank, context, window.cache, noise)
+            if drawn.hidden is not None:
+                self.outcomes = self.model.step_outcomes(
+                    drawn.hidden, drawn.tokens, window.tokens[:, -1].flatten(1, 2), context.tables
+                )
         self._drawing_calls += self.drawing.calls
-        step = drawn.clone().unflatten(1, (tokens.height, tokens.width))  # an ordinary tensor, fit for training
+        step = drawn.tokens.clone().unflatten(1, (tokens.height, tokens.width))  # an ordinary tensor, fit for training
         window.append(step, actions, in_cache=self.drawing.fills_cache)
         return step
 

@@ -4,15 +4,16 @@ Shapes: b windows, T latent steps, H W rows and columns, k factors of a token.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from world_model.data import window_actions, window_tokens
+from world_model.data import window_actions, window_outcomes, window_tokens
 from world_model.measures.baselines import Baselines
+from world_model.measures.outcomes import OutcomeScores
 from world_model.measures.report import Measured, Row, from_to, numbers
 from world_model.model import WorldModel
 
@@ -80,9 +81,18 @@ class TeacherForced:
     correct: StepSums | None = None  # tokens with all factors right, each given the real factors before it
     correct_factors: StepSums | None = None
     unchanged: StepSums | None = None  # tokens equal to the previous step's: the accuracy of copying
+    outcomes: Measured = field(default_factory=lambda: Measured(values={}))
 
     def measured(self) -> Measured:
         """The results under the names of the report."""
+        tokens = self._tokens()
+        return Measured(
+            values={**tokens.values, **self.outcomes.values},
+            rows=[*tokens.rows, *self.outcomes.rows],
+            not_measured={**tokens.not_measured, **self.outcomes.not_measured},
+        )
+
+    def _tokens(self) -> Measured:
         if self.correct is None or self.correct_factors is None or self.unchanged is None:
             return self._continuous()
         values: dict[str, Any] = {}
@@ -158,6 +168,7 @@ def teacher_forced(
     """
     names = ("losses", "unigram", "copy", "correct", "correct_factors", "unchanged")
     sums = {name: StepSums() for name in names}
+    outcomes = OutcomeScores()
     discrete = False
     for batch in batches:
         tokens, valid = window_tokens(batch), batch["valid"][:, 1:]
@@ -173,8 +184,15 @@ def teacher_forced(
             unigram, copy = baselines.token_losses(tokens)
             sums["unigram"].add(unigram, valid)
             sums["copy"].add(copy, valid)
+        if model.outcomes is not None:
+            predicted = model.window_outcomes(window_tokens(on_device), window_actions(on_device))
+            outcomes.add(predicted, window_outcomes(on_device)[1:], on_device["valid"][:, 1:])
         advance(len(tokens))
+    config = model.config.outcomes
+    measured = Measured(values={})
+    if config is not None:
+        measured = outcomes.measured(rewards=config.rewards, ends=config.ends)
     if not discrete:
-        return TeacherForced(losses=sums["losses"])
+        return TeacherForced(losses=sums["losses"], outcomes=measured)
     kept = names if baselines is not None else ("losses", "correct", "correct_factors", "unchanged")
-    return TeacherForced(**{name: sums[name] for name in kept})
+    return TeacherForced(**{name: sums[name] for name in kept}, outcomes=measured)

@@ -5,7 +5,8 @@ Shapes: b rollouts, t h w frames and pixels, f frames per latent step, a compone
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from vidtok_plugin.common.tensor_checks import check_tensor
 from world_model.actions import GroupedActions
 from world_model.decoding import Decoding
 from world_model.generation.generator import StepGenerator
+from world_model.heads.outcomes import Outcomes
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
 from world_model.rollout.checks import check_adapter, check_num_frames, check_prompt, check_rollout_actions
@@ -33,6 +35,9 @@ class RolloutResult:
     model_calls: int  # transformer calls for the whole batch
     generation_seconds: float  # spent sampling tokens
     seconds: float  # of the whole rollout, with encoding and decoding
+    # Predicted for each frame, 0 and False for the prompt's; None for a model without that head.
+    rewards: Tensor | None = None  # (b, t) float32
+    terminated: Tensor | None = None  # (b, t) bool: the episode ends with this frame, the last of its latent step
 
     @property
     def imagined(self) -> Tensor:
@@ -80,8 +85,8 @@ def rollout(
     check_adapter(model, adapter, "rollout")
     video, grouped = _checked(model, adapter, prompt, actions, num_frames, "rollout", validate)
     tokens = encode_prompt(model, adapter, video)
-    drawn, calls, seconds = _generate(model, [tokens], [grouped], num_frames, sampler, decoding, indices)
-    return _result(adapter, video, torch.cat([tokens, drawn], dim=1), drawn, calls, seconds, begun)
+    generated = _generate(model, [tokens], [grouped], num_frames, sampler, decoding, indices)
+    return _result(adapter, video, tokens, generated, begun)
 
 
 def rollout_many(
@@ -127,11 +132,28 @@ def rollout_many(
     ]
     tokens = [encode_prompt(model, adapter, video) for video, _ in checked]
     grouped = [acts for _, acts in checked]
-    drawn, calls, seconds = _generate(model, tokens, grouped, num_frames, sampler, decoding, indices)
+    generated = _generate(model, tokens, grouped, num_frames, sampler, decoding, indices)
     return [
-        _result(adapter, video, torch.cat([past, new[None]], dim=1), drawn, calls, seconds, begun)
-        for (video, _), past, new in zip(checked, tokens, drawn, strict=True)
+        _result(adapter, video, past, generated.row(i), begun)
+        for i, ((video, _), past) in enumerate(zip(checked, tokens, strict=True))
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Generated:
+    """The steps that were drawn after pasts, for a whole batch."""
+
+    tokens: Tensor  # (b, T, H, W[, p])
+    rewards: Tensor | None  # (b, T * f)
+    terminated: Tensor | None  # (b, T * f)
+    calls: int
+    seconds: float
+    batch_tokens: int  # drawn in all rows together
+
+    def row(self, i: int) -> "_Generated":
+        """One row, as a batch of one; calls, seconds and `batch_tokens` stay those of the batch."""
+        rewards, terminated = (None if x is None else x[i : i + 1] for x in (self.rewards, self.terminated))
+        return replace(self, tokens=self.tokens[i : i + 1], rewards=rewards, terminated=terminated)
 
 
 def _checked(
@@ -159,8 +181,8 @@ def _generate(
     sampler: Sampler | None,
     decoding: Decoding | None,
     indices: Sequence[int] | None,
-) -> tuple[Tensor, int, float]:
-    """The steps (b, T, H, W[, p]) that follow pasts of different lengths, the number of model calls, and seconds."""
+) -> _Generated:
+    """The steps that follow pasts of different lengths, and their outcomes."""
     start = time.perf_counter()
     steps = num_frames // model.tokens.temporal_factor
     longest = max(past.shape[1] for past in pasts)
@@ -181,34 +203,61 @@ def _generate(
         decoding=decoding,
         past_steps=[past.shape[1] for past in pasts for _ in range(len(past))],
     )
-    drawn = []
+    drawn, outcomes = [], []
     for step in range(longest, longest + steps):
         drawn.append(generator.step(None if grouped is None else grouped[step : step + 1]))
+        outcomes.append(generator.outcomes)
     _wait_for(model.device)
-    return torch.stack(drawn, dim=1), generator.model_calls, time.perf_counter() - start
+    new = torch.stack(drawn, dim=1)
+    return _Generated(
+        tokens=new,
+        rewards=_by_frame([None if outcome is None else outcome.rewards for outcome in outcomes]),
+        terminated=_by_frame(
+            [None if outcome is None else _at_last_frame(outcome, model.tokens.temporal_factor) for outcome in outcomes]
+        ),
+        calls=generator.model_calls,
+        seconds=time.perf_counter() - start,
+        batch_tokens=prod(new.shape[:4]),
+    )
+
+
+def _by_frame(steps: Sequence[Tensor | None]) -> Tensor | None:
+    """Outcomes (b, f) of consecutive steps as (b, T * f); None if there are none."""
+    known = [step for step in steps if step is not None]
+    return torch.cat(known, dim=1) if known else None
+
+
+def _at_last_frame(outcomes: Outcomes, f: int) -> Tensor | None:
+    """Whether each frame of a step ends the episode, (b, f) bool: none but the last."""
+    if outcomes.terminated is None:
+        return None
+    return torch.cat(
+        [outcomes.terminated.new_zeros(len(outcomes.terminated), f - 1), outcomes.terminated[:, None]], dim=1
+    )
 
 
 def _result(
-    adapter: TokenizerAdapter,
-    video: Tensor,
-    tokens: Tensor,
-    drawn: Tensor,
-    calls: int,
-    generation_seconds: float,
-    begun: float,
+    adapter: TokenizerAdapter, video: Tensor, prompt: Tensor, generated: _Generated, begun: float
 ) -> RolloutResult:
+    tokens = torch.cat([prompt, generated.tokens], dim=1)
     prompt_frames = video.shape[2]
-    num_frames = prompt_frames + drawn.shape[1] * adapter.temporal_factor
+    num_frames = prompt_frames + generated.tokens.shape[1] * adapter.temporal_factor
     decoded = decode_steps(adapter, tokens)
     _wait_for(video.device)
+    rewards, terminated = (
+        None if x is None else torch.cat([x.new_zeros(len(x), prompt_frames), x], dim=1)
+        for x in (generated.rewards, generated.terminated)
+    )
     return RolloutResult(
         video=torch.cat([video, decoded[:, :, prompt_frames:]], dim=2),
         tokens=video_tokens_of(tokens, num_frames),
         prompt_reconstruction=decoded[:, :, :prompt_frames],
-        generated_tokens=drawn.shape[0] * drawn.shape[1] * drawn.shape[2] * drawn.shape[3],
-        model_calls=calls,
-        generation_seconds=generation_seconds,
+        generated_tokens=generated.batch_tokens,
+        model_calls=generated.calls,
+        generation_seconds=generated.seconds,
         seconds=time.perf_counter() - begun,
+        rewards=rewards,
+        terminated=terminated,
     )
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.training import RunConfig
 from vidtok_plugin.training.module import Loss, TrainingModule
 from vidtok_plugin.training.optimization import OptimizerConfig, configure_optimizers
-from world_model.architecture import WorldModelConfig
-from world_model.data import TokenDataConfig, token_spec, window_actions, window_tokens
+from world_model.architecture import OutcomeConfig, WorldModelConfig
+from world_model.data import TokenDataConfig, token_spec, window_actions, window_outcomes, window_tokens
 from world_model.measures.config import MeasuresConfig
-from world_model.model import WorldModel
+from world_model.model import WindowLosses, WorldModel
 from world_model.rollout.worlds import world_folder
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,8 @@ class WorldModelRunConfig(RunConfig):
     """Everything a run needs to train a world model on a token store.
 
     With `pretrained`, the model starts from the weights of a saved world, whose tokens the store must hold. `model` may
-    be left out then, or have the same architecture with other rates of corruption, own draws and dropped actions.
+    be left out then, or have the same architecture with other rates of corruption, own draws and dropped actions, and
+    with a head of outcomes (`model.outcomes`) that the world lacks.
     """
 
     pretrained: str | None = None  # a source for `load_world`: a shipped world, a folder or a hub repository
@@ -96,7 +97,9 @@ def pretrained_model(source: str, config: WorldModelConfig, metadata: StoreMetad
         config = saved.config
     config = config.for_tokens(token_spec(metadata))
     ours, theirs = to_dict(config), to_dict(saved.config)
-    differing = [key for key in ours if ours[key] != theirs[key] and key not in TRAINING_RATES]
+    differing = [key for key in ours if ours[key] != theirs[key] and key not in (*TRAINING_RATES, "outcomes")]
+    if saved.config.outcomes is not None and not _same_head(config.outcomes, saved.config.outcomes):
+        differing.append("outcomes")
     if bool(config.corruption) != bool(saved.config.corruption):
         differing.append("corruption")  # a model trained with it has an embedding of the fraction
     if differing:
@@ -106,8 +109,39 @@ def pretrained_model(source: str, config: WorldModelConfig, metadata: StoreMetad
             "out to use it."
         )
     model = WorldModel(config, saved.token_hash)
-    model.load_state_dict(saved.state_dict())
+    weights = saved.state_dict()
+    if saved.outcomes is None and model.outcomes is not None:  # a new head starts from its own initialization
+        weights |= {f"outcomes.{name}": tensor for name, tensor in model.outcomes.state_dict().items()}
+    model.load_state_dict(weights)
     return model
+
+
+def _same_head(ours: OutcomeConfig | None, theirs: OutcomeConfig) -> bool:
+    """Whether two heads of outcomes have the same weights; those of their losses may differ."""
+    return ours is not None and theirs == replace(
+        ours, reward_weight=theirs.reward_weight, end_weight=theirs.end_weight
+    )
+
+
+def check_outcomes(store: TokenStore, config: OutcomeConfig) -> None:
+    """Check that a store has the outcomes that a model is to predict.
+
+    Raises:
+        ValueError: it has none, or a reward beyond `largest_reward`.
+    """
+    for name, array in (("rewards", "rewards"), ("ends", "terminated")):
+        if getattr(config, name) and array not in store.outcomes:
+            raise ValueError(
+                f"WorldModelModule: model.outcomes.{name} needs episodes that have them, and {store.folder}, split "
+                f"{store.split}, has none; record them (clip.rewards.npy, and terminated in the JSON) and tokenize "
+                f"again, or set model.outcomes.{name}=false."
+            )
+    largest = store.largest_reward if config.rewards else None
+    if largest is not None and largest > config.largest_reward:
+        raise ValueError(
+            f"WorldModelModule: model.outcomes.largest_reward must be at least {largest:g}, the largest of "
+            f"{store.folder}, got {config.largest_reward:g}; raise it."
+        )
 
 
 class WorldModelModule(TrainingModule):
@@ -144,6 +178,12 @@ class WorldModelModule(TrainingModule):
     def trained_network(self) -> nn.Module:
         return self.model
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        config = self.model.config.outcomes
+        if config is not None:
+            check_outcomes(self._train_store, config)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         self.check_trainable()
         steps = self.trainer.estimated_stepping_batches
@@ -153,8 +193,23 @@ class WorldModelModule(TrainingModule):
         )
 
     def losses(self, batch: TensorDict, step: int) -> Iterator[Loss]:
-        loss = self.model.loss(window_tokens(batch), window_actions(batch), batch["valid"])
-        yield Loss(name="model", value=loss, statistics={self.loss_name: loss})
+        losses = self.model.losses(window_tokens(batch), window_actions(batch), batch["valid"], window_outcomes(batch))
+        statistics, total = {self.loss_name: losses.tokens}, losses.tokens
+        for name, weight, loss in self._outcome_losses(losses):
+            statistics[name] = loss
+            total = total + weight * loss
+        yield Loss(name="model", value=total, statistics=statistics)
+
+    def _outcome_losses(self, losses: WindowLosses) -> list[tuple[str, float, Tensor]]:
+        """Name in the log, weight and value of each loss of outcomes."""
+        config = self.model.config.outcomes
+        if config is None:
+            return []
+        terms = (
+            ("reward_loss", config.reward_weight, losses.rewards),
+            ("end_loss", config.end_weight, losses.ends),
+        )
+        return [(name, weight, loss) for name, weight, loss in terms if loss is not None]
 
     @property
     def loss_name(self) -> str:
@@ -195,6 +250,10 @@ class WorldModelModule(TrainingModule):
         scored = {f"val/{self.loss_name}": (scores.token_losses * weights).sum() / count}
         if scores.token_correct is not None:
             scored["val/accuracy"] = (scores.token_correct * weights).sum() / count
+        outcomes = self.model.losses(
+            window_tokens(batch), window_actions(batch), batch["valid"], window_outcomes(batch)
+        )
+        scored |= {f"val/{name}": loss for name, _, loss in self._outcome_losses(outcomes)}
         scored_tokens = int(batch["valid"][:, 1:].sum()) * self.model.tokens.tokens_per_step
         self.log_dict(scored, prog_bar=True, batch_size=scored_tokens, sync_dist=True)
 

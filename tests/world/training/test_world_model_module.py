@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from small_runs import LIGHTNING_NOISE, SMALL, config
 from stores import METADATA, PATCHES, write_episodes
 
 from vidtok_plugin import training
@@ -14,34 +15,12 @@ from vidtok_plugin.common.config import load_config, to_yaml
 from world_model import TokenDataModule, WorldModel, WorldModelModule, WorldModelRunConfig
 from world_model.data import window_actions
 
-LIGHTNING_NOISE = pytest.mark.filterwarnings(
-    "ignore:The .*_dataloader.* does not have many workers", "ignore:Checkpoint directory .* exists"
-)
-SMALL = [
-    "model.max_steps=4",
-    "model.transformer.width=24",
-    "model.transformer.depth=1",
-    "model.transformer.heads=2",
-    "data.window_steps=4",
-    "optimizer.lr=1e-2",
-    "optimizer.warmup_steps=2",
-    "loggers=[csv]",
-    "trainer.accelerator=cpu",
-    "trainer.enable_progress_bar=false",
-    "trainer.log_every_n_steps=1",
-    "trainer.max_epochs=-1",
-]
-
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tokens")
     write_episodes(root, "train", [9, 12, 5])
     return write_episodes(root, "validation", [7, 2])
-
-
-def config(store: Path, output: Path, *overrides: str) -> WorldModelRunConfig:
-    return load_config(WorldModelRunConfig, [], [f"data.store={store}", f"output={output}", *SMALL, *overrides])
 
 
 @LIGHTNING_NOISE

@@ -1,0 +1,25 @@
+"""What a drawing of a latent step gives: its tokens, and the hidden states that they were drawn from.
+
+Shapes: b rollouts, n positions of a step, p values of a patch, d width.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from world_model.model import WorldModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnStep:
+    """A drawn latent step."""
+
+    tokens: Tensor  # (b, n[, p])
+    hidden: Tensor | None  # (b, n, d), with guidance those that know the actions; None if no head reads them
+
+
+def blank_hidden(model: WorldModel, blank: Tensor) -> Tensor | None:
+    """Room for the hidden states of a step (b, n[, p]) if the model's head of outcomes will read them."""
+    if model.outcomes is None:
+        return None
+    return blank.new_zeros(*blank.shape[:2], model.config.transformer.width, dtype=model.dtype)
