@@ -3,11 +3,12 @@
     python examples/train_boxing_world.py [--minutes 480] [key=value ...]
 
 This records play, fine-tunes vidtok_tiny on it, records more, tokenizes it, trains the world model, doubles the play
-and trains the world model for longer, trains it further on its own draws with several seeds, measures these models on
-held-out play, trains the tokenizer's decoder further (which changes no token), and measures and exports the best world.
-The settings are in `configs/boxing/`. Overrides change world.yaml or, with the prefix `tokenizer.`, `world_model.`,
-`longer.`, `own_draws.` or `decoder.`, a training config. The schedules are for the `minutes` of world.yaml, and
-`--minutes` scales them. An interrupted run continues where it stopped.
+and trains the world model for longer, doubles it again and trains it for rewards as well, trains it further on its own
+draws with several seeds, measures these models on held-out play, trains the tokenizer's decoder further (which changes
+no token), and measures and exports the best world. The settings are in `configs/boxing/`. Overrides change world.yaml
+or, with the prefix `tokenizer.`, `world_model.`, `longer.`, `outcomes.`, `own_draws.` or `decoder.`, a training config.
+The schedules are for the `minutes` of world.yaml, and `--minutes` scales them. An interrupted run continues where it
+stopped.
 
 The run works on a copy of the last commit, `tree/` in its output folder, so that work on the repository can go on. It
 leaves out uncommitted changes. Delete the copy to continue with a newer commit.
@@ -55,7 +56,8 @@ CONFIG_FILES = {
     "tokenizer": ("tokenizer",),
     "world_model": ("world_model",),
     "longer": ("world_model", "longer"),
-    "own_draws": ("world_model", "own_draws"),
+    "outcomes": ("world_model", "outcomes"),
+    "own_draws": ("world_model", "outcomes", "own_draws"),
     "decoder": ("tokenizer", "decoder"),
 }
 
@@ -68,6 +70,7 @@ class BoxingConfig:
     minutes: float  # that everything takes with the schedules as configured, on two CPU cores
     world_model_episodes: int  # of training play for the world model, which gains more from play than the tokenizer
     longer_episodes: int  # of training play when it trains for longer
+    outcomes_episodes: int  # of training play when it also learns rewards
     seeds: tuple[int, ...]  # of the last training, of which the best result is exported
     clip_frames: int  # of the clips that the world model trains on, each tokenized on its own
     prompts: int  # to measure on
@@ -94,7 +97,9 @@ def train_boxing_world(args: argparse.Namespace) -> None:
     model_cfg = training_config("world_model", args.overrides, {"output": out / "world_model"} | stored, ratio)
     goes_on = {"output": out / "longer", "pretrained": model_cfg.output / "model"} | stored
     longer_cfg = training_config("longer", args.overrides, goes_on, ratio)
-    first = {"pretrained": longer_cfg.output / "model"} | stored
+    goes_on = {"output": out / "outcomes", "pretrained": longer_cfg.output / "model"} | stored
+    outcomes_cfg = training_config("outcomes", args.overrides, goes_on, ratio)
+    first = {"pretrained": outcomes_cfg.output / "model"} | stored
     last_cfgs = [
         training_config("own_draws", args.overrides, {"output": out / f"own_draws_{seed}", "seed": seed} | first, ratio)
         for seed in cfg.seeds
@@ -103,8 +108,9 @@ def train_boxing_world(args: argparse.Namespace) -> None:
     decoder_cfg = training_config("decoder", args.overrides, trained | videos, ratio)
     recording = replace(cfg.record, output=str(episodes))
     more = replace(recording, train_episodes=max(cfg.world_model_episodes, recording.train_episodes))
-    most = replace(recording, train_episodes=max(cfg.longer_episodes, more.train_episodes))
-    stages = Stages(out, 11 + 2 * len(last_cfgs))
+    much_more = replace(recording, train_episodes=max(cfg.longer_episodes, more.train_episodes))
+    most = replace(recording, train_episodes=max(cfg.outcomes_episodes, much_more.train_episodes))
+    stages = Stages(out, 14 + 2 * len(last_cfgs))
 
     def record_stage(name: str, play: RecordConfig, remove: Sequence[Path] = ()) -> None:
         work = partial(record, play, policy=BoxingPolicy)
@@ -119,9 +125,12 @@ def train_boxing_world(args: argparse.Namespace) -> None:
     record_stage("record_more", more)
     tokens_stage("tokens", remove=[tokens])
     train(stages, "world-model", model_cfg)
+    record_stage("record_much_more", much_more)
+    tokens_stage("tokens_much_more")
+    train(stages, "world-model", longer_cfg)
     record_stage("record_most", most)
     tokens_stage("tokens_most")
-    train(stages, "world-model", longer_cfg)
+    train(stages, "world-model", outcomes_cfg)
     for last_cfg in last_cfgs:
         train(stages, "world-model", last_cfg)
     chosen_by = None  # the first chooses the sampler for all
@@ -146,7 +155,12 @@ def train_boxing_world(args: argparse.Namespace) -> None:
     stages.run(
         "export",
         lambda: export(
-            exported, world, [tokenizer_cfg, model_cfg, longer_cfg, decoder_cfg], last_cfgs, episodes, stages.seconds
+            exported,
+            world,
+            [tokenizer_cfg, model_cfg, longer_cfg, outcomes_cfg, decoder_cfg],
+            last_cfgs,
+            episodes,
+            stages.seconds,
         ),
         inputs=None,
         result=exported,
