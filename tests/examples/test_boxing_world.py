@@ -22,6 +22,7 @@ TOY = (
     "record.train_episodes=2",
     "world_model_episodes=3",
     "longer_episodes=4",
+    "outcomes_episodes=5",
     "seeds=[0,1]",
     "record.validation_episodes=1",
     "record.test_episodes=1",
@@ -48,39 +49,23 @@ TOY = (
     "decoder.data.validation_clips=1",
     "decoder.data.clip_length=9",
     "decoder.data.batch_size=1",
-    "world_model.trainer.max_steps=16",
-    "world_model.trainer.val_check_interval=8",
-    "world_model.trainer.log_every_n_steps=1",
-    "world_model.trainer.devices=1",
-    "world_model.trainer.strategy=auto",
-    "world_model.trainer.enable_progress_bar=false",
-    "world_model.model.max_steps=5",
-    "world_model.data.window_steps=5",
-    "world_model.model.transformer.width=32",
-    "world_model.model.transformer.depth=1",
-    "world_model.model.transformer.heads=2",
-    "longer.trainer.max_steps=16",
-    "longer.trainer.val_check_interval=8",
-    "longer.trainer.log_every_n_steps=1",
-    "longer.trainer.devices=1",
-    "longer.trainer.strategy=auto",
-    "longer.trainer.enable_progress_bar=false",
-    "longer.model.max_steps=5",
-    "longer.data.window_steps=5",
-    "longer.model.transformer.width=32",
-    "longer.model.transformer.depth=1",
-    "longer.model.transformer.heads=2",
-    "own_draws.trainer.max_steps=16",
-    "own_draws.trainer.val_check_interval=8",
-    "own_draws.trainer.log_every_n_steps=1",
-    "own_draws.trainer.devices=1",
-    "own_draws.trainer.strategy=auto",
-    "own_draws.trainer.enable_progress_bar=false",
-    "own_draws.model.max_steps=5",
-    "own_draws.data.window_steps=5",
-    "own_draws.model.transformer.width=32",
-    "own_draws.model.transformer.depth=1",
-    "own_draws.model.transformer.heads=2",
+    *(
+        f"{training}.{setting}"
+        for training in ("world_model", "longer", "outcomes", "own_draws")
+        for setting in (
+            "trainer.max_steps=16",
+            "trainer.val_check_interval=8",
+            "trainer.log_every_n_steps=1",
+            "trainer.devices=1",
+            "trainer.strategy=auto",
+            "trainer.enable_progress_bar=false",
+            "model.max_steps=5",
+            "data.window_steps=5",
+            "model.transformer.width=32",
+            "model.transformer.depth=1",
+            "model.transformer.heads=2",
+        )
+    ),
 )
 
 
@@ -107,7 +92,8 @@ def test_a_world_is_made_measured_and_exported(
     assert set(measures["psnr_over_copy"]) == {"1_4", "5_8", "9_16"}
     assert set(measures["distance"]) == {"4", "16"}
     summary = json.loads((exported / "training.json").read_text())
-    trainings = {"tokenizer": 4, "world_model": 8, "longer": 8, "own_draws_0": 8, "own_draws_1": 8, "decoder": 4}
+    world_models = ("world_model", "longer", "outcomes", "own_draws_0", "own_draws_1")
+    trainings = {"tokenizer": 4, "decoder": 4, **dict.fromkeys(world_models, 8)}
     assert summary["batches"] == trainings  # half of the configured ones
     costs = {f"own_draws_{seed}": scores["validation_cost"] for seed, scores in summary["measures_by_seed"].items()}
     assert summary["exported"] == min(costs, key=costs.__getitem__) and len(costs) == 2
@@ -115,7 +101,7 @@ def test_a_world_is_made_measured_and_exported(
     assert measures["cross_entropy"] == by_seed["cross_entropy"]  # the tokens are the same
     assert measures["tokenizer_psnr"] != by_seed["tokenizer_psnr"]  # the decoder is not
     assert len(world_prompts(exported)) == 8
-    assert (tmp_path / "episodes" / "train" / "episode_00003.json").exists()
+    assert (tmp_path / "episodes" / "train" / "episode_00004.json").exists()
     assert len(TokenStore(tmp_path / "tokens", "train").episodes) >= 4
     assert set(summary["weights_sha256"]) > {"model.safetensors"}
     times = {path: path.stat().st_mtime_ns for path in exported.rglob("*") if path.is_file()}
