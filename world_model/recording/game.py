@@ -21,6 +21,10 @@ class PlayedFrame:
     terminated: bool  # the game is over
     truncated: bool  # the emulator stopped it, at a time limit for example
 
+    @property
+    def over(self) -> bool:
+        return self.terminated or self.truncated
+
 
 class AtariGame:
     """An Atari game that shows one frame for every `frame_skip` frames of the emulator.
@@ -59,22 +63,25 @@ class AtariGame:
         The first action and reward are 0. The policy is called with each frame but the last and chooses the next
         action.
         """
+        played = self.start(seed)
+        for remaining in reversed(range(frames)):
+            yield played
+            if played.over or not remaining:
+                return
+            played = self.step(policy(played.frame))
+
+    def start(self, seed: int) -> PlayedFrame:
+        """Start a game, play its warmup and return the first frame that is shown; its action and reward are 0."""
         frame, _ = self.env.reset(seed=seed)
         self._lives = self._lives_left()
         played = PlayedFrame(frame=frame, action=0, reward=0.0, terminated=False, truncated=False)
         for _ in range(self.warmup):
-            played = self._step(0)
-            if played.terminated or played.truncated:
-                return
-        yield replace(played, reward=0.0)
-        for _ in range(frames - 1):
-            played = self._step(policy(played.frame))
-            yield played
-            if played.terminated or played.truncated:
-                return
+            if not played.over:
+                played = self.step(0)
+        return replace(played, reward=0.0)
 
-    def _step(self, action: int) -> PlayedFrame:
-        """Hold an action for `frame_skip` emulator frames."""
+    def step(self, action: int) -> PlayedFrame:
+        """Hold an action for `frame_skip` emulator frames, or until the game is over, and return the frame to show."""
         frames: list[np.ndarray] = []
         total, terminated, truncated = 0.0, False, False
         while len(frames) < self.frame_skip and not (terminated or truncated):

@@ -192,9 +192,9 @@ class SeeingPolicy:
 
 def test_a_policy_sees_the_frame_before_its_action(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
-    real = game_module.AtariGame._step
+    real = game_module.AtariGame.step
     monkeypatch.setattr(
-        game_module.AtariGame, "_step", lambda game, action: shown.append(real(game, action)) or shown[-1]
+        game_module.AtariGame, "step", lambda game, action: shown.append(real(game, action)) or shown[-1]
     )
     cfg = config(tmp_path, train_episodes=1, validation_episodes=0, warmup=1)
     record(cfg, policy=SeeingPolicy, show_progress=False)
