@@ -7,6 +7,7 @@ from world_model.decoding import Decoding
 from world_model.generation.generator import StepGenerator
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
+from world_model.rollout.imagination import Imagination, ImaginedStep
 from world_model.rollout.rollout import RolloutResult, rollout, rollout_many
 from world_model.rollout.streaming import stream_rollout
 from world_model.rollout.worlds import load_world
@@ -17,6 +18,8 @@ __all__ = [
     "ActionSpec",
     "Decoding",
     "GroupedActions",
+    "Imagination",
+    "ImaginedStep",
     "RolloutResult",
     "Sampler",
     "StepGenerator",

@@ -307,16 +307,20 @@ class WorldModel(nn.Module):
         sampler: Sampler,
         *,
         confidence: bool = True,
+        entropy: bool = False,
     ) -> DrawnTokens:
         """Draw tokens from their hidden states, which `prediction` gave.
 
         `index` is some positions (m,) of the step, a single one, or None for the whole step. `noise` is uniform
-        numbers (b, m, head.noise_per_token). `confidence=False` leaves out the tokens' confidence.
+        numbers (b, m, head.noise_per_token). `confidence=False` leaves out the tokens' confidence, and `entropy` adds
+        their entropies.
         """
         neighbor_codes = context.neighbor_codes
         if neighbor_codes is not None and index is not None:
             neighbor_codes = at_positions(neighbor_codes, index)
-        return self.head.draw(hidden, neighbor_codes, noise, sampler, context.head_tables, confidence=confidence)
+        return self.head.draw(
+            hidden, neighbor_codes, noise, sampler, context.head_tables, confidence=confidence, entropy=entropy
+        )
 
     # Folders
 

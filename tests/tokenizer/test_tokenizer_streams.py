@@ -217,6 +217,9 @@ def test_forks_continue_independently(model: VidTok) -> None:
     z, tails = random_latents(model, 3), [random_latents(model, 2, seed=seed) for seed in (1, 2)]
     decoder = model.decoder_stream()
     first = decoder.push(z)
+    futures_of_one = decoder.fork(2)  # rows of their own
+    both = torch.cat([futures_of_one.push(torch.cat(tails)), futures_of_one.flush()], dim=2)
+    assert difference(torch.cat([first, both[1:]], dim=2), model.decode(torch.cat([z, tails[1]], dim=2))) < EXACT
     for branch, tail in ((decoder.fork(), tails[0]), (decoder, tails[1])):
         frames = torch.cat([first, branch.push(tail), branch.flush()], dim=2)
         assert difference(frames, model.decode(torch.cat([z, tail], dim=2))) < EXACT

@@ -56,10 +56,10 @@ class TokenStream:
         with full_float32(self._codec.tokenizer.device):
             return self._tokens(self._stream.flush())
 
-    def fork(self) -> Self:
-        """An independent copy."""
+    def fork(self, futures: int = 1) -> Self:
+        """An independent stream, with `futures` consecutive rows for each of this one's."""
         twin = copy(self)
-        twin._stream = self._stream.fork()
+        twin._stream = self._stream.fork(futures)
         return twin
 
     def _tokens(self, encoded: Encoded) -> VideoTokens:
@@ -125,8 +125,8 @@ class TokenDecoderStream:
             )
         return self._stream.flush()
 
-    def fork(self) -> Self:
-        """An independent copy."""
+    def fork(self, futures: int = 1) -> Self:
+        """An independent stream, with `futures` consecutive rows for each of this one's."""
         twin = copy(self)
-        twin._stream = self._stream.fork()
+        twin._stream = self._stream.fork(futures)
         return twin

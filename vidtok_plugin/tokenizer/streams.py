@@ -82,9 +82,12 @@ class Stream:
             return TensorDict({}, batch_size=[])
         return TensorDict(self._state, batch_size=[_first_tensor(self._state).shape[0]])
 
-    def fork(self) -> Self:
-        """A copy that continues independently."""
-        return copy(self)
+    def fork(self, futures: int = 1) -> Self:
+        """A stream that continues independently, with `futures` consecutive rows for each of this one's."""
+        twin = copy(self)
+        if futures != 1 and self._state is not None:
+            twin._state = _repeated(self._state, futures)
+        return twin
 
     def to(self, device: torch.device | str) -> Self:
         """Moves the state (the model stays where it is) and returns the stream."""
@@ -278,6 +281,13 @@ def _as_dict(state: TensorDict | None) -> dict[str, Any] | None:
     if state is None or state.is_empty():
         return None
     return state.to_dict()
+
+
+def _repeated(state: Any, times: int) -> Any:
+    """The state with each row repeated, copies next to each other."""
+    if isinstance(state, dict):
+        return {name: _repeated(value, times) for name, value in state.items()}
+    return None if state is None else state.repeat_interleave(times, dim=0)
 
 
 def _first_tensor(state: dict[str, Any]) -> Tensor:

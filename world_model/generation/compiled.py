@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from world_model.generation.drawn import DrawnStep, blank_hidden
+from world_model.generation.drawn import DrawnStep, blank_entropy, blank_hidden
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
 from world_model.prediction.base import StepContext
@@ -38,9 +38,12 @@ class CompiledDrawing:
         mode = "reduce-overhead" if model.device.type == "cuda" and backend == "inductor" else None
         self._compiled = torch.compile(self._draw_position, fullgraph=True, dynamic=False, backend=backend, mode=mode)
 
-    def draw(self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor) -> DrawnStep:
+    def draw(
+        self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor, *, entropy: bool = False
+    ) -> DrawnStep:
         current, noise = blank, noise.unflatten(1, (self.calls, -1))
         kept = blank_hidden(self.model, blank)
+        entropies = blank_entropy(self.model, blank) if entropy else None
         base = torch.full((1,), cache.length, device=current.device)
         fixed = replace(cache, length=0)  # a number would be compiled in
         context = replace(context, blocks=None)  # made in the call, on buffers that it knows to be static
@@ -54,11 +57,14 @@ class CompiledDrawing:
         positions = torch.arange(self.calls, device=current.device)
         with torch._dynamo.config.patch(recompile_limit=MAX_VERSIONS):
             for i in range(self.calls):
-                drawn, hidden = self._compiled(current, positions[i : i + 1], base, context, fixed, noise)
-                current.index_copy_(1, positions[i : i + 1], drawn)
+                position = positions[i : i + 1]
+                drawn, hidden, of_code = self._compiled(current, position, base, context, fixed, noise, entropy)
+                current.index_copy_(1, position, drawn)
                 if kept is not None:
-                    kept.index_copy_(1, positions[i : i + 1], hidden[: len(kept)])
-        return DrawnStep(tokens=current, hidden=kept)
+                    kept.index_copy_(1, position, hidden[: len(kept)])
+                if entropies is not None and of_code is not None:
+                    entropies.index_copy_(1, position, of_code)
+        return DrawnStep(tokens=current, hidden=kept, entropy=entropies)
 
     def _draw_position(
         self,
@@ -68,8 +74,9 @@ class CompiledDrawing:
         context: StepContext,
         cache: TransformerCache,
         noise: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+        entropy: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         hidden = self.prediction.step_at(self.sampler.model_rows(current), position, base, context, cache)
         uniforms = noise.index_select(1, position)
-        drawn = self.model.draw(hidden, position, context, uniforms, self.sampler, confidence=False)
-        return drawn.tokens, hidden
+        drawn = self.model.draw(hidden, position, context, uniforms, self.sampler, confidence=False, entropy=entropy)
+        return drawn.tokens, hidden, drawn.entropy

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from world_model.decoding import DecodeGroup, Decoding, diagonal_groups, known_after, raster_groups
 from world_model.generation.compiled import CompiledDrawing
-from world_model.generation.drawn import DrawnStep, blank_hidden
+from world_model.generation.drawn import DrawnStep, blank_entropy, blank_hidden
 from world_model.heads.sampler import Sampler
 from world_model.inputs.positions import at_positions
 from world_model.model import WorldModel
@@ -28,8 +28,13 @@ class Drawing(Protocol):
     tokens_per_call: int | None  # if it is the same for every call; lets weights be prepacked
     fills_cache: bool  # whether drawing writes the keys and values of the drawn tokens
 
-    def draw(self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor) -> DrawnStep:
-        """Tokens (b, n[, p]) from `blank`, zeros of that shape, by uniform numbers (b, u). The cache's length stays."""
+    def draw(
+        self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor, *, entropy: bool = False
+    ) -> DrawnStep:
+        """Tokens (b, n[, p]) from `blank`, zeros of that shape, by uniform numbers (b, u). The cache's length stays.
+
+        `entropy`: also the entropies of the codes' distributions.
+        """
         ...
 
 
@@ -60,21 +65,26 @@ class GroupDrawing:
         self.noise_per_step = model.tokens.tokens_per_step * model.head.noise_per_token
         self.tokens_per_call = 1 if self.calls == model.tokens.tokens_per_step else None
 
-    def draw(self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor) -> DrawnStep:
+    def draw(
+        self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor, *, entropy: bool = False
+    ) -> DrawnStep:
         current, noise = blank, noise.unflatten(1, (self.model.tokens.tokens_per_step, -1))
         kept = blank_hidden(self.model, blank)
+        entropies = blank_entropy(self.model, blank) if entropy else None
         for group in self.groups:
             index = group.index
             hidden = self.prediction.step(self.sampler.model_rows(current), group, context, cache)
             if kept is not None:
                 kept.index_copy_(1, group.positions, hidden[: len(kept)])
             uniforms = at_positions(noise, index)
-            drawn = self.model.draw(hidden, index, context, uniforms, self.sampler, confidence=False).tokens
+            drawn = self.model.draw(hidden, index, context, uniforms, self.sampler, confidence=False, entropy=entropy)
             if isinstance(index, int):
-                current.narrow(1, index, 1).copy_(drawn)
+                current.narrow(1, index, 1).copy_(drawn.tokens)
             else:
-                current.index_copy_(1, index, drawn)
-        return DrawnStep(tokens=current, hidden=kept)
+                current.index_copy_(1, index, drawn.tokens)
+            if entropies is not None and drawn.entropy is not None:
+                entropies.index_copy_(1, group.positions, drawn.entropy)
+        return DrawnStep(tokens=current, hidden=kept, entropy=entropies)
 
 
 class MaskedDrawing:
@@ -90,13 +100,16 @@ class MaskedDrawing:
         self.calls = len(self.known_counts)
         self.noise_per_step = self.calls * model.tokens.tokens_per_step * (model.head.noise_per_token + 1)
 
-    def draw(self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor) -> DrawnStep:
+    def draw(
+        self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor, *, entropy: bool = False
+    ) -> DrawnStep:
         current, noise = blank, noise.unflatten(1, (self.calls, self.model.tokens.tokens_per_step, -1))
         rows = self.sampler.model_rows
         known = torch.zeros(current.shape[:2], dtype=torch.bool, device=current.device)
+        entropies = blank_entropy(self.model, blank) if entropy else None
         for i, count in enumerate(self.known_counts):
             hidden = self.prediction.predict_masked(rows(current), rows(known), context, cache)
-            drawn = self.model.draw(hidden, None, context, noise[:, i, :, :-1], self.sampler)
+            drawn = self.model.draw(hidden, None, context, noise[:, i, :, :-1], self.sampler, entropy=entropy)
             chance = noise[:, i, :, -1].float().clamp(1e-6, 1 - 1e-6)
             if drawn.confidence is None:  # patches have none: keep random ones
                 confidence = chance
@@ -107,5 +120,7 @@ class MaskedDrawing:
             now_known = known.scatter(1, kept, True)
             new = now_known & ~known
             current = torch.where(new[..., None] if current.ndim == 3 else new, drawn.tokens, current)
+            if entropies is not None and drawn.entropy is not None:
+                entropies = torch.where(new, drawn.entropy, entropies)
             known = now_known
-        return DrawnStep(tokens=current, hidden=hidden[: len(blank)])
+        return DrawnStep(tokens=current, hidden=hidden[: len(blank)], entropy=entropies)

@@ -5,6 +5,7 @@ Shapes: b rollouts, n positions of a step, p values of a patch, d width.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from world_model.model import WorldModel
@@ -16,6 +17,7 @@ class DrawnStep:
 
     tokens: Tensor  # (b, n[, p])
     hidden: Tensor | None  # (b, n, d), with guidance those that know the actions; None if no head reads them
+    entropy: Tensor | None  # (b, n) float32, nats, of the codes' distributions; None for patches, or if not asked for
 
 
 def blank_hidden(model: WorldModel, blank: Tensor) -> Tensor | None:
@@ -23,3 +25,8 @@ def blank_hidden(model: WorldModel, blank: Tensor) -> Tensor | None:
     if model.outcomes is None:
         return None
     return blank.new_zeros(*blank.shape[:2], model.config.transformer.width, dtype=model.dtype)
+
+
+def blank_entropy(model: WorldModel, blank: Tensor) -> Tensor | None:
+    """Room for the entropies of a step's codes (b, n); None for patches."""
+    return None if model.tokens.kind == "continuous" else blank.new_zeros(blank.shape, dtype=torch.float32)

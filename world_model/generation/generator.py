@@ -71,14 +71,9 @@ class StepGenerator:
             )
         if actions is not None:
             _check_actions(actions, batch, steps, "the past's steps")
-        model.head.check_sampler(sampler)
-        if sampler.guided and (actions is None or model.config.action_dropout == 0):
-            raise ValueError(
-                f"Sampler: guidance {sampler.guidance} needs a model that was trained with actions, and with "
-                "model.action_dropout above 0; leave it out."
-            )
+        _check_sampler(model, sampler, actions)
         decoding = decoding or Decoding()
-        self.model, self.sampler = model, sampler
+        self.model, self.sampler, self.decoding = model, sampler, decoding
         self.noise = RolloutNoise(sampler.seed, range(batch) if indices is None else indices)
         self.drawing = make_drawing(model, sampler, decoding)
         self.window = ContextWindow(
@@ -90,10 +85,14 @@ class StepGenerator:
             sampler=sampler,
         )
         self.outcomes: Outcomes | None = None  # of the newest step that was drawn, if the model predicts any
+        self.entropy: Tensor | None = None  # (b, H, W) of the newest step, if it was asked for; None for patches
         self._drawing_calls = 0
 
-    def step(self, actions: GroupedActions | None) -> Tensor:
-        """Draw the next latent step (b, H, W[, p]) under its actions (of one step)."""
+    def step(self, actions: GroupedActions | None, *, entropy: bool = False) -> Tensor:
+        """Draw the next latent step (b, H, W[, p]) under its actions (of one step).
+
+        `entropy`: also measure that of each code's distribution at temperature 1, in nats, as `self.entropy`.
+        """
         window, tokens = self.window, self.model.tokens
         if actions is not None:
             _check_actions(actions, len(window.tokens), 1, "the step")
@@ -102,13 +101,15 @@ class StepGenerator:
             blank = torch.zeros_like(window.tokens[:, -1]).flatten(1, 2)
             noise = self.noise.uniforms(self.drawing.noise_per_step)
             noise = noise.to(self.model.device, torch.float32, non_blocking=True)
-            drawn = self.drawing.draw(blank, context, window.cache, noise)
+            drawn = self.drawing.draw(blank, context, window.cache, noise, entropy=entropy)
             if drawn.hidden is not None:
                 self.outcomes = self.model.step_outcomes(
                     drawn.hidden, drawn.tokens, window.tokens[:, -1].flatten(1, 2), context.tables
                 )
         self._drawing_calls += self.drawing.calls
-        step = drawn.tokens.clone().unflatten(1, (tokens.height, tokens.width))  # an ordinary tensor, fit for training
+        size = (tokens.height, tokens.width)
+        step = drawn.tokens.clone().unflatten(1, size)  # an ordinary tensor, fit for training
+        self.entropy = None if drawn.entropy is None else drawn.entropy.clone().unflatten(1, size)
         window.append(step, actions, in_cache=self.drawing.fills_cache)
         return step
 
@@ -119,8 +120,24 @@ class StepGenerator:
         if indices is not None and len(indices) != count:
             raise ValueError(f"StepGenerator: indices must name each of the {count} futures, got {len(indices)}.")
         twin = copy(self)
+        twin.outcomes = twin.entropy = None
         twin.window = self.window.fork(futures)
         twin.noise = self.noise.fork(futures) if indices is None else RolloutNoise(self.sampler.seed, indices)
+        return twin
+
+    def with_sampler(self, sampler: Sampler) -> "StepGenerator":
+        """An independent rollout for each of these, of the same past, whose tokens `sampler` draws.
+
+        It draws the same random numbers as this one, or with another seed those of that seed. They share the past
+        without a copy, unless guidance begins or ends: then it re-prefills the newest steps.
+        """
+        _check_sampler(self.model, sampler, self.window.actions)
+        twin = copy(self)
+        twin.outcomes = twin.entropy = None
+        twin.window = self.window.with_sampler(sampler)
+        same_seed = sampler.seed == self.sampler.seed
+        twin.noise = self.noise.fork() if same_seed else RolloutNoise(sampler.seed, self.noise.indices)
+        twin.sampler, twin.drawing = sampler, make_drawing(self.model, sampler, self.decoding)
         return twin
 
     @property
@@ -132,6 +149,16 @@ class StepGenerator:
     def state_bytes(self) -> int:
         """Size of the cache's buffers and of the past's tokens."""
         return self.window.num_bytes
+
+
+def _check_sampler(model: WorldModel, sampler: Sampler, actions: GroupedActions | None) -> None:
+    """A ValueError unless the model can draw as the sampler says."""
+    model.head.check_sampler(sampler)
+    if sampler.guided and (actions is None or model.config.action_dropout == 0):
+        raise ValueError(
+            f"Sampler: guidance {sampler.guidance} needs a model that was trained with actions, and with "
+            "model.action_dropout above 0; leave it out."
+        )
 
 
 def _check_actions(actions: GroupedActions, batch: int, steps: int, what: str) -> None:

@@ -91,6 +91,15 @@ class ContextWindow:
         self.forked = True
         return twin
 
+    def with_sampler(self, sampler: Sampler) -> "ContextWindow":
+        """An independent window of the same steps for another sampler. They share the cache's past without a copy,
+        unless guidance begins or ends."""
+        twin = self.fork(1) if sampler.guided == self.sampler.guided else copy(self)
+        twin.sampler = sampler
+        if sampler.guided != self.sampler.guided:
+            twin.cache, twin.blocks, twin.forked = twin._prefilled(None), None, False
+        return twin
+
     @property
     def num_bytes(self) -> int:
         """Size of the cache's buffers and of the tokens."""

@@ -37,3 +37,4 @@ class DrawnTokens:
 
     tokens: Tensor  # (b, m) codes or (b, m, p) patches
     confidence: Tensor | None  # (b, m) log probabilities of the drawn codes; None for patches, or if not needed
+    entropy: Tensor | None = None  # (b, m) of the codes' distributions, in nats; None for patches, or if not needed

@@ -77,13 +77,17 @@ class CodeHead(nn.Module):
         tables: Tables,
         *,
         confidence: bool = True,
+        entropy: bool = False,
     ) -> DrawnTokens:
         """Draw codes (b, m) for hidden (b, m, d) by `noise` (b, m, k), uniform in [0, 1), with their `confidence`.
 
+        `entropy`: also that of each code's distribution at temperature 1, before top-k and top-p. With several factors
+        it is the sum over the factors, each given the drawn ones before it.
         With guidance, hidden has the 2 b rows of `Sampler.model_rows`, and each factor's logits are guided.
         """
         factors: list[Tensor] = []
         confidences: list[Tensor] = []
+        entropies: list[Tensor] = []
         b, m = noise.shape[:2]
         hidden = hidden.flatten(0, 1)
         neighbor_codes = None if neighbor_codes is None else neighbor_codes.flatten(0, 1)
@@ -94,12 +98,19 @@ class CodeHead(nn.Module):
             if sampler.guided:
                 logits = sampler.guide(logits)
             factor = sampler.draw(logits, noise[..., i].flatten())
+            if confidence or entropy:
+                log_p = logits.float().log_softmax(-1)
             if confidence:
-                confidences.append(logits.float().log_softmax(-1).gather(-1, factor[:, None])[:, 0])
+                confidences.append(log_p.gather(-1, factor[:, None])[:, 0])
+            if entropy:
+                entropies.append(-(log_p.exp() * log_p).sum(-1))
             factors.append(factor)
         codes = factors[0] if len(factors) == 1 else join_codes(torch.stack(factors, dim=-1), self.sizes)
-        total = torch.stack(confidences).sum(0).view(b, m) if confidence else None
-        return DrawnTokens(tokens=codes.view(b, m), confidence=total)
+        return DrawnTokens(
+            tokens=codes.view(b, m),
+            confidence=torch.stack(confidences).sum(0).view(b, m) if confidence else None,
+            entropy=torch.stack(entropies).sum(0).view(b, m) if entropy else None,
+        )
 
     def _given(self, i: int, hidden: Tensor, factor: Tensor, tables: Tables) -> Tensor:
         return self._given_factor(i)(hidden, F.embedding(factor, tables[len(self.sizes) + i - 1]))

@@ -89,11 +89,13 @@ class FlowHead(nn.Module):
         tables: Tables,
         *,
         confidence: bool = True,
+        entropy: bool = False,
     ) -> DrawnTokens:
         """Draw patches (b, m, p) for hidden (b, m, d) by `noise` (b, m, .), uniform in [0, 1).
 
         The flow starts at normal noise times `temperature` and follows the velocity by Heun's method. With guidance,
-        hidden has the 2 b rows of `Sampler.model_rows`, and velocities are guided. Patches have no confidence.
+        hidden has the 2 b rows of `Sampler.model_rows`, and velocities are guided. Patches have neither
+        `confidence` nor `entropy`.
         """
         x = (sampler.temperature * normal_numbers(noise)[..., : self.patch_dim]).to(hidden.dtype)
         steps = sampler.flow_steps or self.cfg.sampling_steps

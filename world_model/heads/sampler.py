@@ -114,6 +114,7 @@ class RolloutNoise:
     """Uniform numbers for each rollout of a batch, each from its own generator."""
 
     def __init__(self, seed: int, indices: Sequence[int]) -> None:
+        self.indices = list(indices)
         self._generators = [np.random.default_rng([seed, index]) for index in indices]
 
     def uniforms(self, count: int) -> Tensor:
@@ -123,8 +124,9 @@ class RolloutNoise:
     def fork(self, futures: int = 1) -> "RolloutNoise":
         """`futures` consecutive copies for each rollout, which continue independently with the same numbers."""
         twin = RolloutNoise(0, ())
-        for generator in self._generators:
+        for index, generator in zip(self.indices, self._generators, strict=True):
             for _ in range(futures):
+                twin.indices.append(index)
                 copy = np.random.default_rng()
                 copy.bit_generator.state = generator.bit_generator.state
                 twin._generators.append(copy)

@@ -92,12 +92,12 @@ def _on_cpu(x: Tensor) -> bool:
 
 
 def check_step_actions(model: WorldModel, actions: Tensor, batch: int, who: str, *, validate: bool) -> GroupedActions:
-    """Check the actions (b, f[, a]) of one latent step, as a policy returned them."""
+    """Check the actions (b, f[, a]) of one latent step and group them, on the model's device."""
     f, spec = model.tokens.temporal_factor, model.tokens.actions
     checked = check_actions(actions, spec, who, values=_on_cpu(actions) or validate)
     if checked.shape[:2] != (batch, f):
         raise ValueError(
-            f"{who}: the policy must return the {f} actions of the next latent step for each rollout, shape "
+            f"{who}: actions must be the {f} actions of the next latent step for each rollout, shape "
             f"({batch}, {f}{', ' + str(spec.size) if checked.ndim == 3 else ''}), got {tuple(checked.shape)}."
         )
     values = checked.to(model.device)[:, None]
