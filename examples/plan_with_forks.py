@@ -1,17 +1,22 @@
-"""Plans actions by trying many futures from one cached past, and checks the plan in the real game.
+"""Plans in the real game by imagining futures, and compares with random play: for score, and towards a picture.
 
-    python examples/plan_with_forks.py [--model runs/demo/world_model/model] [--episodes runs/demo/episodes/test]
+    python examples/plan_with_forks.py [--model boxing] [--episodes runs/demo/episodes/test]
 
-The goal is a frame that the recorded player reached a moment later. For each latent step of the plan, the world model
-forks its past into candidate futures under random actions. All of them share the past's keys and values. The plan takes
-the first step of the candidate that ends nearest the goal, and plans again from there (random shooting). Finally the
-recorded game is replayed up to the end of the prompt and continued under the plan, and under random plans to compare.
+Each trial replays a recorded, held-out game up to a moment, and goes on from there in the real game:
+
+- for score: the planner sees the newest frames, imagines candidate futures that share one cached past, takes the first
+  actions of the plan with the most predicted reward, sees what really happened, and plans again. Its score is the
+  game's own: the player's hits less the opponent's. Random play goes on from the same moments.
+- towards a picture: the goal is the frame that the recorded player reached a moment later. A plan's end in the real
+  game is compared with the goal, and so are the ends of random plans.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,124 +24,202 @@ from PIL import Image
 from shared import run_example
 from torch import Tensor
 
-from vidtok_plugin import TokenizerAdapter
 from vidtok_plugin.metrics.psnr import frame_psnr
 from vidtok_plugin.video.episodes import Episode, find_episodes
 from vidtok_plugin.video.pixels import to_uint8
-from vidtok_plugin.video.reading import read_frames
-from world_model import GroupedActions, Sampler, StepGenerator, WorldModel, group_actions, load_world
-from world_model.recording.record import replay
+from vidtok_plugin.video.resizing import resize
+from world_model import Planner, load_world
+from world_model.measures import bootstrap_interval
+from world_model.recording.game import AtariGame
+from world_model.recording.policy import CoveringPolicy
 from world_model.rollout.files import as_video
-from world_model.rollout.tokens import decode_steps, encode_prompt, video_tokens_of
 
 SCALE = 3  # enlargement of the picture
+PAST_FRAMES = 29  # that a planner may see
 
 
-def candidate_actions(candidates: int, steps: int, model: WorldModel, rng: np.random.Generator) -> GroupedActions:
-    """Random actions for a number of futures, each action held for one latent step."""
-    held = rng.integers(model.tokens.actions.size, size=(candidates, steps, 1))
-    values = torch.from_numpy(held).expand(-1, -1, model.tokens.temporal_factor).to(model.device)
-    return GroupedActions(values=values, known=torch.ones_like(values, dtype=torch.bool))
+class RealGame:
+    """A recorded game, replayed up to a frame and open to other actions from there."""
+
+    def __init__(self, episode: Episode, frames: int) -> None:
+        recipe = episode.meta["recipe"]
+        names = ("frame_skip", "warmup", "sticky_actions", "minimal_actions")
+        self.game = AtariGame(recipe["env"], **{name: recipe[name] for name in names})
+        self.size, self.hold = recipe["size"], tuple(recipe["hold"])
+        first = self.game.start(episode.meta["seed"])
+        self.frames, self.actions, self.over = [self._shown(first.frame)], [0], False
+        self.score = 0.0
+        self.act(episode.actions[1:frames].tolist())
+        self.score = 0.0  # from here on
+
+    def act(self, actions: Sequence[int]) -> None:
+        """Take actions, one for each frame, until the game is over."""
+        for action in actions:
+            if self.over:
+                return
+            played = self.game.step(action)
+            self.frames = [*self.frames[1 - PAST_FRAMES :], self._shown(played.frame)]
+            self.actions = [*self.actions[1 - PAST_FRAMES :], action]
+            self.score += played.reward
+            self.over = played.over
+
+    def close(self) -> None:
+        self.game.env.close()
+
+    def _shown(self, frame: np.ndarray) -> np.ndarray:
+        return resize(frame[None], self.size, self.size)[0]
 
 
-def plan(
-    past: StepGenerator, adapter: TokenizerAdapter, goal: Tensor, steps: int, candidates: int, rng: np.random.Generator
-) -> tuple[list[int], Tensor]:
-    """Plan `steps` latent steps towards the goal's latents (1, c, 1, H, W); -> the actions and the imagined tokens."""
-    chosen: list[int] = []
-    taken = []
-    for step in range(steps):
-        futures = past.fork(candidates)  # all draw the same random numbers: they differ only by their actions
-        actions = candidate_actions(candidates, steps - step, past.model, rng)
-        for ahead in range(steps - step):
-            tokens = futures.step(actions[ahead : ahead + 1])
-        ends = adapter.latents_of(video_tokens_of(tokens[:, None], adapter.temporal_factor))
-        best = int((ends - goal).square().flatten(1).mean(1).argmin())
-        first = GroupedActions(values=actions.values[best : best + 1, :1], known=actions.known[best : best + 1, :1])
-        taken.append(past.step(first))
-        chosen += first.values.flatten().tolist()
-    return chosen, torch.stack(taken, dim=1)
+def starts(episodes: Sequence[Episode], count: int, after: int) -> list[tuple[Episode, int]]:
+    """Moments, as numbers of frames already played, evenly spaced over the episodes, with `after` frames to follow."""
+    total = sum(max(0, episode.num_frames - PAST_FRAMES - after) for episode in episodes)
+    if total < count:
+        raise ValueError(
+            f"plan_with_forks: the episodes must be longer than {PAST_FRAMES + after} frames, to have {count} starts; "
+            "lower --frames or record longer ones."
+        )
+    found = []
+    for number in range(count):
+        place = int((number + 0.5) * total / count)
+        for episode in episodes:
+            room = max(0, episode.num_frames - PAST_FRAMES - after)
+            if place < room:
+                found.append((episode, PAST_FRAMES + place))
+                break
+            place -= room
+    return found
 
 
-def last_frame(episode: Episode, actions: Sequence[int], device: torch.device) -> Tensor:
-    """The last frame (1, 3, 1, h, w) of the recorded game, replayed under the given actions."""
-    return as_video(replay(episode.meta, actions)[-1:], device)
+def planned(planner: Planner, games: Sequence[RealGame], goals: Tensor | None = None) -> list[list[int]]:
+    """The actions of a plan for each of the games; `goals` (b, 3, h, w)."""
+    device = planner.model.device
+    past = torch.cat([as_video(np.stack(game.frames), device) for game in games])
+    actions = torch.tensor([game.actions for game in games], device=device)
+    plans: list[list[int]] = planner.plan(past, actions, goals).tolist()
+    return plans
+
+
+def score_under_plans(planner: Planner, found: Sequence[tuple[Episode, int]], frames: int, every: int) -> list[float]:
+    """The real score of each start over `frames` frames, planned again every `every` frames."""
+    games = [RealGame(episode, start) for episode, start in found]
+    for played in range(0, frames, every):
+        for game, actions in zip(games, planned(planner, games), strict=True):
+            game.act(actions[: min(every, frames - played)])
+        print(f"  frame {played + every} of {frames}: mean score {np.mean([game.score for game in games]):.2f}")
+    for game in games:
+        game.close()
+    return [game.score for game in games]
+
+
+def score_at_random(found: Sequence[tuple[Episode, int]], frames: int, runs: int) -> np.ndarray:
+    """The real scores (starts, runs) of random play."""
+    scores = np.zeros((len(found), runs))
+    for row, (episode, start) in enumerate(found):
+        for run in range(runs):
+            game = RealGame(episode, start)
+            policy = CoveringPolicy(game.game.num_actions, game.hold, np.random.default_rng([row, run]))
+            game.act([policy() for _ in range(frames)])
+            game.close()
+            scores[row, run] = game.score
+    return scores
+
+
+def reach_goals(
+    planner: Planner, found: Sequence[tuple[Episode, int]], runs: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """PSNR to the goal of each start's end in the real game: planned (n,), at random (n, runs); and a picture."""
+    device, horizon = planner.model.device, planner.cfg.horizon
+    actions = planner.model.tokens.actions.size
+
+    def end(episode: Episode, start: int, plan: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The frames (1, 3, 1, h, w) before and after the plan."""
+        game = RealGame(episode, start)
+        before = as_video(game.frames[-1][None], device)
+        game.act(plan)
+        game.close()
+        return before, as_video(game.frames[-1][None], device)
+
+    psnr_planned, psnr_random, rows = [], [], []
+    for episode, start in found:
+        before, goal = end(episode, start, episode.actions[start : start + horizon].tolist())
+        game = RealGame(episode, start)
+        plan = planned(planner, [game], goal[:, :, 0])[0]
+        game.close()
+        reached = end(episode, start, plan)[1]
+        random_plans = rng.integers(actions, size=(runs, horizon // planner.held)).repeat(planner.held, axis=1)
+        others = [end(episode, start, other.tolist())[1] for other in random_plans]
+        psnr_planned.append(float(frame_psnr(goal, reached).mean()))
+        psnr_random.append([float(frame_psnr(goal, other).mean()) for other in others])
+        rows.append(torch.cat([before, goal, reached, others[0]], dim=4))
+    picture = to_uint8(torch.cat(rows[:8], dim=3)[0])[0]
+    return np.array(psnr_planned), np.array(psnr_random), picture
 
 
 def plan_all(args: argparse.Namespace) -> None:
-    """Plan for every goal, compare with random plans, and draw where each of them ends."""
-    rng = np.random.default_rng(args.seed)
     model, adapter = load_world(args.model)
-    device = model.device
     if model.tokens.actions.kind != "discrete":
         raise ValueError("plan_with_forks: the world model must be trained with discrete actions; train it on play.")
-    f, prompt_frames = model.tokens.temporal_factor, args.prompt_frames
     episodes = find_episodes(args.episodes)
-    length = prompt_frames + args.steps * f
-    scores, rows = [], []
-    for number in range(args.goals):
-        episode = episodes[number % len(episodes)]
-        if episode.num_frames <= length:
-            raise ValueError(
-                f"plan_with_forks: {episode.path} must have more frames than prompt and plan, {length}, got "
-                f"{episode.num_frames}; lower --prompt-frames or --steps."
-            )
-        start = int(rng.integers(0, episode.num_frames - length))
-        video = as_video(read_frames(episode.path, range(start, start + length)), device)
-        prompt, goal = video[:, :, :prompt_frames], video[:, :, -1:]
-        # The goal's step is encoded after the frames that led to it: a step is f frames, not one.
-        goal_tokens = encode_prompt(model, adapter, video)[:, -1:]
-        goal_latents = adapter.latents_of(video_tokens_of(goal_tokens, f))
-
-        tokens = encode_prompt(model, adapter, prompt)
-        known = torch.from_numpy(episode.actions[start : start + prompt_frames])[None].to(device)
-        sampler = Sampler(temperature=args.temperature, seed=args.seed)
-        past = StepGenerator(model, tokens, group_actions(known, f), sampler)
-        actions, imagined = plan(past, adapter, goal_latents, args.steps, args.candidates, rng)
-        imagined_end = decode_steps(adapter, torch.cat([tokens, imagined], dim=1))[:, :, -1:]
-
-        before = episode.actions[: start + prompt_frames].tolist()
-        planned_end = last_frame(episode, before + actions, device)
-        random_ends = [
-            last_frame(episode, before + candidate_actions(1, args.steps, model, rng).values.flatten().tolist(), device)
-            for _ in range(args.random_plans)
-        ]
-        planned_psnr = float(frame_psnr(goal, planned_end).mean())
-        random_psnr = float(torch.stack([frame_psnr(goal, end).mean() for end in random_ends]).mean())
-        print(f"goal {number + 1}: {planned_psnr:.2f} dB under the plan, {random_psnr:.2f} under random ones")
-        scores.append((planned_psnr, random_psnr))
-        rows.append(torch.cat([prompt[:, :, -1:], goal, imagined_end.to(goal), planned_end, random_ends[0]], dim=4))
-
-    planned_mean, random_mean = np.mean(scores, axis=0)
-    wins = sum(planned > random for planned, random in scores)
+    f = model.tokens.temporal_factor
+    settings = {"method": args.method, "candidates": args.candidates, "iterations": args.iterations}
+    settings |= {"horizon": args.horizon, "seed": args.seed, "elites": max(1, args.candidates // 8)}
+    planner = Planner(model, adapter, **settings)
+    summary: dict[str, Any] = {"settings": settings | {"frames": args.frames}}
+    if model.config.outcomes is not None and model.config.outcomes.rewards:
+        found = starts(episodes, args.starts, args.frames)
+        print(f"For score, {len(found)} starts of {args.frames} frames:")
+        scores = np.array(score_under_plans(planner, found, args.frames, every=f))
+        random_scores = score_at_random(found, args.frames, args.random_plans)
+        low, high = bootstrap_interval(scores - random_scores.mean(1))
+        summary["score"] = {
+            "planned": scores.tolist(),
+            "random": random_scores.tolist(),
+            "planned_mean": scores.mean(),
+            "random_mean": random_scores.mean(),
+            "difference_interval": [low, high],
+        }
+        print(
+            f"real score: {scores.mean():.2f} under plans, {random_scores.mean():.2f} at random; difference "
+            f"{(scores - random_scores.mean(1)).mean():.2f}, 95% interval {low:.2f} to {high:.2f}"
+        )
+    found = starts(episodes, args.goals, args.horizon)
+    reached, others, picture = reach_goals(planner, found, args.random_plans, np.random.default_rng(args.seed))
+    low, high = bootstrap_interval(reached - others.mean(1))
+    summary["goals"] = {
+        "planned": reached.tolist(),
+        "random_mean": others.mean(1).tolist(),
+        "difference_interval": [low, high],
+    }
     print(
-        f"PSNR of the real game's last frame to the goal: {planned_mean:.2f} dB under plans, {random_mean:.2f} under "
-        f"random ones; plans were nearer for {wins} of {len(scores)} goals"
+        f"PSNR of the real game's end to the goal picture: {reached.mean():.2f} dB under plans, {others.mean():.2f} "
+        f"under random ones; difference {(reached - others.mean(1)).mean():.2f} dB, 95% interval {low:.2f} to "
+        f"{high:.2f}; nearer than the mean random plan for {int((reached > others.mean(1)).sum())} of {len(found)} "
+        "goals"
     )
-    pixels = to_uint8(torch.cat(rows, dim=3)[0])[0]
-    size = (pixels.shape[1] * SCALE, pixels.shape[0] * SCALE)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST).save(args.output)
-    print(
-        f"{args.output}: end of the prompt, goal, imagined end, real end under the plan, real end under a random plan"
-    )
+    size = (picture.shape[1] * SCALE, picture.shape[0] * SCALE)
+    Image.fromarray(picture).resize(size, Image.Resampling.NEAREST).save(args.output)
+    args.output.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"{args.output}: each row shows the start, the goal, the real end under the plan, and under a random plan")
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", type=Path, default=Path("runs/demo/world_model/model"), metavar="FOLDER")
+    command.add_argument("--model", default="boxing", metavar="WORLD")
     command.add_argument("--episodes", type=Path, default=Path("runs/demo/episodes/test"), metavar="FOLDER")
     command.add_argument("--output", type=Path, default=Path("runs/plan/plans.png"), metavar="out.png")
-    command.add_argument("--goals", type=int, default=8)
-    command.add_argument("--candidates", type=int, default=32, help="futures to try at each step")
-    command.add_argument("--steps", type=int, default=3, help="latent steps from the end of the prompt to the goal")
-    command.add_argument("--prompt-frames", type=int, default=13)
-    command.add_argument("--random-plans", type=int, default=8, help="random plans to compare with")
-    command.add_argument("--temperature", type=float, default=0.7)
+    command.add_argument("--method", choices=("shooting", "cem", "mppi"), default="cem")
+    command.add_argument("--horizon", type=int, default=16, help="frames that a plan covers")
+    command.add_argument("--candidates", type=int, default=64, help="futures to imagine in each iteration")
+    command.add_argument("--iterations", type=int, default=2)
+    command.add_argument("--starts", type=int, default=20, help="moments from which to play for score")
+    command.add_argument("--frames", type=int, default=128, help="frames to play from each of them")
+    command.add_argument("--goals", type=int, default=20, help="moments from which to reach a picture")
+    command.add_argument("--random-plans", type=int, default=8, help="to compare with, for each moment")
     command.add_argument("--seed", type=int, default=0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_example(plan_all, argv, description="Plan by forking a cached past.", add_arguments=add_arguments)
+    return run_example(plan_all, argv, description="Plan in the real game.", add_arguments=add_arguments)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from world_model.decoding import Decoding
 from world_model.generation.generator import StepGenerator
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
+from world_model.planning.planner import Planner, PlannerConfig
 from world_model.rollout.imagination import Imagination, ImaginedStep
 from world_model.rollout.rollout import RolloutResult, rollout, rollout_many
 from world_model.rollout.streaming import stream_rollout
@@ -20,6 +21,8 @@ __all__ = [
     "GroupedActions",
     "Imagination",
     "ImaginedStep",
+    "Planner",
+    "PlannerConfig",
     "RolloutResult",
     "Sampler",
     "StepGenerator",

@@ -205,15 +205,17 @@ def test_the_rollout_example_writes_prompt_and_imagined_frames(run: Path, tmp_pa
 @pytest.mark.slow
 def test_the_planning_example_replays_its_plans(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example = importlib.import_module("plan_with_forks")
-    sizes = {"goals": 2, "candidates": 3, "steps": 2, "random-plans": 2}
+    sizes = {"goals": 2, "candidates": 3, "horizon": 8, "random-plans": 2, "iterations": 1}
     arguments = [f"--{name}={value}" for name, value in sizes.items()]
     model, episodes = run / "world_model" / "model", run / "episodes" / "test"
     output = tmp_path / "plans.png"
     assert example.main([f"--model={model}", f"--episodes={episodes}", f"--output={output}", *arguments]) == 0
-    assert "plans were nearer for" in capsys.readouterr().out
+    assert "nearer than the mean random plan for" in capsys.readouterr().out
     assert output.read_bytes().startswith(b"\x89PNG")
-    assert example.main([f"--model={model}", f"--episodes={episodes}", f"--output={output}", "--steps=1000"]) == 2
-    assert "lower --prompt-frames or --steps" in capsys.readouterr().err
+    goals = json.loads(output.with_suffix(".json").read_text())["goals"]
+    assert len(goals["planned"]) == len(goals["random_mean"]) == 2
+    assert example.main([f"--model={model}", f"--episodes={episodes}", f"--output={output}", "--goals=100000"]) == 2
+    assert "lower --frames or record longer ones" in capsys.readouterr().err
 
 
 @pytest.mark.slow

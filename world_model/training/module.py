@@ -80,14 +80,12 @@ class WorldModelRunConfig(RunConfig):
         return int(self.trainer["devices"]) * int(self.trainer.get("num_nodes", 1))
 
 
-def pretrained_model(source: str, config: WorldModelConfig, metadata: StoreMetadata) -> WorldModel:
-    """The world model of `source` to be trained further on a store, with the training rates of `config`.
+def continued_model(saved: WorldModel, source: str, config: WorldModelConfig, metadata: StoreMetadata) -> WorldModel:
+    """The world model `saved` in `source`, to be trained further on a store with the training rates of `config`.
 
     Raises:
-        FileNotFoundError: a file or folder of the source is missing.
         ValueError: the store has tokens of another tokenizer or other actions, or `config` has another architecture.
     """
-    saved = WorldModel.from_pretrained(world_folder(source))
     if saved.token_hash != metadata.token_hash:
         raise ValueError(
             f"WorldModelModule: the store must hold the tokens that pretrained={source} was trained on, "
@@ -123,19 +121,29 @@ def _same_head(ours: OutcomeConfig | None, theirs: OutcomeConfig) -> bool:
     )
 
 
-def check_outcomes(store: TokenStore, config: OutcomeConfig) -> None:
+def check_outcomes(store: TokenStore, model: WorldModel, *, learned_before: bool) -> None:
     """Check that a store has the outcomes that a model is to predict.
 
+    What the model has `learned_before` may be missing: those weights are frozen then.
+
     Raises:
-        ValueError: it has none, or a reward beyond `largest_reward`.
+        ValueError: an outcome is missing that it has yet to learn, or a reward is beyond `largest_reward`.
     """
-    for name, array in (("rewards", "rewards"), ("ends", "terminated")):
-        if getattr(config, name) and array not in store.outcomes:
+    head, config = model.outcomes, model.config.outcomes
+    assert head is not None and config is not None
+    for name, array, layer in (("rewards", "rewards", head.rewards), ("ends", "terminated", head.ends)):
+        if layer is None or array in store.outcomes:
+            continue
+        if not learned_before:
             raise ValueError(
                 f"WorldModelModule: model.outcomes.{name} needs episodes that have them, and {store.folder}, split "
                 f"{store.split}, has none; record them (clip.rewards.npy, and terminated in the JSON) and tokenize "
                 f"again, or set model.outcomes.{name}=false."
             )
+        logger.warning("%s has no %s; the model keeps what it has learned of them.", store.folder, name)
+        layer.requires_grad_(False)
+    if not any(layer.weight.requires_grad for layer in (head.rewards, head.ends) if layer is not None):
+        head.requires_grad_(False)
     largest = store.largest_reward if config.rewards else None
     if largest is not None and largest > config.largest_reward:
         raise ValueError(
@@ -158,10 +166,14 @@ class WorldModelModule(TrainingModule):
         super().__init__(cfg)
         self.cfg = cfg
         metadata = read_metadata(cfg.data.store)
-        if cfg.pretrained is None:
+        saved = None if cfg.pretrained is None else WorldModel.from_pretrained(world_folder(cfg.pretrained))
+        if saved is None:
             self.model = WorldModel(cfg.model.for_tokens(token_spec(metadata)), metadata.token_hash)
         else:
-            self.model = pretrained_model(cfg.pretrained, cfg.model, metadata)
+            self.model = continued_model(saved, str(cfg.pretrained), cfg.model, metadata)
+        if self.model.outcomes is not None:
+            learned_before = saved is not None and saved.outcomes is not None
+            check_outcomes(self._train_store, self.model, learned_before=learned_before)
 
     def adapter(self) -> TokenizerAdapter:
         """The adapter that wrote the tokens; it is saved with the model."""
@@ -177,12 +189,6 @@ class WorldModelModule(TrainingModule):
 
     def trained_network(self) -> nn.Module:
         return self.model
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        config = self.model.config.outcomes
-        if config is not None:
-            check_outcomes(self._train_store, config)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         self.check_trainable()

@@ -1,0 +1,1 @@
+"""Planning: actions chosen by what a world model imagines of them."""
