@@ -67,6 +67,16 @@ class GroupedActions:
             values=self.values.repeat_interleave(times, dim=0), known=self.known.repeat_interleave(times, dim=0)
         )
 
+    def rows(self, rows: Tensor) -> "GroupedActions":
+        """The actions of some clips (r,)."""
+        return GroupedActions(values=self.values.index_select(0, rows), known=self.known.index_select(0, rows))
+
+    def with_rows(self, rows: Tensor, other: "GroupedActions") -> "GroupedActions":
+        """A copy with the actions of some clips (r,) replaced by others."""
+        return GroupedActions(
+            values=self.values.index_copy(0, rows, other.values), known=self.known.index_copy(0, rows, other.known)
+        )
+
     def padded_in_front(self, steps: int) -> "GroupedActions":
         """Padded to `steps` latent steps with unknown actions in front."""
         missing = steps - self.num_steps

@@ -35,7 +35,7 @@ from world_model.prediction.base import StepContext, WindowInputs
 from world_model.prediction.causal import CausalPrediction
 from world_model.prediction.masked import MaskedPrediction
 from world_model.transformer.cache import TransformerCache
-from world_model.transformer.rotary import grid_rotation
+from world_model.transformer.rotary import Rotation, grid_rotation
 from world_model.transformer.transformer import DecodeBlocks, Transformer
 from world_model.weights import ADAPTER_FOLDER, Contents, read_folder, write_folder
 
@@ -88,8 +88,7 @@ class WorldModel(nn.Module):
         sizes = config.transformer
         self.step_inputs = StepInputs(config)
         self.inputs = inputs = MaskedInputs(config) if config.prediction == "masked" else CausalInputs(config)
-        rotation = grid_rotation(config.max_steps, tokens.height, tokens.width, sizes.head_width, config.rotary_base)
-        self.transformer = Transformer(sizes, rotation)
+        self.transformer = Transformer(sizes, self._rotation(config.max_steps))
         self.prediction: CausalPrediction | MaskedPrediction
         if isinstance(inputs, MaskedInputs):
             self.prediction = MaskedPrediction(tokens, inputs, self.transformer)
@@ -231,8 +230,10 @@ class WorldModel(nn.Module):
         padding: Tensor | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        steps: int | None = None,
     ) -> TransformerCache:
-        """An empty cache for a context of `max_steps`, by default on the model's device and in its dtype.
+        """An empty cache for `steps` latent steps, by default `max_steps`, on the model's device and in its dtype.
 
         `padding` (b,) is the number of padding steps at the beginning of each row: pasts of different lengths are
         aligned at their ends.
@@ -240,15 +241,21 @@ class WorldModel(nn.Module):
         positions = self.tokens.tokens_per_step
         return self.transformer.init_cache(
             batch,
-            self.config.max_steps * positions,
+            (steps or self.config.max_steps) * positions,
             begin=None if padding is None else padding * positions,
             device=device or self.device,
             dtype=dtype or self.dtype,
         )
 
+    def rotation(self, steps: int, first_step: int = 0) -> Rotation:
+        """The rotation at the positions of `steps` latent steps from `first_step` on, for a cache that holds them."""
+        own, there = self.transformer.rotation, self._rotation(steps, first_step)
+        return Rotation(there.cos.to(own.cos), there.sin.to(own.sin))
+
     def emptied(self, cache: TransformerCache, padding: Tensor | None = None) -> TransformerCache:
         """The cache that `init_cache` would give, in the same buffers."""
-        return replace(cache, length=0, begin=None if padding is None else padding * self.tokens.tokens_per_step)
+        begin = None if padding is None else padding * self.tokens.tokens_per_step
+        return replace(cache, length=0, begin=begin, rotation=None)
 
     def prefill(
         self,
@@ -394,6 +401,12 @@ class WorldModel(nn.Module):
         return total / (mean_over_processes(count) if self.training else count).clamp(min=1)
 
     # Inputs
+
+    def _rotation(self, steps: int, first_step: int = 0) -> Rotation:
+        grid, sizes = self.tokens, self.config.transformer
+        return grid_rotation(
+            steps, grid.height, grid.width, sizes.head_width, self.config.rotary_base, first_step=first_step
+        )
 
     @torch.no_grad()
     def _own_draws(self, tokens: Tensor, actions: GroupedActions | None) -> Tensor:

@@ -25,7 +25,8 @@ class StepGenerator:
 
     A model sees `max_steps` latent steps. When they are full, the oldest `decoding.context_shift` are dropped and the
     rest re-prefilled as a new window. A past that leaves no room for a step is shortened likewise. Pasts of different
-    lengths are aligned at their ends: only the last `past_steps` steps of each row count, by default all.
+    lengths are aligned at their ends: only the last `past_steps` steps of each row count, by default all. Each row has
+    a context of its own, and draws what it would draw alone.
 
     The model's weights must not change while it draws. The past's keys are computed, and some weights prepacked, once
     per window, so a change would take effect partly at once and fully in the next window. Start a new generator then.
@@ -56,31 +57,17 @@ class StepGenerator:
                 "StepGenerator: the model's max_steps must be at least 2 to continue a past, got 1; train another."
             )
         check_finite_weights(model)
-        tokens = checked_tokens(tokens, model.tokens, model.dtype, validate=True)
-        batch, steps = tokens.shape[:2]
-        if batch < 1 or steps < 1:
-            raise ValueError(
-                f"StepGenerator: the past must have at least 1 rollout and 1 latent step, got {batch} and {steps}."
-            )
-        if indices is not None and len(indices) != batch:
-            raise ValueError(f"StepGenerator: indices must name each of the {batch} rollouts, got {len(indices)}.")
-        counts = [steps] * batch if past_steps is None else list(past_steps)
-        if len(counts) != batch or min(counts) < 1 or max(counts) > steps:
-            raise ValueError(
-                f"StepGenerator: past_steps must be 1 to {steps} for each of the {batch} rollouts, got {counts}."
-            )
-        if actions is not None:
-            _check_actions(actions, batch, steps, "the past's steps")
+        tokens, counts = _checked_past(model, tokens, actions, indices, past_steps)
         _check_sampler(model, sampler, actions)
         decoding = decoding or Decoding()
         self.model, self.sampler, self.decoding = model, sampler, decoding
-        self.noise = RolloutNoise(sampler.seed, range(batch) if indices is None else indices)
+        self.noise = RolloutNoise(sampler.seed, range(len(tokens)) if indices is None else indices)
         self.drawing = make_drawing(model, sampler, decoding)
         self.window = ContextWindow(
             model,
             tokens,
             actions,
-            torch.tensor(counts),  # on the CPU, so that no step waits for them
+            counts,
             context_shift=decoding.context_shift_for(model.config.max_steps),
             sampler=sampler,
         )
@@ -112,6 +99,47 @@ class StepGenerator:
         self.entropy = None if drawn.entropy is None else drawn.entropy.clone().unflatten(1, size)
         window.append(step, actions, in_cache=self.drawing.fills_cache)
         return step
+
+    def reset_rows(
+        self,
+        rows: Sequence[int],
+        tokens: Tensor,
+        actions: GroupedActions | None,
+        indices: Sequence[int],
+        *,
+        past_steps: Sequence[int] | None = None,
+    ) -> None:
+        """Let some rollouts continue the pasts `tokens` (r, T, H, W[, p]) with random numbers of `indices`, from their
+        beginning; the others go on as they are. Each row is as a new generator of that row alone would be.
+
+        Raises:
+            ValueError: rows are not r different ones of the batch, or the pasts don't fit the model or each other.
+        """
+        batch = len(self.window.tokens)
+        if not rows or len(set(rows)) != len(rows) or not all(0 <= row < batch for row in rows):
+            raise ValueError(
+                f"StepGenerator: rows must be different ones of the {batch} rollouts, 0 to {batch - 1}, got "
+                f"{list(rows)}."
+            )
+        if len(tokens) != len(rows):
+            raise ValueError(
+                f"StepGenerator: tokens must be a past for each of the {len(rows)} rows, got {len(tokens)}."
+            )
+        if (actions is None) != (self.window.actions is None):
+            raise ValueError(
+                f"StepGenerator: actions must be {'left out' if actions is not None else 'given'}, as for the pasts "
+                "that the rollouts began with."
+            )
+        tokens, counts = _checked_past(self.model, tokens, actions, indices, past_steps)
+        order = torch.tensor(rows).argsort()
+        there = order.to(tokens.device)
+        self.window.reset(
+            torch.tensor(rows)[order],
+            tokens[there],
+            None if actions is None else actions.rows(there),
+            counts[order],
+        )
+        self.noise.restart(rows, indices)
 
     def fork(self, futures: int = 1, indices: Sequence[int] | None = None) -> "StepGenerator":
         """`futures` consecutive rollouts for each of these. They continue independently and share the past without a
@@ -149,6 +177,33 @@ class StepGenerator:
     def state_bytes(self) -> int:
         """Size of the cache's buffers and of the past's tokens."""
         return self.window.num_bytes
+
+
+def _checked_past(
+    model: WorldModel,
+    tokens: Tensor,
+    actions: GroupedActions | None,
+    indices: Sequence[int] | None,
+    past_steps: Sequence[int] | None,
+) -> tuple[Tensor, Tensor]:
+    """The checked tokens (b, T, H, W[, p]) of pasts, and how many of each row's steps count, (b,) on the CPU so that no
+    step waits for them."""
+    tokens = checked_tokens(tokens, model.tokens, model.dtype, validate=True)
+    batch, steps = tokens.shape[:2]
+    if batch < 1 or steps < 1:
+        raise ValueError(
+            f"StepGenerator: the past must have at least 1 rollout and 1 latent step, got {batch} and {steps}."
+        )
+    if indices is not None and len(indices) != batch:
+        raise ValueError(f"StepGenerator: indices must name each of the {batch} rollouts, got {len(indices)}.")
+    counts = [steps] * batch if past_steps is None else list(past_steps)
+    if len(counts) != batch or min(counts) < 1 or max(counts) > steps:
+        raise ValueError(
+            f"StepGenerator: past_steps must be 1 to {steps} for each of the {batch} rollouts, got {counts}."
+        )
+    if actions is not None:
+        _check_actions(actions, batch, steps, "the past's steps")
+    return tokens, torch.tensor(counts)
 
 
 def _check_sampler(model: WorldModel, sampler: Sampler, actions: GroupedActions | None) -> None:

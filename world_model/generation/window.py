@@ -1,26 +1,36 @@
 """The context window of rollouts: their newest latent steps, with keys and values in a cache.
 
-Shapes: b rollouts, T latent steps, H W rows and columns, n = H * W positions of a step, p values of a patch.
+Shapes: b rollouts, r some of them, T latent steps, H W rows and columns, n = H * W positions of a step, p values of a
+patch.
 """
 
 from copy import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from world_model.actions import GroupedActions
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
 from world_model.prediction.base import StepContext
 from world_model.transformer.cache import TransformerCache
+from world_model.transformer.rotary import Rotation
 from world_model.transformer.transformer import DecodeBlocks
 
 
 class ContextWindow:
-    """At most `max_steps` latent steps, from which the next one is drawn.
+    """At most `max_steps` latent steps of each rollout, from which its next one is drawn.
 
-    A full window drops its oldest `context_shift` steps and re-prefills the rest as a new window. Weights are
-    looked up once per window. With guidance, the model has two rows for each rollout: with its actions, and without.
+    A rollout whose window is full drops its oldest `context_shift` steps, and the rest are re-prefilled as a new
+    window. Each does so by its own count, so that its steps do not depend on the rest of the batch. Those that are full
+    together are re-prefilled in one call.
+
+    In the cache, rollouts are aligned at their ends. While they all fill up together, it holds `max_steps` steps. When
+    only some are full, the others keep their keys: then it has room for `context_shift` more steps, and the newest are
+    moved to its front when it is full. Weights are looked up once for each cache or whole window. With guidance, the
+    model has two rows for each rollout: with its actions, and without.
     """
 
     def __init__(
@@ -39,25 +49,26 @@ class ContextWindow:
         """
         self.model, self.sampler = model, sampler
         self.validate = False if model.tokens.kind == "discrete" else None  # drawn patches may overflow, codes cannot
+        self.context_shift = context_shift
         self.kept_steps = model.config.max_steps - context_shift
-        self.tokens = tokens.to(model.dtype) if tokens.is_floating_point() else tokens
-        self.actions = actions
-        self.past_steps = past_steps
         self.forked = False  # whether forks read the cache's buffers
         self.prefills = 0
         self.blocks: DecodeBlocks | None = None
-        if tokens.shape[1] >= model.config.max_steps:
-            self._drop_oldest()
-        self.cache = self._prefilled(None)
+        self.held = self._held_of(past_steps)  # (b,), on the CPU: steps of each row in the cache
+        self.first_step = 0  # of the cache's positions, counted in steps from where the rotation is 0
+        self.tokens, self.actions = self._newest_of(tokens, actions, self.held)
+        self.cache = self._prefilled_window(None)
 
     def next_step(self, actions: GroupedActions | None, tokens_per_call: int | None) -> StepContext:
         """The context for drawing the next step under its actions; makes room for it in the cache.
 
         Weights are prepacked if every call has the same number of tokens, `tokens_per_call`.
         """
+        full = (self.held == self.model.config.max_steps).nonzero()[:, 0]
+        if len(full):
+            self._replace(full, *self._past_of(full), self.held.new_full((len(full),), self.kept_steps))
         if self.cache.length + self.model.tokens.tokens_per_step > self.cache.capacity:
-            self.cache = self._prefilled(None if self.cache.shared or self.forked else self.cache)
-            self.blocks, self.forked = None, False
+            self._move(self.held)
         if self.blocks is None:
             rows = None if tokens_per_call is None else self.cache.batch * tokens_per_call
             self.blocks = self.model.transformer.decode_blocks(self.cache, rows)
@@ -75,11 +86,17 @@ class ContextWindow:
                     rows, actions_of_rows, self.cache, self._newest(), validate=self.validate
                 )
             self.prefills += 1
-        self.tokens = torch.cat([self.tokens, step[:, None]], dim=1)
+        self.tokens = torch.cat([self.tokens, step[:, None]], dim=1)[:, -self.kept_steps :]
         if self.actions is not None and actions is not None:
-            self.actions = GroupedActions.cat([self.actions, actions])
-        self.past_steps = self.past_steps + 1
-        self._drop_oldest()
+            self.actions = GroupedActions.cat([self.actions, actions])[-self.kept_steps :]
+        self.held = self.held + 1
+
+    def reset(self, rows: Tensor, tokens: Tensor, actions: GroupedActions | None, past_steps: Tensor) -> None:
+        """Let some rows (r,), all different and in order, continue other pasts: `tokens` (r, T, H, W[, p]), checked
+        before, with `past_steps` (r,) as above. The other rows go on as they are."""
+        held = self._held_of(past_steps)
+        tokens, actions = self._newest_of(tokens, actions, held)
+        self._replace(rows, tokens, actions, held)
 
     def fork(self, futures: int) -> "ContextWindow":
         """Windows of `futures` consecutive rollouts for each of these. They share the cache's past without a copy."""
@@ -87,7 +104,7 @@ class ContextWindow:
         twin.cache, twin.blocks, twin.forked = self.cache.fork(futures), None, False
         twin.tokens = self.tokens.repeat_interleave(futures, dim=0)
         twin.actions = None if self.actions is None else self.actions.repeated(futures)
-        twin.past_steps = self.past_steps.repeat_interleave(futures)
+        twin.held = self.held.repeat_interleave(futures)
         self.forked = True
         return twin
 
@@ -97,7 +114,8 @@ class ContextWindow:
         twin = self.fork(1) if sampler.guided == self.sampler.guided else copy(self)
         twin.sampler = sampler
         if sampler.guided != self.sampler.guided:
-            twin.cache, twin.blocks, twin.forked = twin._prefilled(None), None, False
+            twin.held = self.held.clamp(max=self.tokens.shape[1])
+            twin.cache = twin._prefilled_window(None)
         return twin
 
     @property
@@ -105,25 +123,112 @@ class ContextWindow:
         """Size of the cache's buffers and of the tokens."""
         return self.cache.num_bytes + self.tokens.numel() * self.tokens.element_size()
 
+    def _held_of(self, past_steps: Tensor) -> Tensor:
+        """How many steps of pasts are kept: all, if that leaves room for another one."""
+        return past_steps.where(past_steps < self.model.config.max_steps, self.kept_steps)
+
+    def _newest_of(
+        self, tokens: Tensor, actions: GroupedActions | None, held: Tensor
+    ) -> tuple[Tensor, GroupedActions | None]:
+        """The last steps of pasts (r, T, H, W[, p]), as many as the longest holds."""
+        longest = int(held.max())
+        tokens = tokens.to(self.model.dtype) if tokens.is_floating_point() else tokens
+        return tokens[:, -longest:], None if actions is None else actions[-longest:]
+
+    def _past_of(self, rows: Tensor) -> tuple[Tensor, GroupedActions | None]:
+        """The newest steps of some rows (r,), and their actions."""
+        if len(rows) == len(self.held):
+            return self.tokens, self.actions
+        there = rows.to(self.model.device, non_blocking=True)
+        return self.tokens.index_select(0, there), None if self.actions is None else self.actions.rows(there)
+
     def _row_actions(self, actions: GroupedActions | None) -> GroupedActions | None:
         return actions.and_unknown() if self.sampler.guided and actions is not None else actions
 
     def _newest(self) -> Tensor:
         return self.sampler.model_rows(self.tokens[:, -1])
 
-    def _drop_oldest(self) -> None:
-        self.tokens = self.tokens[:, -self.kept_steps :]
-        if self.actions is not None:
-            self.actions = self.actions[-self.kept_steps :]
-
     # The buffers are ordinary tensors whenever they are made: compiled code distinguishes inference tensors.
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _prefilled(self, reused: TransformerCache | None) -> TransformerCache:
-        """A cache of the tokens, in the buffers of `reused` if it is given."""
-        rows = self.sampler.model_rows(self.tokens)
-        missing = (self.tokens.shape[1] - self.past_steps).clamp(min=0)
+    def _replace(self, rows: Tensor, tokens: Tensor, actions: GroupedActions | None, held: Tensor) -> None:
+        """Prefill windows (r, T, H, W[, p]) of some rows, of which `held` (r,) steps each count, and give the rows
+        these instead of their own. The others keep what they have."""
+        others = torch.ones_like(self.held, dtype=torch.bool).index_fill(0, rows, False)
+        if not others.any():
+            self.held, self.tokens, self.actions = held, tokens, actions
+            self.cache = self._prefilled_window(self.cache)
+            return
+        staying = self.held[others]
+        self.held = self.held.index_copy(0, rows, held)
+        there = rows.to(self.model.device, non_blocking=True)
+        steps = max(tokens.shape[1], self.tokens.shape[1])
+        self.tokens = _padded(self.tokens, steps).index_copy(0, there, _padded(tokens, steps))
+        if self.actions is not None and actions is not None:
+            self.actions = self.actions.padded_in_front(steps).with_rows(there, actions.padded_in_front(steps))
+        n = self.model.tokens.tokens_per_step
+        if self.cache.shared or self.forked or self.cache.length < int(self.held.max()) * n:
+            self._move(staying)
+        rotation = self.model.transformer.rotation if self.cache.rotation is None else self.cache.rotation
+        count = tokens.shape[1] * n
+        rotation = rotation.at(slice(self.cache.length - count, self.cache.length))
+        windows = self._prefilled(tokens, actions, held, None, rotation)
+        self.cache.replace_rows(torch.cat([there, there + len(self.held)]) if self.sampler.guided else there, windows)
+        self.cache = replace(self.cache, begin=self._begin())
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _move(self, staying: Tensor) -> None:
+        """Move the newest steps of the cache to its front, as many as the longest of `staying` rows holds, and leave
+        room for the longest row of all; in larger buffers, unless these are such already and nobody else reads them."""
+        n, cache = self.model.tokens.tokens_per_step, self.cache
+        steps, longest = self.model.config.max_steps + self.context_shift, int(self.held.max())
+        fits = cache.capacity >= steps * n and not cache.shared and not self.forked
+        self.first_step += cache.length // n - longest
+        moved = cache.moved(int(staying.max()) * n, longest * n, None if fits else steps * n)
+        self.cache = replace(moved, rotation=self.model.rotation(steps, self.first_step))
+        self.cache = replace(self.cache, begin=self._begin())
+        if not fits:
+            self.blocks, self.forked = None, False
+
+    def _begin(self) -> Tensor | None:
+        """Where each of the model's rows begins in the cache; None where all begin at 0."""
+        n = self.model.tokens.tokens_per_step
+        unused = self.cache.length - self.held * n
+        return self.sampler.model_rows(unused.to(self.model.device, non_blocking=True)) if unused.any() else None
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _prefilled_window(self, old: TransformerCache | None) -> TransformerCache:
+        """A cache of all rows' tokens, in the old one's buffers if they have the size and nobody else reads them."""
+        size = self.model.config.max_steps * self.model.tokens.tokens_per_step
+        reused = None if old is None or old.shared or self.forked or old.capacity > size else old
+        self.blocks, self.forked, self.first_step = None, False, 0
+        return self._prefilled(self.tokens, self.actions, self.held, reused, None)
+
+    def _prefilled(
+        self,
+        tokens: Tensor,
+        actions: GroupedActions | None,
+        held: Tensor,
+        reused: TransformerCache | None,
+        rotation: Rotation | None,
+    ) -> TransformerCache:
+        """A cache of windows (r, T, H, W[, p]), of which `held` (r,) steps each count; with a rotation of its own it
+        has room for nothing else."""
+        rows, steps = self.sampler.model_rows(tokens), tokens.shape[1]
+        missing = steps - held
         padding = self.sampler.model_rows(missing.to(self.model.device, non_blocking=True)) if missing.any() else None
-        empty = self.model.init_cache(len(rows), padding) if reused is None else self.model.emptied(reused, padding)
+        if reused is not None:
+            empty = self.model.emptied(reused, padding)
+        else:
+            empty = self.model.init_cache(len(rows), padding, steps=None if rotation is None else steps)
+            empty = replace(empty, rotation=rotation)
         self.prefills += 1
-        return self.model.prefill(rows, self._row_actions(self.actions), empty, validate=self.validate)
+        return self.model.prefill(rows, self._row_actions(actions), empty, validate=self.validate)
+
+
+def _padded(tokens: Tensor, steps: int) -> Tensor:
+    """Tokens (b, T, H, W[, p]) with zeros in front, `steps` in all."""
+    after = 2 * (tokens.ndim - 2)
+    return F.pad(tokens, (0,) * after + (steps - tokens.shape[1], 0))

@@ -114,8 +114,14 @@ class RolloutNoise:
     """Uniform numbers for each rollout of a batch, each from its own generator."""
 
     def __init__(self, seed: int, indices: Sequence[int]) -> None:
-        self.indices = list(indices)
+        self.seed, self.indices = seed, list(indices)
         self._generators = [np.random.default_rng([seed, index]) for index in indices]
+
+    def restart(self, rows: Sequence[int], indices: Sequence[int]) -> None:
+        """Let some rollouts draw the numbers of `indices`, one for each, from their beginning."""
+        for row, index in zip(rows, indices, strict=True):
+            self.indices[row] = index
+            self._generators[row] = np.random.default_rng([self.seed, index])
 
     def uniforms(self, count: int) -> Tensor:
         """The next `count` numbers of each rollout, (b, count) float64 in [0, 1)."""
@@ -123,7 +129,7 @@ class RolloutNoise:
 
     def fork(self, futures: int = 1) -> "RolloutNoise":
         """`futures` consecutive copies for each rollout, which continue independently with the same numbers."""
-        twin = RolloutNoise(0, ())
+        twin = RolloutNoise(self.seed, ())
         for index, generator in zip(self.indices, self._generators, strict=True):
             for _ in range(futures):
                 twin.indices.append(index)

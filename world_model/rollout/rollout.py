@@ -104,9 +104,8 @@ def rollout_many(
     """Imagine the `num_frames` frames after each of several prompts of different lengths, in one batch.
 
     `prompts` are videos (3, 1 + k f, h, w); `actions` are (t,) or (t, a) each, over the prompt and its future. Each
-    result equals a `rollout` of that prompt alone with the same index, as long as the longest prompt and its future fit
-    the context. Once the context is full, all rows drop their oldest steps together. `seconds`, `generation_seconds`
-    and `model_calls` are those of the batch.
+    result equals a `rollout` of that prompt alone with the same index. `seconds`, `generation_seconds` and
+    `model_calls` are those of the batch.
     """
     begun = time.perf_counter()
     check_adapter(model, adapter, "rollout_many")

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from world_model.transformer.rotary import Rotation
+
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
@@ -93,6 +95,7 @@ class TransformerCache:
     length: int = 0
     begin: Tensor | None = None  # (b,) int64: how many of each row's first tokens are padding; None: no padding
     shared: tuple[Segment, ...] = ()  # (l, b / futures, k, p, e) each, in order; never written again
+    rotation: Rotation | None = None  # of its positions; None: the transformer's own
 
     @classmethod
     def empty(
@@ -150,7 +153,7 @@ class TransformerCache:
         have their own buffers for the tokens that follow."""
         if futures < 1:
             raise ValueError(f"TransformerCache: futures must be at least 1, got {futures}.")
-        past = self.length - sum(segment.length for segment in self.shared)
+        past = self.length - self._before
         shared = self.shared
         if past:
             own = self.own
@@ -166,4 +169,40 @@ class TransformerCache:
             device=self.own.keys.device,
             dtype=self.own.keys.dtype,
         )
-        return replace(twin, length=self.length, shared=shared)
+        return replace(twin, length=self.length, shared=shared, rotation=self.rotation)
+
+    def moved(self, count: int, length: int, capacity: int | None = None) -> "TransformerCache":
+        """The last `count` tokens, moved so that they end at `length`: within its buffers, or with `capacity` into new
+        ones, without a shared past. `begin` and `rotation` stay and are the caller's to change."""
+        layers, batch, heads, _, head_width = self.own.keys.shape
+        own = self.own
+        if capacity is not None:
+            shape = (layers, batch, heads, capacity, head_width)
+            own = Segment(*(torch.zeros(shape, device=held.device, dtype=held.dtype) for held in self.own))
+        elif self.shared:
+            raise ValueError("TransformerCache: tokens of a shared past can only be moved into new buffers.")
+        segments = [*self.shared, Segment(*(held.narrow(3, 0, self.length - self._before) for held in self.own))]
+        for i in range(layers):
+            for target, sources in zip(own, zip(*segments, strict=True), strict=True):
+                rows = [_repeated(source[i], batch) for source in sources]
+                newest = torch.cat(rows, dim=2)[:, :, self.length - count :]  # a copy, since the two may overlap
+                target[i].narrow(2, length - count, count).copy_(newest)
+        return replace(self, own=own, length=length, shared=())
+
+    def replace_rows(self, rows: Tensor, other: "TransformerCache") -> None:
+        """Write the tokens of another cache, whose rows are the given ones (r,), over the last tokens of these rows."""
+        if self.shared or other.shared:
+            raise ValueError("TransformerCache: a shared past cannot be written; move the tokens into new buffers.")
+        for held, new in zip(self.own, other.own, strict=True):
+            place = held.narrow(3, self.length - other.length, other.length)
+            place.index_copy_(1, rows, new.narrow(3, 0, other.length))
+
+    @property
+    def _before(self) -> int:
+        """Tokens of the shared past."""
+        return sum(segment.length for segment in self.shared)
+
+
+def _repeated(past: Tensor, batch: int) -> Tensor:
+    """A past (b / futures, k, p, e) for each of its futures, (b, k, p, e)."""
+    return past if len(past) == batch else past.repeat_interleave(batch // len(past), dim=0)

@@ -34,8 +34,10 @@ class Rotation:
         return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
-def grid_rotation(steps: int, height: int, width: int, head_width: int, base: float = 100.0) -> Rotation:
-    """The rotation at every position of a grid.
+def grid_rotation(
+    steps: int, height: int, width: int, head_width: int, base: float = 100.0, *, first_step: int = 0
+) -> Rotation:
+    """The rotation at every position of a grid, whose first step is `first_step`.
 
     A third of the channel pairs (rounded down) encodes the row, the same number the column, and the rest the step.
     Along an axis the wavelengths grow geometrically from 2 pi to nearly 2 pi * base positions.
@@ -48,7 +50,8 @@ def grid_rotation(steps: int, height: int, width: int, head_width: int, base: fl
         )
     spatial = pairs // 3
     axis_pairs = (pairs - 2 * spatial, spatial, spatial)
-    positions = torch.cartesian_prod(torch.arange(steps), torch.arange(height), torch.arange(width)).view(-1, 3)
+    axes = (torch.arange(first_step, first_step + steps), torch.arange(height), torch.arange(width))
+    positions = torch.cartesian_prod(*axes).view(-1, 3)
     angles = []
     for axis, count in enumerate(axis_pairs):
         frequencies = base ** (-torch.arange(count, dtype=torch.float64) / count)

@@ -140,4 +140,5 @@ class Transformer(nn.Module):
         here = cache.next(x.shape[1]) if at is None else at
         if cache.begin is not None:
             here = here.since(cache.begin)
-        return here, self.rotation.at(here.positions)
+        rotation = self.rotation if cache.rotation is None else cache.rotation
+        return here, rotation.at(here.positions)

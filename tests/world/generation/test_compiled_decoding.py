@@ -49,6 +49,20 @@ def test_compiled_drawing_equals_uncompiled_drawing(name: str) -> None:
     torch.testing.assert_close(given, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_compiled_drawing_of_rows_of_different_ages() -> None:
+    config = replace(CONFIGS["full"], max_steps=5)
+    actions = random_actions(config, 2, 12)
+    assert actions is not None
+    rolls = []
+    for compiled in (False, True):
+        model = random_model(config)
+        generator = StepGenerator(model, random_tokens(config, 2, 3), actions[:3], Sampler(seed=3), past_steps=[1, 3])
+        if compiled:
+            generator.drawing = compiled_drawing(model, Sampler(seed=3), "eager")
+        rolls.append(torch.stack([generator.step(of_step(actions, 3 + i)) for i in range(6)], dim=1))
+    assert torch.equal(*rolls)
+
+
 def test_it_is_compiled_once_for_all_positions_steps_and_windows() -> None:
     counter = CompileCounter()
     config = CONFIGS["full"]
