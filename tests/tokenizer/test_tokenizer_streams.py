@@ -226,6 +226,49 @@ def test_forks_continue_independently(model: VidTok) -> None:
 
 
 @torch.no_grad()
+def test_rows_continue_those_of_another_stream(model: VidTok) -> None:
+    """The other rows, and a fork, go on as they were."""
+    f = model.temporal_factor
+    videos, late, tails = random_video(1 + 2 * f, b=2), random_video(1 + f, seed=1), random_video(8, b=2, seed=2)
+    encoder, other = model.encoder_stream(), model.encoder_stream()
+    encoder.push(videos), other.push(late)
+    fork = encoder.fork()
+    encoder.replace_rows(torch.tensor([1]), other)
+    latents = encoder.push(tails).latents
+    unchanged = model.encode(torch.cat([videos, tails], dim=2)).latents
+    count = latents.shape[2]
+    assert difference(latents[:1], unchanged[:1, :, -count:]) < EXACT
+    assert difference(latents[1:], model.encode(torch.cat([late, tails[1:]], dim=2)).latents[:, :, -count:]) < EXACT
+    assert difference(fork.push(tails).latents, unchanged[:, :, -count:]) < EXACT
+
+    z, new, last = random_latents(model, 3, b=2), random_latents(model, 2, seed=1), random_latents(model, 2, seed=2)
+    for lookahead in (True, False):
+        decoder, single = (model.decoder_stream(lookahead=lookahead) for _ in range(2))
+        decoder.push(z), single.push(new)
+        alone = [decoder.fork().push(last.expand(2, -1, -1, -1, -1))[:1], single.fork().push(last)]
+        decoder.replace_rows(torch.tensor([1]), single)
+        assert difference(decoder.push(last.expand(2, -1, -1, -1, -1)), torch.cat(alone)) < EXACT
+
+
+@torch.no_grad()
+def test_rows_of_streams_that_do_not_fit_are_refused() -> None:
+    model = TOYS["kl v1.1 f=4"]
+    streams = [model.decoder_stream(lookahead=False) for _ in range(2)]
+    with pytest.raises(ValueError, match="DecoderStream: rows must come from a stream of the same model"):
+        streams[0].replace_rows(torch.tensor([0]), streams[1])  # no state yet
+    streams[0].push(random_latents(model, 3)), streams[1].push(random_latents(model, 1))
+    with pytest.raises(ValueError, match="at the same point within a group"):  # its first latent has no past
+        streams[0].replace_rows(torch.tensor([0]), streams[1])
+    streams[1].push(random_latents(model, 1))
+    with pytest.raises(ValueError, match="got 1 rows for 2"):
+        streams[0].replace_rows(torch.tensor([0, 0]), streams[1])
+    waiting = model.decoder_stream()
+    waiting.push(random_latents(model, 3))
+    with pytest.raises(ValueError, match="lookahead must be False for all rows, got True"):
+        streams[0].replace_rows(torch.tensor([0]), waiting)
+
+
+@torch.no_grad()
 def test_a_state_is_saved_and_restored(model: VidTok, tmp_path: Path) -> None:
     def saved(state: TensorDict) -> TensorDict:
         """Through a file that holds nothing but tensors."""

@@ -83,6 +83,7 @@ class TokenDecoderStream:
         self._stream = codec.tokenizer.decoder_stream(lookahead)
         self._steps = 0
         self._complete = True  # whether frames fill the last step so far
+        self._aligned = True  # whether all rows are at the same step of their clips
         self._outside: Tensor | None = None  # whether ids that were not checked are outside the codebook
 
     def push(self, tokens: VideoTokens, *, validate: bool = False) -> Tensor:
@@ -105,6 +106,11 @@ class TokenDecoderStream:
 
     def _check_position(self, tokens: VideoTokens) -> None:
         placed = tokens.first_step[tokens.first_step != UNPLACED]
+        if len(placed) and not self._aligned:
+            raise ValueError(
+                "TokenizerAdapter: a decoder stream whose rows are at different steps takes tokens without a position "
+                f"only, got some of step {int(placed[0])}; use a stream for each clip."
+            )
         wrong = placed[placed != self._steps]
         if len(wrong) or (len(placed) and tokens.grid.T and not self._complete):
             where = f"step {int(wrong[0])}" if len(wrong) else f"step {self._steps} after the clip's end"
@@ -124,6 +130,18 @@ class TokenDecoderStream:
                 "others in an earlier push; push with validate=True to see which."
             )
         return self._stream.flush()
+
+    def replace_rows(self, rows: Tensor, other: Self) -> None:
+        """Let the given rows (r,) continue the r rows of another stream; the others go on as they are. Afterwards the
+        stream takes tokens without a position only, unless both were at the same step.
+
+        Raises:
+            ValueError: the streams don't fit; see `Stream.replace_rows`.
+        """
+        self._stream.replace_rows(rows, other._stream)
+        self._aligned = self._aligned and other._aligned and self._steps == other._steps
+        if other._outside is not None:
+            self._outside = other._outside if self._outside is None else self._outside | other._outside
 
     def fork(self, futures: int = 1) -> Self:
         """An independent stream, with `futures` consecutive rows for each of this one's."""

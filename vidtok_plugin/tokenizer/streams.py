@@ -89,6 +89,22 @@ class Stream:
             twin._state = _repeated(self._state, futures)
         return twin
 
+    def replace_rows(self, rows: Tensor, other: Self) -> None:
+        """Let the given rows (r,) continue the r rows of another stream of this model; the others go on as they are.
+
+        Raises:
+            ValueError: one of the streams has no state, or they are at different points within a group of frames. A
+                decoder of v1.1 after its first latent is at another point than after any later one.
+        """
+        own, new = self.state, other.state
+        shapes, others = ({key: x.shape[1:] for key, x in s.items(True, True)} for s in (own, new))
+        if self.model is not other.model or not shapes or shapes != others or len(new) != len(rows):
+            raise ValueError(
+                f"{type(self).__name__}: rows must come from a stream of the same model, with frames of the same size "
+                f"and at the same point within a group, and be as many; got {len(new)} rows for {len(rows)}."
+            )
+        self._state = _with_rows(self._state, rows, other._state)
+
     def to(self, device: torch.device | str) -> Self:
         """Moves the state (the model stays where it is) and returns the stream."""
         if self._state is not None and not self._ended:
@@ -225,6 +241,11 @@ class DecoderStream(Stream):
     def _entries(self) -> set[str]:
         return {"ready", "network", "lookahead"} if self._waits else {"ready", "network"}
 
+    def replace_rows(self, rows: Tensor, other: Self) -> None:
+        if self.lookahead != other.lookahead:
+            raise ValueError(f"DecoderStream: lookahead must be {self.lookahead} for all rows, got {other.lookahead}.")
+        super().replace_rows(rows, other)
+
     def push(self, latents: Tensor) -> Tensor:
         """Latents (b, c, T, H, W) -> the frames (b, 3, n, h, w) that are final now."""
         self._check_open()
@@ -288,6 +309,13 @@ def _repeated(state: Any, times: int) -> Any:
     if isinstance(state, dict):
         return {name: _repeated(value, times) for name, value in state.items()}
     return None if state is None else state.repeat_interleave(times, dim=0)
+
+
+def _with_rows(state: Any, rows: Tensor, other: Any) -> Any:
+    """A copy of the state with some rows (r,) replaced by those of another one."""
+    if isinstance(state, dict):
+        return {name: _with_rows(value, rows, other[name]) for name, value in state.items()}
+    return None if state is None else state.index_copy(0, rows, other)
 
 
 def _first_tensor(state: dict[str, Any]) -> Tensor:

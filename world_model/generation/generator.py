@@ -115,12 +115,7 @@ class StepGenerator:
         Raises:
             ValueError: rows are not r different ones of the batch, or the pasts don't fit the model or each other.
         """
-        batch = len(self.window.tokens)
-        if not rows or len(set(rows)) != len(rows) or not all(0 <= row < batch for row in rows):
-            raise ValueError(
-                f"StepGenerator: rows must be different ones of the {batch} rollouts, 0 to {batch - 1}, got "
-                f"{list(rows)}."
-            )
+        check_rows(rows, len(self.window.tokens), "StepGenerator")
         if len(tokens) != len(rows):
             raise ValueError(
                 f"StepGenerator: tokens must be a past for each of the {len(rows)} rows, got {len(tokens)}."
@@ -177,6 +172,14 @@ class StepGenerator:
     def state_bytes(self) -> int:
         """Size of the cache's buffers and of the past's tokens."""
         return self.window.num_bytes
+
+
+def check_rows(rows: Sequence[int], batch: int, who: str) -> None:
+    """A ValueError unless these are different rows of a batch, at least one."""
+    if len(rows) == 0 or len(set(rows)) != len(rows) or not all(0 <= row < batch for row in rows):
+        raise ValueError(
+            f"{who}: rows must be different ones of the {batch} rollouts, 0 to {batch - 1}, got {list(rows)}."
+        )
 
 
 def _checked_past(

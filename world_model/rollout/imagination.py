@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from vidtok_plugin.adapter.streams import TokenDecoderStream
 from world_model.actions import GroupedActions
 from world_model.decoding import Decoding
-from world_model.generation.generator import StepGenerator
+from world_model.generation.generator import StepGenerator, check_rows
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
 from world_model.rollout.checks import check_adapter, check_prompt, check_rollout_actions, check_step_actions
@@ -30,6 +31,16 @@ class ImaginedStep:
     rewards: Tensor | None  # (b, f) float32, the expected reward of each frame; None for a model that predicts none
     terminated: Tensor | None  # (b,) bool, whether the game ends with the step; None likewise
     entropy: Tensor | None  # (b, H, W) float32, nats: see `Imagination.step`
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Past:
+    """Prompts as an imagination continues them."""
+
+    tokens: Tensor  # (b, T, H, W[, p])
+    actions: GroupedActions | None
+    decoder: TokenDecoderStream  # after these tokens
+    frames: Tensor  # the newest, (b, 3, f, h, w)
 
 
 class Imagination:
@@ -65,24 +76,14 @@ class Imagination:
         who: str = "Imagination",
     ) -> None:
         check_adapter(model, adapter, who)
-        video = check_prompt(model, adapter, prompts, who, validate=validate)
-        batch, _, prompt_frames = video.shape[:3]
-        if actions is None and model.tokens.actions.kind != "none":
-            past: GroupedActions | None = _unknown_actions(model, batch, prompt_frames)
-        else:
-            past = check_rollout_actions(
-                model, actions, batch, prompt_frames, "those of the prompt", who, validate=validate
-            )
-        tokens = encode_prompt(model, adapter, video)
         self.model, self.adapter = model, adapter
         self.validate, self.who = validate, who
-        self.generator = StepGenerator(model, tokens, past, sampler or Sampler(), indices, decoding=decoding)
-        self._decoder = adapter.decoder_stream(lookahead=False)
-        self._decoder.push(video_tokens_of(tokens, prompt_frames))
-        f = adapter.temporal_factor
-        newest = video[:, :, -f:]
-        missing = newest[:, :, :1].expand(-1, -1, f - newest.shape[2], -1, -1)
-        self.frames = torch.cat([missing, newest], dim=2)  # the newest, (b, 3, f, h, w); a one-frame prompt is repeated
+        past = self._past(prompts, actions)
+        self.generator = StepGenerator(
+            model, past.tokens, past.actions, sampler or Sampler(), indices, decoding=decoding
+        )
+        self._decoder = past.decoder
+        self.frames = past.frames  # the newest, (b, 3, f, h, w); a one-frame prompt is repeated
 
     @property
     def batch(self) -> int:
@@ -122,6 +123,26 @@ class Imagination:
             entropy=self.generator.entropy,
         )
 
+    def reset_rows(
+        self, rows: Sequence[int], prompts: Tensor, actions: Tensor | None = None, *, indices: Sequence[int]
+    ) -> None:
+        """Let some rollouts start again from other prompts (r, 3, 1 + k f, h, w), while the others go on as they are.
+
+        Each row goes on as a new imagination of that prompt alone, with that one of `indices`, would.
+
+        Raises:
+            ValueError: rows are not r different ones, or the prompts or their actions don't fit the model. With a
+                tokenizer of v1.1, prompts of one frame cannot join rows of more.
+        """
+        check_rows(rows, self.batch, self.who)
+        past = self._past(prompts, actions)
+        there = torch.tensor(list(rows), device=self.frames.device)
+        decoder = self._decoder.fork()  # so that prompts that don't fit change nothing
+        decoder.replace_rows(there, past.decoder)
+        self.generator.reset_rows(rows, past.tokens, past.actions, indices)
+        self._decoder = decoder
+        self.frames = self.frames.index_copy(0, there, past.frames)
+
     def fork(self, futures: int = 1, indices: Sequence[int] | None = None) -> "Imagination":
         """An imagination of `futures` consecutive rollouts for each of these. They continue independently and share the
         past without a copy. They draw the same random numbers, or those of `indices`, one for each."""
@@ -143,6 +164,25 @@ class Imagination:
         twin.generator = self.generator.with_sampler(sampler)
         twin._decoder = self._decoder.fork()
         return twin
+
+    def _past(self, prompts: Tensor, actions: Tensor | None) -> _Past:
+        """Check and encode prompts (b, 3, 1 + k f, h, w) with their actions."""
+        model, adapter = self.model, self.adapter
+        video = check_prompt(model, adapter, prompts, self.who, validate=self.validate)
+        batch, _, count = video.shape[:3]
+        if actions is None and model.tokens.actions.kind != "none":
+            past: GroupedActions | None = _unknown_actions(model, batch, count)
+        else:
+            past = check_rollout_actions(
+                model, actions, batch, count, "those of the prompt", self.who, validate=self.validate
+            )
+        tokens = encode_prompt(model, adapter, video)
+        decoder = adapter.decoder_stream(lookahead=False)
+        decoder.push(video_tokens_of(tokens, count))
+        f = adapter.temporal_factor
+        newest = video[:, :, -f:]
+        missing = newest[:, :, :1].expand(-1, -1, f - newest.shape[2], -1, -1)
+        return _Past(tokens=tokens, actions=past, decoder=decoder, frames=torch.cat([missing, newest], dim=2))
 
 
 def _unknown_actions(model: WorldModel, batch: int, frames: int) -> GroupedActions:

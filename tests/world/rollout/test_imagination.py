@@ -219,3 +219,35 @@ def test_worlds_without_actions_take_none() -> None:
         begin().step()
     with pytest.raises(ValueError, match=r"Imagination: actions must be the 4 .* step .*\(2, 4\), got \(2, 3\)"):
         begin().step(actions(2, 3))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_rows_start_again_from_other_prompts_while_the_rest_go_on(name: str) -> None:
+    """Each is an imagination of its own, on both sides of a fork; frames are decoded from each row's own past."""
+    imagination, acts = begin(name), actions(2, 5 * F, seed=4)
+    straight = advance(begin(name), acts)
+    advance(imagination, acts[:, :F])
+    fork = imagination.fork()
+    other, others = video(3, 1 + 2 * F)[2:], actions(3, 1 + 2 * F, seed=7)[2:]
+    imagination.reset_rows([1], other, others, indices=[5])
+    assert torch.equal(imagination.frames[1:], other[:, :, -F:])
+    frames, tokens = advance(imagination, acts[:, F:])
+    alone = Imagination(
+        imagination.model, imagination.adapter, prompts=other, actions=others, sampler=SAMPLER, indices=[5]
+    )
+    same(advance(alone, acts[1:, F:]), (frames[1:], tokens[1:]))
+    same((straight[0][:1, :, F:], straight[1][:1, 1:]), (frames[:1], tokens[:1]))
+    same(advance(fork, acts[:, F:]), (straight[0][:, :, F:], straight[1][:, 1:]))
+
+
+def test_prompts_that_do_not_fit_the_rows_are_refused_and_change_nothing() -> None:
+    imagination, acts = begin(), actions(2, F, seed=4)
+    with pytest.raises(ValueError, match="prompt must have 1 \\+ k \\* 4 frames"):
+        imagination.reset_rows([0], video(1, 3), indices=[5])
+    with pytest.raises(ValueError, match="DecoderStream: rows must come .* and be as many; got 1 rows for 2"):
+        imagination.reset_rows([0, 1], video(1), actions(1, 1 + F), indices=[5, 6])
+    with pytest.raises(ValueError, match="indices must name each of the 1 rollouts, got 2"):
+        imagination.reset_rows([0], video(1), actions(1, 1 + F), indices=[5, 6])
+    with pytest.raises(ValueError, match=r"Imagination: rows must be different ones of the 2 rollouts, .* got \[2\]"):
+        imagination.reset_rows([2], video(1), actions(1, 1 + F), indices=[5])
+    same(advance(imagination, acts), advance(begin(), acts))
