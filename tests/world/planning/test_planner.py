@@ -54,14 +54,16 @@ def test_the_best_of_all_plans_is_found() -> None:
             result = rollout(model, adapter, prompt=PAST, actions=actions, num_frames=8, sampler=Sampler(temperature=0))
             assert result.rewards is not None
             rewards[first, second] = result.rewards.sum().item()
-    planner = Planner(model, adapter, method="shooting", horizon=8, candidates=200, decoding=RASTER)
+    planner = Planner(
+        model, adapter, method="shooting", horizon=8, candidates=200, decoding=RASTER, precision="float32"
+    )
     plan = planner.plan(PAST, past_actions(DISCRETE))[0].tolist()
     assert (plan[0], plan[4]) == max(rewards, key=lambda pair: rewards[pair])
 
 
 def test_rewards_after_an_end_do_not_count() -> None:
     model, adapter = tiny_world(outcomes=OutcomeConfig(width=8))
-    planner = Planner(model, adapter, horizon=8, discount=0.5, decoding=RASTER)
+    planner = Planner(model, adapter, horizon=8, discount=0.5, decoding=RASTER, precision="float32")
     plans = torch.tensor([[[0, 2], [1, 1]]])
     scores = planner._scores(planner._past(PAST, past_actions(DISCRETE)), plans, None)
     generator = planner._past(PAST, past_actions(DISCRETE)).generator
@@ -83,7 +85,7 @@ def whole(action: int) -> Any:
 
 def test_a_goal_is_reached_by_the_actions_that_lead_to_it() -> None:
     model, adapter = tiny_world()
-    planner = Planner(model, adapter, method="shooting", horizon=8, candidates=60)
+    planner = Planner(model, adapter, method="shooting", horizon=8, candidates=60, precision="float32")
     futures = {}
     for first in range(3):
         for second in range(3):
@@ -126,6 +128,13 @@ def weights(scores: torch.Tensor, method: str) -> torch.Tensor:
 def test_a_few_candidates_cover_all_choices() -> None:
     plans = ChoiceProposal(2, 3, 5, torch.Generator().manual_seed(0)).sample(5)
     assert plans.sort(dim=1).values.tolist() == [[[i] * 3 for i in range(5)]] * 2
+
+
+def test_futures_may_be_imagined_in_bfloat16() -> None:
+    model, adapter = tiny_world(outcomes=OutcomeConfig(width=8))
+    planner = Planner(model, adapter, horizon=8, candidates=9, precision="bfloat16")
+    assert planner.model.dtype == torch.bfloat16 and model.dtype == torch.float32
+    assert planner.plan(PAST, past_actions(DISCRETE)).shape == (1, 8)
 
 
 def test_the_same_seed_gives_the_same_plan() -> None:
