@@ -32,6 +32,7 @@ import torch
 from boxing_evaluation import PROMPT_FRAMES, evaluate
 from boxing_play import BoxingPolicy
 from pictures import read_curve
+from PIL import Image
 from shared import CONFIGS, add_overrides, own_overrides, run_example, section_config
 from stages import Stages
 
@@ -267,7 +268,8 @@ def export(
     for run_cfg in (*once, best):
         run = run_cfg.output.name
         name = "psnr" if isinstance(run_cfg, TokenizerRunConfig) else "cross_entropy"
-        shutil.copy(run_cfg.pictures_folder / "curves.png", folder / f"{run}_curves.png")
+        with Image.open(run_cfg.pictures_folder / "curves.png") as curves:  # with a palette it is a third of the size
+            curves.convert("RGB").quantize(64).save(folder / f"{run}_curves.png", optimize=True)
         for series in (f"train/{name}", f"val/{name}"):
             points = zip(*read_curve(run_cfg.output, series), strict=True)
             lines += [f"{run},{series},{step},{value:.4f}" for step, value in points]
