@@ -9,14 +9,13 @@ Shapes: b clips, T latent steps, H W rows and columns, n = H * W positions of a 
 a step, k factors. Tokens are codes (b, T, H, W), or patches (b, T, H, W, p).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from vidtok_plugin.common.distributed import mean_over_processes
 from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.common.state_dict import build_with_weights
 from world_model.actions import GroupedActions
@@ -26,7 +25,6 @@ from world_model.heads.codes import CodeHead
 from world_model.heads.flow import FlowHead
 from world_model.heads.outcomes import OutcomeHead, Outcomes, OutcomeTargets
 from world_model.heads.sampler import Sampler
-from world_model.inputs.corruption import corrupt_tokens, drop_actions, mix_tokens
 from world_model.inputs.embedding import CodeTable
 from world_model.inputs.neighborhood import local_window
 from world_model.inputs.positions import CausalInputs, InputTables, MaskedInputs, StepInputs, at_positions
@@ -38,25 +36,10 @@ from world_model.transformer.cache import TransformerCache
 from world_model.transformer.rotary import Rotation, grid_rotation
 from world_model.transformer.transformer import DecodeBlocks, Transformer
 from world_model.weights import ADAPTER_FOLDER, Contents, read_folder, write_folder
+from world_model.window_scores import WindowLosses, outcome_inputs, score_window, window_losses
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowLosses:
-    """The mean losses of a batch of windows; None for outcomes that are not predicted or not in the data."""
-
-    tokens: Tensor  # nats a token, or the flow's squared error
-    rewards: Tensor | None  # nats a frame
-    ends: Tensor | None  # nats a step
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ScoredWindow:
-    scores: TokenScores
-    hidden: Tensor  # (b, T - 1, H, W, d)
-    window: WindowInputs  # with the tokens as the model read them
 
 
 class WorldModel(nn.Module):
@@ -140,7 +123,7 @@ class WorldModel(nn.Module):
 
         `corruption` (b,) conditions the model on the fraction of replaced tokens, relative to the config's maximum.
         """
-        tokens = self._checked(tokens)
+        tokens = self.checked(tokens)
         if tokens.shape[1] > self.config.max_steps:
             raise ValueError(
                 f"WorldModel: a window must have at most {self.config.max_steps} latent steps (max_steps), "
@@ -155,12 +138,12 @@ class WorldModel(nn.Module):
         (b, T - 1, H, W, V) of a masked model."""
         if not isinstance(self.head, CodeHead):
             raise ValueError("WorldModel: continuous tokens have no logits; use score.")
-        codes = self._checked(codes)
+        codes = self.checked(codes)
         hidden, tables = self(codes, actions), self.head.tables()
         given = codes[:, codes.shape[1] - hidden.shape[1] :]
         start = hidden.shape[1] - (codes.shape[1] - 1)  # a window's first step has none before it to copy from
         first = self.head.logits(hidden[:, :start], None, given[:, :start], tables)
-        later = self.head.logits(hidden[:, start:], self._neighbor_codes(codes), given[:, start:], tables)
+        later = self.head.logits(hidden[:, start:], self.neighbor_codes(codes), given[:, start:], tables)
         return [torch.cat(steps, dim=1) for steps in zip(first, later, strict=True)]
 
     def score(
@@ -172,7 +155,7 @@ class WorldModel(nn.Module):
         and actions dropped as the config says, and the scores have no `correct`. A masked model is scored given a
         random subset of each step's tokens, in eval mode the same subset in each call.
         """
-        return self._scored(tokens, actions, diagonal_offset=diagonal_offset).scores
+        return score_window(self, tokens, actions, diagonal_offset=diagonal_offset).scores
 
     def loss(self, tokens: Tensor, actions: GroupedActions | None = None, valid: Tensor | None = None) -> Tensor:
         """Mean of the scores' token losses over the steps that `valid` (b, T) marks; over all of them without it.
@@ -189,26 +172,13 @@ class WorldModel(nn.Module):
         outcomes: OutcomeTargets | None = None,
     ) -> WindowLosses:
         """`loss`, and those of the outcomes that the model predicts: means over the same steps, 0 where unknown."""
-        scored = self._scored(tokens, actions)
-        weight = scored.scores.weights if valid is None else scored.scores.weights * valid[:, 1:, None, None]
-        token_loss = self._mean((scored.scores.token_losses * weight).sum(), weight.sum())
-        rewards = ends = None
-        if self.outcomes is not None and outcomes is not None:
-            steps = (
-                scored.scores.weights.new_ones(tokens.shape[0], tokens.shape[1] - 1) if valid is None else valid[:, 1:]
-            )
-            each = self.outcomes.losses(*self._outcome_inputs(scored, tokens), outcomes[1:])
-            rewards, ends = (
-                None if loss is None else self._mean((loss * steps).sum(), steps.sum())
-                for loss in (each.rewards, each.ends)
-            )
-        return WindowLosses(tokens=token_loss, rewards=rewards, ends=ends)
+        return window_losses(self, tokens, actions, valid, outcomes)
 
     def window_outcomes(self, tokens: Tensor, actions: GroupedActions | None = None) -> Outcomes:
         """The outcomes of steps 1 .. T-1 of a window of real tokens: rewards (b, T - 1, f), ends (b, T - 1)."""
         if self.outcomes is None:
             raise ValueError("WorldModel: it was built without outcomes; train one with model.outcomes in its config.")
-        outcomes: Outcomes = self.outcomes(*self._outcome_inputs(self._scored(tokens, actions), tokens))
+        outcomes: Outcomes = self.outcomes(*outcome_inputs(self, score_window(self, tokens, actions), tokens))
         return outcomes
 
     def step_outcomes(self, hidden: Tensor, step: Tensor, previous: Tensor, tables: InputTables) -> Outcomes | None:
@@ -271,7 +241,7 @@ class WorldModel(nn.Module):
         `validate`: whether the tokens' values are checked, which waits for the device; by default on the CPU only.
         """
         self._check_boundary(cache, previous)
-        tokens = self._checked(tokens, validate=validate)
+        tokens = self.checked(tokens, validate=validate)
         cache.check_room(tokens.shape[1] * self.tokens.tokens_per_step)
         before = tokens[:, 0] if previous is None else previous
         first = self._first(cache, len(tokens), tokens.shape[1])
@@ -362,44 +332,6 @@ class WorldModel(nn.Module):
         )
         return model.eval()
 
-    # Scores
-
-    def _scored(
-        self, tokens: Tensor, actions: GroupedActions | None, *, diagonal_offset: int | None = None
-    ) -> "_ScoredWindow":
-        """The scores of a window, as `score` says, and what else was computed for them."""
-        tokens = self._checked(tokens)
-        if tokens.shape[1] < 2:
-            raise ValueError(f"WorldModel: a window must have at least 2 steps to score, got {tokens.shape[1]}.")
-        inputs, corruption = tokens, None
-        if self.training:
-            if self.config.own_draws:
-                inputs = mix_tokens(tokens, self._own_draws(tokens, actions), self.config.own_draws)
-            if self.config.corruption:
-                inputs, corruption = corrupt_tokens(inputs, self.config.corruption, self.tokens.codebook_size)
-            if self.config.action_dropout and actions is not None:
-                actions = drop_actions(actions, self.config.action_dropout)
-        window = self.window_inputs(inputs, actions, corruption)
-        hidden, weights = self.prediction.scored(window, diagonal_offset=diagonal_offset, seeded=not self.training)
-        neighbor_codes, tables = self._neighbor_codes(inputs), self.head.tables()
-        losses, correct = self.head.scores(hidden, neighbor_codes, tokens[:, 1:], tables, correct=not self.training)
-        scores = TokenScores(losses=losses, correct=correct, weights=weights)
-        return _ScoredWindow(scores=scores, hidden=hidden, window=window)
-
-    def _outcome_inputs(self, scored: "_ScoredWindow", tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states and embeddings of the tokens of steps 1 .. T-1 and of the steps before, (b, T - 1, n, .).
-
-        A step's own tokens are the true ones, for its outcomes are theirs; those before it are what the model read.
-        """
-        narrow, tables = self.step_inputs.narrow, scored.window.tables.narrow
-        own, before = (
-            narrow(x, tables).flatten(2, 3) for x in (self._checked(tokens)[:, 1:], scored.window.tokens[:, :-1])
-        )
-        return scored.hidden.flatten(2, 3), own, before
-
-    def _mean(self, total: Tensor, count: Tensor) -> Tensor:
-        return total / (mean_over_processes(count) if self.training else count).clamp(min=1)
-
     # Inputs
 
     def _rotation(self, steps: int, first_step: int = 0) -> Rotation:
@@ -407,17 +339,6 @@ class WorldModel(nn.Module):
         return grid_rotation(
             steps, grid.height, grid.width, sizes.head_width, self.config.rotary_base, first_step=first_step
         )
-
-    @torch.no_grad()
-    def _own_draws(self, tokens: Tensor, actions: GroupedActions | None) -> Tensor:
-        """A causal model's draws of all tokens, each given the true ones before it; the first step as it is."""
-        hidden = self(tokens, actions)[:, 1:].flatten(1, 3)
-        neighbor_codes = self._neighbor_codes(tokens)
-        if neighbor_codes is not None:
-            neighbor_codes = neighbor_codes.flatten(1, 3)
-        noise = torch.rand(*hidden.shape[:2], self.head.noise_per_token, device=tokens.device)
-        drawn = self.head.draw(hidden, neighbor_codes, noise, Sampler(), self.head.tables(), confidence=False).tokens
-        return torch.cat([tokens[:, :1], drawn.to(tokens.dtype).view_as(tokens[:, 1:])], dim=1)
 
     def _window_inputs(
         self,
@@ -450,7 +371,7 @@ class WorldModel(nn.Module):
             return torch.zeros(shape, dtype=torch.int64, device=self.device)
         return torch.zeros(*shape, self.tokens.patch_dim, device=self.device, dtype=self.dtype)
 
-    def _neighbor_codes(self, codes: Tensor) -> Tensor | None:
+    def neighbor_codes(self, codes: Tensor) -> Tensor | None:
         """The codes that the steps 1 .. T-1 may copy, (b, T - 1, H, W, c)."""
         if not self.config.copy_size:
             return None
@@ -465,5 +386,6 @@ class WorldModel(nn.Module):
                 f"{'no' if previous is None else 'a'} previous step."
             )
 
-    def _checked(self, tokens: Tensor, *, validate: bool | None = None) -> Tensor:
+    def checked(self, tokens: Tensor, *, validate: bool | None = None) -> Tensor:
+        """Tokens (b, T, H, W[, p]) of the model's kind and size, patches in its dtype; else a ValueError."""
         return checked_tokens(tokens, self.tokens, self.dtype, validate=validate)

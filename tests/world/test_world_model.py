@@ -21,6 +21,7 @@ from world_model.inputs.neighborhood import local_window
 from world_model.model import WorldModel
 from world_model.prediction.causal import CausalPrediction
 from world_model.prediction.masked import MaskedPrediction
+from world_model.window_scores import own_draws
 
 
 def causal(model: WorldModel) -> CausalPrediction:
@@ -251,7 +252,7 @@ def test_own_draws_follow_the_distribution_given_the_true_tokens() -> None:
     with torch.no_grad():
         log_probabilities = model.logits(tokens, actions)[0][:, 1:].log_softmax(-1)
     entropy = -(log_probabilities.exp() * log_probabilities).sum(-1).mean()
-    drawn = model._own_draws(tokens, actions)
+    drawn = own_draws(model, tokens, actions)
     surprise, surprise_of_truth = (
         -log_probabilities.gather(-1, codes[:, 1:, ..., None]).mean() for codes in (drawn, tokens)
     )
@@ -272,7 +273,7 @@ def test_with_own_draws_the_targets_stay_the_true_tokens(monkeypatch: pytest.Mon
 
 def test_own_draws_pass_no_gradient() -> None:
     model = random_model(FLOW).train()
-    assert not model._own_draws(tokens_for(FLOW, 2, 4), random_actions(FLOW, 2, 4)).requires_grad
+    assert not own_draws(model, tokens_for(FLOW, 2, 4), random_actions(FLOW, 2, 4)).requires_grad
 
 
 def test_actions_are_dropped_by_windows_and_by_steps() -> None:

@@ -22,8 +22,9 @@ from vidtok_plugin.training.optimization import OptimizerConfig, configure_optim
 from world_model.architecture import OutcomeConfig, WorldModelConfig
 from world_model.data import TokenDataConfig, token_spec, window_actions, window_outcomes, window_tokens
 from world_model.measures.config import MeasuresConfig
-from world_model.model import WindowLosses, WorldModel
+from world_model.model import WorldModel
 from world_model.rollout.worlds import world_folder
+from world_model.window_scores import WindowLosses
 
 logger = logging.getLogger(__name__)
 
