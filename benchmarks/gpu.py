@@ -24,6 +24,7 @@ from world_model.transformer.attention import attention
 from world_model.transformer.block import TransformerConfig
 
 Work = Callable[[], Any]
+DEVICE = "cuda"
 
 
 def rows_of(section: str, what: str, contenders: Mapping[str, Work], rounds: int, **more: Any) -> list[dict[str, Any]]:
@@ -44,8 +45,8 @@ def rows_of(section: str, what: str, contenders: Mapping[str, Work], rounds: int
 
 
 def attention_rows(batch: int, heads: int, queries: int, keys: int, rounds: int) -> list[dict[str, Any]]:
-    q = torch.randn(batch, heads, queries, 64, device="cuda", dtype=torch.bfloat16)
-    k, v = (torch.randn(batch, heads, keys, 64, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    q = torch.randn(batch, heads, queries, 64, device=DEVICE, dtype=torch.bfloat16)
+    k, v = (torch.randn(batch, heads, keys, 64, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     causal = queries > 1  # a single query, as in decoding, attends to all keys
     contenders: dict[str, Work] = {"sdpa": lambda: attention(q, k, v, causal=causal, backend="sdpa")}
     try:
@@ -62,12 +63,12 @@ def attention_rows(batch: int, heads: int, queries: int, keys: int, rounds: int)
 def convolution_rows(dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
     """A 3x3x3 convolution in both memory formats, and the resampling layers against their definitions."""
     what = "256 channels, 20x64x64"
-    x = torch.randn(1, 20, 64, 64, 256, device="cuda", dtype=dtype)
-    weight = torch.randn(256, 256, 3, 3, 3, device="cuda", dtype=dtype)
+    x = torch.randn(1, 20, 64, 64, 256, device=DEVICE, dtype=dtype)
+    weight = torch.randn(256, 256, 3, 3, 3, device=DEVICE, dtype=dtype)
     last = x.permute(0, 4, 1, 2, 3)
     first, weight_last = last.contiguous(), weight.contiguous(memory_format=torch.channels_last_3d)
-    temporal = TemporalUpsample(256, padding=TimePadding.ZEROS, first_frames=1).to("cuda", dtype)
-    spatial = SpatialUpsample(256).to("cuda", dtype)
+    temporal = TemporalUpsample(256, padding=TimePadding.ZEROS, first_frames=1).to(DEVICE, dtype)
+    spatial = SpatialUpsample(256).to(DEVICE, dtype)
     weight2 = spatial.conv.weight.contiguous(memory_format=torch.channels_last)
 
     def plain_in_time() -> torch.Tensor:
@@ -97,8 +98,8 @@ def decoding_rows(batch: int, rounds: int) -> list[dict[str, Any]]:
     tokens = TokenSpec(codebook_size=1000, height=8, width=8, temporal_factor=4)
     transformer = TransformerConfig(width=512, depth=8, heads=8)
     torch.manual_seed(0)
-    model = WorldModel(WorldModelConfig(tokens=tokens, max_steps=16, transformer=transformer)).cuda().eval()
-    past = torch.randint(1000, (batch, 4, 8, 8), device="cuda")
+    model = WorldModel(WorldModelConfig(tokens=tokens, max_steps=16, transformer=transformer)).to(DEVICE).eval()
+    past = torch.randint(1000, (batch, 4, 8, 8), device=DEVICE)
     plain, compiled = (
         StepGenerator(model, past, None, Sampler(seed=0), decoding=Decoding(compiled=compiled))
         for compiled in (False, True)

@@ -94,6 +94,39 @@ def test_sigterm_saves_a_checkpoint_after_the_batch_and_exits(data: dict[Kind, P
     assert max(logged(tmp_path)) == 6
 
 
+@pytest.mark.parametrize(("kind", "interval"), [("tokenizer", 6), ("world_model", 4)])
+@pytest.mark.usefixtures("narrow_discriminators", "default_signals")
+def test_sigterm_in_a_validation_ends_it_and_the_run_resumes_exactly(
+    data: dict[Kind, Path], tmp_path: Path, kind: Kind, interval: int
+) -> None:
+    """It acted after a batch of training, however long the validation took. Inside and at the end of an epoch."""
+
+    class InValidation(pl.Callback):
+        batches = 0
+
+        def on_validation_batch_start(self, *_: Any) -> None:
+            self.batches += 1
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    limits = [f"trainer.val_check_interval={interval}", "trainer.check_val_every_n_epoch=null", "data.batch_size=1"]
+    epochs = ["data.clips_per_epoch=6", AFTER] if kind == "tokenizer" else []
+    limits += ["trainer.max_steps=12", "checkpoint_every=100", "ema_decay=0.9"]
+    fit_here(kind, settings(kind, data[kind], tmp_path / "uninterrupted", *epochs, *limits))
+    stopped, overrides = InValidation(), settings(kind, data[kind], tmp_path / "resumed", *epochs, *limits)
+    with pytest.raises(SystemExit) as end:
+        fit_here(kind, overrides, stopped)
+    assert not end.value.code and stopped.batches == 1
+    assert find_checkpoints(tmp_path / "resumed" / "checkpoints")[0].name == f"step-{interval:08d}.ckpt"
+    fit_here(kind, overrides)
+    assert_same_losses(tmp_path / "resumed", tmp_path / "uninterrupted", range(interval, 12), discriminator=False)
+    validated = [
+        logged(tmp_path / name, [{"tokenizer": "val/psnr", "world_model": "val/cross_entropy"}[kind]])
+        for name in ("resumed", "uninterrupted")
+    ]
+    assert list(validated[1]) == [step - 1 for step in range(interval, 13, interval)]
+    assert validated[0] == {step: loss for step, loss in validated[1].items() if step >= interval}
+
+
 # Killed processes
 
 

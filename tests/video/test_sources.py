@@ -40,6 +40,17 @@ def test_a_video_that_a_pattern_matches_twice_counts_once(root: Path) -> None:
     ]
 
 
+def test_a_pattern_enters_folders_that_link_to_each_other_once(root: Path) -> None:
+    """There are 2^40 paths of up to 40 links: it hung."""
+    for name in ("left", "right"):
+        (root / "a" / name).symlink_to(root / "a")
+    (root / "b/more").symlink_to(root / "e")
+    (root / "e/6.mp4").touch()
+    assert named(root, "a/**/*.mp4") == [("a/**/*.mp4", ["a/1.mp4", "a/deep/2.mp4"])]
+    assert named(root, "**/deep/**/*.mp4") == [("**/deep/**/*.mp4", ["a/deep/2.mp4"])]
+    assert named(root, "b/**") == [("b", ["b/3.mp4", "b/more/6.mp4"])]
+
+
 def test_a_folder_whose_name_looks_like_a_pattern_is_that_folder(root: Path) -> None:
     (root / "[ab]").mkdir()
     (root / "[ab]/6.mp4").touch()

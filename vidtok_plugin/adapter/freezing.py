@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vidtok_plugin.adapter.precision import check_float32
-from vidtok_plugin.common.frozen_weights import FrozenWeights
+from vidtok_plugin.common.frozen_weights import FrozenWeights, freeze
 from vidtok_plugin.tokenizer.model import VidTok
 
 _WHO = "TokenizerAdapter"
@@ -79,8 +79,7 @@ class FrozenTokenizer(nn.Module):
             self._freeze()
 
     def _freeze(self) -> None:
-        self.tokenizer.requires_grad_(False).eval()
-        self.tokenizer._is_hf_initialized = True  # type: ignore[assignment]
+        freeze(self.tokenizer)
         self._is_hf_initialized = True  # Hugging Face libraries then leave it as it is
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

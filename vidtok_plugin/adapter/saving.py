@@ -6,7 +6,8 @@ FOLDER/adapter.sha256                   `TokenizerAdapter.hash`, with which what
 FOLDER/latent_statistics.safetensors    of a KL model: latent_mean and latent_std, (c,) each
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,14 +46,16 @@ class AdapterConfig:
 def save_adapter(
     folder: Path, tokenizer: VidTok, config: AdapterConfig, statistics: Mapping[str, Tensor], adapter_hash: str
 ) -> None:
-    """Write an adapter's folder; `statistics` is empty for a discrete adapter."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / HASH_FILE).write_text(f"{adapter_hash}\n")  # first: a folder that is half written then differs from it
-    tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
-    with atomic_write(folder / CONFIG_FILE) as partial:
-        partial.write_text(to_yaml(config))
-    if statistics:
-        save_statistics(folder, statistics)
+    """Write an adapter's folder; `statistics` is empty for a discrete adapter.
+
+    All files are written before the first replaces that of an earlier adapter, which a full disk therefore spares.
+    The hash comes last but for the config: whatever is interrupted then differs from its hash, or has no config.
+    """
+    with atomic_write(folder / CONFIG_FILE) as config_file, atomic_write(folder / HASH_FILE) as hash_file:
+        config_file.write_text(to_yaml(config))
+        hash_file.write_text(f"{adapter_hash}\n")
+        with _statistics_file(folder, statistics):
+            tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
 
 
 def check_hash(folder: Path, adapter_hash: str) -> None:
@@ -76,8 +79,19 @@ def check_hash(folder: Path, adapter_hash: str) -> None:
 
 
 def save_statistics(folder: Path, statistics: Mapping[str, Tensor]) -> None:
+    with _statistics_file(folder, statistics):
+        pass
+
+
+@contextmanager
+def _statistics_file(folder: Path, statistics: Mapping[str, Tensor]) -> Iterator[None]:
+    """Writes the statistics, if there are any, and puts them in place at the end."""
+    if not statistics:
+        yield
+        return
     with atomic_write(folder / STATISTICS_FILE) as partial:
         write_safetensors(partial, statistics)
+        yield
 
 
 def load_statistics(folder: Path, channels: int) -> dict[str, Tensor]:

@@ -1,9 +1,10 @@
 """JSON files that may be damaged or foreign: read whole, within bounds, or one error that names file and remedy."""
 
 import json
-import stat
 from pathlib import Path
 from typing import Any
+
+from vidtok_plugin.common.paths import is_regular_file
 
 MAX_BYTES = 64 << 20
 
@@ -15,11 +16,10 @@ def read_json(path: Path, remedy: str, *, max_bytes: int = MAX_BYTES) -> Any:
         FileNotFoundError: there is no such file.
         ValueError: it is no regular file, too large, not UTF-8, not JSON, or nested too deeply.
     """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait forever
+    if not is_regular_file(path):
         raise ValueError(f"{path} must be a regular file; {remedy}.")
-    if status.st_size > max_bytes:
-        raise ValueError(f"{path} must have at most {max_bytes} bytes, got {status.st_size}; {remedy}.")
+    if (size := path.stat().st_size) > max_bytes:
+        raise ValueError(f"{path} must have at most {max_bytes} bytes, got {size}; {remedy}.")
     try:
         return json.loads(path.read_bytes().decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from pathlib import Path
 
 _UNSET = re.compile(r"\$(\{[A-Za-z_]\w*\}|[A-Za-z_]\w*)")
@@ -27,6 +28,11 @@ def expand(path: str) -> str:
     if unset := _UNSET.search(expanded):
         raise ValueError(f"path {path}: the variable {unset[0]} must be in the environment; set it, or write it out.")
     return expanded
+
+
+def is_regular_file(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a file that can be opened: a FIFO would wait forever. An OSError if it does not exist."""
+    return stat.S_ISREG(os.stat(path).st_mode)
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:

@@ -68,25 +68,26 @@ def stored_adapter(store: str | Path) -> TokenizerAdapter:
             f"TokenStore: {folder}, the adapter that wrote the tokens, is missing; {ADAPTER_REMEDY}."
         )
     try:
-        adapter = TokenizerAdapter.from_pretrained(folder)
+        return _load_with_hash(folder, metadata.adapter_hash)
     except (ValueError, FileNotFoundError) as error:
         problem = str(error).rstrip(".")
         raise ValueError(f"TokenStore: the adapter in {folder} is damaged ({problem}); {ADAPTER_REMEDY}.") from error
-    if adapter.hash != metadata.adapter_hash:
-        raise ValueError(
-            f"TokenStore: the adapter in {folder} must have the hash in {METADATA_FILE}, {metadata.adapter_hash}, got "
-            f"{adapter.hash}: it is damaged or another one; {ADAPTER_REMEDY}."
-        )
-    return adapter
 
 
 def adapter_problem(folder: Path, expected: str) -> str | None:
     """What is wrong with a saved adapter that must have this hash; None if it is intact."""
     try:
-        found = TokenizerAdapter.from_pretrained(folder).hash
+        _load_with_hash(folder, expected)
     except (*DAMAGE, SafetensorError) as error:
-        return (str(error).splitlines() or [""])[0] or type(error).__name__
-    return None if found == expected else f"its hash is {found}, not {expected}"
+        return (str(error).splitlines() or [""])[0].rstrip(".") or type(error).__name__
+    return None
+
+
+def _load_with_hash(folder: Path, expected: str) -> TokenizerAdapter:
+    adapter = TokenizerAdapter.from_pretrained(folder)
+    if adapter.hash != expected:
+        raise ValueError(f"its hash is {adapter.hash}, not {expected} as in {METADATA_FILE}")
+    return adapter
 
 
 def agree_on_statistics(

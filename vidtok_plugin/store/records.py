@@ -5,10 +5,10 @@ A store that was written before shards had digests has no records.
 """
 
 import os
-import stat
 from pathlib import Path
 
 from vidtok_plugin.common.atomic_files import atomic_write
+from vidtok_plugin.common.paths import is_regular_file
 
 RECORDS = "_written"
 REMEDY = "tokenize its videos again with `vidtok-plugin tokenize`, which writes it again"
@@ -44,7 +44,7 @@ def read_record(shard: Path) -> str | None:
     """
     path = os.fspath(record_path(shard))
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait forever
+        if not is_regular_file(path):
             raise ValueError(f"TokenStore: {path} must be a regular file; remove it and {REMEDY}.")
         with open(path, "rb") as file:
             return file.read(100).decode("ascii", "replace").strip()

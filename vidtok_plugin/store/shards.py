@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vidtok_plugin.common.paths import is_regular_file
 from vidtok_plugin.store.records import RECORDS, REMEDY, read_record, records_folder
 
 SHARD_FILE = "shard.safetensors"
@@ -222,7 +222,7 @@ def _check_identity(shard: Shard) -> None:
 
 
 def _map(path: Path, file: Path) -> Shard:
-    if not stat.S_ISREG(file.stat().st_mode):  # opening a FIFO would wait forever
+    if not is_regular_file(file):
         raise ValueError("it is no regular file")
     # The reader of safetensors makes the system read the whole file ahead: opening takes ten times as long.
     with open(file, "rb") as opened:

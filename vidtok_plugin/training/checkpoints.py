@@ -40,7 +40,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Saves every `checkpoint_every` batches and after the last batch, and keeps the newest `keep_checkpoints`.
+    """Saves every `checkpoint_every` batches, before validations and after the last batch; keeps `keep_checkpoints`.
 
     Lightning's ModelCheckpoint does not fit: it warns under manual optimization, and does not save after the last
     batch. Saving after `Trainer.fit` does not fit either: such a checkpoint marks its epoch as complete, so a run that
@@ -55,6 +55,11 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         last = step == trainer.estimated_stepping_batches or trainer.should_stop  # set by a time limit
         if last or step % self.cfg.checkpoint_every == 0:
+            self.save(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        # Before averaged weights are swapped in: a run that ends in a long validation resumes here.
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:

@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 class StopAtSigterm(pl.Callback):
     """Saves a checkpoint after the batch in which any process received SIGTERM, and ends the run in all processes.
 
+    In a validation, before which a checkpoint is saved, one process ends after the validation's batch. Several go on
+    until the next training batch, since they may validate different numbers of batches.
+
     Replaces Lightning's handler, which communicates with the other processes from inside the signal handler, possibly
     in the middle of another collective. The process exits with code 0, as under Lightning.
     """
@@ -38,10 +41,7 @@ class StopAtSigterm(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         received = self.received or trainer.received_sigterm
         if trainer.strategy.reduce_boolean_decision(received, all=False):
-            self.checkpoints.save(trainer)
-            self.saved = True
-            if trainer.is_global_zero:
-                logger.warning("SIGTERM: saved after %d batches; the same command resumes there.", trainer.global_step)
+            self._save(trainer)
 
     # The run stops at the next hook, so that the last batch is logged first.
 
@@ -50,6 +50,18 @@ class StopAtSigterm(pl.Callback):
 
     def on_validation_start(self, *_: Any) -> None:
         self._stop()
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if fitting and trainer.world_size == 1 and (self.received or trainer.received_sigterm):
+            self._save(trainer)
+            self._stop()
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        self.checkpoints.save(trainer)  # in a validation, there is one of this batch
+        self.saved = True
+        if trainer.is_global_zero:
+            logger.warning("SIGTERM: saved after %d batches; the same command resumes there.", trainer.global_step)
 
     def _stop(self) -> None:
         if self.saved:

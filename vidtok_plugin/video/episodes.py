@@ -4,6 +4,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,11 @@ def find_videos(folder: str | os.PathLike[str]) -> list[Path]:
 
 def _files(root: Path) -> Iterator[Path]:
     """The files below a folder, and below the folders that it links to, without hidden folders."""
+    return (Path(folder, name) for folder, files in walk_once(root) for name in files)
+
+
+def walk_once(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder from `root` on, also through links, with the names of its files; none twice, and none hidden."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -105,7 +111,7 @@ def _files(root: Path) -> Iterator[Path]:
                 seen.add(real)
                 names[:] = [name for name in sorted(names) if not name.startswith(".")]
                 links += [Path(folder, name) for name in names if os.path.islink(Path(folder, name))]
-                yield from (Path(folder, name) for name in files)
+                yield folder, files
         starts = links
 
 
@@ -169,11 +175,13 @@ def save_episode_files(
     if rewards is not None:
         _check_rewards(Path(video), rewards, len(actions))
         arrays[rewards_path(video)] = rewards.astype(np.float32)
-    for path, array in arrays.items():
-        with atomic_write(path) as partial, open(partial, "wb") as file:
-            np.save(file, array)
-    with atomic_write(meta_path(video)) as partial:
-        partial.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    with ExitStack() as files:  # they get their names at its end, the JSON last
+        files.enter_context(atomic_write(meta_path(video))).write_text(
+            json.dumps(meta, indent=2) + "\n", encoding="utf-8"
+        )
+        for path, array in arrays.items():
+            with files.enter_context(atomic_write(path)).open("wb") as file:
+                np.save(file, array)
 
 
 def _check_actions(video: Path, actions: np.ndarray, meta: Mapping[str, Any]) -> None:

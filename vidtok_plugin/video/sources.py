@@ -3,12 +3,12 @@
 import csv
 import glob
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vidtok_plugin.common.paths import expand, user_path
-from vidtok_plugin.video.episodes import VIDEO_SUFFIXES, find_videos
+from vidtok_plugin.video.episodes import VIDEO_SUFFIXES, find_videos, walk_once
 
 CSV_COLUMN = "videos"
 
@@ -109,7 +109,7 @@ def _named_by(entry: str, root: str | os.PathLike[str] | None) -> dict[str, tupl
     """The videos of one entry, by the folder, list or pattern through which they are found."""
     if os.path.exists(entry) or not glob.has_magic(entry):
         return {entry: _videos_of(entry, root)}
-    paths = _once(Path(found) for found in sorted(glob.glob(entry, recursive=True)))
+    paths = _once(Path(found) for found in sorted(_matching(entry)))
     inside: set[Path] = set()  # folders whose videos are included already
     named: dict[str, tuple[Path, ...]] = {}
     for path in paths:
@@ -127,6 +127,23 @@ def _named_by(entry: str, root: str | os.PathLike[str] | None) -> dict[str, tupl
             f" in {', '.join(VIDEO_SUFFIXES)}; check the pattern."
         )
     return named
+
+
+def _matching(pattern: str) -> Iterator[str]:
+    """As glob's, but `**` enters each folder once: folders that link to each other have endlessly many paths."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from glob.glob(pattern)
+        return
+    first = parts.index("**")
+    rest = parts[first + 1 :]
+    for start in glob.glob(os.path.join(*parts[:first])) if first else ["."]:
+        for folder, files in walk_once(Path(start)) if os.path.isdir(start) else ():
+            below = "" if folder == "." else folder.removeprefix("./") if not first else folder
+            if rest:
+                yield from _matching(os.path.join(glob.escape(below), *rest))
+            else:
+                yield from (os.path.join(below, name) for name in ("", *files) if not name.startswith("."))
 
 
 def _once(paths: Iterable[Path]) -> list[Path]:

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -67,6 +69,7 @@ class VideoWriter:
             self._lock = lock_file(self._partial, what=str(self.path))
         self._first_time: float | None = None  # seconds; None: a constant rate
         self._last_tick = -1
+        self._file: BinaryIO | None = None
         self._container: av.container.OutputContainer | None = None
         self._stream: av.VideoStream | None = None
 
@@ -114,7 +117,9 @@ class VideoWriter:
 
     def _open(self, *, height: int, width: int) -> tuple[av.container.OutputContainer, av.VideoStream]:
         if self._container is None or self._stream is None:
-            self._container = av.open(str(self._partial), "w", format=CONTAINERS[self.path.suffix.lower()])
+            # A file of ours: PyAV leaves its own open if the header cannot be written.
+            self._file = self._partial.open("wb")
+            self._container = av.open(self._file, "w", format=CONTAINERS[self.path.suffix.lower()])
             self._stream = self._container.add_stream("libx264", rate=self._fps, options=self._options)
             self._stream.height, self._stream.width = height, width
             self._stream.pix_fmt = "yuv444p"
@@ -132,6 +137,8 @@ class VideoWriter:
             with naming(self.path):
                 self._container.mux(self._stream.encode(None))
                 self._container.close()
+                assert self._file is not None
+                self._file.close()
                 put_in_place(self._partial, self.path)
         except BaseException:
             self.discard()
@@ -141,10 +148,10 @@ class VideoWriter:
     def discard(self) -> None:
         """Closes and removes the unfinished file."""
         try:
-            if self._container is not None:
-                self._container.close()
-        except (av.FFmpegError, OSError):  # such as a full disk, where the file cannot be completed
-            pass
+            for opened in (self._container, self._file):
+                if opened is not None:
+                    with suppress(av.FFmpegError, OSError):  # such as a full disk, where it cannot be completed
+                        opened.close()
         finally:
             self._partial.unlink(missing_ok=True)
             self._unlock()

@@ -167,7 +167,9 @@ def _read_diffusers(folder: Path) -> Weights:
 
 def _write_diffusers(folder: Path, model: VidTok) -> None:
     config = diffusers_config(model.architecture)
-    with atomic_write(folder / DIFFUSERS_WEIGHTS) as partial:
-        save_file(model.state_dict(), partial, metadata={"format": "pt"})
-    with atomic_write(folder / DIFFUSERS_CONFIG) as partial:
-        partial.write_text(json.dumps(config, indent=2) + "\n")
+    with (
+        atomic_write(folder / DIFFUSERS_CONFIG) as config_file,
+        atomic_write(folder / DIFFUSERS_WEIGHTS) as weights_file,
+    ):
+        config_file.write_text(json.dumps(config, indent=2) + "\n")
+        save_file(model.state_dict(), weights_file, metadata={"format": "pt"})

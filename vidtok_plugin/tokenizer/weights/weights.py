@@ -29,10 +29,9 @@ CONFIG_FILE = "config.yaml"
 def save(folder: str | Path, architecture: Architecture, state_dict: Mapping[str, Tensor]) -> None:
     """Writes a folder that `load` reads: `model.safetensors` and `config.yaml`."""
     folder = Path(folder)
-    with atomic_write(folder / WEIGHTS_FILE) as partial:
-        write_safetensors(partial, state_dict)
-    with atomic_write(folder / CONFIG_FILE) as partial:
-        partial.write_text(to_yaml(architecture))
+    with atomic_write(folder / CONFIG_FILE) as config_file, atomic_write(folder / WEIGHTS_FILE) as weights_file:
+        config_file.write_text(to_yaml(architecture))
+        write_safetensors(weights_file, state_dict)
 
 
 def load(
