@@ -35,7 +35,7 @@ from world_model.prediction.masked import MaskedPrediction
 from world_model.transformer.cache import TransformerCache
 from world_model.transformer.rotary import Rotation, grid_rotation
 from world_model.transformer.transformer import DecodeBlocks, Transformer
-from world_model.weights import ADAPTER_FOLDER, Contents, read_folder, write_folder
+from world_model.weights import Contents, read_folder, write_folder
 from world_model.window_scores import WindowLosses, outcome_inputs, score_window, window_losses
 
 if TYPE_CHECKING:
@@ -310,9 +310,7 @@ class WorldModel(nn.Module):
                 f"{self.token_hash}, got {adapter.token_hash}."
             )
         token_hash = self.token_hash if adapter is None else adapter.token_hash
-        write_folder(folder, Contents(world_model=self.config, token_hash=token_hash), self.state_dict())
-        if adapter is not None:
-            adapter.save_pretrained(folder / ADAPTER_FOLDER)
+        write_folder(folder, Contents(world_model=self.config, token_hash=token_hash), self.state_dict(), adapter)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "WorldModel":

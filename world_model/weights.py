@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -11,6 +12,9 @@ from vidtok_plugin.common.checkpoint_files import read_safetensors, write_safete
 from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.saved_config import checked_config, read_saved_config
 from world_model.architecture import WorldModelConfig
+
+if TYPE_CHECKING:
+    from vidtok_plugin.adapter.adapter import TokenizerAdapter
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
@@ -25,12 +29,15 @@ class Contents:
     token_hash: str | None = None
 
 
-def write_folder(folder: Path, contents: Contents, weights: Mapping[str, Tensor]) -> None:
-    """Write config and weights into `folder`."""
-    with atomic_write(folder / WEIGHTS_FILE) as partial:
-        write_safetensors(partial, weights)
-    with atomic_write(folder / CONFIG_FILE) as partial:
-        partial.write_text(to_yaml(contents))
+def write_folder(
+    folder: Path, contents: Contents, weights: Mapping[str, Tensor], adapter: "TokenizerAdapter | None" = None
+) -> None:
+    """Write config, weights and the adapter into `folder`; all are written before the first replaces an earlier one."""
+    with atomic_write(folder / CONFIG_FILE) as config_file, atomic_write(folder / WEIGHTS_FILE) as weights_file:
+        config_file.write_text(to_yaml(contents))
+        write_safetensors(weights_file, weights)
+        if adapter is not None:
+            adapter.save_pretrained(folder / ADAPTER_FOLDER)
 
 
 def read_folder(folder: Path) -> tuple[Contents, dict[str, Tensor]]:
