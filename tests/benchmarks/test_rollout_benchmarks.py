@@ -9,7 +9,8 @@ import pytest
 import torch
 from benchmark_files import load_benchmark
 from measured_models import random_model
-from recordings import tiny_adapter, write_episode
+from recordings import tiny_adapter, write_episode, write_folder
+from world_models import save_tiny_world
 
 from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.video.episodes import find_episodes
@@ -52,6 +53,16 @@ def test_rollouts_against_generate(tmp_path: Path) -> None:
     assert all(row["frames/s"] > 0 for row in rows)
     apart = {row["order"] for row in rows} - calls.keys()
     assert apart == {"tokenizer encodes the prompt", "tokenizer decodes all", "whole rollout(), raster"}
+
+
+def test_imagined_environments(tmp_path: Path) -> None:
+    world, output = save_tiny_world(tmp_path / "world"), tmp_path / "results.json"
+    write_folder(world / "prompts", {"a": 15})
+    arguments = ["--world", str(world), "--num-envs", "2", "--steps", "1", "--rounds", "1", "--threads", "1"]
+    load_benchmark("imagined_envs").main([*arguments, "--output", str(output)])
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["environments"] for row in rows] == ["2, single", "2, batch"] * 2
+    assert all(row["frames/s"] > 0 and row["speedup"] > 0 for row in rows)
 
 
 def test_drawing_without_a_cache_gives_the_same_tokens() -> None:

@@ -94,6 +94,7 @@ class Imagination:
     def sampler(self) -> Sampler:
         return self.generator.sampler
 
+    @torch.no_grad()
     def step(self, actions: Tensor | None = None, *, entropy: bool = False) -> ImaginedStep:
         """Imagine the next f frames under their actions (b, f) or (b, f, a); None for a model without actions.
 
@@ -165,6 +166,7 @@ class Imagination:
         twin._decoder = self._decoder.fork()
         return twin
 
+    @torch.no_grad()
     def _past(self, prompts: Tensor, actions: Tensor | None) -> _Past:
         """Check and encode prompts (b, 3, 1 + k f, h, w) with their actions."""
         model, adapter = self.model, self.adapter

@@ -1,0 +1,76 @@
+"""The speed of imagined environments: many in one batch, against as many single ones.
+
+    python benchmarks/imagined_envs.py [--world boxing] [--num-envs 16] [--steps 8]
+
+Both step the same world from its own prompts under random actions; the single ones take turns. Frames are those of the
+video, of which a step imagines several. Resets are left out.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from harness import in_turns, make_parser, ratio, report
+
+from world_model import Decoding, ImaginedEnv, ImaginedVectorEnv, load_world
+from world_model.rollout.worlds import world_prompts
+
+ORDERS = {"diagonal": Decoding(order="diagonal"), "raster": Decoding()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser(__doc__, rounds=3)
+    parser.add_argument("--world", default="boxing", help="a name, folder or repository")
+    parser.add_argument("--num-envs", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=8, help="steps of each environment in a round")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    world, prompts = load_world(args.world), world_prompts(args.world)
+    frames = args.num_envs * args.steps * world[0].tokens.temporal_factor
+    rows = []
+    for order, decoding in ORDERS.items():
+        settings: dict[str, Any] = {"prompts": prompts, "horizon": None, "decoding": decoding}
+        singles = [ImaginedEnv(world, **settings) for _ in range(args.num_envs)]
+        batch = ImaginedVectorEnv(world, args.num_envs, **settings)
+        for i, env in enumerate(singles):
+            env.action_space.seed(i)
+            env.reset(seed=i)
+        batch.reset(seed=0)
+        contenders = {"single": stepping(singles, args.steps), "batch": stepping(batch, args.steps)}
+        seconds = in_turns(contenders, rounds=args.rounds)
+        for name, taken in seconds.items():
+            rows.append(
+                {
+                    "order": order,
+                    "environments": f"{args.num_envs}, {name}",
+                    "frames/s": frames / statistics.median(taken),
+                    "speedup": ratio(seconds["single"], taken),
+                }
+            )
+    report("imagined_envs", rows, args.output, packages=["gymnasium"], rounds=args.rounds, steps=args.steps)
+
+
+def stepping(envs: ImaginedVectorEnv | list[ImaginedEnv], steps: int) -> Callable[[], None]:
+    """Steps under random actions. Episodes start again where the world ends them."""
+    if isinstance(envs, ImaginedVectorEnv):
+        envs.action_space.seed(0)
+
+        def together() -> None:
+            for _ in range(steps):
+                envs.step(envs.action_space.sample())
+
+        return together
+
+    def by_turns() -> None:
+        for _ in range(steps):
+            for env in envs:
+                _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+                if terminated or truncated:
+                    env.reset()
+
+    return by_turns
+
+
+if __name__ == "__main__":
+    main()
