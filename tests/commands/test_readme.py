@@ -15,7 +15,7 @@ import world_model.cli
 from vidtok_plugin import TokenizerAdapter, VidTok
 from vidtok_plugin.common.commands import parse_arguments
 from world_model.actions import ActionSpec
-from world_model.architecture import TokenSpec, WorldModelConfig
+from world_model.architecture import OutcomeConfig, TokenSpec, WorldModelConfig
 from world_model.model import WorldModel
 from world_model.transformer.transformer import TransformerConfig
 
@@ -84,13 +84,21 @@ def test_python_blocks_of_the_docs_run_on_a_toy_model(path: Path) -> None:
         actions=ActionSpec(kind="discrete", size=5),
     )
     config = WorldModelConfig(
-        tokens=tokens, max_steps=6, action_dropout=0.1, transformer=TransformerConfig(width=24, depth=1, heads=2)
+        tokens=tokens,
+        max_steps=6,
+        action_dropout=0.1,
+        outcomes=OutcomeConfig(width=8),
+        transformer=TransformerConfig(width=24, depth=1, heads=2),
     )
+    video, actions = torch.rand(1, 3, 9, 16, 16) * 2 - 1, torch.randint(5, (1, 41))
     namespace = {
         "adapter": TokenizerAdapter(tokenizer),
         "model": WorldModel(config).eval(),
-        "video": torch.rand(1, 3, 9, 16, 16) * 2 - 1,
-        "actions": torch.randint(5, (1, 41)),
+        "video": video,
+        "actions": actions,
+        "past_video": video,
+        "past_actions": actions[:, :9],
+        "picture": video[:, :, -1],
     }
     for block in code_blocks(path, "python"):
         exec(compile(block, path.name, "exec"), namespace)
