@@ -19,7 +19,7 @@ from boxing_evaluation import PROMPT_FRAMES
 from boxing_measures import mean_distances, psnr_over_copy
 from shared import run_example
 
-from vidtok_plugin.video.episodes import Episode, find_episodes
+from vidtok_plugin.video.episodes import RecordedEpisode, find_episodes
 from vidtok_plugin.video.pixels import from_uint8
 from vidtok_plugin.video.resizing import resize
 from world_model import load_world
@@ -30,7 +30,7 @@ from world_model.rollout.tokens import reconstruct
 GENERATOR = (93, 94)  # the bytes of Boxing's memory that hold its random number generator
 
 
-def play_again(episode: Episode, start: int, frames: int, generator: Sequence[int] | None) -> np.ndarray:
+def play_again(episode: RecordedEpisode, start: int, frames: int, generator: Sequence[int] | None) -> np.ndarray:
     """The episode's frames from `start` on, uint8 (frames, size, size, 3), played again under its actions.
 
     generator: a byte for each of `GENERATOR`, set after the prompt; None leaves them as they are.
@@ -59,7 +59,7 @@ def print_luck(args: argparse.Namespace) -> None:
     rng = np.random.default_rng(0)
     recorded, other = [], []
     for episode, start in held_out_segments(episodes, args.prompts, length):
-        assert isinstance(episode, Episode)
+        assert isinstance(episode, RecordedEpisode)
         recorded.append(play_again(episode, start, length, None))
         other.append(play_again(episode, start, length, rng.integers(0, 256, len(GENERATOR)).tolist()))
     real, luck = (from_uint8(torch.from_numpy(np.stack(videos))) for videos in (recorded, other))

@@ -25,7 +25,7 @@ from shared import run_example
 from torch import Tensor
 
 from vidtok_plugin.metrics.psnr import frame_psnr
-from vidtok_plugin.video.episodes import Episode, find_episodes
+from vidtok_plugin.video.episodes import RecordedEpisode, find_episodes
 from vidtok_plugin.video.pixels import to_uint8
 from vidtok_plugin.video.resizing import resize
 from world_model import Planner, load_world
@@ -41,7 +41,7 @@ PAST_FRAMES = 29  # that a planner may see
 class RealGame:
     """A recorded game, replayed up to a frame and open to other actions from there."""
 
-    def __init__(self, episode: Episode, frames: int) -> None:
+    def __init__(self, episode: RecordedEpisode, frames: int) -> None:
         recipe = episode.meta["recipe"]
         names = ("frame_skip", "warmup", "sticky_actions", "minimal_actions")
         self.game = AtariGame(recipe["env"], **{name: recipe[name] for name in names})
@@ -70,7 +70,7 @@ class RealGame:
         return resize(frame[None], self.size, self.size)[0]
 
 
-def starts(episodes: Sequence[Episode], count: int, after: int) -> list[tuple[Episode, int]]:
+def starts(episodes: Sequence[RecordedEpisode], count: int, after: int) -> list[tuple[RecordedEpisode, int]]:
     """Moments, as numbers of frames already played, evenly spaced over the episodes, with `after` frames to follow."""
     total = sum(max(0, episode.num_frames - PAST_FRAMES - after) for episode in episodes)
     if total < count:
@@ -99,7 +99,9 @@ def planned(planner: Planner, games: Sequence[RealGame], goals: Tensor | None = 
     return plans
 
 
-def score_under_plans(planner: Planner, found: Sequence[tuple[Episode, int]], frames: int, every: int) -> list[float]:
+def score_under_plans(
+    planner: Planner, found: Sequence[tuple[RecordedEpisode, int]], frames: int, every: int
+) -> list[float]:
     """The real score of each start over `frames` frames, planned again every `every` frames."""
     games = [RealGame(episode, start) for episode, start in found]
     for played in range(0, frames, every):
@@ -111,7 +113,7 @@ def score_under_plans(planner: Planner, found: Sequence[tuple[Episode, int]], fr
     return [game.score for game in games]
 
 
-def score_at_random(found: Sequence[tuple[Episode, int]], frames: int, runs: int) -> np.ndarray:
+def score_at_random(found: Sequence[tuple[RecordedEpisode, int]], frames: int, runs: int) -> np.ndarray:
     """The real scores (starts, runs) of random play."""
     scores = np.zeros((len(found), runs))
     for row, (episode, start) in enumerate(found):
@@ -125,13 +127,13 @@ def score_at_random(found: Sequence[tuple[Episode, int]], frames: int, runs: int
 
 
 def reach_goals(
-    planner: Planner, found: Sequence[tuple[Episode, int]], runs: int, rng: np.random.Generator
+    planner: Planner, found: Sequence[tuple[RecordedEpisode, int]], runs: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """PSNR to the goal of each start's end in the real game: planned (n,), at random (n, runs); and a picture."""
     device, horizon = planner.model.device, planner.cfg.horizon
     actions = planner.model.tokens.actions.size
 
-    def end(episode: Episode, start: int, plan: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def end(episode: RecordedEpisode, start: int, plan: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The frames (1, 3, 1, h, w) before and after the plan."""
         game = RealGame(episode, start)
         before = as_video(game.frames[-1][None], device)

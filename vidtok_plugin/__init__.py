@@ -6,7 +6,19 @@ from vidtok_plugin.common.primitive_cache import bound_primitive_cache
 from vidtok_plugin.common.reference import reference_path
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.presets import Preset, presets
+from vidtok_plugin.video.episode import Episode
+from vidtok_plugin.video.opening import open_episodes
 
-__all__ = ["Preset", "TokenGrid", "TokenizerAdapter", "VidTok", "VideoTokens", "presets", "reference_path"]
+__all__ = [
+    "Episode",
+    "Preset",
+    "TokenGrid",
+    "TokenizerAdapter",
+    "VidTok",
+    "VideoTokens",
+    "open_episodes",
+    "presets",
+    "reference_path",
+]
 
 bound_primitive_cache()

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.store.sources import Source, num_frames, video_path
-from vidtok_plugin.video.episodes import Episode
+from vidtok_plugin.video.episodes import RecordedEpisode
 from vidtok_plugin.video.reading import probe, read_frames
 
 
@@ -38,7 +38,7 @@ def encode_episode(
     tokens.append(stream.flush().grid_values[0].cpu())
     steps = torch.cat(tokens)
     data = {"codes": steps.int()} if adapter.kind == "discrete" else {"patches": steps.float()}
-    if isinstance(source, Episode):
+    if isinstance(source, RecordedEpisode):
         data |= _grouped_actions(source, frames, len(steps), adapter.temporal_factor)
         data |= _outcomes(source, frames, len(steps), adapter.temporal_factor)
     return data
@@ -59,7 +59,7 @@ def clip_ranges(total: int, clip_frames: int | None) -> list[range]:
     return [range(start, min(start + clip_frames, total)) for start in starts]
 
 
-def _grouped_actions(episode: Episode, frames: range, steps: int, f: int) -> dict[str, Tensor]:
+def _grouped_actions(episode: RecordedEpisode, frames: range, steps: int, f: int) -> dict[str, Tensor]:
     actions = torch.from_numpy(episode.actions[frames.start : frames.stop])
     actions = actions.float() if actions.is_floating_point() else actions.long()
     grouped = actions.new_zeros(steps * f, *actions.shape[1:])
@@ -69,7 +69,7 @@ def _grouped_actions(episode: Episode, frames: range, steps: int, f: int) -> dic
     return {"actions": grouped.view(steps, f, *actions.shape[1:]), "num_actions": num_actions}
 
 
-def _outcomes(episode: Episode, frames: range, steps: int, f: int) -> dict[str, Tensor]:
+def _outcomes(episode: RecordedEpisode, frames: range, steps: int, f: int) -> dict[str, Tensor]:
     data: dict[str, Tensor] = {}
     if episode.rewards is not None:
         grouped = torch.full((steps * f,), torch.nan)

@@ -14,10 +14,10 @@ from vidtok_plugin.common.hashing import hash_files
 from vidtok_plugin.store.metadata import StoreMetadata
 from vidtok_plugin.tokenizer.presets import presets
 from vidtok_plugin.video.episode_meta import frame_rate
-from vidtok_plugin.video.episodes import Episode, actions_path, rewards_path
+from vidtok_plugin.video.episodes import RecordedEpisode, actions_path, rewards_path
 from vidtok_plugin.video.reading import probe
 
-Source = Episode | Path
+Source = RecordedEpisode | Path
 
 
 def named_sources(sources: Sequence[Source], root: str | Path | None) -> dict[str, Source]:
@@ -84,7 +84,7 @@ def video_path(source: Source) -> Path:
     return source if isinstance(source, Path) else source.path
 
 
-def _action_space(episode: Episode) -> dict[str, Any]:
+def _action_space(episode: RecordedEpisode) -> dict[str, Any]:
     space = dict(episode.meta.get("action_space", {}))
     kind = "discrete" if episode.actions.ndim == 1 else "continuous"
     size = space.get("size", None if kind == "discrete" else episode.actions.shape[1])

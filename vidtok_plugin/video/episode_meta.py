@@ -27,15 +27,16 @@ def read_meta(video: Path) -> dict[str, Any]:
 
 
 def check_meta(video: Path, meta: Mapping[str, Any], actions: np.ndarray) -> None:
-    """Check `fps`, `num_frames`, `terminated`, `truncated` and `action_space`, each of which may be absent.
+    """Check `fps`, `task`, `num_frames`, `terminated`, `truncated` and `action_space`, each of which may be absent.
 
     actions: (t,) integers or (t, a) floats.
 
     Raises:
         ValueError: a value is impossible, or does not fit the actions.
     """
-    if "fps" in meta and (type(meta["fps"]) not in (int, float) or not 0 < meta["fps"] <= MAX_FPS):
-        raise _invalid(video, f"fps must be a number above 0, at most {MAX_FPS}", meta["fps"])
+    check_fps(video, meta)
+    if "task" in meta and not isinstance(meta["task"], str):
+        raise _invalid(video, "task must be a string", meta["task"])
     if "num_frames" in meta and not _is_integer(meta["num_frames"], 2**63):
         raise _invalid(video, "num_frames must be an integer of at least 1", meta["num_frames"])
     for name in ("terminated", "truncated"):
@@ -52,6 +53,12 @@ def check_meta(video: Path, meta: Mapping[str, Any], actions: np.ndarray) -> Non
         raise _invalid(video, f"action_space.size must be an integer in 1..{largest}", size)
     if kind == "continuous" and size is not None and (type(size) is not int or size != largest):
         raise _invalid(video, f"action_space.size must be {largest}, the components of its actions", size)
+
+
+def check_fps(video: Path, meta: Mapping[str, Any]) -> None:
+    """Check `fps`, which may be absent; a ValueError if it is impossible."""
+    if "fps" in meta and (type(meta["fps"]) not in (int, float) or not 0 < meta["fps"] <= MAX_FPS):
+        raise _invalid(video, f"fps must be a number above 0, at most {MAX_FPS}", meta["fps"])
 
 
 def frame_rate(video: Path, meta: Mapping[str, Any]) -> float:

@@ -1,9 +1,10 @@
 """Finding videos and recorded episodes: a video with files of actions and rewards and a JSON beside it."""
 
+import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,34 +14,107 @@ import numpy as np
 
 from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.common.checkpoint_files import DAMAGE
+from vidtok_plugin.common.hashing import hash_files
 from vidtok_plugin.common.paths import user_path
-from vidtok_plugin.video.episode_meta import check_meta, read_meta
+from vidtok_plugin.video.episode import EpisodeMethods
+from vidtok_plugin.video.episode_meta import check_meta, frame_rate, read_meta
+from vidtok_plugin.video.pyav_reader import Fit
+from vidtok_plugin.video.reading import ReaderPool
+from vidtok_plugin.video.signals import (
+    as_torch_reads_them,
+    check_action_count,
+    check_action_kind,
+    check_action_values,
+    check_rewards,
+)
+from vidtok_plugin.video.video_file import VideoFile
 
+FIX_ACTIONS = "record it again, or correct the action"
+FIX_REWARDS = "record it again, or correct or remove the file"
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Episode:
-    """One continuous recording.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RecordedEpisode(EpisodeMethods):
+    """The episode of a video with actions beside it.
 
-    `actions` is int64 `(t,)` or float32 `(t, a)`; `actions[i]` led from frame i-1 to frame i, and `actions[0]` is
-    ignored. `rewards` is float32 `(t,)`, or None if it has none; `rewards[i]` came with frame i. `meta` is the JSON
-    beside the video: `fps`, `num_frames`, `action_space`, `terminated` and how it was recorded.
+    `meta` is the JSON beside the video: `fps`, `num_frames`, `action_space`, `terminated`, `task` and how it was
+    recorded.
     """
 
     path: Path
+    name: str
     actions: np.ndarray
     meta: Mapping[str, Any]
     rewards: np.ndarray | None = None
+    state: None = None
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def video(self) -> VideoFile:
+        """Its frames alone."""
+        return VideoFile(path=self.path, name=self.name)
 
     @property
     def num_frames(self) -> int:
         return len(self.actions)
 
     @property
+    def fps(self) -> float | None:
+        return float(self.meta["fps"]) if "fps" in self.meta else None
+
+    def frame_rate(self) -> float:
+        return frame_rate(self.path, self.meta)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.video.size
+
+    @property
     def terminated(self) -> bool | None:
         """Whether its last frame ended the task or game; None if the JSON does not say so."""
         return self.meta.get("terminated")
+
+    @property
+    def task(self) -> str | None:
+        return self.meta.get("task")
+
+    @property
+    def action_space(self) -> Mapping[str, Any]:
+        space = dict(self.meta.get("action_space", {}))
+        if self.actions.ndim == 1:
+            return {**space, "kind": "discrete"}
+        return {**space, "kind": "continuous", "size": self.actions.shape[1]}
+
+    def read(self, frames: Sequence[int], *, fit: Fit | None = None, pool: ReaderPool | None = None) -> np.ndarray:
+        if self.video.num_frames != self.num_frames:
+            raise ValueError(
+                f"Episode {self}: it must have one action for each frame, got {self.num_frames} actions for "
+                f"{self.video.num_frames} frames; record it again, or correct {actions_path(self.path).name}."
+            )
+        return self.video.read(frames, fit=fit, pool=pool)
+
+    def blocks(self, length: int) -> Iterator[np.ndarray]:
+        return self.video.blocks(length)
+
+    def times(self) -> np.ndarray:
+        return self.video.times()
+
+    def frames_digest(self) -> str:
+        return self.video.frames_digest()
+
+    def digest(self) -> str:
+        """SHA-256 of its files, and of whether it ended if its JSON says so."""
+        files = [self.path, actions_path(self.path)]
+        digest = hash_files(*files) if self.rewards is None else hash_files(*files, rewards_path(self.path))
+        if self.terminated is None:
+            return digest
+        return hashlib.sha256(f"{digest} terminated={self.terminated}".encode()).hexdigest()
+
+    def name_from(self, root: Path) -> str:
+        return self.video.name_from(root)
 
 
 def actions_path(video: str | os.PathLike[str]) -> Path:
@@ -74,7 +148,7 @@ def find_videos(folder: str | os.PathLike[str]) -> list[Path]:
         raise NotADirectoryError(f"{folder} is a file, not a folder; give the folder that contains it.")
     paths = sorted(
         path
-        for path in _files(root)
+        for path in files_below(root)
         if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
     )
     if not paths:
@@ -84,7 +158,7 @@ def find_videos(folder: str | os.PathLike[str]) -> list[Path]:
     return paths
 
 
-def _files(root: Path) -> Iterator[Path]:
+def files_below(root: Path) -> Iterator[Path]:
     """The files below a folder, and below the folders that it links to, without hidden folders."""
     return (Path(folder, name) for folder, files in walk_once(root) for name in files)
 
@@ -115,18 +189,19 @@ def walk_once(root: Path) -> Iterator[tuple[str, list[str]]]:
         starts = links
 
 
-def find_episodes(folder: str | os.PathLike[str]) -> list[Episode]:
+def find_episodes(folder: str | os.PathLike[str]) -> list[RecordedEpisode]:
     """All episodes in a folder and its subfolders, sorted.
 
     Raises:
         FileNotFoundError: the folder does not exist or has no videos, or a video lacks its actions or JSON.
         ValueError: actions or JSON are invalid.
     """
-    return [load_episode(path) for path in find_videos(folder)]
+    root = user_path(folder)
+    return [load_episode(path, path.relative_to(root).as_posix()) for path in find_videos(root)]
 
 
-def load_episode(path: str | os.PathLike[str]) -> Episode:
-    """The episode of one video file."""
+def load_episode(path: str | os.PathLike[str], name: str | None = None) -> RecordedEpisode:
+    """The episode of one video file; its name is by default the file's."""
     video = Path(path)
     for file in (actions_path(video), meta_path(video)):
         if not file.is_file():
@@ -139,9 +214,11 @@ def load_episode(path: str | os.PathLike[str]) -> Episode:
     _check_actions(video, actions, meta)
     rewards = load_array(rewards_path(video), f"Episode {video}") if rewards_path(video).is_file() else None
     if rewards is not None:
-        _check_rewards(video, rewards, len(actions))
+        check_rewards(f"Episode {video}", rewards_path(video).name, rewards, len(actions), FIX_REWARDS)
         rewards = np.ascontiguousarray(rewards, dtype=np.float32)
-    return Episode(path=video, actions=as_torch_reads_them(actions), meta=meta, rewards=rewards)
+    return RecordedEpisode(
+        path=video, name=name or video.name, actions=as_torch_reads_them(actions), meta=meta, rewards=rewards
+    )
 
 
 def load_array(path: Path, who: str) -> np.ndarray:
@@ -159,13 +236,6 @@ def load_array(path: Path, who: str) -> np.ndarray:
     return loaded
 
 
-def as_torch_reads_them(actions: np.ndarray) -> np.ndarray:
-    """Integers as int64 and floats as float32, in this machine's byte order."""
-    kind = np.int64 if np.issubdtype(actions.dtype, np.integer) else np.float32
-    with np.errstate(over="ignore", invalid="ignore"):  # actions[0] may be anything
-        return np.ascontiguousarray(actions, dtype=kind)
-
-
 def save_episode_files(
     video: str | os.PathLike[str], actions: np.ndarray, meta: Mapping[str, Any], rewards: np.ndarray | None = None
 ) -> None:
@@ -173,7 +243,7 @@ def save_episode_files(
     _check_actions(Path(video), actions, meta)
     arrays = {actions_path(video): actions}
     if rewards is not None:
-        _check_rewards(Path(video), rewards, len(actions))
+        check_rewards(f"Episode {video}", rewards_path(video).name, rewards, len(actions), FIX_REWARDS)
         arrays[rewards_path(video)] = rewards.astype(np.float32)
     with ExitStack() as files:  # they get their names at its end, the JSON last
         files.enter_context(atomic_write(meta_path(video))).write_text(
@@ -185,51 +255,10 @@ def save_episode_files(
 
 
 def _check_actions(video: Path, actions: np.ndarray, meta: Mapping[str, Any]) -> None:
-    name = actions_path(video).name
-    discrete = actions.ndim == 1 and np.issubdtype(actions.dtype, np.integer)
-    continuous = actions.ndim == 2 and np.issubdtype(actions.dtype, np.floating)
-    if not (discrete or continuous):
-        raise ValueError(
-            f"Episode {video}: {name} must be integers of shape (t,) or floats of shape (t, a),"
-            f" got {actions.dtype} of {actions.shape}; write it with numpy.save."
-        )
+    where, name = f"Episode {video}", actions_path(video).name
+    check_action_kind(where, name, actions)
     check_meta(video, meta, actions)
-    if "num_frames" in meta and len(actions) != meta["num_frames"]:
-        raise ValueError(
-            f"Episode {video}: {name} must have one action for each frame, got {len(actions)} for"
-            f" {meta['num_frames']} frames; record the episode again, or correct num_frames in {meta_path(video).name}."
-        )
-    size = meta.get("action_space", {}).get("size") or 2**63
-    used = actions[1:]  # actions[0] is ignored
-    if discrete and len(used) and not 0 <= used.min() <= used.max() < size:
-        frame = int(np.argmax((used < 0) | (used >= size))) + 1
-        raise ValueError(
-            f"Episode {video}: {name} must have actions in 0..{size - 1}, according to its action_space,"
-            f" got {actions[frame]} at frame {frame}; record it again, or correct the action."
-        )
-    if continuous:
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(used.astype(np.float32)).all(axis=1)
-        if not finite.all():
-            frame = int(np.argmin(finite)) + 1
-            raise ValueError(
-                f"Episode {video}: {name} must have actions that are finite in float32, got {actions[frame]} at frame"
-                f" {frame}; record it again, or correct the action."
-            )
-
-
-def _check_rewards(video: Path, rewards: np.ndarray, frames: int) -> None:
-    name = rewards_path(video).name
-    if rewards.shape != (frames,) or rewards.dtype.kind not in "iuf":
-        raise ValueError(
-            f"Episode {video}: {name} must be numbers of shape ({frames},), one for each frame, got {rewards.dtype} of "
-            f"{rewards.shape}; record it again, or remove the file."
-        )
-    with np.errstate(over="ignore"):
-        finite = np.isfinite(rewards.astype(np.float32))
-    if not finite.all():
-        frame = int(np.argmin(finite))
-        raise ValueError(
-            f"Episode {video}: {name} must have rewards that are finite in float32, got {rewards[frame]} at frame"
-            f" {frame}; record it again, or correct the reward."
-        )
+    if "num_frames" in meta:
+        fix = f"record the episode again, or correct num_frames in {meta_path(video).name}"
+        check_action_count(where, name, actions, meta["num_frames"], fix)
+    check_action_values(where, name, actions, meta.get("action_space", {}).get("size"), FIX_ACTIONS)

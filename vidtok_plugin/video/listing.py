@@ -12,7 +12,7 @@ import av
 
 from vidtok_plugin.video.containers import container_damage
 from vidtok_plugin.video.ffmpeg_errors import Log, first_error, logged_errors
-from vidtok_plugin.video.unreadable import unopenable
+from vidtok_plugin.video.unreadable import UnreadableVideoError, unopenable
 
 MATROSKA, FLV, MP4, AVI = "matroska,webm", "flv", "mov,mp4,m4a,3gp,3g2,mj2", "avi"
 STREAMED = ("mpegts", "mpeg")  # a packet may be one of the two fields of a frame
@@ -57,6 +57,12 @@ def open_container(path: str | os.PathLike[str]) -> tuple[av.container.InputCont
     if not streams:
         container.close()
         raise unopenable(path, "it has no video stream")
+    if streams[0].codec_context is None:
+        container.close()
+        raise UnreadableVideoError(
+            f"Video {path} cannot be decoded: the FFmpeg in PyAV has no decoder for its codec; install a PyAV that has "
+            "it, or re-encode the video."
+        )
     streams[0].codec_context.thread_count = 1  # workers read in parallel
     return container, streams[0]
 

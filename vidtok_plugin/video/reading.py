@@ -157,6 +157,11 @@ def variable_times(path: str | os.PathLike[str]) -> np.ndarray | None:
         opened.close()
 
 
+def frame_times(path: str | os.PathLike[str], *, pool: ReaderPool | None = None) -> np.ndarray:
+    """The times of the frames in seconds, float64 `(num_frames,)`; raises the errors of `probe`."""
+    return (_pool if pool is None else pool).reader(path).times()
+
+
 def count_frames(path: str | os.PathLike[str], *, reader: ReaderName = "auto") -> int:
     """Length of a video file, without decoding it; raises the errors of `probe`."""
     opened = open_video(path, reader)

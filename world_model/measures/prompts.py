@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidtok_plugin.video.episodes import Episode, find_episodes, find_videos
+from vidtok_plugin.video.episodes import RecordedEpisode, find_episodes, find_videos
 from vidtok_plugin.video.pixels import from_uint8
 from vidtok_plugin.video.reading import count_frames, read_frames
 
@@ -49,29 +49,31 @@ class Prompts:
             yield range(start, start + len(batch)), batch
 
 
-def recordings(folder: str | Path, *, with_actions: bool) -> Sequence[Episode | Path]:
+def recordings(folder: str | Path, *, with_actions: bool) -> Sequence[RecordedEpisode | Path]:
     """The recorded episodes of a folder, or just its videos if no actions are needed."""
     return find_episodes(folder) if with_actions else find_videos(folder)
 
 
-def room_for(episodes: Sequence[Episode | Path], frames: int) -> int:
+def room_for(episodes: Sequence[RecordedEpisode | Path], frames: int) -> int:
     """How many segments of `frames` frames fit into the episodes without overlap."""
     return len(_starts(episodes, frames))
 
 
 def held_out_prompts(
-    episodes: Sequence[Episode | Path], *, count: int, prompt_frames: int, future_frames: int
+    episodes: Sequence[RecordedEpisode | Path], *, count: int, prompt_frames: int, future_frames: int
 ) -> Prompts:
     """`held_out_segments` as prompts."""
     length = prompt_frames + future_frames
     chosen = held_out_segments(episodes, count, length)
     videos = [torch.from_numpy(read_frames(_path(episode), range(s, s + length))) for episode, s in chosen]
-    taken = [torch.from_numpy(ep.actions[s : s + length]) for ep, s in chosen if isinstance(ep, Episode)]
+    taken = [torch.from_numpy(ep.actions[s : s + length]) for ep, s in chosen if isinstance(ep, RecordedEpisode)]
     video = from_uint8(torch.stack(videos))
     return Prompts(video=video, actions=torch.stack(taken) if taken else None, prompt_frames=prompt_frames)
 
 
-def held_out_segments(episodes: Sequence[Episode | Path], count: int, length: int) -> list[tuple[Episode | Path, int]]:
+def held_out_segments(
+    episodes: Sequence[RecordedEpisode | Path], count: int, length: int
+) -> list[tuple[RecordedEpisode | Path, int]]:
     """`count` segments of `length` frames without overlap, evenly spaced over the episodes: (episode, first frame)s.
 
     Raises:
@@ -86,7 +88,7 @@ def held_out_segments(episodes: Sequence[Episode | Path], count: int, length: in
     return [starts[i] for i in np.linspace(0, len(starts) - 1, count).round().astype(int)]
 
 
-def _starts(episodes: Sequence[Episode | Path], length: int) -> list[tuple[Episode | Path, int]]:
+def _starts(episodes: Sequence[RecordedEpisode | Path], length: int) -> list[tuple[RecordedEpisode | Path, int]]:
     counts = [count_frames(episode) if isinstance(episode, Path) else episode.num_frames for episode in episodes]
     return [
         (episode, start)
@@ -95,5 +97,5 @@ def _starts(episodes: Sequence[Episode | Path], length: int) -> list[tuple[Episo
     ]
 
 
-def _path(episode: Episode | Path) -> Path:
+def _path(episode: RecordedEpisode | Path) -> Path:
     return episode if isinstance(episode, Path) else episode.path

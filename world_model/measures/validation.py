@@ -12,7 +12,7 @@ from vidtok_plugin.common.config import to_dict
 from vidtok_plugin.metrics.fvd import I3D, I3D_URL
 from vidtok_plugin.metrics.lpips_weights import VGG_URL, load_lpips
 from vidtok_plugin.store.reader import TokenStore
-from vidtok_plugin.video.episodes import Episode
+from vidtok_plugin.video.episodes import RecordedEpisode
 from world_model.data import TokenDataConfig, TokenDataModule
 from world_model.measures.baselines import Baselines
 from world_model.measures.config import MeasuresConfig
@@ -60,7 +60,7 @@ class Validation:
         self.train = TokenStore(data.store, data.train)
         self.held_out = TokenStore(data.store, data.validation)
         self.train.check(adapter)
-        self.episodes: Sequence[Episode | Path] | None = None
+        self.episodes: Sequence[RecordedEpisode | Path] | None = None
         if cfg.episodes is not None:
             self.episodes = recordings(cfg.episodes, with_actions=model.tokens.actions.kind != "none")
             longest = max(cfg.future_frames, cfg.drift_frames)
@@ -154,7 +154,7 @@ class Validation:
         )
         return result.measured()
 
-    def _prompts(self, episodes: Sequence[Episode | Path], max_prompts: int, future_frames: int) -> Prompts:
+    def _prompts(self, episodes: Sequence[RecordedEpisode | Path], max_prompts: int, future_frames: int) -> Prompts:
         length = self.cfg.prompt_frames + future_frames
         prompts = held_out_prompts(
             episodes,
