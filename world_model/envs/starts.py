@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vidtok_plugin.common.paths import user_path
-from vidtok_plugin.video.episodes import Episode, find_videos, load_episode
+from vidtok_plugin.video.episodes import find_videos, load_episode
 from vidtok_plugin.video.reading import probe, read_frames
 from world_model.model import WorldModel
 
@@ -84,5 +84,5 @@ class Starts:
 def _recording(path: Path, acts: bool) -> _Recording:
     if not acts:
         return _Recording(path=path, num_frames=probe(path).num_frames, actions=None)
-    episode: Episode = load_episode(path)
+    episode = load_episode(path)
     return _Recording(path=path, num_frames=episode.num_frames, actions=episode.actions)
