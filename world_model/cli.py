@@ -68,6 +68,29 @@ def rollout_command(args: argparse.Namespace) -> None:
     print(f"{args.output}: {args.frames} frames imagined, {result.tokens_per_second:.0f} tokens per second")
 
 
+def play_command(args: argparse.Namespace) -> None:
+    import webbrowser
+
+    from world_model.play.installed import check_installed
+
+    check_installed()
+    import torch
+
+    from world_model.play.scenes import load_scenes
+    from world_model.play.server import PlayServer
+
+    torch.set_num_threads(args.threads)
+    scenes = load_scenes(args.world, args.prompts)
+    server = PlayServer(scenes, host=args.host, port=args.port, output=args.output)
+
+    def started() -> None:
+        print(f"{server.address}: play {args.world}; Ctrl-C ends it", flush=True)
+        if args.open:
+            webbrowser.open(server.address)
+
+    server.run(started)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="world-model", description="Record, train and roll out world models.")
     commands = parser.add_subparsers(metavar="COMMAND")
@@ -126,6 +149,30 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--steps", type=int, metavar="N", help="masked order: model calls per latent step (default: 8)"
+    )
+
+    command = add_command(commands, "play", play_command, "play a world in a browser, beside the real game")
+    command.add_argument("world", metavar="WORLD", help="a shipped world (boxing), a folder, or a hub repository")
+    command.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes any free one (default: 8000)")
+    command.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="for other machines to play, their side's address of this one, or 0.0.0.0 (default: 127.0.0.1)",
+    )
+    command.add_argument("--open", action="store_true", help="open the page in the browser")
+    command.add_argument(
+        "--prompts", type=path_argument, metavar="FOLDER", help="episodes to start from (default: the world's own)"
+    )
+    command.add_argument(
+        "--output", type=path_argument, metavar="FOLDER", help="write saved games there, too (default: download only)"
+    )
+    command.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of PyTorch for each game; on a busy CPU more are slower (default: 1)",
     )
     return parser
 

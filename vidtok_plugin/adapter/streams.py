@@ -143,6 +143,11 @@ class TokenDecoderStream:
         if other._outside is not None:
             self._outside = other._outside if self._outside is None else self._outside | other._outside
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the state."""
+        return self._stream.num_bytes
+
     def fork(self, futures: int = 1) -> Self:
         """An independent stream, with `futures` consecutive rows for each of this one's."""
         twin = copy(self)

@@ -82,6 +82,11 @@ class Stream:
             return TensorDict({}, batch_size=[])
         return TensorDict(self._state, batch_size=[_first_tensor(self._state).shape[0]])
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the state."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self._state))
+
     def fork(self, futures: int = 1) -> Self:
         """A stream that continues independently, with `futures` consecutive rows for each of this one's."""
         twin = copy(self)
@@ -302,6 +307,12 @@ def _as_dict(state: TensorDict | None) -> dict[str, Any] | None:
     if state is None or state.is_empty():
         return None
     return state.to_dict()
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    if isinstance(state, dict):
+        return [tensor for value in state.values() for tensor in _tensors(value)]
+    return [] if state is None else [state]
 
 
 def _repeated(state: Any, times: int) -> Any:

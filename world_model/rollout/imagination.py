@@ -94,6 +94,11 @@ class Imagination:
     def sampler(self) -> Sampler:
         return self.generator.sampler
 
+    @property
+    def state_bytes(self) -> int:
+        """Size of what it keeps of the past: the cache's buffers, the tokens, and the decoder's state."""
+        return self.generator.state_bytes + self._decoder.num_bytes
+
     @torch.no_grad()
     def step(self, actions: Tensor | None = None, *, entropy: bool = False) -> ImaginedStep:
         """Imagine the next f frames under their actions (b, f) or (b, f, a); None for a model without actions.

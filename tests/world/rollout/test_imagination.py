@@ -87,7 +87,7 @@ def test_steps_give_the_tokens_and_frames_of_a_rollout(name: str) -> None:
     assert torch.equal(imagination.frames, frames[:, :, -F:])
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ["causal", "masked", "patches"])
 @pytest.mark.parametrize("steps", [1, 3])  # max_steps is 4
 def test_a_fork_continues_as_its_origin_would(name: str, steps: int) -> None:
     before, future, other = actions(2, steps * F, 4), actions(2, 3 * F, 5), actions(2, 3 * F, 6)
@@ -130,7 +130,7 @@ def test_futures_of_a_fork_are_rollouts_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("name", ["causal", "masked", "patches"])
-@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("steps", [0, 2])
 def test_another_sampler_continues_the_same_past(name: str, steps: int) -> None:
     """As if the past had been that sampler's: the tokens drawn later depend on the past's tokens alone."""
     before, future = actions(2, steps * F, 4), actions(2, 2 * F, 5)

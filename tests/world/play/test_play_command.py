@@ -1,0 +1,94 @@
+"""`world-model play` starts and ends, and the shipped world is played fast enough, with little delay."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from play_clients import PlayClient, serving
+
+from world_model.cli import main
+from world_model.play.scenes import load_scenes
+from world_model.play.server import PlayServer
+
+MIN_FPS, MAX_DELAY = 20, 0.25  # seconds, at the 95th percentile
+SECONDS, TRIES = 20.0, 3  # other work on the machine may disturb a try
+
+
+def test_a_missing_package_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    assert main(["play", "boxing"]) == 2
+    error = capsys.readouterr().err
+    assert "the page needs starlette, which is not installed; run: pip install 'vidtok-plugin[play]'" in error
+
+
+def test_an_unknown_world_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["play", "boxin"]) == 2
+    assert "the nearest shipped world is 'boxing'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_prints_its_address_serves_and_ends(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "world_model.cli", "play", "boxing", "--port", "0", "--output", str(tmp_path)]
+    starter = "import sys; from world_model.cli import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen([command[0], "-c", starter, *command[3:]], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.match(r"(http://127\.0\.0\.1:\d+/): play boxing; Ctrl-C ends it", line)
+        assert found is not None, line
+        with urlopen(found[1], timeout=30) as answer:
+            assert b"<title>" in answer.read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    finally:
+        process.kill()
+        process.wait()
+
+
+def measured(server: PlayServer, seconds: float) -> tuple[float, float, float, float]:
+    """Frames a second, and the median, 95th percentile and greatest delay from a key to the first frame under it."""
+    with PlayClient(server) as client:
+        client.wait_for("hello")
+        client.send("run")
+        client.wait_for("moment", jump=False)
+        begun, first, given, delays, key = time.monotonic(), client.moments[-1]["moment"], 0.0, [], 0
+        next_key = begun
+        while (now := time.monotonic()) < begun + seconds:
+            header = client.receive()
+            if header["type"] != "moment":
+                continue
+            now = time.monotonic()
+            if given and header["input"] == key:
+                delays.append(now - given)
+                given, next_key = 0.0, now + 0.1 + 0.037 * (key % 7)  # at any time between two steps
+            if not given and now >= next_key:
+                key += 1
+                client.send("hold", id=key, action=1 + key % 17)
+                given = time.monotonic()
+        fps = 4 * (client.moments[-1]["moment"] - first) / (time.monotonic() - begun)
+    delays.sort()
+    assert len(delays) > 20
+    return fps, delays[len(delays) // 2], delays[int(0.95 * len(delays))], delays[-1]
+
+
+@pytest.mark.slow
+def test_the_shipped_world_is_played_at_its_rate_with_little_delay(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the real game beside it, on a CPU. The figures are printed whether they are reached or not."""
+    with serving(load_scenes("boxing", device="cpu")) as server:
+        for _ in range(TRIES):
+            fps, median, high, most = measured(server, SECONDS)
+            with capsys.disabled():
+                print(
+                    f"\nplay boxing: {fps:.1f} frames a second; key to picture {1000 * median:.0f} ms (median), "
+                    f"{1000 * high:.0f} ms (95%), {1000 * most:.0f} ms (most)"
+                )
+            if fps >= MIN_FPS and high < MAX_DELAY:
+                return
+    raise AssertionError(f"at least {MIN_FPS} frames a second and {1000 * MAX_DELAY:.0f} ms, got {fps:.1f} and {high}")

@@ -1,0 +1,1 @@
+"""A page to play a world on: the imagined game live, beside the real one."""
