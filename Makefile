@@ -1,4 +1,4 @@
-# make setup: everything into .venv; make demo: the whole pipeline; make test: lint, types and the quick tests.
+# make setup: everything into .venv; make play: a world in the browser; make demo: the whole pipeline; make test: lint, types and the quick tests.
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n $(JOBS) --dist loadfile
 
-.PHONY: setup demo finetune-example vidtok-tiny boxing-world lint test test-slow test-gpu test-all format clean
+.PHONY: setup demo play finetune-example vidtok-tiny boxing-world lint test test-slow test-gpu test-all format clean
 
 setup: $(STAMP)
 
@@ -20,11 +20,14 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo "error: $(PYTHON) has no venv module; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,demo]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,demo,play]'
 	@touch $@
 
 demo: setup
 	$(BIN)/python examples/demo.py
+
+play: setup
+	$(BIN)/world-model play boxing --open
 
 # Pre-trains a small tokenizer on Atari play and fine-tunes it on natural clips: the gain in PSNR.
 finetune-example: setup

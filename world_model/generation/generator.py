@@ -136,6 +136,12 @@ class StepGenerator:
         )
         self.noise.restart(rows, indices)
 
+    def prepare(self) -> None:
+        """Do now what the next step needs whatever its actions are: where the context is full, the re-prefill. `step`
+        does it otherwise; a player who is waited for has no delay by it."""
+        with torch.inference_mode():
+            self.window.make_room()
+
     def fork(self, futures: int = 1, indices: Sequence[int] | None = None) -> "StepGenerator":
         """`futures` consecutive rollouts for each of these. They continue independently and share the past without a
         copy. They draw the same random numbers, or those of `indices`, one for each."""

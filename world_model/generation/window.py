@@ -64,15 +64,19 @@ class ContextWindow:
 
         Weights are prepacked if every call has the same number of tokens, `tokens_per_call`.
         """
+        self.make_room()
+        if self.blocks is None:
+            rows = None if tokens_per_call is None else self.cache.batch * tokens_per_call
+            self.blocks = self.model.transformer.decode_blocks(self.cache, rows)
+        return self.model.step_context(self._newest(), self._row_actions(actions), self.cache, self.blocks)
+
+    def make_room(self) -> None:
+        """Drop the oldest steps of full windows and re-prefill the rest, so that another step fits."""
         full = (self.held == self.model.config.max_steps).nonzero()[:, 0]
         if len(full):
             self._replace(full, *self._past_of(full), self.held.new_full((len(full),), self.kept_steps))
         if self.cache.length + self.model.tokens.tokens_per_step > self.cache.capacity:
             self._move(self.held)
-        if self.blocks is None:
-            rows = None if tokens_per_call is None else self.cache.batch * tokens_per_call
-            self.blocks = self.model.transformer.decode_blocks(self.cache, rows)
-        return self.model.step_context(self._newest(), self._row_actions(actions), self.cache, self.blocks)
 
     def append(self, step: Tensor, actions: GroupedActions | None, *, in_cache: bool) -> None:
         """Append a step (b, H, W[, p]) that was drawn. `in_cache`: drawing it wrote its keys and values."""

@@ -134,6 +134,7 @@ def state_of(session: PlaySession, running: bool) -> dict[str, Any]:
         "guidance": session.sampler.guidance,
         "entropy": session.measures_entropy,
         "noReal": session.no_real,
+        "realReplayed": session.real is not None and session.real.replayed,  # up to the prompt's last picture
     }
 
 

@@ -133,6 +133,7 @@ class Player(threading.Thread):
             self.running = False
         if session.branched or moment.terminated:
             self._tell(state_of(session, self.running))
+        session.prepare()
 
     def _do(self, session: PlaySession, command: Command) -> None:
         name, number = command.name, command.number

@@ -32,13 +32,13 @@ class RealGame:
     def __init__(self, scenes: Scenes, prompt: Prompt, seed: int) -> None:
         """A ValueError says why there is no real game for this prompt."""
         recipe = prompt.meta.get("recipe")
-        self._replays = isinstance(recipe, Mapping) and type(prompt.meta.get("seed")) is int
+        self.replayed = isinstance(recipe, Mapping) and type(prompt.meta.get("seed")) is int
         self._size = prompt.frames.shape[1:3]
-        self._game = _open(scenes, prompt, recipe if self._replays and isinstance(recipe, Mapping) else {})
+        self._game = _open(scenes, prompt, recipe if self.replayed and isinstance(recipe, Mapping) else {})
         self._f = scenes.step_frames
-        played = self._game.start(int(prompt.meta["seed"]) if self._replays else seed)
+        played = self._game.start(int(prompt.meta["seed"]) if self.replayed else seed)
         frames = [played.frame]
-        if self._replays and prompt.actions is not None:
+        if self.replayed and prompt.actions is not None:
             for action in prompt.actions[0, 1:].tolist():
                 frames.append(self._game.step(action).frame)
         frames = [frames[0]] * (self._f - len(frames)) + frames[-self._f :]

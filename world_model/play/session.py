@@ -104,6 +104,10 @@ class PlaySession:
             actions[: (f + 1) // 2] = [tapped] * ((f + 1) // 2)
         return torch.tensor([actions], dtype=torch.int64 if isinstance(rest, int) else torch.float32)
 
+    def prepare(self) -> None:
+        """Do what the next step needs and can be done while its actions are waited for."""
+        self.live.prepare()
+
     # Going elsewhere
 
     def reset(self, prompt: int | None = None) -> None:

@@ -129,6 +129,10 @@ class Imagination:
             entropy=self.generator.entropy,
         )
 
+    def prepare(self) -> None:
+        """Do now what the next step needs whatever its actions are, so that `step` gives its frames the sooner."""
+        self.generator.prepare()
+
     def reset_rows(
         self, rows: Sequence[int], prompts: Tensor, actions: Tensor | None = None, *, indices: Sequence[int]
     ) -> None:

@@ -35,21 +35,20 @@ def test_an_unknown_world_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_the_command_prints_its_address_serves_and_ends(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "world_model.cli", "play", "boxing", "--port", "0", "--output", str(tmp_path)]
     starter = "import sys; from world_model.cli import main; sys.exit(main(sys.argv[1:]))"
-    process = subprocess.Popen([command[0], "-c", starter, *command[3:]], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.match(r"(http://127\.0\.0\.1:\d+/): play boxing; Ctrl-C ends it", line)
-        assert found is not None, line
-        with urlopen(found[1], timeout=30) as answer:
-            assert b"<title>" in answer.read()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
-    finally:
-        process.kill()
-        process.wait()
+    command = [sys.executable, "-c", starter, "play", "boxing", "--port", "0", "--output", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            found = re.match(r"(http://127\.0\.0\.1:\d+/): play boxing; Ctrl-C ends it", line)
+            assert found is not None, line
+            with urlopen(found[1], timeout=30) as answer:
+                assert b"<title>" in answer.read()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+        finally:
+            process.kill()
 
 
 def measured(server: PlayServer, seconds: float) -> tuple[float, float, float, float]:
@@ -74,7 +73,7 @@ def measured(server: PlayServer, seconds: float) -> tuple[float, float, float, f
                 given = time.monotonic()
         fps = 4 * (client.moments[-1]["moment"] - first) / (time.monotonic() - begun)
     delays.sort()
-    assert len(delays) > 20
+    assert len(delays) > 5
     return fps, delays[len(delays) // 2], delays[int(0.95 * len(delays))], delays[-1]
 
 

@@ -12,6 +12,7 @@ from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from world_model.actions import ActionSpec, group_actions
 from world_model.architecture import OutcomeConfig, WorldModelConfig
 from world_model.decoding import Decoding
+from world_model.generation.window import ContextWindow
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
 from world_model.rollout.imagination import Imagination
@@ -146,6 +147,22 @@ def test_another_sampler_continues_the_same_past(name: str, steps: int) -> None:
     assert back.sampler == SAMPLER and warm.sampler.temperature == 0.2
     if steps == 0:
         same(drawn, advance(begin(name, sampler=replace(SAMPLER, temperature=0.2)), future))
+
+
+@pytest.mark.parametrize("name", ["causal", "masked"])
+def test_preparing_a_step_changes_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It re-prefills a full context ahead of the step, which then has nothing left of it to do."""
+    future = actions(2, 5 * F, 5)
+    expected = advance(begin(name), future)
+    prepared, drawn = begin(name), []
+    for chunk in future.split(F, dim=1):
+        prepared.prepare()
+        prepared.prepare()
+        with monkeypatch.context() as patch:
+            patch.setattr(ContextWindow, "_prefilled_window", None)
+            drawn.append(prepared.step(chunk))
+    frames = torch.cat([step.frames for step in drawn], dim=2)
+    same((frames, torch.stack([step.tokens for step in drawn], dim=1)), expected)
 
 
 def test_steps_report_their_outcomes() -> None:

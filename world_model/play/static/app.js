@@ -116,6 +116,7 @@ function showState() {
   $("no-real").hidden = !state.noReal;
   $("no-real").textContent = state.noReal ? `No real game here. ${state.noReal}` : "";
   $("real").hidden = Boolean(state.noReal);
+  $("real-note").textContent = state.noReal || state.realReplayed ? "" : "from a start of its own";
   document.querySelectorAll("#prompts button").forEach((button, i) => {
     button.setAttribute("aria-pressed", i === state.prompt);
   });

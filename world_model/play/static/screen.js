@@ -85,7 +85,7 @@ export class Screen {
     const image = context.createImageData(this.overlay.width, this.overlay.height);
     header.entropy.forEach((nats, i) => {
       const strength = Math.min(1, nats / SCALE_NATS);
-      image.data.set([255, 60, 180, 215 * strength], 4 * i);
+      image.data.set([255, 60, 180, 165 * strength], 4 * i);
     });
     context.putImageData(image, 0, 0);
   }
