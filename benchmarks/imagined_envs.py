@@ -2,8 +2,9 @@
 
     python benchmarks/imagined_envs.py [--world boxing] [--num-envs 16] [--steps 8]
 
-Both step the same world from its own prompts under random actions; the single ones take turns. Frames are those of the
-video, of which a step imagines several. Resets are left out.
+Both step the same world from its own prompts under random actions; the single ones take turns. Each of these is made by
+the world's name, so that it has a copy of the weights; `--share` lets them share one. Frames are those of the video, of
+which a step imagines several. Resets are left out.
 """
 
 import statistics
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--world", default="boxing", help="a name, folder or repository")
     parser.add_argument("--num-envs", type=int, default=16)
     parser.add_argument("--steps", type=int, default=8, help="steps of each environment in a round")
+    parser.add_argument("--share", action="store_true", help="the single ones share the weights")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     world, prompts = load_world(args.world), world_prompts(args.world)
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     for order, decoding in ORDERS.items():
         settings: dict[str, Any] = {"prompts": prompts, "horizon": None, "decoding": decoding}
-        singles = [ImaginedEnv(world, **settings) for _ in range(args.num_envs)]
+        singles = [ImaginedEnv(world if args.share else args.world, **settings) for _ in range(args.num_envs)]
         batch = ImaginedVectorEnv(world, args.num_envs, **settings)
         for i, env in enumerate(singles):
             env.action_space.seed(i)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -75,13 +76,18 @@ class ImaginedEpisodes:
                 f"factor), or None, got {horizon}."
             )
         self.starts = Starts(self.model, prompts, prompt_frames, who)
+        if count > 1 and self.starts.prompt_frames == 1 and self.adapter.tokenizer.architecture.version == "1.1":
+            raise ValueError(
+                f"{who}: prompt_frames must be at least {1 + f}, got 1: with a tokenizer of v1.1, environments cannot "
+                "start again from one frame while others go on."
+            )
         self.who, self.count, self.sampler, self.decoding = who, count, sampler or Sampler(), decoding
         self.last_step = None if horizon is None else horizon // f
         self.steps = np.zeros(count, dtype=np.int64)  # of each episode so far
         self.ended = np.ones(count, dtype=bool)  # episodes that have to start (again)
         self.imagination: Imagination | None = None
         if self.model.outcomes is None or self.model.outcomes.rewards is None:
-            logger.warning("%s: the world predicts no rewards, so all of them are 0.", who)
+            _warn_once(f"{who}: the world predicts no rewards, so all of them are 0.")
 
     def start(self, rows: Sequence[int], rngs: Sequence[np.random.Generator]) -> list[Start]:
         """Let some episodes start from prompts that their generators draw; the first time, all of them must."""
@@ -138,3 +144,8 @@ class ImaginedEpisodes:
         twin.imagination = None if self.imagination is None else self.imagination.fork()
         twin.steps, twin.ended = self.steps.copy(), self.ended.copy()
         return twin
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)

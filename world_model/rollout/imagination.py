@@ -147,7 +147,8 @@ class Imagination:
         check_rows(rows, self.batch, self.who)
         past = self._past(prompts, actions)
         there = torch.tensor(list(rows), device=self.frames.device)
-        decoder = self._decoder.fork()  # so that prompts that don't fit change nothing
+        all_rows = len(rows) == self.batch  # nothing of the old state stays, so the new one need not fit it
+        decoder = (past.decoder if all_rows else self._decoder).fork()  # prompts that don't fit change nothing
         decoder.replace_rows(there, past.decoder)
         self.generator.reset_rows(rows, past.tokens, past.actions, indices)
         self._decoder = decoder

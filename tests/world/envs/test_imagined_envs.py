@@ -19,6 +19,7 @@ from recordings import tiny_adapter, write_folder
 from world_models import CONFIG, random_model
 
 import world_model
+from vidtok_plugin import VidTok
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.video.episodes import load_episode, save_episode_files
 from vidtok_plugin.video.pixels import from_uint8, to_uint8
@@ -27,6 +28,7 @@ from vidtok_plugin.video.writing import write_video
 from world_model import Decoding, ImaginedEnv, ImaginedVectorEnv, Sampler, rollout
 from world_model.actions import ActionSpec
 from world_model.architecture import OutcomeConfig
+from world_model.envs.episodes import _warn_once
 from world_model.envs.registration import ENV_ID, _AfterGymnasium, register_env
 from world_model.model import WorldModel
 from world_model.transformer.transformer import Transformer
@@ -196,8 +198,10 @@ def test_episodes_are_truncated_at_the_horizon(prompts: Path) -> None:
 
 
 def test_a_world_without_rewards_gives_none_and_says_so(prompts: Path, caplog: pytest.LogCaptureFixture) -> None:
-    env = make(make_world(outcomes=False), prompts)
-    assert "ImaginedEnv: the world predicts no rewards, so all of them are 0." in caplog.text
+    _warn_once.cache_clear()
+    world = make_world(outcomes=False)
+    env, _ = make(world, prompts), make(world, prompts)
+    assert caplog.text.count("ImaginedEnv: the world predicts no rewards, so all of them are 0.") == 1
     env.reset(seed=0)
     _, reward, terminated, _, info = env.step(1)
     assert reward == 0.0 and terminated is False and "rewards" not in info
@@ -384,6 +388,21 @@ def test_settings_that_do_not_fit_are_named(
         with pytest.raises(ValueError, match=message) as error:
             make_env(world, **{"prompts": prompts} | settings)
         assert who in str(error.value)
+
+
+def test_prompts_of_one_frame_with_a_tokenizer_of_v1_1(prompts: Path) -> None:
+    """Its decoder's first latent has no past: a single environment may start there again, one of many may not."""
+    model, _ = make_world(outcomes=False)
+    torch.manual_seed(0)
+    sizes = {"ch": 4, "ch_mult": (1, 1, 1, 1), "num_res_blocks": 1, "fsq_levels": (4, 3)}
+    world = model, TokenizerAdapter(VidTok.from_preset("vidtok_fsq_causal_488_32768_v1_1", **sizes))
+    env = make(world, prompts, prompt_frames=1)
+    for _ in range(2):
+        env.reset(seed=0)
+        first, second = env.step(1)[0], env.step(2)[0]
+    assert not np.array_equal(first, second)
+    with pytest.raises(ValueError, match="prompt_frames must be at least 5, got 1: with a tokenizer of v1.1"):
+        make_vector(world, prompts, prompt_frames=1)
 
 
 def test_actions_and_options_that_do_not_fit_are_named(world: World, prompts: Path, tmp_path: Path) -> None:
