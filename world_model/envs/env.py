@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from world_model.decoding import Decoding
-from world_model.envs.episodes import ImaginedEpisodes, Prompts, World
+from world_model.envs.episodes import ImaginedEpisodes, World
 from world_model.envs.spaces import ImaginedSpaces
-from world_model.envs.starts import Start
+from world_model.envs.starts import Prompts, Start
 from world_model.heads.sampler import Sampler
 
 
@@ -38,11 +38,11 @@ class ImaginedEnv(gymnasium.Env[np.ndarray, Any]):
     newest frame, uint8 (h, w, 3). A reward is the sum of those that the world predicts for the step's frames; a world
     that predicts none gives 0, and says so in the log. An episode is terminated where the world predicts its end, and
     truncated after `horizon` frames. `info` has all `frames` of the step, uint8 (f, h, w, 3), and their `rewards`, and
-    after a reset the `prompt`'s path and its `first_frame` in that video.
+    after a reset the `prompt`, which is the episode that it comes from, and its `first_frame` there.
 
-    `reset` draws a prompt of `prompt_frames` frames from the episodes `prompts`, a folder or paths of videos with their
-    actions beside them, by default those that the world brings along. Equal seeds give equal episodes under equal
-    actions, alone or in an `ImaginedVectorEnv`.
+    `reset` draws a prompt of `prompt_frames` frames from the episodes `prompts`, a source for `open_episodes` or a list
+    of sources or opened episodes, by default those that the world brings along. Equal seeds give equal episodes under
+    equal actions, alone or in an `ImaginedVectorEnv`.
 
     Args:
         world: a source for `load_world`, or a model with its adapter, which needs `prompts`.
@@ -154,7 +154,7 @@ class ImaginedEnv(gymnasium.Env[np.ndarray, Any]):
 
 def start_info(frames: np.ndarray, start: Start) -> dict[str, Any]:
     """The info of a reset, with the newest frames (f, h, w, 3)."""
-    return {"frames": frames, "prompt": str(start.path), "first_frame": start.first_frame}
+    return {"frames": frames, "prompt": str(start.episode), "first_frame": start.first_frame}
 
 
 def step_info(frames: np.ndarray, rewards: np.ndarray | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.video.pixels import from_uint8, to_uint8
 from world_model.decoding import Decoding
-from world_model.envs.starts import Start, Starts
+from world_model.envs.starts import Prompts, Start, Starts
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
 from world_model.rollout.imagination import Imagination
@@ -26,7 +26,6 @@ from world_model.rollout.worlds import load_world, world_prompts
 logger = logging.getLogger(__name__)
 
 World = str | Path | tuple[WorldModel, TokenizerAdapter]
-Prompts = str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,44 +9,38 @@ from pathlib import Path
 
 import numpy as np
 
-from vidtok_plugin.common.paths import user_path
-from vidtok_plugin.video.episodes import find_videos, load_episode
-from vidtok_plugin.video.reading import probe, read_frames
+from vidtok_plugin.video.episode import Episode
+from vidtok_plugin.video.opening import open_episodes, open_videos
 from world_model.model import WorldModel
 
 PROMPT_STEPS = 4  # latent steps of a prompt, unless its frames are given
+FPS = 30.0  # of episodes that don't say
+
+Prompts = str | Path | Sequence[str | Path | Episode]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
     """A prompt, and the index of the random numbers with which it is continued."""
 
-    path: Path
+    episode: Episode
     first_frame: int
     frames: np.ndarray  # uint8 (t, h, w, 3)
     actions: np.ndarray | None  # (t[, a]); None for a world without actions
     index: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Recording:
-    path: Path
-    num_frames: int
-    actions: np.ndarray | None
-
-
 class Starts:
     """Prompts of `prompt_frames` frames, by default those of 4 latent steps, anywhere in the episodes `prompts`: a
-    folder, or the paths of videos. A world with actions needs those of the episodes beside them.
+    source for `open_episodes`, or several, or episodes that it gave. A world with actions needs theirs.
 
     Raises:
-        FileNotFoundError: there are no episodes, or one lacks its actions.
-        ValueError: an episode is shorter than a prompt, or the length of prompts does not fit the model.
+        FileNotFoundError: there are no episodes.
+        ValueError: an episode is shorter than a prompt or lacks its actions, or the length of prompts does not fit the
+            model.
     """
 
-    def __init__(
-        self, model: WorldModel, prompts: str | Path | Sequence[str | Path], prompt_frames: int | None, who: str
-    ) -> None:
+    def __init__(self, model: WorldModel, prompts: Prompts, prompt_frames: int | None, who: str) -> None:
         f = model.tokens.temporal_factor
         self.prompt_frames = 1 + (PROMPT_STEPS - 1) * f if prompt_frames is None else prompt_frames
         if self.prompt_frames < 1 or (self.prompt_frames - 1) % f:
@@ -54,35 +48,39 @@ class Starts:
                 f"{who}: prompt_frames must be 1 + k * {f} ({f} is the tokenizer's temporal factor), got "
                 f"{self.prompt_frames}."
             )
-        paths = find_videos(prompts) if isinstance(prompts, str | Path) else [user_path(path) for path in prompts]
-        if not paths:
-            raise ValueError(f"{who}: prompts must have at least one video, got none.")
-        acts = model.tokens.actions.kind != "none"
-        self._recordings = [_recording(path, acts) for path in paths]
-        for recording in self._recordings:
-            if recording.num_frames < self.prompt_frames:
+        self._acts = model.tokens.actions.kind != "none"
+        self._episodes = _opened(prompts, self._acts)
+        if not self._episodes:
+            raise ValueError(f"{who}: prompts must have at least one episode, got none.")
+        for episode in self._episodes:
+            if episode.num_frames < self.prompt_frames:
                 raise ValueError(
-                    f"{who}: {recording.path} must have at least {self.prompt_frames} frames, got "
-                    f"{recording.num_frames}; lower prompt_frames, or leave it out."
+                    f"{who}: {episode} must have at least {self.prompt_frames} frames, got {episode.num_frames}; lower "
+                    "prompt_frames, or leave the episode out."
                 )
-        self.fps = probe(paths[0]).fps
+            if self._acts and episode.actions is None:
+                raise ValueError(f"{who}: {episode} must have actions, like the world; record them beside its frames.")
+        self.fps = self._episodes[0].fps or FPS
 
     def draw(self, rng: np.random.Generator) -> Start:
         """A prompt from a random frame of a random episode."""
-        recording = self._recordings[rng.integers(len(self._recordings))]
-        first = int(rng.integers(recording.num_frames - self.prompt_frames + 1))
+        episode = self._episodes[rng.integers(len(self._episodes))]
+        first = int(rng.integers(episode.num_frames - self.prompt_frames + 1))
         frames = range(first, first + self.prompt_frames)
         return Start(
-            path=recording.path,
+            episode=episode,
             first_frame=first,
-            frames=read_frames(recording.path, frames),
-            actions=None if recording.actions is None else recording.actions[frames.start : frames.stop],
+            frames=episode.read(frames),
+            actions=episode.actions[frames.start : frames.stop] if self._acts and episode.actions is not None else None,
             index=int(rng.integers(2**32)),
         )
 
 
-def _recording(path: Path, acts: bool) -> _Recording:
-    if not acts:
-        return _Recording(path=path, num_frames=probe(path).num_frames, actions=None)
-    episode = load_episode(path)
-    return _Recording(path=path, num_frames=episode.num_frames, actions=episode.actions)
+def _opened(prompts: Prompts, acts: bool) -> list[Episode]:
+    episodes: list[Episode] = []
+    for source in [prompts] if isinstance(prompts, str | Path) else prompts:
+        if isinstance(source, str | Path):
+            episodes += open_episodes(source) if acts else open_videos(source)
+        else:
+            episodes.append(source)
+    return episodes

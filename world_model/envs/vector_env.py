@@ -23,8 +23,9 @@ from world_model.envs.env import (
     start_info,
     step_info,
 )
-from world_model.envs.episodes import EpisodesStep, ImaginedEpisodes, Prompts, World
+from world_model.envs.episodes import EpisodesStep, ImaginedEpisodes, World
 from world_model.envs.spaces import ImaginedSpaces
+from world_model.envs.starts import Prompts
 from world_model.heads.sampler import Sampler
 
 Infos = dict[str, Any]

@@ -19,7 +19,7 @@ from recordings import tiny_adapter, write_folder
 from world_models import CONFIG, random_model
 
 import world_model
-from vidtok_plugin import VidTok
+from vidtok_plugin import VidTok, open_episodes
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.video.episodes import load_episode, save_episode_files
 from vidtok_plugin.video.pixels import from_uint8, to_uint8
@@ -60,7 +60,7 @@ def world() -> World:
     return make_world()
 
 
-def make(world: World, prompts: Path, **settings: Any) -> ImaginedEnv:
+def make(world: World, prompts: Any, **settings: Any) -> ImaginedEnv:
     return ImaginedEnv(world, prompts=prompts, **{"prompt_frames": 5} | settings)
 
 
@@ -172,6 +172,20 @@ def test_prompts_start_anywhere_in_any_episode_by_seed(world: World, prompts: Pa
     assert all(first <= {"a": 11, "b": 19, "c": 9}[name] - 5 for name, first in starts)
     again = [env.reset()[1]["first_frame"] for _ in range(3)]
     assert len(set(again)) > 1  # without a seed, the next episode is another one
+
+
+def test_prompts_are_of_any_source_of_episodes(world: World, prompts: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", frames=frames, actions=rng.integers(0, 3, 9))
+    np.savez(tmp_path / "b.npz", frames=frames)
+    for source in (tmp_path / "a.npz", [prompts / "a.mp4", tmp_path / "a.npz"], open_episodes(prompts)):
+        observation, info = make(world, source).reset(seed=2)
+        episode = open_episodes(info["prompt"])[0]
+        assert np.array_equal(observation, episode.read([info["first_frame"] + 4])[0])
+    with pytest.raises(ValueError, match=r"b.npz must have actions, like the world"):
+        make(world, tmp_path / "b.npz")
+    assert make(make_world("none"), tmp_path / "b.npz").reset(seed=0)[0].shape == (16, 16, 3)
 
 
 def test_an_action_is_held_or_there_is_one_for_each_part_of_a_step(world: World, prompts: Path) -> None:
@@ -371,7 +385,7 @@ def test_a_vector_is_restored_with_its_restarts(world: World, prompts: Path) -> 
     [
         ({"prompt_frames": 4}, r"prompt_frames must be 1 \+ k \* 4 .* got 4"),
         ({"prompt_frames": 13}, r"must have at least 13 frames, got (9|11); lower prompt_frames"),
-        ({"prompts": []}, "prompts must have at least one video, got none"),
+        ({"prompts": []}, "prompts must have at least one episode, got none"),
         ({"prompts": None}, "prompts must be given with a model and its adapter"),
         ({"horizon": 6}, "horizon must be a positive number of frames, a multiple of 4 .* got 6"),
         ({"horizon": 0}, "horizon must be .* got 0"),
