@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidtok_plugin.video.episodes import actions_path, as_torch_reads_them, load_array
+from vidtok_plugin.video.episodes import actions_path, load_array
 from vidtok_plugin.video.pixels import from_uint8, to_uint8
 from vidtok_plugin.video.reading import probe, read_frames
+from vidtok_plugin.video.signals import as_torch_reads_them
 from vidtok_plugin.video.writing import VideoWriter
 from world_model.decoding import Decoding
 from world_model.heads.sampler import Sampler
