@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
+RECORDINGS = "a folder of videos, a LeRobot dataset, or another source of docs/recordings.md"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     return run_command(build_parser(), argv)
 
@@ -97,7 +100,8 @@ def run_reconstruct(args: argparse.Namespace) -> None:
 
 def add_evaluate(commands: "Commands") -> None:
     command = add_command(commands, "evaluate", run_evaluate, "measure reconstructions of a folder of videos")
-    command.add_argument("folder", type=path_argument, help="a folder of videos, searched with its subfolders")
+    command.add_argument("folder", type=path_argument, help=f"{RECORDINGS}, searched with its subfolders")
+    add_camera(command)
     add_model_arguments(command)
     command.add_argument(
         "--output",
@@ -130,9 +134,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from vidtok_plugin.evaluation import evaluate
     from vidtok_plugin.evaluation.networks import load_metric_networks
     from vidtok_plugin.tokenizer.model import VidTok
-    from vidtok_plugin.video.episodes import find_videos
+    from vidtok_plugin.video.opening import open_videos
 
-    find_videos(args.folder)  # an empty folder is an error before anything large is loaded
+    open_videos(args.folder, args.camera)  # an empty folder is an error before anything large is loaded
     output = args.output or evaluate.default_output(args.model, args.folder)
     device = default_device()
     tokenizer = VidTok.from_pretrained(args.model, preset=args.preset).to(device)
@@ -143,6 +147,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         tokenizer,
         args.folder,
         output,
+        camera=args.camera,
         model=args.model,
         cfg=cfg,
         networks=load_metric_networks(device, vgg=args.lpips_vgg, i3d=args.i3d),
@@ -155,7 +160,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def add_tokenize(commands: "Commands") -> None:
     command = add_command(commands, "tokenize", run_tokenize, "write the tokens of a folder of videos into a store")
-    command.add_argument("folder", type=path_argument, help="a folder of videos, with or without actions beside them")
+    command.add_argument("folder", type=path_argument, help=f"{RECORDINGS}, with or without actions")
+    add_camera(command)
     add_model_arguments(command, "; or an adapter's folder, written by TokenizerAdapter.save_pretrained")
     command.add_argument(
         "--output", type=path_argument, required=True, metavar="STORE", help="the store to create or extend"
@@ -208,6 +214,7 @@ def run_tokenize(args: argparse.Namespace) -> None:
         folder=args.folder,
         output=args.output,
         model=args.model,
+        camera=args.camera,
         preset=args.preset,
         patch_size=None if args.patch_size is None else tuple(args.patch_size),
         statistics_clips=args.statistics_clips,
@@ -268,6 +275,14 @@ def run_convert(args: argparse.Namespace) -> None:
     from vidtok_plugin.tokenizer.weights.conversion import convert
 
     print(convert(args.source, args.output, to=args.to, preset=args.preset))
+
+
+def add_camera(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--camera",
+        metavar="KEY",
+        help="of a dataset with several; KEY,KEY puts them side by side (default: the only one)",
+    )
 
 
 def add_model_arguments(command: argparse.ArgumentParser, more: str = "") -> None:

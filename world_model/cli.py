@@ -59,6 +59,8 @@ def rollout_command(args: argparse.Namespace) -> None:
         args.model,
         args.prompt or world_prompts(args.model)[0],
         args.output,
+        episode=args.episode,
+        camera=args.camera,
         actions=args.actions,
         prompt_frames=args.prompt_frames,
         num_frames=args.frames,
@@ -116,7 +118,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--prompt",
         type=path_argument,
         metavar="clip.mp4",
-        help="the video to continue (default: one that the world comes with)",
+        help="the video to continue, or a dataset (docs/recordings.md) with it (default: one of the world's own)",
+    )
+    command.add_argument("--episode", type=int, metavar="N", help="which episode of a dataset, from 0 on")
+    command.add_argument(
+        "--camera",
+        metavar="KEY",
+        help="of a dataset with several; KEY,KEY puts them side by side (default: the only one)",
     )
     command.add_argument(
         "--actions", type=path_argument, metavar="clip.actions.npy", help="default: the file beside the prompt"

@@ -26,9 +26,10 @@ from vidtok_plugin.evaluation.report import Report
 from vidtok_plugin.metrics.frames import bounded_psnr, frame_ssim
 from vidtok_plugin.metrics.fvd import I3D, FrechetVideoDistance
 from vidtok_plugin.video.pixels import from_uint8
-from vidtok_plugin.video.reading import VideoInfo, read_frames, read_in_order
+from vidtok_plugin.video.reading import read_frames, read_in_order
 from vidtok_plugin.video.resizing import resize, resize_and_crop
 from vidtok_plugin.video.unreadable import UnreadableVideoError
+from vidtok_plugin.video.video_file import VideoFile
 from vidtok_plugin.video.writing import write_video
 
 FAST = EvaluationConfig(fps=6, size=16, clip_frames=9)
@@ -170,8 +171,7 @@ def test_the_protocol_is_the_published_one() -> None:
 
 @pytest.mark.parametrize(("rate", "step"), [(24, 1), (30, 1), (29.97, 1), (50, 2), (60, 2), (120, 4), (10, 1)])
 def test_frames_of_faster_videos_are_skipped_and_none_is_repeated(rate: float, step: int) -> None:
-    info = VideoInfo(path=Path("v.mp4"), num_frames=100, height=16, width=16, fps=rate)
-    assert sampled(info, 30) == range(0, 100, step)
+    assert sampled(100, rate, 30) == range(0, 100, step)
 
 
 def test_frames_are_resized_as_by_torchvision() -> None:
@@ -206,7 +206,7 @@ def test_the_resizer_of_training_clips_would_change_the_figures() -> None:
 def test_blocks_of_a_video_are_its_frames_in_order(folder: Path) -> None:
     path = folder / "carphone.mp4"
     for step in (1, 5, 33):
-        blocks = list(read_scaled(path, step, 16, torch.device("cpu")))
+        blocks = list(read_scaled(VideoFile.at(path), step, 16, torch.device("cpu")))
         assert torch.equal(torch.cat(blocks, dim=2), natural_video(path, step))
         assert max(block.shape[2] for block in blocks) <= 32
 
@@ -373,15 +373,13 @@ def test_damaged_videos_are_skipped_and_listed_on_request(
 def test_a_video_whose_frames_are_damaged_is_skipped_too(
     damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vidtok_plugin.evaluation import pairs
-
-    def read(path: Path, block: int) -> Iterator[np.ndarray]:
-        yield from read_in_order(path, block)
-        if path.name == "b.mp4":
-            raise UnreadableVideoError(f"Video {path} cannot be decoded at frames 12..12")
+    def read(video: VideoFile, length: int) -> Iterator[np.ndarray]:
+        yield from read_in_order(video.path, length)
+        if video.name == "b.mp4":
+            raise UnreadableVideoError(f"Video {video} cannot be decoded at frames 12..12")
 
     (damaged / "broken.mp4").unlink()
-    monkeypatch.setattr(pairs, "read_in_order", read)
+    monkeypatch.setattr(VideoFile, "blocks", read)
     with pytest.raises(ValueError, match=r"b\.mp4 cannot be decoded at frames"):
         run(damaged, tmp_path / "out")
     report = run(damaged, tmp_path / "out", skip_unreadable=True)

@@ -1,6 +1,7 @@
 """Tokenizing uses one process per core, or fewer with more threads where shards, work or memory don't suffice."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,6 @@ from vidtok_plugin.store import parallelism
 from vidtok_plugin.store.folder import FolderConfig, tokenize_folder
 from vidtok_plugin.store.parallelism import MIN_WORK, Parallelism, choose_parallelism, parallelism_of
 from vidtok_plugin.store.tokenize import TokenizeConfig
-from vidtok_plugin.video.reading import VideoInfo
 
 ENOUGH: dict[str, Any] = {
     "cores": 8,
@@ -47,12 +47,11 @@ def test_what_is_short_limits_the_processes_and_threads_take_the_cores_left(
 
 @pytest.mark.parametrize("side, chosen", [(64, (8, 1)), (1024, (4, 2)), (4096, (1, 8))])
 def test_large_frames_have_fewer_processes(side: int, chosen: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    info = VideoInfo(path=Path("v.mp4"), num_frames=10_000, height=side, width=side, fps=30.0)
-    monkeypatch.setattr(parallelism, "probe", lambda path: info)
+    video: Any = SimpleNamespace(num_frames=10_000, size=(side, side))
     monkeypatch.setattr(parallelism, "available_bytes", lambda: 8 << 30)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     adapter = TokenizerAdapter(VidTok.from_preset("vidtok_tiny"))
-    found = parallelism_of(adapter, [info.path] * 320, episodes_per_shard=32)
+    found = parallelism_of(adapter, [video] * 320, episodes_per_shard=32)
     assert (found.processes, found.threads) == chosen
 
 

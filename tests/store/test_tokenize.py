@@ -161,7 +161,7 @@ def test_episodes_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> N
     with pytest.raises(ValueError, match="height must be a multiple of 8"):
         write_store(adapter, find_episodes(tmp_path / "odd"), tmp_path / "other")
     write_episode(tmp_path / "silent" / "s.mp4", 9, meta={"fps": 30})
-    with pytest.raises(ValueError, match="its JSON must describe the action space of its discrete actions"):
+    with pytest.raises(ValueError, match="must describe the action space of its discrete actions, in its JSON"):
         write_store(adapter, find_episodes(tmp_path / "silent"), tmp_path / "other")
 
 

@@ -13,7 +13,7 @@ from recordings import write_episode
 from video_files import moving_noise, smooth_motion
 
 from vidtok_plugin import open_episodes
-from vidtok_plugin.common.hashing import hash_files
+from vidtok_plugin.common.file_hashes import hash_files
 from vidtok_plugin.video.opening import open_videos
 from vidtok_plugin.video.writing import write_video
 

@@ -11,10 +11,11 @@ from video_files import moving_noise, write_file
 
 from vidtok_plugin.video import ClipDataset, find_sources, read_frames
 from vidtok_plugin.video.sampling import ClipFrames, IndexedVideo
+from vidtok_plugin.video.video_file import VideoFile
 
 
 def video(times: np.ndarray) -> IndexedVideo:
-    return IndexedVideo.timed(Path("a.mp4"), np.asarray(times, float))
+    return IndexedVideo.timed(VideoFile.at(Path("a.mp4")), np.asarray(times, float))
 
 
 def constant(num_frames: int, rate: float) -> IndexedVideo:

@@ -2,7 +2,6 @@
 
 import pickle
 import re
-import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,15 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vidtok_plugin.common.damage import DAMAGE
 from vidtok_plugin.common.hashing import hash_weights
 
 _CHECKSUM = "vidtok_plugin_sha256"  # header key: of all tensors
 ZIP = b"PK"  # the first bytes of a file by torch.save
 MAX_HEADER = 10_000_000  # bytes of a safetensors header; a tensor takes about 100, and parsing 90 MB takes minutes
-# Errors that the unpickler raises on damaged bytes.
-DAMAGE = (
-    EOFError, RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error
-)  # fmt: skip
 
 
 def read_checkpoint(path: Path, *, strip_objects: bool = False) -> object:

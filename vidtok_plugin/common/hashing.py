@@ -1,8 +1,7 @@
-"""SHA-256 hashes of weights, settings and files, to detect changes."""
+"""SHA-256 hashes of weights and settings, to detect changes."""
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,13 +34,3 @@ def hash_values(tensors: Mapping[str, Tensor], *settings: str) -> str:
 def tensor_bytes(tensor: Tensor) -> Any:
     """A buffer of a tensor's values in memory order of a contiguous tensor; on the CPU it is not a copy."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-
-
-def hash_files(*paths: Path) -> str:
-    """SHA-256 of the concatenated contents of files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

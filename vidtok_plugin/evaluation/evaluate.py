@@ -16,12 +16,12 @@ from torch import Tensor
 from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.common.folder_lock import FolderLock
-from vidtok_plugin.common.hashing import hash_files, hash_values
+from vidtok_plugin.common.hashing import hash_values
 from vidtok_plugin.evaluation.networks import MetricNetworks
 from vidtok_plugin.evaluation.pairs import (
     clip_pairs,
+    frame_rate,
     pad_clip,
-    probe_rated,
     read_scaled,
     rechunk,
     sampled,
@@ -35,8 +35,8 @@ from vidtok_plugin.metrics.lpips import LPIPS, MIN_SIZE
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.presets import presets
 from vidtok_plugin.tokenizer.video_checks import check_multiple
-from vidtok_plugin.video.episodes import find_videos
-from vidtok_plugin.video.reading import VideoInfo
+from vidtok_plugin.video.episode import Episode
+from vidtok_plugin.video.opening import open_videos
 from vidtok_plugin.video.unreadable import UnreadableVideoError
 
 logger = logging.getLogger(__name__)
@@ -113,17 +113,19 @@ def evaluate(
     folder: str | Path,
     output: str | Path,
     *,
+    camera: str | None = None,
     model: str,
     cfg: EvaluationConfig,
     networks: MetricNetworks,
     skip_unreadable: bool = False,
     progress: bool = False,
 ) -> Report:
-    """Evaluates `tokenizer` on all videos of `folder`; the result is also written to `output/metrics.json`.
+    """Evaluates `tokenizer` on all videos of a source for `open_videos`, and writes `output/metrics.json` as well.
 
     An interrupted evaluation resumes after the last finished video. Videos added since are evaluated, and removed ones
     no longer count.
 
+    camera: of a source with several.
     model: the name or path that the tokenizer was loaded from; for a published name, the report includes the published
         figures.
     skip_unreadable: leave out damaged videos and list them in the report; more than half of all are an error.
@@ -134,47 +136,52 @@ def evaluate(
             settings, or of a video that has changed since, or another process is writing it.
     """
     check_fits(tokenizer, cfg, with_fvd=networks.i3d is not None)
-    paths = find_videos(folder)
-    names = {path: path.relative_to(folder).as_posix() for path in paths}
+    found = open_videos(folder, camera)
     model_hash = hash_values(tokenizer.state_dict(), to_yaml(tokenizer.architecture))
     settings = {"model_hash": model_hash, **asdict(cfg), **networks.hashes()}
     skipped: dict[str, str] = {}
 
-    def skip(path: Path, error: UnreadableVideoError) -> None:
+    def skip(video: Episode, error: UnreadableVideoError) -> None:
         if not skip_unreadable:
             raise error
         logger.warning("skipped: %s", error)
-        skipped[names[path]] = str(error)
-        if len(skipped) * 2 > len(paths):
+        skipped[video.name] = str(error)
+        if len(skipped) * 2 > len(found):
             raise ValueError(
-                f"evaluate: {len(skipped)} of the {len(paths)} videos in {folder} cannot be read, more than half; "
+                f"evaluate: {len(skipped)} of the {len(found)} videos in {folder} cannot be read, more than half; "
                 "see the log for the causes."
             ) from error
 
-    infos = []
-    for path in paths:
+    to_sample: list[tuple[Episode, range]] = []
+    for video in found:
         try:
-            infos.append(probe_rated(path))
+            to_sample.append((video, sampled(video.num_frames, frame_rate(video), cfg.fps)))
         except UnreadableVideoError as error:
-            skip(path, error)
+            skip(video, error)
     videos = []
     with FolderLock(output), Progress(console=Console(stderr=True), disable=not progress) as bar:
         records = Records(output, settings)
-        task = bar.add_task("frames", total=sum(len(sampled(info, cfg.fps)) for info in infos))
-        for info in infos:
-            name, digest = names[info.path], hash_files(info.path)
+        task = bar.add_task("frames", total=sum(len(indices) for _, indices in to_sample))
+        for video, indices in to_sample:
+            name, digest = video.name, video.frames_digest()
             scores = records.finished(name, digest, with_features=networks.i3d is not None)
             if scores is not None:
                 videos.append(scores)
-                bar.advance(task, len(sampled(info, cfg.fps)))
+                bar.advance(task, len(indices))
                 continue
-            frames = read_scaled(info.path, sampled(info, cfg.fps).step, cfg.size, tokenizer.device)
+            frames = read_scaled(video, indices.step, cfg.size, tokenizer.device)
             try:
                 scores, features = _evaluate_video(
-                    tokenizer, info, _counted(frames, bar, task), cfg, networks, name=name, digest=digest
+                    tokenizer,
+                    _counted(frames, bar, task),
+                    cfg,
+                    networks,
+                    name=name,
+                    digest=digest,
+                    fps=frame_rate(video) / indices.step,
                 )
             except UnreadableVideoError as error:
-                skip(info.path, error)
+                skip(video, error)
             else:
                 records.add(scores, features)
                 videos.append(scores)
@@ -200,13 +207,13 @@ def _counted(frames: Iterable[Tensor], bar: Progress, task: TaskID) -> Iterator[
 
 def _evaluate_video(
     tokenizer: VidTok,
-    info: VideoInfo,
     frames: Iterable[Tensor],
     cfg: EvaluationConfig,
     networks: MetricNetworks,
     *,
     name: str,
     digest: str,
+    fps: float,
 ) -> tuple[VideoScores, Tensor | None]:
     """The scores of a video, given its frames in blocks (1, 3, t, h, w), and the features (2, clips, d) of its clips if
     FVD is computed."""
@@ -233,7 +240,7 @@ def _evaluate_video(
     scores = VideoScores(
         name=name,
         digest=digest,
-        fps=info.fps / sampled(info, cfg.fps).step,
+        fps=fps,
         num_frames=num_frames,
         num_clips=num_clips,
         psnr=means["psnr"],

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from vidtok_plugin.common.hashing import hash_files, hash_weights
+from vidtok_plugin.common.file_hashes import hash_files
+from vidtok_plugin.common.hashing import hash_weights
 from vidtok_plugin.metrics.fvd import I3D, I3D_URL
 from vidtok_plugin.metrics.lpips import LPIPS
 from vidtok_plugin.metrics.lpips_weights import load_lpips

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 from einops import rearrange
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from vidtok_plugin.tokenizer.model import VidTok
-from vidtok_plugin.video.reading import VideoInfo, probe, read_in_order
+from vidtok_plugin.video.episode import Episode
 from vidtok_plugin.video.unreadable import UnreadableVideoError
 
 READ_FRAMES = 32  # decoded at once
@@ -18,23 +17,27 @@ RESIZED_FRAMES = 8  # resized at once
 STREAM_FRAMES = 16  # encoded at once when streaming
 
 
-def probe_rated(path: Path) -> VideoInfo:
-    """`probe`, with an UnreadableVideoError for a file without a frame rate."""
-    info = probe(path)
-    if not 0 < info.fps < math.inf:
-        raise UnreadableVideoError(f"Video {path} cannot be sampled: it has no frame rate; re-encode or remove it.")
-    return info
+def frame_rate(video: Episode) -> float:
+    """The frames per second of a video, which is opened; raises the errors of `probe`.
+
+    Raises:
+        UnreadableVideoError: it has none, or an impossible one.
+    """
+    rate = video.frame_rate() if video.fps is None else video.fps
+    if not 0 < rate < math.inf:
+        raise UnreadableVideoError(f"Video {video} cannot be sampled: it has no frame rate; re-encode or remove it.")
+    return rate
 
 
-def sampled(info: VideoInfo, fps: float) -> range:
+def sampled(num_frames: int, rate: float, fps: float) -> range:
     """The sampled frames of a video: every k-th, where k is its rate divided by `fps`, rounded, and at least 1."""
-    return range(0, info.num_frames, max(1, round(info.fps / fps)))
+    return range(0, num_frames, max(1, round(rate / fps)))
 
 
-def read_scaled(path: Path, step: int, size: int, device: torch.device) -> Iterator[Tensor]:
+def read_scaled(video: Episode, step: int, size: int, device: torch.device) -> Iterator[Tensor]:
     """Every `step`-th frame of a video in blocks (1, 3, t, size, size) in [-1, 1]; raises errors of `read_in_order`."""
     seen = 0
-    for block in read_in_order(path, READ_FRAMES):
+    for block in video.blocks(READ_FRAMES):
         frames = torch.from_numpy(block[-seen % step :: step])
         seen += len(block)
         if len(frames):

@@ -13,11 +13,12 @@ from torch import Tensor
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.adapter.saving import CONFIG_FILE, load_statistics, save_statistics
 from vidtok_plugin.common.atomic_files import atomic_create
-from vidtok_plugin.common.checkpoint_files import DAMAGE
+from vidtok_plugin.common.damage import DAMAGE
 from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.store.metadata import METADATA_FILE, read_metadata
+from vidtok_plugin.store.sources import Source
 from vidtok_plugin.tokenizer.model import VidTok
-from vidtok_plugin.video.reading import probe, read_frames
+from vidtok_plugin.video.video_file import as_episode
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def _load_with_hash(folder: Path, expected: str) -> TokenizerAdapter:
 
 
 def agree_on_statistics(
-    adapter: TokenizerAdapter, videos: Sequence[Path], store: str | Path, *, clips: int = CLIPS
+    adapter: TokenizerAdapter, videos: Sequence[Source], store: str | Path, *, clips: int = CLIPS
 ) -> None:
     """Give a KL adapter without latent statistics those of the store; leave any other adapter unchanged.
 
@@ -114,13 +115,12 @@ def agree_on_statistics(
     adapter.load_state_dict(load_statistics(folder, adapter.tokenizer.latent_channels))
 
 
-def _clips(adapter: TokenizerAdapter, videos: Sequence[Path], count: int) -> Iterator[Tensor]:
+def _clips(adapter: TokenizerAdapter, videos: Sequence[Source], count: int) -> Iterator[Tensor]:
     """Clips (1, 3, t, h, w) uint8; the same ones in every process."""
     rng = np.random.default_rng(0)
     for i in range(count):
-        path = videos[i * len(videos) // count]
-        num_frames = probe(path).num_frames
-        length = min(adapter.tokenizer.num_frames(CLIP_STEPS), num_frames)
-        start = int(rng.integers(num_frames - length + 1))
-        frames = torch.from_numpy(read_frames(path, range(start, start + length)))
+        episode = as_episode(videos[i * len(videos) // count])
+        length = min(adapter.tokenizer.num_frames(CLIP_STEPS), episode.num_frames)
+        start = int(rng.integers(episode.num_frames - length + 1))
+        frames = torch.from_numpy(episode.read(range(start, start + length)))
         yield rearrange(frames, "t h w c -> 1 c t h w").to(adapter.tokenizer.device)

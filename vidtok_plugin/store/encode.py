@@ -1,13 +1,14 @@
 """Encoding an episode: a stream of its frames, chunk by chunk, with the actions and outcomes of each step."""
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
-from vidtok_plugin.store.sources import Source, num_frames, video_path
-from vidtok_plugin.video.episodes import RecordedEpisode
-from vidtok_plugin.video.reading import probe, read_frames
+from vidtok_plugin.store.sources import Source
+from vidtok_plugin.video.episode import Episode
+from vidtok_plugin.video.video_file import as_episode
 
 
 def encode_episode(
@@ -23,25 +24,19 @@ def encode_episode(
     Raises:
         ValueError: the episode has another number of actions than frames.
     """
-    path = video_path(source)
-    frames = range(num_frames(source)) if frames is None else frames
-    if probe(path).num_frames != num_frames(source):
-        raise ValueError(
-            f"Episode {path}: it must have one action for each frame, got {num_frames(source)} actions for "
-            f"{probe(path).num_frames} frames."
-        )
+    episode = as_episode(source)
+    frames = range(episode.num_frames) if frames is None else frames
     stream, tokens = adapter.stream(), []
     for begin in range(0, len(frames), chunk_frames):
-        chunk = torch.from_numpy(read_frames(path, frames[begin : begin + chunk_frames]))
+        chunk = torch.from_numpy(episode.read(frames[begin : begin + chunk_frames]))
         video = rearrange(chunk, "t h w c -> 1 c t h w").to(adapter.tokenizer.device)
         tokens.append(stream.push(video).grid_values[0].cpu())
     tokens.append(stream.flush().grid_values[0].cpu())
     steps = torch.cat(tokens)
     data = {"codes": steps.int()} if adapter.kind == "discrete" else {"patches": steps.float()}
-    if isinstance(source, RecordedEpisode):
-        data |= _grouped_actions(source, frames, len(steps), adapter.temporal_factor)
-        data |= _outcomes(source, frames, len(steps), adapter.temporal_factor)
-    return data
+    if episode.actions is not None:
+        data |= _grouped_actions(episode.actions, frames, len(steps), adapter.temporal_factor)
+    return data | _outcomes(episode, frames, len(steps), adapter.temporal_factor)
 
 
 def clip_ranges(total: int, clip_frames: int | None) -> list[range]:
@@ -59,8 +54,8 @@ def clip_ranges(total: int, clip_frames: int | None) -> list[range]:
     return [range(start, min(start + clip_frames, total)) for start in starts]
 
 
-def _grouped_actions(episode: RecordedEpisode, frames: range, steps: int, f: int) -> dict[str, Tensor]:
-    actions = torch.from_numpy(episode.actions[frames.start : frames.stop])
+def _grouped_actions(of_episode: np.ndarray, frames: range, steps: int, f: int) -> dict[str, Tensor]:
+    actions = torch.from_numpy(of_episode[frames.start : frames.stop])
     actions = actions.float() if actions.is_floating_point() else actions.long()
     grouped = actions.new_zeros(steps * f, *actions.shape[1:])
     grouped[f : f + len(frames) - 1] = actions[1:]
@@ -69,11 +64,11 @@ def _grouped_actions(episode: RecordedEpisode, frames: range, steps: int, f: int
     return {"actions": grouped.view(steps, f, *actions.shape[1:]), "num_actions": num_actions}
 
 
-def _outcomes(episode: RecordedEpisode, frames: range, steps: int, f: int) -> dict[str, Tensor]:
+def _outcomes(episode: Episode, frames: range, steps: int, f: int) -> dict[str, Tensor]:
     data: dict[str, Tensor] = {}
-    if episode.rewards is not None:
+    if (rewards := episode.rewards) is not None:
         grouped = torch.full((steps * f,), torch.nan)
-        grouped[f : f + len(frames) - 1] = torch.from_numpy(episode.rewards[frames.start + 1 : frames.stop])
+        grouped[f : f + len(frames) - 1] = torch.from_numpy(rewards[frames.start + 1 : frames.stop])
         data["rewards"] = grouped.view(steps, f)
     if episode.terminated is not None:
         data["terminated"] = torch.zeros(steps, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Tokenizing a folder of videos into a store, by processes started here or by a launcher."""
+"""Tokenizing a source of recordings into a store, by processes started here or by a launcher."""
 
 import logging
 import os
@@ -15,9 +15,10 @@ from vidtok_plugin.common.processes import THE_ONLY_PROCESS, Process, launched_p
 from vidtok_plugin.store.adapter import CLIPS, agree_on_statistics, load_adapter
 from vidtok_plugin.store.parallelism import Parallelism, parallelism_of
 from vidtok_plugin.store.reader import TokenStore
-from vidtok_plugin.store.tokenize import TokenizeConfig, WrittenShards, write_shards
+from vidtok_plugin.store.tokenize import TokenizeConfig, write_shards
 from vidtok_plugin.store.writer import unfinished_update
-from vidtok_plugin.video.episodes import actions_path, find_videos, load_episode
+from vidtok_plugin.video.episode import Episode
+from vidtok_plugin.video.opening import open_episodes
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 class FolderConfig:
     """The settings of `vidtok-plugin tokenize`.
 
+    folder, camera: a source for `open_episodes`, and which of its cameras to read.
     model, preset, patch_size: of the adapter; see `load_adapter`.
     statistics_clips: to fit a KL model's latent statistics; see `agree_on_statistics`.
     processes: to start here; None: 1 under a launcher or on a GPU, otherwise chosen by `parallelism_of`.
@@ -34,6 +36,7 @@ class FolderConfig:
     folder: Path
     output: Path
     model: str | Path
+    camera: str | None = None
     preset: str | None = None
     patch_size: tuple[int, int] | None = None
     statistics_clips: int = CLIPS
@@ -42,9 +45,9 @@ class FolderConfig:
 
 
 def tokenize_folder(cfg: FolderConfig, *, show_traceback: bool = False) -> list[str]:
-    """Writes the tokens of all videos of a folder into a store; returns a summary in sentences.
+    """Writes the tokens of all episodes of a source into a store; returns a summary in sentences.
 
-    Videos with actions beside them are episodes. With several processes, each writes its own shards. A script that
+    With several processes, each writes its own shards. A script that
     calls this needs `if __name__ == "__main__":`, because new processes import it.
 
     show_traceback: print the tracebacks of errors in processes started here.
@@ -61,22 +64,22 @@ def tokenize_folder(cfg: FolderConfig, *, show_traceback: bool = False) -> list[
             f"tokenize: --processes must be left out under a launcher, which has set WORLD_SIZE={process.world_size}; "
             "set the number of processes of the launcher."
         )
-    videos = find_videos(cfg.folder)  # an empty folder is an error before any process starts
+    episodes = open_episodes(cfg.folder, cfg.camera)  # an empty folder is an error before any process starts
     # A split has one command, or the processes of a launcher; other splits may be written at the same time.
     with FolderLock(cfg.output, name=f".{cfg.tokenize.split}.lock", shared=process.world_size > 1):
-        return _tokenize(cfg, process, videos, show_traceback=show_traceback)
+        return _tokenize(cfg, process, episodes, show_traceback=show_traceback)
 
 
-def _tokenize(cfg: FolderConfig, process: Process, videos: Sequence[Path], *, show_traceback: bool) -> list[str]:
+def _tokenize(cfg: FolderConfig, process: Process, episodes: Sequence[Episode], *, show_traceback: bool) -> list[str]:
     # With several processes, this fits statistics, if needed, once and with all threads.
-    adapter = _adapter(cfg, videos, process.local_rank if process.world_size > 1 else None)
-    parallelism = _parallelism(cfg, adapter, videos, process)
+    adapter = _adapter(cfg, episodes, process.local_rank if process.world_size > 1 else None)
+    parallelism = _parallelism(cfg, adapter, episodes, process)
     if parallelism.processes > 1:
         del adapter
         logger.info("%s: %d processes, threads of each: %d", cfg.output, parallelism.processes, parallelism.threads)
         run_processes(_write_shards, parallelism.processes, cfg, parallelism.threads, show_traceback=show_traceback)
         return [_summary(cfg)]
-    shards = _write(process, cfg, adapter, videos)
+    shards = write_shards(adapter, episodes, cfg.output, cfg.tokenize, process)
     lines = [] if shards.missing else [_summary(cfg)]
     if process.world_size > 1:
         lines.insert(
@@ -85,32 +88,30 @@ def _tokenize(cfg: FolderConfig, process: Process, videos: Sequence[Path], *, sh
     return lines
 
 
-def _parallelism(cfg: FolderConfig, adapter: TokenizerAdapter, videos: Sequence[Path], process: Process) -> Parallelism:
+def _parallelism(
+    cfg: FolderConfig, adapter: TokenizerAdapter, episodes: Sequence[Episode], process: Process
+) -> Parallelism:
     cores = torch.get_num_threads()
     if cfg.processes is not None:
         threads = cores if "OMP_NUM_THREADS" in os.environ else max(1, cores // cfg.processes)
         return Parallelism(processes=cfg.processes, threads=threads)
     if process is not THE_ONLY_PROCESS:  # a launcher started it
         return Parallelism(processes=1, threads=cores)
-    return parallelism_of(adapter, videos, cfg.tokenize.episodes_per_shard)
+    return parallelism_of(adapter, episodes, cfg.tokenize.episodes_per_shard)
 
 
 def _write_shards(process: Process, cfg: FolderConfig, threads: int) -> None:
     """The work of one of the processes started here."""
     torch.set_num_threads(threads)
-    videos = find_videos(cfg.folder)
-    _write(process, cfg, _adapter(cfg, videos, process.local_rank), videos)
+    episodes = open_episodes(cfg.folder, cfg.camera)
+    adapter = _adapter(cfg, episodes, process.local_rank)
+    write_shards(adapter, episodes, cfg.output, cfg.tokenize, process)
 
 
-def _write(process: Process, cfg: FolderConfig, adapter: TokenizerAdapter, videos: Sequence[Path]) -> WrittenShards:
-    episodes = [load_episode(path) if actions_path(path).exists() else path for path in videos]
-    return write_shards(adapter, episodes, cfg.output, cfg.tokenize, process)
-
-
-def _adapter(cfg: FolderConfig, videos: Sequence[Path], local_rank: int | None = None) -> TokenizerAdapter:
+def _adapter(cfg: FolderConfig, episodes: Sequence[Episode], local_rank: int | None = None) -> TokenizerAdapter:
     """The adapter, equal in all processes."""
     adapter = load_adapter(cfg.model, preset=cfg.preset, patch_size=cfg.patch_size).to(default_device(local_rank))
-    agree_on_statistics(adapter, videos, cfg.output, clips=cfg.statistics_clips)
+    agree_on_statistics(adapter, episodes, cfg.output, clips=cfg.statistics_clips)
     return adapter
 
 

@@ -5,13 +5,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.memory import available_bytes
-from vidtok_plugin.video.reading import probe
+from vidtok_plugin.store.sources import Source
+from vidtok_plugin.video.video_file import as_episode
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def choose_parallelism(
     return Parallelism(processes=processes, threads=cores // processes)
 
 
-def parallelism_of(adapter: TokenizerAdapter, videos: Sequence[Path], episodes_per_shard: int) -> Parallelism:
+def parallelism_of(adapter: TokenizerAdapter, videos: Sequence[Source], episodes_per_shard: int) -> Parallelism:
     """The choice for these videos, judged by the first of them; on a GPU one process.
 
     It uses as many cores as PyTorch would in one process, so `OMP_NUM_THREADS` limits their number.
@@ -67,8 +67,8 @@ def parallelism_of(adapter: TokenizerAdapter, videos: Sequence[Path], episodes_p
     cores = torch.get_num_threads()
     if adapter.tokenizer.device.type != "cpu":
         return Parallelism(processes=1, threads=cores)
-    first = probe(videos[0])
-    pixels, width = first.height * first.width, adapter.tokenizer.architecture.ch
+    first = as_episode(videos[0])
+    pixels, width = math.prod(first.size), adapter.tokenizer.architecture.ch
     at_once = max(PIXELS_AT_ONCE, adapter.temporal_factor * pixels)
     weights = sum(tensor.nbytes for tensor in adapter.tokenizer.state_dict().values())
     choose = partial(

@@ -20,8 +20,9 @@ from vidtok_plugin.store.plan import plan_shards
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.shard_checks import intact_shard
 from vidtok_plugin.store.shards import SPLIT_RULE, Shard, StoredEpisode, is_split_name, shard_paths
-from vidtok_plugin.store.sources import Source, common_facts, file_digest, named_sources, num_frames, store_metadata
+from vidtok_plugin.store.sources import Source, common_facts, named_sources, store_metadata
 from vidtok_plugin.store.writer import REDO, TokenStoreWriter
+from vidtok_plugin.video.episode import Episode
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +209,7 @@ def _log_plan(
 
 def _find_stale(
     output: str | Path,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, Episode],
     planned: Mapping[int, Sequence[str]],
     paths: Mapping[int, Path],
     metadata: StoreMetadata,
@@ -220,7 +221,7 @@ def _find_stale(
         path = paths.get(number)
         stored = None if path is None else _intact_or_renewable(path, names, sources, metadata)
         known = {} if stored is None else {episode.name: episode.digest for episode in stored.stored_episodes()}
-        digests = {name: file_digest(sources[name]) for name in names if name in sources}
+        digests = {name: sources[name].digest() for name in names if name in sources}
         stale = {name: digest for name, digest in digests.items() if digest != known.get(name)}
         if (changed := next((name for name in stale if name in known), None)) and not config.update:
             raise ValueError(
@@ -234,7 +235,7 @@ def _find_stale(
 
 
 def _intact_or_renewable(
-    path: Path, names: Sequence[str], sources: Mapping[str, Source], metadata: StoreMetadata
+    path: Path, names: Sequence[str], sources: Mapping[str, Episode], metadata: StoreMetadata
 ) -> Shard | None:
     """The shard at a path, read whole; None, with a warning, if it is damaged and all its videos are at hand."""
     try:
@@ -248,7 +249,7 @@ def _intact_or_renewable(
 
 def _encode_and_write(
     adapter: TokenizerAdapter,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, Episode],
     shards: Sequence[_StaleShard],
     writer: TokenStoreWriter,
     config: TokenizeConfig,
@@ -277,10 +278,10 @@ def _stored_clips(shard: Shard | None) -> dict[str, list[Clip]]:
 
 
 def _encode_clips(
-    adapter: TokenizerAdapter, source: Source, name: str, digest: str, config: TokenizeConfig
+    adapter: TokenizerAdapter, source: Episode, name: str, digest: str, config: TokenizeConfig
 ) -> list[Clip]:
     clips: list[Clip] = []
-    for frames in clip_ranges(num_frames(source), config.clip_frames):
+    for frames in clip_ranges(source.num_frames, config.clip_frames):
         data = encode_episode(adapter, source, frames, config.chunk_frames)
         steps = len(next(iter(data.values())))
         entry = StoredEpisode(name=name, first_frame=frames.start, frames=len(frames), steps=steps, digest=digest)

@@ -15,7 +15,7 @@ from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.callbacks import Checkpoint
 
 from vidtok_plugin.common.atomic_files import atomic_write
-from vidtok_plugin.common.checkpoint_files import DAMAGE
+from vidtok_plugin.common.damage import DAMAGE
 from vidtok_plugin.training.config import RunConfig
 
 logger = logging.getLogger(__name__)

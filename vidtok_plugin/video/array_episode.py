@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from vidtok_plugin.common.hashing import hash_files
+from vidtok_plugin.common.file_hashes import hash_files
 from vidtok_plugin.video.array_files import FIX, ArrayFile, open_arrays
 from vidtok_plugin.video.cameras import Cameras, beside, choose_cameras, size_beside
-from vidtok_plugin.video.episode import EpisodeMethods, check_frames
+from vidtok_plugin.video.episode import EpisodeMethods, check_frames, relative_name
 from vidtok_plugin.video.episode_meta import MAX_ACTIONS, MAX_FPS
 from vidtok_plugin.video.pyav_reader import Fit
 from vidtok_plugin.video.reading import ReaderPool, probe, read_frames
@@ -85,8 +85,8 @@ class ArrayEpisode(EpisodeMethods):
         names = ",".join(view.array or VIDEO for view in self.views)
         return hashlib.sha256(f"{names} {hash_files(*files)}".encode()).hexdigest()
 
-    def name_from(self, root: Path) -> str:
-        return self.path.relative_to(root).as_posix()
+    def name_from(self, root: Path | None) -> str:
+        return relative_name(self.path, root)
 
 
 def has_frames(path: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vidtok_plugin.common.checkpoint_files import DAMAGE
+from vidtok_plugin.common.damage import DAMAGE
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 ARRAY_SUFFIXES = (".npz", *HDF5_SUFFIXES)

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from vidtok_plugin.video.batch import Clip
 from vidtok_plugin.video.clip_reader import ClipReader
+from vidtok_plugin.video.episode import Episode
 from vidtok_plugin.video.reading import ReaderName
 from vidtok_plugin.video.resizing import crop_out
 from vidtok_plugin.video.sampling import ClipFrames, IndexedVideo
@@ -187,7 +188,7 @@ class ClipDataset(Dataset[Tensor]):
             raise IndexError(f"ClipDataset has clips 0..{self.num_clips - 1}, got {index}.")
         met: dict[str, str] = {}
         for draw in self._draws(epoch, index):
-            path = str(self.videos[draw[0]].path)
+            path = str(self.videos[draw[0]].episode)
             try:
                 frames, origin = self._read(*draw)
             except (UnreadableVideoError, OSError) as error:
@@ -220,18 +221,18 @@ class ClipDataset(Dataset[Tensor]):
 
     def _read(self, number: int, start: int, mirrored: bool, place: tuple[float, float] | None) -> tuple[Tensor, str]:
         """The frames (t, height, width, 3) of a clip, and its origin."""
-        path = self.videos[number].path
+        episode = self.videos[number].episode
         indices = self.frames.indices(self.videos[number], start)
         if (whole := self._cached(number)) is not None:
             frames = crop_out(whole[list(indices)], self.height, self.width, place)
         else:
-            frames = self.reader.frames(path, indices, self.height, self.width, place)
+            frames = self.reader.frames(episode, indices, self.height, self.width, place)
         if mirrored:
             frames = np.ascontiguousarray(frames[:, :, ::-1])
         which = f"{indices[0]}..{indices[-1]}" if isinstance(indices, range) else " ".join(map(str, indices))
         step = f" every {self.frames.frame_interval}" if self.frames.frame_interval > 1 else ""
         crop = "center" if place is None else f"{place[0]:g} {place[1]:g}"
-        origin = f"{path}, frames {which}{step}, crop {crop}" + (", mirrored" if mirrored else "")
+        origin = f"{episode}, frames {which}{step}, crop {crop}" + (", mirrored" if mirrored else "")
         return torch.from_numpy(frames), origin
 
     def _cached(self, number: int) -> np.ndarray | None:
@@ -253,7 +254,7 @@ class ClipDataset(Dataset[Tensor]):
         frames: np.ndarray | None = None
         for start in range(0, video.num_frames, 64):  # in blocks, since the original frames may be large
             indices = range(start, min(start + 64, video.num_frames))
-            block = self.reader.frames(video.path, indices, self.height, self.width, cut=cut)
+            block = self.reader.frames(video.episode, indices, self.height, self.width, cut=cut)
             if frames is None:
                 frames = np.empty((video.num_frames, *block.shape[1:]), np.uint8)  # takes memory only when filled
                 if frames.nbytes > self.cache_left:
@@ -261,7 +262,7 @@ class ClipDataset(Dataset[Tensor]):
             frames[start : start + 64] = block
         return frames
 
-    def _index(self, paths: Sequence[Path], *, skip_short: bool) -> list[IndexedVideo]:
+    def _index(self, paths: Sequence[Path | Episode], *, skip_short: bool) -> list[IndexedVideo]:
         """The videos that are long enough for a clip; others are errors, or counted and logged if skipped."""
         videos: list[IndexedVideo] = []
         short = slow = unreadable = 0

@@ -21,8 +21,9 @@ from vidtok_plugin.video.unreadable import UnreadableVideos
 class VideoDataConfig:
     """Which clips to train and validate on.
 
-    Each entry of `train` and `validation` is a folder, searched with its subfolders, a video file, a CSV list with a
-    column `videos`, or a pattern of those such as `data/*/train`. All clips are equally likely unless `train_weights`
+    Each entry of `train` and `validation` is a source that `open_videos` takes (a folder, searched with its subfolders,
+    a video file, a LeRobot dataset, ...), a CSV list with a column `videos`, or a pattern of those such as
+    `data/*/train`. All clips are equally likely unless `train_weights`
     has a weight for each entry of `train`, which is divided among the folders and lists of a pattern.
     """
 
@@ -30,6 +31,7 @@ class VideoDataConfig:
 
     train: tuple[str, ...]
     validation: tuple[str, ...] = ()
+    camera: str | None = None  # of LeRobot datasets; several, with commas between them, are side by side
     root: str | None = None  # folder that relative paths in CSV lists start at; by default the list's own
     train_weights: tuple[float, ...] | None = None
     clip_length: int = 17
@@ -152,8 +154,8 @@ class VideoDataModule(ResumableDataModule):
         cfg = self.cfg
         training = stage in (None, "fit") and self.train_clips is None
         validating = stage in (None, "fit", "validate") and self.validation_clips is None and len(cfg.validation) > 0
-        to_train = find_sources(cfg.train, cfg.train_weights, root=cfg.root) if training else []
-        to_validate = find_sources(cfg.validation, root=cfg.root) if validating else []
+        to_train = find_sources(cfg.train, cfg.train_weights, root=cfg.root, camera=cfg.camera) if training else []
+        to_validate = find_sources(cfg.validation, root=cfg.root, camera=cfg.camera) if validating else []
         for source in (*to_train, *to_validate):  # before any is opened: the limit is a fraction of all
             self.unreadable.expect(source.videos)
         settings: ClipSettings = {

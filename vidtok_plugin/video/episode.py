@@ -75,8 +75,8 @@ class Episode(Protocol):
     def frames_digest(self) -> str:
         """SHA-256 of its frames as they are in its files."""
 
-    def name_from(self, root: Path) -> str:
-        """Its name if `root` is the folder that all names start from."""
+    def name_from(self, root: Path | None) -> str:
+        """Its name in a store: of a file, its path relative to `root`, or without a root the name of the file."""
 
 
 class EpisodeMethods:
@@ -104,8 +104,13 @@ class EpisodeMethods:
             digest.update(f"terminated={self.terminated}".encode())
         return digest.hexdigest()
 
-    def name_from(self: Episode, root: Path) -> str:
+    def name_from(self: Episode, root: Path | None) -> str:
         return self.name
+
+
+def relative_name(path: Path, root: Path | None) -> str:
+    """The path relative to a folder; the file's name without a folder, or if `root` is the file itself."""
+    return path.name if root is None or path == root else path.relative_to(root).as_posix()
 
 
 def check_frames(where: object, frames: Sequence[int], num_frames: int) -> None:

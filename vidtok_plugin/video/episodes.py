@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from vidtok_plugin.common.atomic_files import atomic_write
-from vidtok_plugin.common.checkpoint_files import DAMAGE
-from vidtok_plugin.common.hashing import hash_files
+from vidtok_plugin.common.damage import DAMAGE
+from vidtok_plugin.common.file_hashes import hash_files
 from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.video.episode import EpisodeMethods
 from vidtok_plugin.video.episode_meta import check_meta, frame_rate, read_meta
@@ -113,7 +113,7 @@ class RecordedEpisode(EpisodeMethods):
             return digest
         return hashlib.sha256(f"{digest} terminated={self.terminated}".encode()).hexdigest()
 
-    def name_from(self, root: Path) -> str:
+    def name_from(self, root: Path | None) -> str:
         return self.video.name_from(root)
 
 
@@ -196,8 +196,7 @@ def find_episodes(folder: str | os.PathLike[str]) -> list[RecordedEpisode]:
         FileNotFoundError: the folder does not exist or has no videos, or a video lacks its actions or JSON.
         ValueError: actions or JSON are invalid.
     """
-    root = user_path(folder)
-    return [load_episode(path, path.relative_to(root).as_posix()) for path in find_videos(root)]
+    return [load_episode(path) for path in find_videos(folder)]
 
 
 def load_episode(path: str | os.PathLike[str], name: str | None = None) -> RecordedEpisode:

@@ -41,6 +41,13 @@ def open_videos(source: Source, camera: Cameras | None = None) -> list[Episode]:
     return _open(user_path(source), camera, with_actions=False)
 
 
+def has_cameras(source: Path) -> bool:
+    """Whether episodes of a source may have several cameras."""
+    if not source.is_dir():
+        return source.suffix.lower() in ARRAY_SUFFIXES
+    return is_lerobot(source) or bool(_array_files(source))
+
+
 def _open(root: Path, camera: Cameras | None, *, with_actions: bool) -> list[Episode]:
     if root.is_dir() and is_lerobot(root):
         return _frames_of(open_lerobot(root, camera), with_actions)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import av
 
-from vidtok_plugin.common.hashing import hash_files
+from vidtok_plugin.common.file_hashes import hash_files
 from vidtok_plugin.video.listing import cause_of, demuxed, last_key, open_container
 from vidtok_plugin.video.pyav_reader import PyavReader
 from vidtok_plugin.video.reading import ReaderPool

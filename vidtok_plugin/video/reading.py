@@ -50,6 +50,14 @@ class VideoInfo:
     fps: float
 
 
+class OutsideVideoError(ValueError):
+    """A frame is outside the video."""
+
+    def __init__(self, path: str | os.PathLike[str], num_frames: int, index: int) -> None:
+        super().__init__(f"Video {path} has frames 0..{num_frames - 1}, got index {index}.")
+        self.num_frames = num_frames
+
+
 class ReaderPool:
     """The most recently used open readers of this process, so that repeated reads of a file don't reopen it.
 
@@ -164,6 +172,12 @@ def frame_times(path: str | os.PathLike[str], *, pool: ReaderPool | None = None)
 
 def count_frames(path: str | os.PathLike[str], *, reader: ReaderName = "auto") -> int:
     """Length of a video file, without decoding it; raises the errors of `probe`."""
+    status = _stat(path)
+    return _counted(os.fspath(path), status.st_mtime_ns, status.st_size, reader)
+
+
+@lru_cache(maxsize=100_000)
+def _counted(path: str, mtime: int, size: int, reader: ReaderName) -> int:
     opened = open_video(path, reader)
     opened.close()
     return opened.num_frames
@@ -191,7 +205,7 @@ def read_frames(
     indices = range(opened.num_frames) if indices is None else indices
     outside = [index for index in indices if not 0 <= index < opened.num_frames]
     if outside:
-        raise ValueError(f"Video {path} has frames 0..{opened.num_frames - 1}, got index {outside[0]}.")
+        raise OutsideVideoError(path, opened.num_frames, outside[0])
     if len(indices) == 0:
         raise ValueError(f"Video {path}: read_frames needs at least one index, got none.")
     return opened.read(indices, fit)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from vidtok_plugin.common.field_checks import check_fields
+from vidtok_plugin.video.episode import Episode
 
 ROUNDING = 1e-6  # seconds
 
@@ -19,19 +20,23 @@ class IndexedVideo:
     `(num_frames,)`, increasing.
     """
 
-    path: Path
+    episode: Episode
     num_frames: int
     rate: float | None = None
     times: np.ndarray | None = None
 
     @classmethod
-    def timed(cls, path: Path, times: np.ndarray) -> "IndexedVideo":
+    def timed(cls, episode: Episode, times: np.ndarray) -> "IndexedVideo":
         """A video with these frame times, stored as a rate if it is constant."""
         if len(times) > 1:
             rate = (len(times) - 1) / float(times[-1] - times[0])
             if np.abs(times - times[0] - np.arange(len(times)) / rate).max() < ROUNDING:
-                return cls(path=path, num_frames=len(times), rate=rate)
-        return cls(path=path, num_frames=len(times), times=times)
+                return cls(episode=episode, num_frames=len(times), rate=rate)
+        return cls(episode=episode, num_frames=len(times), times=times)
+
+    @property
+    def path(self) -> Path:
+        return self.episode.path
 
     @property
     def frame_times(self) -> np.ndarray:
@@ -60,7 +65,8 @@ class ClipFrames:
     `frame_interval` apart, whatever their times.
 
     Example:
-        >>> video = IndexedVideo(path=Path("clip.mp4"), num_frames=100, rate=30.0)
+        >>> from vidtok_plugin.video.video_file import VideoFile
+        >>> video = IndexedVideo(episode=VideoFile.at(Path("clip.mp4")), num_frames=100, rate=30.0)
         >>> ClipFrames(clip_length=4, fps=12.0).indices(video, start=10)
         [10, 12, 15, 17]
     """

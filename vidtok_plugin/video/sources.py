@@ -1,4 +1,4 @@
-"""Resolving config entries to videos: folders, glob patterns, video files and CSV lists."""
+"""Resolving config entries to videos: folders, datasets, glob patterns, video files and CSV lists."""
 
 import csv
 import glob
@@ -8,9 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vidtok_plugin.common.paths import expand, user_path
-from vidtok_plugin.video.episodes import VIDEO_SUFFIXES, find_videos, walk_once
+from vidtok_plugin.video.array_files import ARRAY_SUFFIXES
+from vidtok_plugin.video.cameras import Cameras
+from vidtok_plugin.video.episode import Episode
+from vidtok_plugin.video.episodes import VIDEO_SUFFIXES, walk_once
+from vidtok_plugin.video.opening import has_cameras, open_videos
+from vidtok_plugin.video.video_file import VideoFile
 
 CSV_COLUMN = "videos"
+FILE_SUFFIXES = (*VIDEO_SUFFIXES, *ARRAY_SUFFIXES)
+Videos = tuple[Path | Episode, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,23 +25,27 @@ class Source:
     """Videos that are sampled together with one weight, relative to those of other sources."""
 
     name: str
-    videos: tuple[Path, ...]
+    videos: Videos  # a path is that of a video file
     weight: float = 1.0
 
 
 def find_sources(
-    entries: Sequence[str], weights: Sequence[float] | None = None, *, root: str | os.PathLike[str] | None = None
+    entries: Sequence[str],
+    weights: Sequence[float] | None = None,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    camera: Cameras | None = None,
 ) -> list[Source]:
-    """The videos of each entry: all in a folder and its subfolders, a single file, or those of a CSV list.
+    """The videos of each entry: those of whatever `open_videos` takes, or of a CSV list.
 
     An entry may also be a pattern such as `data/*/train` or `data/**/*.mp4`. Its weight is divided equally among the
     folders and lists that match; all video files that match count as one source. `~` and environment variables are
-    replaced. Relative paths in CSV lists start at
-    `root`, by default at the list's own folder.
+    replaced. Relative paths in CSV lists start at `root`, by default at the list's own folder. `camera` is for entries
+    that are LeRobot datasets.
 
     Raises:
         FileNotFoundError: a folder, file or list does not exist, or an entry has no videos.
-        ValueError: weights don't fit the entries, or a CSV list is invalid.
+        ValueError: weights don't fit the entries, a CSV list or a dataset is invalid, or no entry has cameras.
     """
     if isinstance(entries, str):
         raise ValueError(f"find_sources: entries must be a list, got the string {entries!r}; write [{entries}].")
@@ -45,8 +56,13 @@ def find_sources(
         )
     sources = []
     for entry, weight in zip(entries, weights or [1.0] * len(entries), strict=True):
-        named = _named_by(expand(entry), None if root is None else user_path(root))
+        named = _named_by(expand(entry), None if root is None else user_path(root), camera)
         sources += [Source(name=name, videos=videos, weight=weight / len(named)) for name, videos in named.items()]
+    if camera is not None and all(isinstance(video, Path) for source in sources for video in source.videos):
+        raise ValueError(
+            f"find_sources: camera is for datasets with several, but none of {', '.join(entries)} is one, got "
+            f"{camera!r}; leave camera out."
+        )
     return sources
 
 
@@ -105,26 +121,27 @@ def read_csv(path: str | os.PathLike[str], root: str | os.PathLike[str] | None =
     return videos
 
 
-def _named_by(entry: str, root: str | os.PathLike[str] | None) -> dict[str, tuple[Path, ...]]:
+def _named_by(entry: str, root: Path | None, camera: Cameras | None) -> dict[str, Videos]:
     """The videos of one entry, by the folder, list or pattern through which they are found."""
     if os.path.exists(entry) or not glob.has_magic(entry):
-        return {entry: _videos_of(entry, root)}
+        return {entry: _videos_of(entry, root, camera)}
     paths = _once(Path(found) for found in sorted(_matching(entry)))
     inside: set[Path] = set()  # folders whose videos are included already
-    named: dict[str, tuple[Path, ...]] = {}
+    named: dict[str, Videos] = {}
     for path in paths:
         if path.is_dir() and not inside.intersection(path.parents):
             inside.add(path)
-            named[str(path)] = _videos_of(str(path), root)
+            named[str(path)] = _videos_of(str(path), root, camera)
         elif path.is_file() and path.suffix.lower() == ".csv":
-            named[str(path)] = _videos_of(str(path), root)
-    files = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
-    if alone := tuple(path for path in files if not inside.intersection(path.parents)):
-        named[entry] = alone
+            named[str(path)] = _videos_of(str(path), root, camera)
+    files = [path for path in paths if path.suffix.lower() in FILE_SUFFIXES and path.is_file()]
+    alone = [path for path in files if not inside.intersection(path.parents)]
+    if alone:
+        named[entry] = tuple(video for path in alone for video in _videos_of(str(path), root, camera))
     if not named:
         raise FileNotFoundError(
             f"Pattern {entry} matches {len(paths)} files and folders, but no folder, no CSV list and no file that ends"
-            f" in {', '.join(VIDEO_SUFFIXES)}; check the pattern."
+            f" in {', '.join(FILE_SUFFIXES)}; check the pattern."
         )
     return named
 
@@ -156,11 +173,12 @@ def _once(paths: Iterable[Path]) -> list[Path]:
     return sorted(found.values())
 
 
-def _videos_of(path: str, root: str | os.PathLike[str] | None) -> tuple[Path, ...]:
+def _videos_of(path: str, root: Path | None, camera: Cameras | None) -> Videos:
     if path.lower().endswith(".csv") and not os.path.isdir(path):
         return tuple(read_csv(path, root))
     if not os.path.exists(path):
         raise FileNotFoundError(f"Folder or file {path} doesn't exist; check the path, or record or copy videos there.")
-    if os.path.isfile(path):
+    if os.path.isfile(path) and Path(path).suffix.lower() not in ARRAY_SUFFIXES:
         return (Path(path),)
-    return tuple(find_videos(path))
+    episodes = open_videos(path, camera if has_cameras(Path(path)) else None)
+    return tuple(episode.path if isinstance(episode, VideoFile) else episode for episode in episodes)

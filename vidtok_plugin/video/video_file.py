@@ -11,11 +11,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vidtok_plugin.common.hashing import hash_files
-from vidtok_plugin.video.episode import Episode, EpisodeMethods, check_frames
+from vidtok_plugin.common.file_hashes import hash_files
+from vidtok_plugin.video.episode import Episode, EpisodeMethods, check_frames, relative_name
 from vidtok_plugin.video.episode_meta import check_fps, read_meta
 from vidtok_plugin.video.pyav_reader import Fit
-from vidtok_plugin.video.reading import ReaderName, ReaderPool, open_video, probe, read_frames, read_in_order
+from vidtok_plugin.video.reading import (
+    ReaderName,
+    ReaderPool,
+    count_frames,
+    open_video,
+    probe,
+    read_frames,
+    read_in_order,
+)
 from vidtok_plugin.video.unreadable import UnreadableVideoError
 
 PNG = ".png"
@@ -40,7 +48,7 @@ class WithoutActions(EpisodeMethods):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFile(WithoutActions):
-    """A video file. The first use of its length or size opens it, and may raise an UnreadableVideoError."""
+    """A video file. Opening is left to the first use, which raises the errors of `probe`."""
 
     path: Path
     name: str
@@ -56,7 +64,7 @@ class VideoFile(WithoutActions):
 
     @property
     def num_frames(self) -> int:
-        return probe(self.path, reader=self.reader).num_frames
+        return count_frames(self.path, reader=self.reader)
 
     @property
     def fps(self) -> float | None:
@@ -80,11 +88,14 @@ class VideoFile(WithoutActions):
         finally:
             opened.close()
 
+    def frame_rate(self) -> float:
+        return round(probe(self.path, reader=self.reader).fps, 3)
+
     def frames_digest(self) -> str:
         return hash_files(self.path)
 
-    def name_from(self, root: Path) -> str:
-        return self.path.relative_to(root).as_posix()
+    def name_from(self, root: Path | None) -> str:
+        return relative_name(self.path, root)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -154,6 +165,9 @@ class PngFolder(WithoutActions):
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UnreadableVideoError(f"Frame {path} cannot be read ({error}); remove or replace it.") from None
 
+    def name_from(self, root: Path | None) -> str:
+        return self.name if root is None or self.path == root else relative_name(self.path, root)
+
     def frames_digest(self) -> str:
         names = "/".join(path.name for path in self.files)
         return hashlib.sha256(f"{names} {hash_files(*self.files)}".encode()).hexdigest()
@@ -197,8 +211,13 @@ class FramesOnly(WithoutActions):
     def frames_digest(self) -> str:
         return self.episode.frames_digest()
 
-    def name_from(self, root: Path) -> str:
+    def name_from(self, root: Path | None) -> str:
         return self.episode.name_from(root)
+
+
+def as_episode(video: Episode | Path, reader: ReaderName = "auto") -> Episode:
+    """An episode as it is; a path is the video file there, without actions."""
+    return VideoFile.at(video, reader) if isinstance(video, Path) else video
 
 
 def png_files(folder: Path) -> list[Path]:

@@ -14,14 +14,15 @@ from world_model.heads.sampler import Sampler
 class MeasuresConfig:
     """Which rollouts to measure, and the networks that some measures need.
 
-    `episodes` is a folder of held-out recordings with the size and frame rate of the training videos. It supplies the
-    prompts and the real futures. A token store holds no video: without `episodes` there are no real futures to compare
-    with, and the drift rollouts start from the store's validation tokens, decoded.
+    `episodes` is a source of held-out recordings (see `vidtok_plugin.open_episodes`) with the size and frame rate of
+    the training videos. It supplies the prompts and the real futures. A token store holds no video: without `episodes`
+    there are no real futures to compare with, and the drift rollouts start from the store's validation tokens, decoded.
     """
 
     RENAMED: ClassVar[dict[str, str]] = {"drift_stretch": "drift_segment"}
 
     episodes: Path | None = None
+    camera: str | None = None  # of episodes with several; KEY,KEY puts them side by side
     prompts: int = 32  # maximum; fewer if the episodes are too short for that many without overlap
     prompt_frames: int = 17
     future_frames: int = 16

@@ -6,14 +6,19 @@ Shapes: b prompts, t h w frames and pixels, a components of a continuous action.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vidtok_plugin.video.episodes import RecordedEpisode, find_episodes, find_videos
+from vidtok_plugin.video.episode import Episode
+from vidtok_plugin.video.episodes import load_episode
+from vidtok_plugin.video.opening import open_episodes, open_videos
 from vidtok_plugin.video.pixels import from_uint8
-from vidtok_plugin.video.reading import count_frames, read_frames
+from vidtok_plugin.video.video_file import VideoFile
+
+E = TypeVar("E", bound=Episode)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,32 +54,46 @@ class Prompts:
             yield range(start, start + len(batch)), batch
 
 
-def recordings(folder: str | Path, *, with_actions: bool) -> Sequence[RecordedEpisode | Path]:
-    """The recorded episodes of a folder, or just its videos if no actions are needed."""
-    return find_episodes(folder) if with_actions else find_videos(folder)
+def recordings(source: str | Path, *, with_actions: bool, camera: str | None = None) -> Sequence[Episode]:
+    """The episodes of a source for `open_episodes`, or just its videos if no actions are needed.
+
+    Raises:
+        FileNotFoundError: there are none, or a video lacks its actions or JSON.
+        ValueError: files are invalid, or episodes of another kind have no actions.
+    """
+    if not with_actions:
+        return open_videos(source, camera)
+    episodes = open_episodes(source, camera)
+    for episode in episodes:
+        if isinstance(episode, VideoFile):
+            load_episode(episode.path)  # says which file is missing
+        if episode.actions is None:
+            raise ValueError(f"Episode {episode} has no actions, which the world model needs; add them, or remove it.")
+    return episodes
 
 
-def room_for(episodes: Sequence[RecordedEpisode | Path], frames: int) -> int:
+def room_for(episodes: Sequence[Episode | Path], frames: int) -> int:
     """How many segments of `frames` frames fit into the episodes without overlap."""
     return len(_starts(episodes, frames))
 
 
 def held_out_prompts(
-    episodes: Sequence[RecordedEpisode | Path], *, count: int, prompt_frames: int, future_frames: int
+    episodes: Sequence[Episode | Path], *, count: int, prompt_frames: int, future_frames: int
 ) -> Prompts:
-    """`held_out_segments` as prompts."""
+    """`held_out_segments` as prompts; without actions if an episode has none."""
     length = prompt_frames + future_frames
     chosen = held_out_segments(episodes, count, length)
-    videos = [torch.from_numpy(read_frames(_path(episode), range(s, s + length))) for episode, s in chosen]
-    taken = [torch.from_numpy(ep.actions[s : s + length]) for ep, s in chosen if isinstance(ep, RecordedEpisode)]
-    video = from_uint8(torch.stack(videos))
-    return Prompts(video=video, actions=torch.stack(taken) if taken else None, prompt_frames=prompt_frames)
+    video = from_uint8(torch.stack([torch.from_numpy(episode.read(range(s, s + length))) for episode, s in chosen]))
+    actions = [None if episode.actions is None else episode.actions[s : s + length] for episode, s in chosen]
+    taken = [torch.from_numpy(row) for row in actions if row is not None]
+    stacked = torch.stack(taken) if len(taken) == len(chosen) else None
+    return Prompts(video=video, actions=stacked, prompt_frames=prompt_frames)
 
 
-def held_out_segments(
-    episodes: Sequence[RecordedEpisode | Path], count: int, length: int
-) -> list[tuple[RecordedEpisode | Path, int]]:
+def held_out_segments(episodes: Sequence[E | Path], count: int, length: int) -> list[tuple[E | VideoFile, int]]:
     """`count` segments of `length` frames without overlap, evenly spaced over the episodes: (episode, first frame)s.
+
+    A path is the video file there, without actions.
 
     Raises:
         ValueError: the episodes are too short for that many.
@@ -88,14 +107,6 @@ def held_out_segments(
     return [starts[i] for i in np.linspace(0, len(starts) - 1, count).round().astype(int)]
 
 
-def _starts(episodes: Sequence[RecordedEpisode | Path], length: int) -> list[tuple[RecordedEpisode | Path, int]]:
-    counts = [count_frames(episode) if isinstance(episode, Path) else episode.num_frames for episode in episodes]
-    return [
-        (episode, start)
-        for episode, count in zip(episodes, counts, strict=True)
-        for start in range(0, count - length + 1, length)
-    ]
-
-
-def _path(episode: RecordedEpisode | Path) -> Path:
-    return episode if isinstance(episode, Path) else episode.path
+def _starts(episodes: Sequence[E | Path], length: int) -> list[tuple[E | VideoFile, int]]:
+    opened = [VideoFile.at(episode) if isinstance(episode, Path) else episode for episode in episodes]
+    return [(episode, start) for episode in opened for start in range(0, episode.num_frames - length + 1, length)]

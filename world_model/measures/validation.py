@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -12,7 +11,7 @@ from vidtok_plugin.common.config import to_dict
 from vidtok_plugin.metrics.fvd import I3D, I3D_URL
 from vidtok_plugin.metrics.lpips_weights import VGG_URL, load_lpips
 from vidtok_plugin.store.reader import TokenStore
-from vidtok_plugin.video.episodes import RecordedEpisode
+from vidtok_plugin.video.episode import Episode
 from world_model.data import TokenDataConfig, TokenDataModule
 from world_model.measures.baselines import Baselines
 from world_model.measures.config import MeasuresConfig
@@ -60,9 +59,10 @@ class Validation:
         self.train = TokenStore(data.store, data.train)
         self.held_out = TokenStore(data.store, data.validation)
         self.train.check(adapter)
-        self.episodes: Sequence[RecordedEpisode | Path] | None = None
+        self.episodes: Sequence[Episode] | None = None
         if cfg.episodes is not None:
-            self.episodes = recordings(cfg.episodes, with_actions=model.tokens.actions.kind != "none")
+            acts = model.tokens.actions.kind != "none"
+            self.episodes = recordings(cfg.episodes, with_actions=acts, camera=cfg.camera)
             longest = max(cfg.future_frames, cfg.drift_frames)
             if not room_for(self.episodes, cfg.prompt_frames + longest):
                 raise ValueError(
@@ -154,7 +154,7 @@ class Validation:
         )
         return result.measured()
 
-    def _prompts(self, episodes: Sequence[RecordedEpisode | Path], max_prompts: int, future_frames: int) -> Prompts:
+    def _prompts(self, episodes: Sequence[Episode], max_prompts: int, future_frames: int) -> Prompts:
         length = self.cfg.prompt_frames + future_frames
         prompts = held_out_prompts(
             episodes,

@@ -13,8 +13,8 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vidtok_plugin.common.field_checks import check_fields
+from vidtok_plugin.common.file_hashes import hash_files
 from vidtok_plugin.common.folder_lock import FolderLock
-from vidtok_plugin.common.hashing import hash_files
 from vidtok_plugin.video.episode_meta import read_meta
 from vidtok_plugin.video.episodes import actions_path, load_episode, meta_path, rewards_path, save_episode_files
 from vidtok_plugin.video.reading import probe

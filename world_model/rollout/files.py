@@ -1,4 +1,4 @@
-"""Rollouts from files: a saved model, a prompt video and its actions in, an imagined video out."""
+"""Rollouts from files: a saved model, a prompt and its actions in, an imagined video out."""
 
 from pathlib import Path
 
@@ -6,10 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vidtok_plugin.video.array_files import ARRAY_SUFFIXES
+from vidtok_plugin.video.episode import Episode
 from vidtok_plugin.video.episodes import actions_path, load_array
+from vidtok_plugin.video.opening import open_episodes
 from vidtok_plugin.video.pixels import from_uint8, to_uint8
-from vidtok_plugin.video.reading import probe, read_frames
 from vidtok_plugin.video.signals import as_torch_reads_them
+from vidtok_plugin.video.video_file import as_episode
 from vidtok_plugin.video.writing import VideoWriter
 from world_model.decoding import Decoding
 from world_model.heads.sampler import Sampler
@@ -23,6 +26,8 @@ def rollout_file(
     prompt: Path,
     output: Path,
     *,
+    episode: int | None = None,
+    camera: str | None = None,
     actions: Path | None = None,
     prompt_frames: int,
     num_frames: int,
@@ -31,16 +36,18 @@ def rollout_file(
 ) -> RolloutResult:
     """Imagine `num_frames` frames after the first `prompt_frames` frames of `prompt` and write all of them to `output`.
 
-    `world` is a source for `load_world`. A model trained with actions reads them from `actions`, by default the file
-    next to the prompt.
+    `world` is a source for `load_world`. The prompt is a video file, or another source for `open_episodes`, of which
+    `episode` is the number of the episode and `camera` the camera. A model trained with actions reads them from
+    `actions`, by default those of the prompt: the file next to a video.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
-        ValueError: the video or the actions are too short or don't fit the model.
+        ValueError: there is no such episode or camera, or it or the actions are too short or don't fit the model.
     """
+    chosen = choose_prompt(prompt, episode, camera)
     model, adapter = load_world(world)
-    pixels, fps = read_prompt(prompt, prompt_frames)
-    taken = read_actions(model, prompt, actions, prompt_frames + num_frames)
+    pixels, fps = read_prompt(chosen, prompt_frames)
+    taken = read_actions(model, chosen, actions, prompt_frames + num_frames)
     with VideoWriter(output, fps=fps) as writer:  # before the work, for which the output may turn out to be impossible
         result = rollout(
             model,
@@ -55,14 +62,35 @@ def rollout_file(
     return result
 
 
-def read_prompt(path: Path, frames: int) -> tuple[np.ndarray, float]:
-    """The first frames of a video, uint8 (t, h, w, 3), and its frame rate; a ValueError if it has fewer frames."""
-    info = probe(path)
-    if info.num_frames < frames:
+def choose_prompt(prompt: Path, episode: int | None = None, camera: str | None = None) -> Episode | Path:
+    """One episode of a source for `open_episodes`; the path of a video file as it is.
+
+    Raises:
+        FileNotFoundError: the source has no episodes.
+        ValueError: there is no episode of that number, or there are several and none is chosen.
+    """
+    if not prompt.is_dir() and prompt.suffix.lower() not in ARRAY_SUFFIXES and episode is None and camera is None:
+        return prompt
+    episodes = open_episodes(prompt, camera)
+    if episode is None and len(episodes) > 1:
         raise ValueError(
-            f"rollout: {path} must have at least {frames} frames, got {info.num_frames}; lower --prompt-frames."
+            f"rollout: {prompt} has {len(episodes)} episodes; choose one with --episode 0 to {len(episodes) - 1}."
         )
-    return read_frames(path, range(frames)), info.fps
+    if not 0 <= (episode or 0) < len(episodes):
+        raise ValueError(
+            f"rollout: --episode must be in 0..{len(episodes) - 1}, the episodes of {prompt}, got {episode}."
+        )
+    return episodes[episode or 0]
+
+
+def read_prompt(prompt: Episode | Path, frames: int) -> tuple[np.ndarray, float]:
+    """The first frames of a video, uint8 (t, h, w, 3), and its frame rate; a ValueError if it has fewer frames."""
+    episode = as_episode(prompt)
+    if episode.num_frames < frames:
+        raise ValueError(
+            f"rollout: {episode} must have at least {frames} frames, got {episode.num_frames}; lower --prompt-frames."
+        )
+    return episode.read(range(frames)), episode.fps or episode.frame_rate()
 
 
 def as_video(frames: np.ndarray, device: torch.device) -> Tensor:
@@ -70,20 +98,34 @@ def as_video(frames: np.ndarray, device: torch.device) -> Tensor:
     return from_uint8(torch.from_numpy(frames)[None].to(device))
 
 
-def read_actions(model: WorldModel, prompt: Path, actions: Path | None, needed: int) -> Tensor | None:
-    """The first `needed` actions (1, t[, a]) of a file, on the model's device; None for a model without actions.
+def read_actions(model: WorldModel, prompt: Episode | Path, actions: Path | None, needed: int) -> Tensor | None:
+    """The first `needed` actions (1, t[, a]), on the model's device; None for a model without actions.
 
-    The file is `actions`, by default the one next to the prompt.
+    They are those in the file `actions`, or by default the prompt's: of a path, those in the file next to it.
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: it has too few actions, or it was given for a model that takes none.
+        ValueError: there are too few actions, or a file was given for a model that takes none.
     """
     if model.tokens.actions.kind == "none":
         if actions is not None:
             raise ValueError("rollout: the world model was trained without actions; leave --actions out.")
         return None
-    path = actions_path(prompt) if actions is None else actions
+    where: Episode | Path = prompt if actions is None else actions
+    if actions is None and isinstance(prompt, Path):
+        where = actions_path(prompt)
+    loaded = _read_actions_file(where) if isinstance(where, Path) else where.actions
+    if loaded is None:
+        raise ValueError(f"rollout: {where} has no actions; pass a file with --actions.")
+    taken = torch.from_numpy(as_torch_reads_them(loaded))[None]
+    if taken.shape[1] < needed:
+        raise ValueError(
+            f"rollout: {where} must have an action for each of {needed} frames, got {taken.shape[1]}; lower --frames."
+        )
+    return taken[:, :needed].to(model.device)
+
+
+def _read_actions_file(path: Path) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"rollout: there are no actions at {path}; pass a file with --actions.")
     loaded = load_array(path, f"rollout: {path}")
@@ -92,9 +134,4 @@ def read_actions(model: WorldModel, prompt: Path, actions: Path | None, needed: 
             f"rollout: {path} must hold integers (t,) or floats (t, a), got {loaded.dtype} of {loaded.shape}; save one "
             "action for each frame, at most int64."
         )
-    taken = torch.from_numpy(as_torch_reads_them(loaded))[None]
-    if taken.shape[1] < needed:
-        raise ValueError(
-            f"rollout: {path} must have an action for each of {needed} frames, got {taken.shape[1]}; lower --frames."
-        )
-    return taken[:, :needed].to(model.device)
+    return loaded
