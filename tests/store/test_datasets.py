@@ -55,12 +55,10 @@ def test_a_dataset_is_tokenized_with_its_actions_rewards_and_ends(
     assert [episode.frames for episode in store.episodes] == [7, 5, 9]
     assert store.metadata.fps == 10.0 and store.metadata.action_space == {"kind": "continuous", "size": 3}
     for index, rows in enumerate(written.rows):
-        stored = store[index]
-        f = store.metadata.temporal_factor
-        taken = stored["actions"].reshape(-1, 3)[f : f + len(rows["index"]) - 1]
-        np.testing.assert_array_equal(taken, rows["action"][:-1])
-        rewards = stored["rewards"].reshape(-1)[f : f + len(rows["index"]) - 1]
-        np.testing.assert_array_equal(rewards, rows["next.reward"][:-1])
+        stored = store.window(index, 0, store.episodes[index].steps)
+        own = slice(store.metadata.temporal_factor, store.metadata.temporal_factor + len(rows["index"]) - 1)
+        np.testing.assert_array_equal(stored["actions"].flatten(0, 1)[own], rows["action"][:-1])
+        np.testing.assert_array_equal(stored["rewards"].flatten()[own], rows["next.reward"][:-1])
         assert bool(stored["terminated"][-1]) == (index == 1)
 
 
