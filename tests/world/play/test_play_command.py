@@ -5,18 +5,23 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from places import ROOT
 from play_clients import PlayClient, serving
 
 from world_model.cli import main
 from world_model.play.scenes import load_scenes
-from world_model.play.server import PlayServer
+from world_model.play.server import STATIC, PlayServer
+from world_model.play.session import PlaySession
+from world_model.play.timeline import Moment
 
 MIN_FPS, MAX_DELAY = 20, 0.25  # seconds, at the 95th percentile
 SECONDS, TRIES = 20.0, 3  # other work on the machine may disturb a try
+MIN_SHARE = 0.9  # of a core, below which the figures are those of other work
 
 
 def test_a_missing_package_is_named_with_its_extra(
@@ -26,6 +31,12 @@ def test_a_missing_package_is_named_with_its_extra(
     assert main(["play", "boxing"]) == 2
     error = capsys.readouterr().err
     assert "the page needs starlette, which is not installed; run: pip install 'vidtok-plugin[play]'" in error
+
+
+def test_the_package_has_all_files_of_the_page() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["*"]
+    assert {f"**/*{path.suffix}" for path in STATIC.iterdir()} <= set(patterns)
 
 
 def test_an_unknown_world_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,17 +88,45 @@ def measured(server: PlayServer, seconds: float) -> tuple[float, float, float, f
     return fps, delays[len(delays) // 2], delays[int(0.95 * len(delays))], delays[-1]
 
 
+class Watch:
+    """How much of a core the game's thread was given while it imagined."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.wall = self.own = 0.0
+        advance = PlaySession.advance
+
+        def watched(session: PlaySession) -> Moment:
+            wall, own = time.monotonic(), time.thread_time()
+            moment = advance(session)
+            self.wall += time.monotonic() - wall
+            self.own += time.thread_time() - own
+            return moment
+
+        patch.setattr(PlaySession, "advance", watched)
+
+    @property
+    def share(self) -> float:
+        return self.own / self.wall
+
+
 @pytest.mark.slow
-def test_the_shipped_world_is_played_at_its_rate_with_little_delay(capsys: pytest.CaptureFixture[str]) -> None:
-    """With the real game beside it, on a CPU. The figures are printed whether they are reached or not."""
+def test_the_shipped_world_is_played_at_its_rate_with_little_delay(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the real game beside it, on a core of a CPU. The figures are always printed; where other work takes the core
+    away, they say nothing about the game."""
     with serving(load_scenes("boxing", device="cpu")) as server:
         for _ in range(TRIES):
-            fps, median, high, most = measured(server, SECONDS)
+            with monkeypatch.context() as patch:
+                watch = Watch(patch)
+                fps, median, high, most = measured(server, SECONDS)
             with capsys.disabled():
                 print(
                     f"\nplay boxing: {fps:.1f} frames a second; key to picture {1000 * median:.0f} ms (median), "
-                    f"{1000 * high:.0f} ms (95%), {1000 * most:.0f} ms (most)"
+                    f"{1000 * high:.0f} ms (95%), {1000 * most:.0f} ms (most), with {watch.share:.0%} of a core"
                 )
             if fps >= MIN_FPS and high < MAX_DELAY:
                 return
+    if watch.share < MIN_SHARE:
+        pytest.skip(f"other work left the game {watch.share:.0%} of a core")
     raise AssertionError(f"at least {MIN_FPS} frames a second and {1000 * MAX_DELAY:.0f} ms, got {fps:.1f} and {high}")

@@ -263,7 +263,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 document.addEventListener("keyup", (event) => controls?.keyup(event));
-window.addEventListener("blur", () => controls instanceof Object && controls.held && controls.releaseAll());
+window.addEventListener("blur", () => controls?.held && controls.releaseAll()); // sliders stay where they are
 document.addEventListener("visibilitychange", () => {
   if (document.hidden && state.running) pause();
 });
