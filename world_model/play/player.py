@@ -95,6 +95,7 @@ class Player(threading.Thread):
         try:
             self._session = session = PlaySession(self._scenes, seed=self._seed, real=self._real)
             self._tell(greeting(session))
+            self._tell(state_of(session, self.running))
             self._show(jump=True)
             self._play(session)
         except Exception:
@@ -173,8 +174,6 @@ class Player(threading.Thread):
         moment = self._session.timeline.cursor
         message = pack_moment(self._session, moment, jump=jump, seconds=seconds)
         self._call(self._outbox.put_moment, moment.id, message)
-        if jump:
-            self._tell(state_of(self._session, self.running))
 
     def _tell(self, info: dict[str, Any]) -> None:
         self._call(self._outbox.put_info, info)

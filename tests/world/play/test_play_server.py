@@ -102,8 +102,9 @@ def test_a_client_plays_rewinds_branches_and_resets(server: PlayServer) -> None:
         client.send("step")
         assert len(client.wait_for("moment", jump=False)["entropy"]) == 4
         client.send("reset", prompt=1)
-        client.wait_for("state", prompt=1)
-        assert client.wait_for("moment", jump=True)["moments"] == [client.moments[-1]["moment"]]
+        client.wait_for("state", prompt=1)  # in any order
+        while not (client.moments[-1]["jump"] and client.moments[-1]["moments"] == [client.moments[-1]["moment"]]):
+            client.receive()
 
 
 def test_a_game_runs_at_its_recorded_rate(server: PlayServer) -> None:
@@ -296,7 +297,7 @@ def test_a_slow_client_gets_the_newest_frames(server: PlayServer) -> None:
         assert sent == [0, 1, 2]
         client.send("seen", moment=2)
         newest = client.wait_for("moment")["moment"]
-        assert newest > 10
+        assert newest > 3  # those between were never sent
         client.send("seen", moment=newest)
         client.send("step")
         assert client.wait_for("moment")["moment"] == newest + 1
