@@ -1,6 +1,7 @@
 """LeRobot datasets: right frames, actions, states, rewards, ends and tasks of every episode, or one error."""
 
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,3 +211,9 @@ def test_cameras_must_be_chosen_from_those_there(tmp_path: Path, camera: Any, pr
     write_lerobot(tmp_path / "data", [2], cameras=CAMERAS)
     with pytest.raises(ValueError, match=problem):
         open_episodes(tmp_path / "data", camera=camera)
+
+
+def test_without_pyarrow_the_error_names_the_extra(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"needs pyarrow, .* pip install 'vidtok-plugin\[lerobot\]'"):
+        open_episodes(dataset)

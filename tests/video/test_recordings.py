@@ -1,6 +1,7 @@
 """Recordings of each kind, opened by one function: folders, videos, array files, PNG frames."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,10 @@ def test_a_source_without_episodes_is_named(tmp_path: Path) -> None:
     write_episode(tmp_path / "a.mp4", 5)
     with pytest.raises(ValueError, match=r"has no cameras to choose from, got camera 'front'"):
         open_episodes(tmp_path, camera="front")
+
+
+def test_without_h5py_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_hdf5(tmp_path / "a.h5", whole())
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ValueError, match=r"needs h5py, .* pip install 'vidtok-plugin\[hdf5\]'"):
+        open_episodes(tmp_path)

@@ -58,7 +58,6 @@ def _read_table(path: str, mtime: int, size: int) -> "pyarrow.Table":
         raise ValueError(NO_PYARROW) from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            # Column paths go on with ".list.element" where a value is a list.
             names = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
             return file.read(columns=names, use_threads=False)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
