@@ -52,6 +52,12 @@ def boxing() -> Iterator[PlayServer]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def tiny_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlayServer]:
+    with serving(tiny_scenes(tmp_path_factory.mktemp("world"))) as server:
+        yield server
+
+
 class Page:
     """The page, opened, with what its console said."""
 
@@ -240,3 +246,30 @@ def luminance(color: str) -> float:
     channels = [int(value) / 255 for value in color.removeprefix("rgb(").removesuffix(")").split(",")]
     linear = [value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("held", "action"),
+    [
+        ([], "NOOP"),
+        (["LEFT"], "LEFT"),
+        (["LEFT", "RIGHT"], "RIGHT"),  # the newest
+        (["RIGHT", "LEFT"], "LEFT"),
+        (["UP", "RIGHT", "FIRE"], "UPRIGHTFIRE"),
+        (["FIRE", "DOWN"], "DOWNFIRE"),
+        (["LEFT", "UP", "RIGHT"], "UPRIGHT"),
+    ],
+)
+def test_keys_held_together_are_one_action(browser: Any, tiny_server: PlayServer, held: list[str], action: str) -> None:
+    meanings = ["NOOP", "FIRE", "UP", "RIGHT", "LEFT", "DOWN", "UPRIGHT", "UPLEFT", "DOWNRIGHT", "DOWNLEFT", "UPFIRE"]
+    meanings += ["RIGHTFIRE", "LEFTFIRE", "DOWNFIRE", "UPRIGHTFIRE", "UPLEFTFIRE", "DOWNRIGHTFIRE", "DOWNLEFTFIRE"]
+    with Page(browser, tiny_server) as page:
+        index = page.page.evaluate(
+            """async ([meanings, held]) => {
+                const { choose, parts } = await import("/static/actions.js");
+                return choose(meanings.map((meaning, index) => ({ index, words: parts(meaning) })), held, 0);
+            }""",
+            [meanings, held],
+        )
+    assert meanings[index] == action
