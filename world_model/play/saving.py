@@ -31,7 +31,7 @@ def recording_of(session: PlaySession) -> Recording:
     from_prompt = path[0].actions is None
     if from_prompt:
         frames[0] = prompt.frames
-        known = None if prompt.actions is None else prompt.actions[0].numpy()
+        known = None if prompt.actions is None else prompt.actions[0].cpu().numpy()
         rest = scenes.actions.rest
         actions[0] = np.asarray([rest] * len(prompt.frames)) if known is None and rest is not None else known
     count = sum(len(part) for part in frames)

@@ -163,7 +163,7 @@ def _action_space(model: WorldModel, prompts: Sequence[Prompt]) -> ActionSpace:
         meanings = [str(i) for i in range(spec.size)]
     if spec.kind != "continuous":
         return ActionSpace(kind=spec.kind, size=spec.size, meanings=meanings)
-    seen = [prompt.actions[0, 1:] for prompt in prompts if prompt.actions is not None]
+    seen = [prompt.actions[0, 1:].cpu() for prompt in prompts if prompt.actions is not None]
     reach = torch.cat([*seen, torch.ones(1, spec.size)]).abs().amax(0).tolist()
     return ActionSpace(
         kind=spec.kind,

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 from places import ROOT
 from play_clients import PlayClient, serving
@@ -69,19 +70,21 @@ def measured(server: PlayServer, seconds: float) -> tuple[float, float, float, f
         client.send("run")
         client.wait_for("moment", jump=False)
         begun, first, given, delays, key = time.monotonic(), client.moments[-1]["moment"], 0.0, [], 0
+        random = np.random.default_rng(0)
         next_key = begun
         while (now := time.monotonic()) < begun + seconds:
-            header = client.receive()
-            if header["type"] != "moment":
-                continue
-            now = time.monotonic()
-            if given and header["input"] == key:
-                delays.append(now - given)
-                given, next_key = 0.0, now + 0.1 + 0.037 * (key % 7)  # at any time between two steps
             if not given and now >= next_key:
                 key += 1
                 client.send("hold", id=key, action=1 + key % 17)
                 given = time.monotonic()
+            try:
+                header = client.receive(60.0 if given else max(0.001, next_key - now))
+            except TimeoutError:
+                continue
+            if given and header["type"] == "moment" and header["input"] == key:
+                now = time.monotonic()
+                delays.append(now - given)
+                given, next_key = 0.0, now + random.uniform(0.05, 0.35)  # at any time between two steps
         fps = 4 * (client.moments[-1]["moment"] - first) / (time.monotonic() - begun)
     delays.sort()
     assert len(delays) > 5
