@@ -9,6 +9,8 @@ Each trial replays a recorded, held-out game up to a moment, and goes on from th
   game's own: the player's hits less the opponent's. Random play goes on from the same moments.
 - towards a picture: the goal is the frame that the recorded player reached a moment later. A plan's end in the real
   game is compared with the goal, and so are the ends of random plans.
+
+On two CPU cores it takes about 10 minutes.
 """
 
 import argparse
@@ -209,12 +211,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="boxing", metavar="WORLD")
     command.add_argument("--episodes", type=Path, default=Path("runs/demo/episodes/test"), metavar="FOLDER")
     command.add_argument("--output", type=Path, default=Path("runs/plan/plans.png"), metavar="out.png")
-    command.add_argument("--method", choices=("shooting", "cem", "mppi"), default="cem")
+    command.add_argument("--method", choices=("shooting", "cem", "mppi"), default="shooting")
     command.add_argument("--horizon", type=int, default=16, help="frames that a plan covers")
-    command.add_argument("--candidates", type=int, default=64, help="futures to imagine in each iteration")
-    command.add_argument("--iterations", type=int, default=2)
+    command.add_argument("--candidates", type=int, default=36, help="futures to imagine in each iteration")
+    command.add_argument("--iterations", type=int, default=2, help="of cem and mppi")
     command.add_argument("--starts", type=int, default=20, help="moments from which to play for score")
-    command.add_argument("--frames", type=int, default=128, help="frames to play from each of them")
+    command.add_argument("--frames", type=int, default=96, help="frames to play from each of them")
     command.add_argument("--goals", type=int, default=20, help="moments from which to reach a picture")
     command.add_argument("--random-plans", type=int, default=8, help="to compare with, for each moment")
     command.add_argument("--seed", type=int, default=0)
