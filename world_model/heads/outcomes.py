@@ -8,6 +8,7 @@ Shapes: b clips, T latent steps, n positions of a step, f frames of a step, d wi
 narrow embeddings, q queries, w width of the head, v values.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -115,7 +116,8 @@ def reward_values(largest: float) -> Tensor:
         >>> len(values), values[50].item(), round(values[-1].item(), 3)
         (101, 0.0, 100.0)
     """
-    spaced = torch.linspace(-1, 1, VALUES, dtype=torch.float64) * torch.tensor(largest, dtype=torch.float64).log1p()
+    half = VALUES // 2
+    spaced = torch.arange(-half, half + 1, dtype=torch.float64) / half * math.log1p(largest)
     return (spaced.sign() * spaced.abs().expm1()).float()
 
 
