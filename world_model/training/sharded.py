@@ -19,7 +19,12 @@ class ShardedWorldModelModule(WorldModelModule):
         for block in self.model.transformer.blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(self.model, mesh=mesh)
-        for method in ("loss", "score"):  # training and validation call them instead of forward
+        for method in (
+            "loss",
+            "losses",
+            "score",
+            "window_outcomes",
+        ):  # called instead of forward
             register_fsdp_forward_method(self.model, method)
 
     def full_weights(self) -> dict[str, torch.Tensor]:

@@ -33,9 +33,16 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
 
 
 @pytest.fixture(scope="module")
-def server(scenes: Scenes) -> Iterator[PlayServer]:
+def shared_server(scenes: Scenes) -> Iterator[PlayServer]:
     with serving(scenes, limits=Limits(sessions=3)) as running:
         yield running
+
+
+@pytest.fixture
+def server(shared_server: PlayServer) -> PlayServer:
+    """The server, once the games of the test before have ended: a closed connection's game ends after its step."""
+    wait_until(lambda: shared_server.games.open == 0)
+    return shared_server
 
 
 def status_of(address: str, host: str | None = None) -> int:
@@ -198,6 +205,7 @@ def test_oversized_messages_end_the_game(server: PlayServer, message: str | byte
             while True:
                 client.receive()
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1009
+    wait_until(lambda: server.games.open == 0)
     assert plays(server)
 
 
