@@ -148,7 +148,7 @@ async def _end(socket: WebSocket, code: int, reason: str) -> None:
         await socket.send_json({"type": "ended", "reason": reason})
         await socket.close(code, reason[:100])
     except (WebSocketDisconnect, RuntimeError):
-        logger.debug("play: the page was gone before it was told: %s", reason)
+        logger.debug("play: the page was gone before this reached it: %s", reason)
 
 
 async def _send(socket: WebSocket, outbox: Outbox) -> None:

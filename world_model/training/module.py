@@ -257,10 +257,10 @@ class WorldModelModule(TrainingModule):
         scored = {f"val/{self.loss_name}": (scores.token_losses * weights).sum() / count}
         if scores.token_correct is not None:
             scored["val/accuracy"] = (scores.token_correct * weights).sum() / count
-        outcomes = self.model.losses(
-            window_tokens(batch), window_actions(batch), batch["valid"], window_outcomes(batch)
-        )
-        scored |= {f"val/{name}": loss for name, _, loss in self._outcome_losses(outcomes)}
+        if self.model.outcomes is not None:
+            targets = window_outcomes(batch)
+            losses = self.model.losses(window_tokens(batch), window_actions(batch), batch["valid"], targets)
+            scored |= {f"val/{name}": loss for name, _, loss in self._outcome_losses(losses)}
         scored_tokens = int(batch["valid"][:, 1:].sum()) * self.model.tokens.tokens_per_step
         self.log_dict(scored, prog_bar=True, batch_size=scored_tokens, sync_dist=True)
 
