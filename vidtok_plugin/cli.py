@@ -171,7 +171,7 @@ def add_tokenize(commands: "Commands") -> None:
         "--processes",
         type=int,
         metavar="N",
-        help="processes to start (default: on a CPU one for each core, if there is enough work and memory; else 1)",
+        help="processes to start (default: on a CPU one for each core, or fewer where that is faster or memory is short)",
     )
     command.add_argument(
         "--episodes-per-shard",

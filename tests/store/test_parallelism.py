@@ -1,4 +1,5 @@
-"""Tokenizing uses one process per core, or fewer with more threads where shards, work or memory don't suffice."""
+"""Tokenizing uses one process per core, or fewer with more threads where shards, work or memory don't suffice, or where
+starting them takes longer than they save."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +14,13 @@ from vidtok_plugin.common.memory import available_bytes
 from vidtok_plugin.store import folder as folder_module
 from vidtok_plugin.store import parallelism
 from vidtok_plugin.store.folder import FolderConfig, tokenize_folder
-from vidtok_plugin.store.parallelism import MIN_WORK, Parallelism, choose_parallelism, parallelism_of
+from vidtok_plugin.store.parallelism import WORK_PER_SECOND, Parallelism, choose_parallelism, parallelism_of
 from vidtok_plugin.store.tokenize import TokenizeConfig
 
 ENOUGH: dict[str, Any] = {
     "cores": 8,
     "shards": 100,
-    "work": 100 * MIN_WORK,
+    "work": 1000 * WORK_PER_SECOND,
     "process_bytes": 1e9,
     "available": 100e9,
 }
@@ -30,7 +31,9 @@ ENOUGH: dict[str, Any] = {
     [
         ({}, 8, 1),
         ({"shards": 3}, 3, 2),
-        ({"work": 2.9 * MIN_WORK}, 2, 4),
+        ({"shards": 9}, 3, 2),  # one of eight processes would have two shards
+        ({"work": 80 * WORK_PER_SECOND}, 8, 1),
+        ({"work": 40 * WORK_PER_SECOND}, 1, 8),  # they would start for longer than they save
         ({"work": 0}, 1, 8),
         ({"available": 4.5e9}, 4, 2),
         ({"available": 5.5e9}, 4, 2),
@@ -45,13 +48,37 @@ def test_what_is_short_limits_the_processes_and_threads_take_the_cores_left(
     assert choose_parallelism(**{**ENOUGH, **short}) == Parallelism(processes=processes, threads=threads)
 
 
+def seconds_on_two_cores(processes: int, frames: int, shards: int) -> float:
+    """Of a command on frames of 64x64, as measured: one thread encodes 645 frames a second and two 1.7 times as many;
+    starting two processes takes 5.5 seconds."""
+    if processes == 1:
+        return frames / (1.7 * 645)
+    return 5.5 + frames * -(-shards // 2) / shards / 645
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 7, 100])
+def test_the_choice_is_never_slower_than_one_process(shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """10,680 frames of 64x64 were encoded by two processes at 574 frames a second, and by one at 748."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(parallelism, "available_bytes", lambda: None)
+    adapter = TokenizerAdapter(VidTok.from_preset("vidtok_tiny"))
+    chosen = {}
+    for frames in (100, 1_000, 10_680, 30_000, 60_000, 100_000, 227_840, 1_000_000):
+        video: Any = SimpleNamespace(num_frames=frames // shards, size=(64, 64))
+        chosen[frames] = parallelism_of(adapter, [video] * shards, episodes_per_shard=1).processes
+        seconds = [seconds_on_two_cores(processes, frames, shards) for processes in (1, 2)]
+        assert seconds[chosen[frames] - 1] <= seconds[0] * (1 + 1e-9)
+    assert chosen[10_680] == 1
+    assert chosen[227_840] == (2 if shards % 2 == 0 else 1)
+
+
 @pytest.mark.parametrize("side, chosen", [(64, (8, 1)), (1024, (4, 2)), (4096, (1, 8))])
 def test_large_frames_have_fewer_processes(side: int, chosen: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     video: Any = SimpleNamespace(num_frames=10_000, size=(side, side))
     monkeypatch.setattr(parallelism, "available_bytes", lambda: 8 << 30)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     adapter = TokenizerAdapter(VidTok.from_preset("vidtok_tiny"))
-    found = parallelism_of(adapter, [video] * 320, episodes_per_shard=32)
+    found = parallelism_of(adapter, [video] * 256, episodes_per_shard=32)
     assert (found.processes, found.threads) == chosen
 
 
@@ -65,7 +92,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         raise ChildProcessError("not started")
 
     monkeypatch.setattr(folder_module, "run_processes", start)
-    monkeypatch.setattr(parallelism, "MIN_WORK", 1)
+    monkeypatch.setattr(parallelism, "START_SECONDS", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
@@ -74,7 +101,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 @pytest.fixture
 def cfg(tmp_path: Path) -> FolderConfig:
-    videos = write_folder(tmp_path / "videos", {"a": 9, "b": 9, "c": 9})
+    videos = write_folder(tmp_path / "videos", {"a": 9, "b": 9, "c": 9, "d": 9})
     tiny_adapter().save_pretrained(tmp_path / "model")
     return FolderConfig(
         folder=videos,
@@ -95,13 +122,13 @@ def test_a_folder_starts_one_process_per_core_unless_processes_are_given(
         with pytest.raises(ChildProcessError):
             tokenize_folder(with_settings(cfg, processes=processes))
     assert started == [(2, 1), (3, 1)]
-    assert tokenize_folder(with_settings(cfg, processes=1)) == [f"{cfg.output}: 3 episodes, 36 tokens"]
+    assert tokenize_folder(with_settings(cfg, processes=1)) == [f"{cfg.output}: 4 episodes, 48 tokens"]
 
 
 def test_a_single_shard_has_one_process_and_a_warning(
     cfg: FolderConfig, started: list[tuple[int, int]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    tokenize_folder(with_settings(cfg, tokenize=TokenizeConfig(root=cfg.folder, episodes_per_shard=3)))
+    tokenize_folder(with_settings(cfg, tokenize=TokenizeConfig(root=cfg.folder, episodes_per_shard=4)))
     assert started == [] and "number of shards: 1 in place of 2; lower episodes_per_shard" in caplog.text
 
 

@@ -15,9 +15,13 @@ from vidtok_plugin.video.video_file import as_episode
 
 logger = logging.getLogger(__name__)
 
-# Work for which a process is worth its start of about 4 seconds: some 10 seconds of encoding on one core. In pixels of
-# video times the encoder's width squared.
-MIN_WORK = 5_000_000_000
+# Starting processes: each imports PyTorch and loads the model again. Measured: 5 to 6 seconds on two cores.
+START_SECONDS = 8.0
+# What one core encodes in a second, in pixels of video times the encoder's width squared: 650 frames of 64x64 by
+# `vidtok_tiny`.
+WORK_PER_SECOND = 7e8
+# Of the time of one thread, what each further thread adds by waiting. Two threads encode 1.7 times as fast as one.
+WAITING = 0.17
 # Of a process without the model: Python, PyTorch and the video reader.
 BASE_BYTES = 500 << 20
 # A network in inference takes about half a million pixels at once, or one group of frames if that is more, and holds
@@ -37,14 +41,15 @@ class Parallelism:
 def choose_parallelism(
     *, cores: int, shards: int, work: float, process_bytes: float, available: float | None
 ) -> Parallelism:
-    """One process with one thread for each core, or fewer processes with more threads.
+    """The processes that finish first, and fewer of those that finish equally early.
 
-    Threads wait for each other several hundred times per chunk of frames, and processes never do. So there are fewer
-    processes than cores only where there are too few shards, where the work would not outlast the start of a process,
-    or where memory is short: each process holds the model and the activations of its own frames.
+    Threads wait for each other several hundred times per chunk of frames, and processes never do. But processes take
+    time to start, so a single one with a thread for each core is faster where there is little to encode. There are also
+    fewer where there are few shards, since the one with the most of them finishes last, or where memory is short, since
+    each process holds the model and the activations of its own frames.
 
     cores: that may be used.
-    shards: that there are to write.
+    shards: that there are to write, all taken to be equally long.
     work: pixels of video times the encoder's width squared.
     process_bytes: memory of each process.
     available: memory in bytes; None if unknown.
@@ -52,11 +57,29 @@ def choose_parallelism(
     Example:
         >>> choose_parallelism(cores=8, shards=100, work=1e12, process_bytes=2e9, available=9e9)
         Parallelism(processes=4, threads=2)
+        >>> choose_parallelism(cores=8, shards=100, work=1e10, process_bytes=2e9, available=9e9)
+        Parallelism(processes=1, threads=8)
     """
     fitting = cores if available is None else max(1, min(cores, int(available // process_bytes)))
-    fitting = cores // math.ceil(cores / fitting)  # so that their threads use all cores
-    processes = max(1, min(fitting, shards, int(work // MIN_WORK)))
-    return Parallelism(processes=processes, threads=cores // processes)
+    choices = [
+        Parallelism(processes=processes, threads=cores // processes)
+        for processes in range(1, max(1, min(fitting, shards)) + 1)
+    ]
+    return min(choices, key=lambda choice: expected_seconds(choice, shards, work))
+
+
+def expected_seconds(choice: Parallelism, shards: int, work: float) -> float:
+    """How long encoding takes, from the start of any further processes to the end of the last.
+
+    Example:
+        >>> two, one = Parallelism(processes=2, threads=1), Parallelism(processes=1, threads=2)
+        >>> expected_seconds(two, 100, 7e11) < expected_seconds(one, 100, 7e11)
+        True
+    """
+    most = math.ceil(shards / choice.processes) / max(1, shards)  # of the work, by one process
+    speed = choice.threads / (1 + WAITING * (choice.threads - 1))
+    start = START_SECONDS if choice.processes > 1 else 0.0
+    return start + most * work / WORK_PER_SECOND / speed
 
 
 def parallelism_of(adapter: TokenizerAdapter, videos: Sequence[Source], episodes_per_shard: int) -> Parallelism:
