@@ -171,7 +171,7 @@ def add_tokenize(commands: "Commands") -> None:
         "--processes",
         type=int,
         metavar="N",
-        help="processes to start (default: on a CPU one for each core, or fewer where that is faster or memory is short)",
+        help="processes to start (default: on a CPU one for each core, or fewer if that is faster or memory short)",
     )
     command.add_argument(
         "--episodes-per-shard",
