@@ -109,6 +109,26 @@ def test_a_malformed_file_of_actions_is_named(clip: Path, spoil: Any) -> None:
         load_episode(clip)
 
 
+def test_the_state_beside_a_video_is_the_episodes(clip: Path) -> None:
+    episode = load_episode(clip)
+    assert episode.state is None
+    state = np.random.default_rng(0).normal(size=(9, 3))
+    save_episode_files(clip, episode.actions, episode.meta, state=state)
+    again = load_episode(clip)
+    assert again.state is not None and again.state.dtype == np.float32
+    np.testing.assert_array_equal(again.state, state.astype(np.float32))
+    assert again.rewards is None
+
+
+@pytest.mark.parametrize("flawed", [np.zeros(9), np.zeros((8, 2)), np.full((9, 2), np.nan)])
+def test_a_flawed_state_is_named(clip: Path, flawed: np.ndarray) -> None:
+    np.save(clip.with_suffix(".state.npy"), flawed)
+    with pytest.raises(ValueError, match=r"a\.mp4: a\.state\.npy must .*; record it again, or correct or remove"):
+        load_episode(clip)
+    with pytest.raises(ValueError, match=r"a\.state\.npy must"):
+        save_episode_files(clip, np.zeros(9, np.int64), {"fps": 30}, state=flawed)
+
+
 @pytest.mark.parametrize("suffix", [".json", ".actions.npy"])
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(clip: Path, suffix: str) -> None:
     clip.with_suffix(suffix).unlink()

@@ -1,4 +1,4 @@
-"""Finding videos and recorded episodes: a video with files of actions and rewards and a JSON beside it."""
+"""Finding videos and recorded episodes: a video with files of actions, rewards and state and a JSON beside it."""
 
 import hashlib
 import json
@@ -26,11 +26,12 @@ from vidtok_plugin.video.signals import (
     check_action_kind,
     check_action_values,
     check_rewards,
+    check_state,
 )
 from vidtok_plugin.video.video_file import VideoFile
 
 FIX_ACTIONS = "record it again, or correct the action"
-FIX_REWARDS = "record it again, or correct or remove the file"
+FIX_REWARDS = FIX_STATE = "record it again, or correct or remove the file"
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
@@ -47,7 +48,7 @@ class RecordedEpisode(EpisodeMethods):
     actions: np.ndarray
     meta: Mapping[str, Any]
     rewards: np.ndarray | None = None
-    state: None = None
+    state: np.ndarray | None = None
 
     def __str__(self) -> str:
         return str(self.path)
@@ -125,6 +126,11 @@ def actions_path(video: str | os.PathLike[str]) -> Path:
 def rewards_path(video: str | os.PathLike[str]) -> Path:
     """`clip.rewards.npy` of `clip.mp4`."""
     return Path(video).with_suffix(".rewards.npy")
+
+
+def state_path(video: str | os.PathLike[str]) -> Path:
+    """`clip.state.npy` of `clip.mp4`."""
+    return Path(video).with_suffix(".state.npy")
 
 
 def meta_path(video: str | os.PathLike[str]) -> Path:
@@ -215,14 +221,23 @@ def load_episode(path: str | os.PathLike[str], name: str | None = None) -> Recor
     if rewards is not None:
         check_rewards(f"Episode {video}", rewards_path(video).name, rewards, len(actions), FIX_REWARDS)
         rewards = np.ascontiguousarray(rewards, dtype=np.float32)
+    state = load_array(state_path(video), f"Episode {video}") if state_path(video).is_file() else None
+    if state is not None:
+        check_state(f"Episode {video}", state_path(video).name, state, len(actions), FIX_STATE)
+        state = np.ascontiguousarray(state, dtype=np.float32)
     return RecordedEpisode(
-        path=video, name=name or video.name, actions=as_torch_reads_them(actions), meta=meta, rewards=rewards
+        path=video,
+        name=name or video.name,
+        actions=as_torch_reads_them(actions),
+        meta=meta,
+        rewards=rewards,
+        state=state,
     )
 
 
 def load_array(path: Path, who: str) -> np.ndarray:
-    """The array in a file of actions or rewards, as it was written; a ValueError that begins with `who` if it cannot
-    be read."""
+    """The array in a file beside a video, as it was written; a ValueError that begins with `who` if it cannot be
+    read."""
     try:
         with open(path, "rb") as file:  # np.load would leave an archive open
             loaded = np.load(file, allow_pickle=False)
@@ -236,14 +251,22 @@ def load_array(path: Path, who: str) -> np.ndarray:
 
 
 def save_episode_files(
-    video: str | os.PathLike[str], actions: np.ndarray, meta: Mapping[str, Any], rewards: np.ndarray | None = None
+    video: str | os.PathLike[str],
+    actions: np.ndarray,
+    meta: Mapping[str, Any],
+    rewards: np.ndarray | None = None,
+    state: np.ndarray | None = None,
 ) -> None:
-    """Writes actions, rewards and then the JSON beside a complete video; the JSON marks the episode as complete."""
+    """Writes actions, rewards, state and then the JSON beside a complete video; the JSON marks the episode as
+    complete."""
     _check_actions(Path(video), actions, meta)
     arrays = {actions_path(video): actions}
     if rewards is not None:
         check_rewards(f"Episode {video}", rewards_path(video).name, rewards, len(actions), FIX_REWARDS)
         arrays[rewards_path(video)] = rewards.astype(np.float32)
+    if state is not None:
+        check_state(f"Episode {video}", state_path(video).name, state, len(actions), FIX_STATE)
+        arrays[state_path(video)] = state.astype(np.float32)
     with ExitStack() as files:  # they get their names at its end, the JSON last
         files.enter_context(atomic_write(meta_path(video))).write_text(
             json.dumps(meta, indent=2) + "\n", encoding="utf-8"
