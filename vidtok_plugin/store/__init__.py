@@ -10,13 +10,19 @@
         shard_00003_r1/                   the first revision of shard 3, whose episode's file had changed
     STORE/tokens_0a.../_written/SPLIT/    a record of each shard, with its digest: a lost or swapped shard is missed
 
-A shard has N steps, and in its header the name, digest, first frame, frames and steps of each episode, the store's
-tokens folder, the shard's own place, and SHA-256 checksums of its arrays:
+A shard has N steps, and in its header the name, digest, first frame, frames and steps of each episode, the tasks of
+those that have one, the store's tokens folder, the shard's own place, and SHA-256 checksums of its arrays:
 
     codes        (N, H, W) int32: FSQ codebook indices, or
     patches      (N, H, W, d) float32: a KL model's normalized patches
     actions      (N, f[, a]) int64 or float32: the actions that led to each step's frames, if the videos have any
     num_actions  (N,) uint8: how many of those f actions exist
+
+and what at least one of its episodes has, unknown for the others:
+
+    rewards      (N, f) float32: the reward of each frame, NaN where unknown
+    terminated   (N,) uint8: 1 where the episode ended, 0 where it went on, 2 where unknown
+    state        (N, f, s) float32: the state of each frame, NaN where unknown; step 0 has one frame, the last of its f
 
 Rules that let readers and several writers share a store:
 
@@ -32,5 +38,5 @@ Rules that let readers and several writers share a store:
   therefore the same to the byte for any number of processes.
 
 Shapes in this package: N steps of a shard, T steps of a window, H W rows and columns of the grid, d values of a patch,
-f frames in a step, a components of a continuous action.
+f frames in a step, a components of a continuous action, s components of a state.
 """

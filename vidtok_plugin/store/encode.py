@@ -1,4 +1,4 @@
-"""Encoding an episode: a stream of its frames, chunk by chunk, with the actions and outcomes of each step."""
+"""Encoding an episode: a stream of its frames, chunk by chunk, with the actions, outcomes and states of each step."""
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ def encode_episode(
     If it has actions, also actions (N, f[, a]) and num_actions (N,) uint8: the actions that led to each step's frames,
     none for step 0, and fewer than f for a last, partial step. If it has rewards, also rewards (N, f) float32, NaN
     where there is no frame, and in step 0. If its JSON says whether it ended, also terminated (N,) uint8, 1 in the step
-    of the frame that ended it.
+    of the frame that ended it. If it has a state, also state (N, f, s) float32, NaN where there is no frame; the only
+    frame of step 0 is the last of its f.
 
     Raises:
         ValueError: the episode has another number of actions than frames.
@@ -36,7 +37,11 @@ def encode_episode(
     data = {"codes": steps.int()} if adapter.kind == "discrete" else {"patches": steps.float()}
     if episode.actions is not None:
         data |= _grouped_actions(episode.actions, frames, len(steps), adapter.temporal_factor)
-    return data | _outcomes(episode, frames, len(steps), adapter.temporal_factor)
+    data |= _outcomes(episode, frames, len(steps), adapter.temporal_factor)
+    if episode.state is not None:
+        state = torch.from_numpy(episode.state[frames.start : frames.stop])
+        data["state"] = group_state(state[None], adapter.temporal_factor)[0]
+    return data
 
 
 def clip_ranges(total: int, clip_frames: int | None) -> list[range]:
@@ -52,6 +57,23 @@ def clip_ranges(total: int, clip_frames: int | None) -> list[range]:
         return [range(total)]
     starts = range(0, max(1, total - 1), clip_frames - 1)
     return [range(start, min(start + clip_frames, total)) for start in starts]
+
+
+def group_state(state: Tensor, temporal_factor: int) -> Tensor:
+    """Group the states (b, t, s) of frames by latent step: (b, T, f, s) float32, T = 1 + ceil((t - 1) / f).
+
+    Step 0 has one frame, which is the last of its f. Frames that do not exist are NaN.
+
+    Example:
+        >>> group_state(torch.tensor([[[7.0], [1.0], [2.0], [3.0]]]), temporal_factor=2)[0, :, :, 0]
+        tensor([[nan, 7.],
+                [1., 2.],
+                [3., nan]])
+    """
+    f, (b, t, size) = temporal_factor, state.shape
+    grouped = state.new_full((b, (1 + -(-(t - 1) // f)) * f, size), torch.nan, dtype=torch.float32)
+    grouped[:, f - 1 : f - 1 + t] = state
+    return grouped.unflatten(1, (-1, f))
 
 
 def _grouped_actions(of_episode: np.ndarray, frames: range, steps: int, f: int) -> dict[str, Tensor]:

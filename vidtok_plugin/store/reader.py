@@ -11,10 +11,12 @@ import torch
 from tensordict import TensorDict
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from vidtok_plugin.common.normalization import Moments
 from vidtok_plugin.store.metadata import METADATA_FILE, StoreMetadata, read_metadata, written_by_another
 from vidtok_plugin.store.records import REMEDY, record_path, recorded_splits
 from vidtok_plugin.store.shard_checks import check_contents, check_shard
 from vidtok_plugin.store.shards import (
+    OPTIONAL,
     OUTCOMES,
     Shard,
     StoredEpisode,
@@ -103,6 +105,26 @@ class TokenStore:
         return max((float(np.abs(rewards).max()) for rewards in known if len(rewards)), default=None)
 
     @property
+    def state_size(self) -> int | None:
+        """The number of components of a frame's state; None if no episode has a state."""
+        return self._arrays["state"][0][-1] if "state" in self._arrays else None
+
+    def state_moments(self) -> Moments:
+        """Mean and deviation of each component of all known states.
+
+        Raises:
+            ValueError: no episode has a state, or a shard is damaged.
+        """
+        if self.state_size is None:
+            raise ValueError(f"TokenStore: {self.folder} must have states for their statistics, got none.")
+        moments = Moments(self.state_size)
+        for number, shard in enumerate(self._shards):
+            if "state" in shard.data:
+                self._check_contents(np.array([number]))
+                moments.add(torch.from_numpy(shard.data["state"]))
+        return moments
+
+    @property
     def num_steps(self) -> int:
         return int(self.steps.sum())
 
@@ -145,7 +167,8 @@ class TokenStore:
         codes (b, T, H, W) int64, or patches (b, T, H, W, d) float32 of a KL model; valid (b, T) bool, False after the
         end of the episode; episode and start (b,) int64; and, if the videos have actions, actions (b, T, f[, a]) and
         actions_known (b, T, f) bool. If some episodes have outcomes, also rewards (b, T, f) float32, NaN where unknown,
-        and terminated (b, T) uint8: 1 where the episode ended, 0 where it went on, 2 where that is unknown.
+        and terminated (b, T) uint8: 1 where the episode ended, 0 where it went on, 2 where that is unknown. If some
+        have states, also state (b, T, f, s) float32, NaN where unknown.
 
         Raises:
             ValueError: there is no such episode, a window begins outside its episode, or its shard is damaged.
@@ -159,7 +182,7 @@ class TokenStore:
         first = self._first_step[episode] + start  # in the shard
         counts = np.minimum(self.steps[episode] - start, length)
         arrays = {
-            name: np.full((b, length, *shape), OUTCOMES.get(name, 0), dtype)
+            name: np.full((b, length, *shape), OPTIONAL.get(name, 0), dtype)
             for name, (shape, dtype) in self._arrays.items()
         }
         # Copied window by window: each is one contiguous piece of a file, and their files differ.
@@ -179,7 +202,7 @@ class TokenStore:
             data["actions"] = torch.from_numpy(arrays["actions"])
             known = np.arange(self.metadata.temporal_factor) < arrays["num_actions"][..., None]
             data["actions_known"] = torch.from_numpy(known)
-        data |= {name: torch.from_numpy(arrays[name]) for name in OUTCOMES if name in arrays}
+        data |= {name: torch.from_numpy(arrays[name]) for name in OPTIONAL if name in arrays}
         return TensorDict(data, batch_size=[b])
 
     def _check_contents(self, shards: np.ndarray) -> None:
@@ -219,7 +242,18 @@ def _open(
             continue
         for shard in shards:
             check_shard(shard, metadata)
+        _check_state_sizes(shards)
         return metadata, [name for name, _ in paths], shards
+
+
+def _check_state_sizes(shards: Sequence[Shard]) -> None:
+    sizes = {shard.data["state"].shape[-1]: shard for shard in shards if "state" in shard.data}
+    if len(sizes) > 1:
+        (size, shard), (other, another) = list(sizes.items())[:2]
+        raise ValueError(
+            f"TokenStore: all states must have equally many components, got {size} in {shard.path} and {other} in "
+            f"{another.path}; tokenize the episodes of the latter into another store."
+        )
 
 
 def _shards_with_split(folder: Path, metadata: StoreMetadata, split: str | None) -> list[tuple[str, Path]]:

@@ -63,7 +63,7 @@ def arrays_problem(
     factor = metadata.temporal_factor
     if any(count != 1 - (1 - number) // factor for number, count in zip(frames, steps, strict=True)):
         return f"an episode's steps must be 1 + (frames - 1) / {factor}, rounded up"
-    needed, optional = _shapes(metadata, sum(steps)), _outcome_shapes(metadata, sum(steps))
+    needed, optional = _shapes(metadata, sum(steps)), _optional_shapes(data, metadata, sum(steps))
     if not needed.keys() <= data.keys() <= needed.keys() | optional.keys():
         return f"its arrays must be {', '.join(needed)} and perhaps {', '.join(optional)}, got {', '.join(data)}"
     for name in data:
@@ -83,6 +83,8 @@ def values_problem(data: Mapping[str, np.ndarray], metadata: StoreMetadata) -> s
         return "its patches must be finite, got NaN or infinity"
     if "rewards" in data and np.isinf(data["rewards"]).any():
         return "its rewards must be finite, or NaN where there are none, got infinity"
+    if "state" in data and np.isinf(data["state"]).any():
+        return "its state must be finite, or NaN where there is none, got infinity"
     if "terminated" in data and int(data["terminated"].max()) > UNKNOWN_END:
         return f"its terminated must be 0, 1, or {UNKNOWN_END} for unknown, got {int(data['terminated'].max())}"
     if not metadata.action_space:
@@ -111,9 +113,14 @@ def _shapes(metadata: StoreMetadata, steps: int) -> dict[str, tuple[Any, tuple[i
     return expected
 
 
-def _outcome_shapes(metadata: StoreMetadata, steps: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
-    """Type and shape of each array of outcomes, which shards may lack."""
+def _optional_shapes(
+    data: Mapping[str, np.ndarray], metadata: StoreMetadata, steps: int
+) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """Type and shape of each array that shards may lack; a state may have any number of components."""
+    frames = (steps, metadata.temporal_factor)
+    components = max(1, data["state"].shape[-1]) if "state" in data and data["state"].ndim else 1
     return {
-        "rewards": (np.dtype(np.float32), (steps, metadata.temporal_factor)),
+        "rewards": (np.dtype(np.float32), frames),
         "terminated": (np.dtype(np.uint8), (steps,)),
+        "state": (np.dtype(np.float32), (*frames, components)),
     }

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ _DAMAGE = (
     ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError, NotADirectoryError
 )  # fmt: skip
 UNKNOWN_END = 2  # in `terminated`: 0 it went on, 1 it ended
-# Arrays that a shard may lack, and their value where an outcome is unknown.
+# Arrays that a shard may lack, and their value where it is unknown.
 OUTCOMES: Mapping[str, float] = {"rewards": float("nan"), "terminated": UNKNOWN_END}
+OPTIONAL: Mapping[str, float] = {**OUTCOMES, "state": float("nan")}
 SPLIT_RULE = "a plain name of letters, digits, and . _ - inside, such as train"
 _SPLIT = re.compile(r"[^\W_][\w. -]{0,99}")
 _NAME = re.compile(r"shard_(?P<number>\d+)(_r(?P<revision>\d+))?")
@@ -46,6 +47,7 @@ class StoredEpisode:
     split: str = ""
     shard: int = 0
     start: int = 0  # first step in the shard
+    task: str | None = None  # what was to be done, in words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,7 @@ class Shard:
     data: Mapping[str, np.ndarray]  # N steps each
     entries: Sequence[tuple[str, str, int, int, int]]  # name, digest, first frame, frames, steps of each episode
     identity: Identity | None = None  # None: it was written before shards had checksums
+    tasks: Mapping[str, str] = field(default_factory=dict)  # of the episodes that have one, by name
 
     @property
     def steps(self) -> list[int]:
@@ -77,7 +80,15 @@ class Shard:
         episodes, start = [], 0
         for name, digest, first, frames, steps in self.entries:
             episodes.append(
-                StoredEpisode(name=name, digest=digest, first_frame=first, frames=frames, steps=steps, start=start)
+                StoredEpisode(
+                    name=name,
+                    digest=digest,
+                    first_frame=first,
+                    frames=frames,
+                    steps=steps,
+                    start=start,
+                    task=self.tasks.get(name),
+                )
             )
             start += steps
         return episodes
@@ -147,11 +158,11 @@ def write_shard_file(
 ) -> None:
     """Create a shard's folder with these episodes and the data of each.
 
-    Outcomes that only some of them have are unknown for the others.
+    Optional arrays that only some of them have are unknown for the others.
     """
     folder.mkdir()
-    known = {name: episode[name] for episode in data for name in OUTCOMES if name in episode}
-    names = [*(name for name in data[0] if name not in OUTCOMES), *known]
+    known = {name: episode[name] for episode in data for name in OPTIONAL if name in episode}
+    names = [*(name for name in data[0] if name not in OPTIONAL), *known]
     entries = list(zip(episodes, data, strict=True))
     tensors = {
         name: torch.cat([_or_unknown(name, values, entry.steps, known) for entry, values in entries]) for name in names
@@ -162,16 +173,18 @@ def write_shard_file(
         "checksums": {name: checksum(tensors[name].numpy()) for name in sorted(tensors)},
         "episodes": [[e.name, e.digest, e.first_frame, e.frames, e.steps] for e in episodes],
     }
+    if tasks := {e.name: e.task for e in episodes if e.task is not None}:
+        facts["tasks"] = tasks
     text = json.dumps(facts)
     # One key: safetensors writes several in random order.
     save_file(tensors, folder / SHARD_FILE, {_FACTS: f"{hashlib.sha256(text.encode()).hexdigest()} {text}"})
 
 
 def _or_unknown(name: str, values: Mapping[str, Tensor], steps: int, like: Mapping[str, Tensor]) -> Tensor:
-    """An array of an episode, or unknown outcomes of the kind of `like` if it has none."""
+    """An array of an episode, or unknown values of the kind of `like` if it has none."""
     if name in values:
         return values[name]
-    return torch.full((steps, *like[name].shape[1:]), OUTCOMES[name], dtype=like[name].dtype)
+    return torch.full((steps, *like[name].shape[1:]), OPTIONAL[name], dtype=like[name].dtype)
 
 
 def checksum(array: np.ndarray) -> str:
@@ -231,7 +244,7 @@ def _map(path: Path, file: Path) -> Shard:
         if length > min(size, MAX_HEADER):
             raise ValueError("its header is truncated")
         header = json.loads(opened.read(length))
-    entries, identity = _read_facts(header.pop("__metadata__"))
+    entries, identity, tasks = _read_facts(header.pop("__metadata__"))
     # torch maps without keeping the file open: a store may have more shards than a process may open files.
     spans = _spans(header, size - 8 - length)
     try:
@@ -243,13 +256,15 @@ def _map(path: Path, file: Path) -> Shard:
         name: whole[begin:end].view(_DTYPES[header[name]["dtype"]]).reshape(header[name]["shape"])
         for name, (begin, end) in spans.items()
     }
-    return Shard(path=path, data=data, entries=entries, identity=identity)
+    return Shard(path=path, data=data, entries=entries, identity=identity, tasks=tasks)
 
 
-def _read_facts(facts: Mapping[str, str]) -> tuple[Sequence[tuple[str, str, int, int, int]], Identity | None]:
-    """The entries of the episodes, and the identity if the shard has one, from the header's metadata."""
+def _read_facts(
+    facts: Mapping[str, str],
+) -> tuple[Sequence[tuple[str, str, int, int, int]], Identity | None, dict[str, str]]:
+    """The entries of the episodes, the identity if the shard has one, and tasks, from the header's metadata."""
     if facts.keys() == {_EPISODES}:
-        return json.loads(facts[_EPISODES]), None
+        return json.loads(facts[_EPISODES]), None, {}
     if facts.keys() != {_FACTS}:
         raise ValueError("its header has no episodes")
     digest, _, text = facts[_FACTS].partition(" ")
@@ -257,7 +272,8 @@ def _read_facts(facts: Mapping[str, str]) -> tuple[Sequence[tuple[str, str, int,
         raise ValueError("its header differs from the header's checksum")
     values = json.loads(text)
     identity = Identity(store=values["store"], place=values["place"], checksums=values["checksums"], digest=digest)
-    return values["episodes"], identity
+    tasks = {str(name): str(task) for name, task in dict(values.get("tasks", {})).items()}
+    return values["episodes"], identity, tasks
 
 
 def _spans(header: Mapping[str, Any], length: int) -> dict[str, tuple[int, int]]:

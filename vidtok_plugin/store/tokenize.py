@@ -165,6 +165,7 @@ def _write_shards(
     own = {number: names for number, names in planned.items() if number % process.world_size == process.rank}
     for name in (name for names in own.values() for name in names if name in sources):
         metadata.check_same(replace(metadata, **common_facts(adapter, sources[name])), name)
+    _check_state_sizes({name: sources[name] for names in own.values() for name in names if name in sources})
     stale = _find_stale(output, sources, own, shard_paths(folder), metadata, config)
 
     _encode_and_write(adapter, sources, stale, writer, config, show_progress=config.progress and process.rank == 0)
@@ -188,6 +189,20 @@ def _check_fit(adapter: TokenizerAdapter, episodes: Sequence[Source], config: To
         raise ValueError(
             f"write_store: clip_frames must be 1 + k * {f} ({f} is the tokenizer's temporal factor), got "
             f"{clip_frames}; the nearest that fit are {below} and {below + f}."
+        )
+
+
+def _check_state_sizes(episodes: Mapping[str, Episode]) -> None:
+    """A ValueError if states have different numbers of components."""
+    sizes: dict[int, str] = {}
+    for name, episode in episodes.items():
+        if episode.state is not None:
+            sizes.setdefault(episode.state.shape[1], name)
+    if len(sizes) > 1:
+        (size, name), (other, another) = list(sizes.items())[:2]
+        raise ValueError(
+            f"write_store: all states must have equally many components, got {size} of {name} and {other} of {another};"
+            " write another store."
         )
 
 
@@ -223,6 +238,8 @@ def _find_stale(
         known = {} if stored is None else {episode.name: episode.digest for episode in stored.stored_episodes()}
         digests = {name: sources[name].digest() for name in names if name in sources}
         stale = {name: digest for name, digest in digests.items() if digest != known.get(name)}
+        if not config.update:  # what was written before stores kept states stays valid without them
+            stale = {name: x for name, x in stale.items() if sources[name].digest_without_state() != known.get(name)}
         if (changed := next((name for name in stale if name in known), None)) and not config.update:
             raise ValueError(
                 f"write_store: {changed} has changed since it was written to {output}; {REDO}, or write another store."
@@ -284,7 +301,14 @@ def _encode_clips(
     for frames in clip_ranges(source.num_frames, config.clip_frames):
         data = encode_episode(adapter, source, frames, config.chunk_frames)
         steps = len(next(iter(data.values())))
-        entry = StoredEpisode(name=name, first_frame=frames.start, frames=len(frames), steps=steps, digest=digest)
+        entry = StoredEpisode(
+            name=name,
+            first_frame=frames.start,
+            frames=len(frames),
+            steps=steps,
+            digest=digest,
+            task=source.task,
+        )
         clips.append((entry, data))
     return clips
 

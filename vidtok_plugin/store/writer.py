@@ -105,7 +105,8 @@ class TokenStoreWriter:
         """Write a shard and return its path.
 
         data: of each episode, codes (N, H, W) int32 or patches (N, H, W, d) float32; with actions, also
-            actions (N, f[, a]) and num_actions (N,) uint8.
+            actions (N, f[, a]) and num_actions (N,) uint8; and what is known of rewards (N, f) float32, terminated (N,)
+            uint8 and state (N, f, s) float32.
         number: of the shard; by default one after the last.
         replaces: the shard of which this is the next revision.
 
@@ -138,6 +139,11 @@ class TokenStoreWriter:
             problem = arrays_problem(arrays, [entry], self.metadata) or values_problem(arrays, self.metadata)
             if problem is not None:
                 raise ValueError(f"TokenStore: the data of {episode.name} do not fit the store: {problem}.")
+        sizes = {tensors["state"].shape[-1] for tensors in data if "state" in tensors}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"TokenStore: all states of a shard must have equally many components, got {sorted(sizes)}; {REDO}."
+            )
 
     def tidy(self, split: str) -> None:
         """Remove partial files of processes that were killed, and shards that a later revision has replaced.

@@ -70,7 +70,10 @@ class Episode(Protocol):
         """`fps`, or a ValueError that says how to state it."""
 
     def digest(self) -> str:
-        """SHA-256 of what a token store keeps of it: frames, actions, rewards, and whether it ended."""
+        """SHA-256 of what a token store keeps of it: frames, actions, rewards, whether it ended, state and task."""
+
+    def digest_without_state(self) -> str:
+        """`digest` without state and task, which stores did not always keep."""
 
     def frames_digest(self) -> str:
         """SHA-256 of its frames as they are in its files."""
@@ -95,6 +98,16 @@ class EpisodeMethods:
         return self.fps
 
     def digest(self: Episode) -> str:
+        digest = self.digest_without_state()
+        if self.state is None and self.task is None:
+            return digest
+        with_state = hashlib.sha256(f"{digest} task={self.task!r}".encode())
+        if self.state is not None:
+            with_state.update(f"state {self.state.dtype} {self.state.shape}".encode())
+            with_state.update(np.ascontiguousarray(self.state).tobytes())
+        return with_state.hexdigest()
+
+    def digest_without_state(self: Episode) -> str:
         digest = hashlib.sha256(self.frames_digest().encode())
         for name, values in (("actions", self.actions), ("rewards", self.rewards)):
             if values is not None:

@@ -106,7 +106,7 @@ class RecordedEpisode(EpisodeMethods):
     def frames_digest(self) -> str:
         return self.video.frames_digest()
 
-    def digest(self) -> str:
+    def digest_without_state(self) -> str:
         """SHA-256 of its files, and of whether it ended if its JSON says so."""
         files = [self.path, actions_path(self.path)]
         digest = hash_files(*files) if self.rewards is None else hash_files(*files, rewards_path(self.path))

@@ -42,7 +42,7 @@ class WithoutActions(EpisodeMethods):
     def action_space(self) -> Mapping[str, Any]:
         return {}
 
-    def digest(self: Episode) -> str:
+    def digest_without_state(self: Episode) -> str:
         return self.frames_digest()
 
 
