@@ -7,9 +7,9 @@ none: what led to frame 0 was not recorded.
 Shapes: b clips, t frames, T latent steps, f frames per step, a components of a continuous action, d width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -173,7 +173,9 @@ def _without_ignored(actions: Tensor, first: int) -> Tensor:
 class ActionEmbedding(nn.Module):
     """Embeds the f actions of a latent step as one vector: embed each, concatenate in order, project.
 
-    The projection starts at zero, so an untrained model ignores actions. Unknown actions share one learned embedding.
+    Continuous actions are normalized by the buffers `mean` and `std` (a,), 0 and 1 unless `set_statistics` was called,
+    which stay float32 whatever the precision of the model. The projection starts at zero, so an untrained model ignores
+    actions. Unknown actions share one learned embedding.
     """
 
     def __init__(self, spec: ActionSpec, temporal_factor: int, width: int, action_width: int = 32) -> None:
@@ -182,14 +184,36 @@ class ActionEmbedding(nn.Module):
             raise ValueError("ActionEmbedding: the action kind must be discrete or continuous, got none.")
         self.spec = spec
         self.temporal_factor = temporal_factor
+        self.mean: Tensor
+        self.std: Tensor
         self.embed: nn.Module = (
             nn.Embedding(spec.size, action_width) if spec.kind == "discrete" else nn.Linear(spec.size, action_width)
         )
+        if spec.kind == "continuous":
+            for name, values in identity_statistics(spec).items():
+                self.register_buffer(name, values)
+            self.register_load_state_dict_pre_hook(_complete_statistics)
         self.unknown = nn.Parameter(torch.zeros(action_width))
         self.join = nn.Linear(temporal_factor * action_width, width)
         self.project = nn.Linear(width, width)
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Set the mean and standard deviation (a,) of continuous actions in the training data."""
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ActionEmbedding":
+        """Moves the module; in another precision, a mean of 1000 would be off by more than a deviation of 1."""
+        before = [(name, buffer) for name, buffer in self._buffers.items() if buffer is not None]
+        super()._apply(fn, recurse)
+        for name, values in before:
+            moved = self._buffers[name]
+            assert moved is not None
+            if moved.dtype != values.dtype:
+                self._buffers[name] = values.to(moved.device)
+        return self
 
     def forward(self, actions: GroupedActions) -> Tensor:
         """(b, T, f[, a]) -> (b, T, d)."""
@@ -200,7 +224,36 @@ class ActionEmbedding(nn.Module):
             )
         values = actions.values
         if self.spec.kind == "continuous":
-            values = values.to(self.unknown.dtype)  # actions are float32, whatever the precision of the model
+            # Actions are float32, whatever the precision of the model.
+            values = ((values - self.mean) / self.std).to(self.unknown.dtype)
         embedded = torch.where(actions.known[..., None], self.embed(values), self.unknown)
         joined = self.join(rearrange(embedded, "b T f e -> b T (f e)"))
         return self.project(nn.functional.silu(joined))
+
+
+def identity_statistics(spec: ActionSpec) -> dict[str, Tensor]:
+    """The statistics of an `ActionEmbedding` that leave actions as they are, by name; none for discrete actions."""
+    if spec.kind != "continuous":
+        return {}
+    return {"mean": torch.zeros(spec.size), "std": torch.ones(spec.size)}
+
+
+def with_statistics(weights: Mapping[str, Tensor], spec: ActionSpec, prefix: str) -> dict[str, Tensor]:
+    """Weights of a model with an `ActionEmbedding` at `prefix`, completed by the identity if they lack its statistics:
+    models that were saved before there were any read their actions as they are.
+
+    Raises:
+        ValueError: a standard deviation is not above 0.
+    """
+    completed = {prefix + name: values for name, values in identity_statistics(spec).items()} | dict(weights)
+    std = completed.get(f"{prefix}std") if spec.kind == "continuous" else None
+    if std is not None and not bool((std > 0).all()):
+        raise ValueError(
+            f"WorldModel: {prefix}std must be above 0, got {std.min().item()}; the weights are damaged: fetch them "
+            "again."
+        )
+    return completed
+
+
+def _complete_statistics(module: ActionEmbedding, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    state_dict.update(with_statistics(state_dict, module.spec, prefix))

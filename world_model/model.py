@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.common.state_dict import build_with_weights
-from world_model.actions import GroupedActions
+from world_model.actions import GroupedActions, with_statistics
 from world_model.architecture import FlowConfig, WorldModelConfig
 from world_model.heads.base import DrawnTokens, TokenScores
 from world_model.heads.codes import CodeHead
@@ -40,6 +40,8 @@ from world_model.window_scores import WindowLosses, outcome_inputs, score_window
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter
+
+ACTIONS = "step_inputs.actions."  # before the names of the weights of the embedding of actions
 
 
 class WorldModel(nn.Module):
@@ -103,6 +105,23 @@ class WorldModel(nn.Module):
         """Parameters with one vector per code, action or position, which an optimizer may treat differently."""
         holders = [module for module in self.modules() if isinstance(module, CodeTable | nn.Embedding)]
         return [self.step_inputs.place, *(table for module in holders for table in module.parameters())]
+
+    @property
+    def action_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (a,) of continuous actions in the training data, on the CPU.
+
+        They are 0 and 1 of a model that reads its actions as they are.
+        """
+        embedding = self.step_inputs.actions
+        if embedding is None or embedding.spec.kind == "discrete":
+            raise ValueError("WorldModel: it has no continuous actions, so there are no statistics of them.")
+        return embedding.mean.cpu(), embedding.std.cpu()
+
+    def set_action_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Normalize continuous actions by this mean and standard deviation (a,); saved with the weights."""
+        embedding = self.step_inputs.actions
+        assert embedding is not None
+        embedding.set_statistics(mean, std)
 
     # Whole windows
 
@@ -321,6 +340,8 @@ class WorldModel(nn.Module):
             ValueError: the folder holds another architecture, is damaged, or its weights are NaN, infinite or huge.
         """
         contents, weights = read_folder(user_path(folder))
+        if (tokens := contents.world_model.tokens) is not None:
+            weights = with_statistics(weights, tokens.actions, ACTIONS)
         model = build_with_weights(
             lambda: cls(contents.world_model, contents.token_hash),
             weights,

@@ -20,11 +20,13 @@ from vidtok_plugin.store.shards import (
     OUTCOMES,
     Shard,
     StoredEpisode,
+    damaged,
     lost_shards,
     open_shard,
     shard_paths,
     split_folders,
 )
+from vidtok_plugin.store.statistics import ColumnStatistics, column_statistics
 
 
 class TokenStore:
@@ -103,6 +105,25 @@ class TokenStore:
             rewards[~np.isnan(rewards)] for shard in self._shards if (rewards := shard.data.get("rewards")) is not None
         ]
         return max((float(np.abs(rewards).max()) for rewards in known if len(rewards)), default=None)
+
+    def action_statistics(self) -> ColumnStatistics:
+        """Of each component of the continuous actions of all its frames.
+
+        Raises:
+            ValueError: they are choices or there are none, or a shard is damaged.
+        """
+        space = self.metadata.action_space
+        if space.get("kind", "discrete") == "discrete":
+            raise ValueError(f"TokenStore: {self.folder} must have continuous actions, got {dict(space)}.")
+        return column_statistics(map(self._known_actions, self._shards), space["size"])
+
+    def _known_actions(self, shard: Shard) -> np.ndarray:
+        """The actions (k, a) of a shard's frames; the first of an episode has none."""
+        known = np.arange(self.metadata.temporal_factor) < shard.data["num_actions"][:, None]
+        actions: np.ndarray = shard.data["actions"][known]
+        if not np.isfinite(actions).all():
+            raise damaged(shard.path, "its actions must be finite, got NaN or infinity")
+        return actions
 
     @property
     def state_size(self) -> int | None:

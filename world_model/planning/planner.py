@@ -34,8 +34,9 @@ Method = Literal["shooting", "cem", "mppi"]
 class PlannerConfig:
     """How a planner searches.
 
-    A plan has one action for each latent step, held for its f frames. Continuous candidates begin as Gaussian, with
-    `action_mean` and `action_std` in every component, and are clipped to `action_range` if it is set.
+    A plan has one action for each latent step, held for its f frames. Continuous candidates begin as Gaussian, with the
+    mean and deviation of each component in the training data, or `action_mean` and `action_std` in every component, and
+    are clipped to `action_range` if it is set.
     """
 
     method: Method = "cem"
@@ -45,8 +46,8 @@ class PlannerConfig:
     elites: int = 8  # of cem: the candidates that the next distribution is fitted to
     mppi_temperature: float = 0.3  # of mppi, in standard deviations of the candidates' scores
     discount: float = 1.0  # of rewards, by frame
-    action_mean: float = 0.0
-    action_std: float = 1.0
+    action_mean: float | None = None
+    action_std: float | None = None
     action_range: tuple[float, float] | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the futures; auto: bfloat16 where it is faster
     seed: int = 0
@@ -61,8 +62,9 @@ class PlannerConfig:
                 f"PlannerConfig: elites must be at most candidates, {self.candidates}, got {self.elites}; lower it."
             )
         for name in ("mppi_temperature", "action_std"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"PlannerConfig: {name} must be above 0, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"PlannerConfig: {name} must be above 0, got {value}.")
         if not 0 < self.discount <= 1:
             raise ValueError(f"PlannerConfig: discount must be above 0 and at most 1, got {self.discount}.")
         if self.action_range is not None and not self.action_range[0] < self.action_range[1]:
@@ -143,8 +145,7 @@ class Planner:
         target = None if goal is None else self._target(goal, past)
         cfg = self.cfg
         spec = self.model.tokens.actions
-        mean, std = (torch.full((spec.size,), value) for value in (cfg.action_mean, cfg.action_std))
-        proposal = make_proposal(spec, past.batch, self.steps, self._random, mean, std)
+        proposal = make_proposal(spec, past.batch, self.steps, self._random, *self._first_plan())
         plans = self._candidates(proposal)
         scores = self._scores(past, plans, target)
         best = _best(plans, scores)
@@ -158,6 +159,15 @@ class Planner:
             proposal.fit(plans, self._weights(scores))
             best_plans = proposal.mode
         return best_plans.repeat_interleave(self.held, dim=1).to(self.model.device)
+
+    def _first_plan(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (a,) of continuous actions that plans are first drawn from; empty for choices."""
+        if self.model.tokens.actions.kind == "discrete":
+            return torch.zeros(0), torch.ones(0)
+        mean, std = self.model.action_statistics
+        given = self.cfg.action_mean, self.cfg.action_std
+        mean, std = (x if v is None else torch.full_like(x, v) for x, v in zip((mean, std), given, strict=True))
+        return mean, std
 
     def _candidates(self, proposal: Proposal) -> Tensor:
         """Plans (b, m, S[, a])."""

@@ -7,12 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.config import to_dict
+from vidtok_plugin.common.saved_config import checked_config
 from vidtok_plugin.store.adapter import stored_adapter
 from vidtok_plugin.store.metadata import StoreMetadata, read_metadata, written_by_another
 from vidtok_plugin.store.reader import TokenStore
@@ -156,8 +158,10 @@ def check_outcomes(store: TokenStore, model: WorldModel, *, learned_before: bool
 class WorldModelModule(TrainingModule):
     """Trains `self.model` on windows of tokens.
 
-    The kind and sizes of the tokens come from the store. The loss covers every step of a window except the first: the
-    cross entropy in nats per token for codes, the mean squared error of the flow for patches.
+    The kind and sizes of the tokens come from the store. So do the mean and deviation of continuous actions: they are
+    those of the training split when a run begins; a resumed run and a `pretrained` model keep their own. The loss
+    covers every step of a window except the first: the cross entropy in nats per token for codes, the mean squared
+    error of the flow for patches.
 
     Example:
         trainer.fit(WorldModelModule(cfg), TokenDataModule(cfg))
@@ -170,6 +174,9 @@ class WorldModelModule(TrainingModule):
         saved = None if cfg.pretrained is None else WorldModel.from_pretrained(world_folder(cfg.pretrained))
         if saved is None:
             self.model = WorldModel(cfg.model.for_tokens(token_spec(metadata)), metadata.token_hash)
+            if self.model.tokens.actions.kind == "continuous":
+                found = self._train_store.action_statistics()
+                self.model.set_action_statistics(torch.from_numpy(found.mean), torch.from_numpy(found.std))
         else:
             self.model = continued_model(saved, str(cfg.pretrained), cfg.model, metadata)
         if self.model.outcomes is not None:
@@ -271,12 +278,14 @@ class WorldModelModule(TrainingModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        saved, ours = checkpoint.get("world_model"), to_dict(self.model.config)
+        written = checkpoint.get("world_model")
+        if written is None:
+            raise ValueError(
+                "WorldModelModule: the checkpoint must be a world model's, got another kind of checkpoint."
+            )
+        # Checkpoints of earlier versions lack newer keys, whose defaults are what those versions did.
+        saved, ours = to_dict(checked_config(WorldModelConfig, written, "checkpoint")), to_dict(self.model.config)
         if saved != ours:
-            if saved is None:
-                raise ValueError(
-                    "WorldModelModule: the checkpoint must be a world model's, got another kind of checkpoint."
-                )
             keys = [key for key in ours if saved.get(key) != ours[key]]
             raise ValueError(
                 "WorldModelModule: the checkpoint must have the architecture of the config, but it differs in "

@@ -44,6 +44,17 @@ def test_a_plan_holds_each_action_for_a_latent_step(spec: ActionSpec, method: st
         assert plan.abs().max() <= 1
 
 
+@pytest.mark.parametrize(("settings", "mean", "std"), [({}, 50, 10), ({"action_mean": 3.0, "action_std": 2.0}, 3, 2)])
+def test_plans_begin_like_the_actions_of_the_training_data(settings: dict[str, float], mean: int, std: int) -> None:
+    """They began with a deviation of 1, which is nothing to a joint that is moved by hundreds."""
+    model, adapter = tiny_world(CONTINUOUS, OutcomeConfig(width=8))
+    model.set_action_statistics(torch.tensor([50.0, 50.0]), torch.tensor([10.0, 10.0]))
+    planner = Planner(model, adapter, method="shooting", horizon=4, candidates=2, **settings)
+    plans = planner.plan(PAST.expand(40, -1, -1, -1, -1), None)[:, 0]
+    assert plans.mean().item() == pytest.approx(mean, abs=std / 2)
+    assert plans.std().item() == pytest.approx(std, rel=0.4)
+
+
 def test_the_best_of_all_plans_is_found() -> None:
     """With 3 actions and 2 steps there are 9 plans; each one's reward is that of its rollout."""
     model, adapter = tiny_world(outcomes=OutcomeConfig(width=8, ends=False))
