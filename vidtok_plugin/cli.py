@@ -168,6 +168,35 @@ def add_tokenize(commands: "Commands") -> None:
     )
     command.add_argument("--split", default="train", help="the split of the store to write to (default: train)")
     command.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="bring all videos to this height and width (default: all must have one size already)",
+    )
+    command.add_argument(
+        "--fit",
+        choices=["crop", "pad", "stretch"],
+        help="how videos of another shape come to --size: cut to their center (default), on black, or distorted",
+    )
+    command.add_argument(
+        "--fps",
+        type=float,
+        metavar="R",
+        help="bring all videos to this rate (default: all must have one rate already); with actions, every k-th frame",
+    )
+    command.add_argument(
+        "--group-actions",
+        choices=["concatenate", "sum"],
+        help="of every k-th frame, the k actions: all of them (default), or the sum of continuous ones",
+    )
+    command.add_argument(
+        "--clip-frames",
+        type=int,
+        metavar="N",
+        help="cut each video into clips of 1 + k f frames, encoded each on its own (default: whole videos)",
+    )
+    command.add_argument(
         "--processes",
         type=int,
         metavar="N",
@@ -222,6 +251,11 @@ def run_tokenize(args: argparse.Namespace) -> None:
         tokenize=TokenizeConfig(
             split=args.split,
             root=args.folder,
+            clip_frames=args.clip_frames,
+            size=None if args.size is None else tuple(args.size),
+            fit=args.fit,
+            fps=args.fps,
+            group_actions=args.group_actions,
             episodes_per_shard=args.episodes_per_shard,
             update=args.update,
             keep_freed_memory=not args.return_freed_memory,

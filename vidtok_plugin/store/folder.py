@@ -97,7 +97,7 @@ def _parallelism(
         return Parallelism(processes=cfg.processes, threads=threads)
     if process is not THE_ONLY_PROCESS:  # a launcher started it
         return Parallelism(processes=1, threads=cores)
-    return parallelism_of(adapter, episodes, cfg.tokenize.episodes_per_shard)
+    return parallelism_of(adapter, _prepared(cfg, episodes), cfg.tokenize.episodes_per_shard)
 
 
 def _write_shards(process: Process, cfg: FolderConfig, threads: int) -> None:
@@ -108,10 +108,14 @@ def _write_shards(process: Process, cfg: FolderConfig, threads: int) -> None:
     write_shards(adapter, episodes, cfg.output, cfg.tokenize, process)
 
 
+def _prepared(cfg: FolderConfig, episodes: Sequence[Episode]) -> list[Episode]:
+    return [cfg.tokenize.preparation.of(episode) for episode in episodes]
+
+
 def _adapter(cfg: FolderConfig, episodes: Sequence[Episode], local_rank: int | None = None) -> TokenizerAdapter:
     """The adapter, equal in all processes."""
     adapter = load_adapter(cfg.model, preset=cfg.preset, patch_size=cfg.patch_size).to(default_device(local_rank))
-    agree_on_statistics(adapter, episodes, cfg.output, clips=cfg.statistics_clips)
+    agree_on_statistics(adapter, _prepared(cfg, episodes), cfg.output, clips=cfg.statistics_clips)
     return adapter
 
 

@@ -10,10 +10,19 @@ from typing import Any, Literal
 
 from vidtok_plugin.common.json_files import read_json_object
 from vidtok_plugin.video.episode_meta import MAX_ACTIONS, MAX_FPS
+from vidtok_plugin.video.preparation import Preparation
 
 FORMAT = 2
 METADATA_FILE = "store.json"
 _OF_THE_ADAPTER = ("adapter_hash", "tokenizer", "preset")  # may change while the tokens stay the same
+_LEFT_OUT = ("preparation",)  # where they are None, so that stores from before they existed are the same
+_SIZE_HINT = "; --size H W (size=) brings all videos to one size"
+_HINTS = {  # to remedies, by the fact that differs
+    "preparation": ", or give the same size, fit, fps and group_actions",
+    "height": _SIZE_HINT,
+    "width": _SIZE_HINT,
+    "fps": "; --fps R (fps=) brings all videos to one rate",
+}
 _CHECKSUM = "checksum"  # of the other keys of store.json
 _MAX_CODEBOOK = 2**31  # codes are int32
 _MAX_SIZE = 2**16  # of a grid's side, a patch, an action's components, a temporal factor
@@ -32,6 +41,7 @@ class StoreMetadata:
     tokenizer: Mapping[str, Any]  # its architecture, for information
     preset: str | None = None  # the preset with that architecture, if there is one
     kind: Literal["discrete", "continuous"] = "discrete"
+    preparation: Mapping[str, Any] | None = None  # of the frames: Preparation.facts(); None: as they were recorded
     codebook_size: int | None = None  # discrete tokens only
     fsq_levels: tuple[int, ...] | None = None
     patch_dim: int | None = None  # continuous tokens only
@@ -76,6 +86,14 @@ class StoreMetadata:
                     f"{self.codebook_size}."
                 )
         self._check_action_space()
+        if self.preparation is not None and (
+            not isinstance(self.preparation, Mapping)
+            or not self.preparation
+            or Preparation.from_facts(self.preparation).facts() != self.preparation
+        ):
+            raise ValueError(
+                f"StoreMetadata: preparation must be the settings in effect, or None, got {self.preparation!r}."
+            )
 
     def _check_action_space(self) -> None:
         space = self.action_space
@@ -98,9 +116,8 @@ class StoreMetadata:
         """
         facts = {name: value for name, value in values.items() if name != _CHECKSUM}
         known = [field.name for field in fields(cls)]
-        if facts.keys() != set(known):
-            wrong = sorted(facts.keys() ^ set(known))[0]
-            raise ValueError(f"StoreMetadata: its keys must be {', '.join(known)}; {wrong} is unknown or missing.")
+        if wrong := sorted((facts.keys() ^ set(known)) - set(_LEFT_OUT)):
+            raise ValueError(f"StoreMetadata: its keys must be {', '.join(known)}; {wrong[0]} is unknown or missing.")
         if _CHECKSUM in values and values[_CHECKSUM] != _checksum(facts):
             raise ValueError(f"StoreMetadata: its values must be those of its {_CHECKSUM}; they were changed.")
         levels = facts["fsq_levels"]
@@ -110,7 +127,7 @@ class StoreMetadata:
 
     def to_json(self) -> str:
         """The text of store.json."""
-        facts = json.loads(json.dumps(asdict(self)))  # lists in place of tuples
+        facts = json.loads(json.dumps(self._facts()))  # lists in place of tuples
         return json.dumps({**facts, _CHECKSUM: _checksum(facts)}, indent=2) + "\n"
 
     @property
@@ -121,8 +138,11 @@ class StoreMetadata:
     @property
     def tokens_folder(self) -> str:
         """The name of the folder of these tokens in a store."""
-        facts = {name: value for name, value in asdict(self).items() if name not in _OF_THE_ADAPTER}
+        facts = {name: value for name, value in self._facts().items() if name not in _OF_THE_ADAPTER}
         return f"tokens_{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}"
+
+    def _facts(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in _LEFT_OUT}
 
     @property
     def adapter_folder(self) -> str:
@@ -136,7 +156,7 @@ class StoreMetadata:
             if name not in _OF_THE_ADAPTER and value != theirs[name]:
                 raise ValueError(
                     f"TokenStore: {name} must be the same throughout a store, {value}, got {theirs[name]} of "
-                    f"{whose}; {remedy}."
+                    f"{whose}; {remedy}{_HINTS.get(name, '')}."
                 )
 
 

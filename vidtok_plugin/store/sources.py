@@ -12,6 +12,7 @@ from vidtok_plugin.common.config import to_dict
 from vidtok_plugin.store.metadata import StoreMetadata
 from vidtok_plugin.tokenizer.presets import presets
 from vidtok_plugin.video.episode import Episode
+from vidtok_plugin.video.preparation import Preparation
 from vidtok_plugin.video.video_file import as_episode
 
 Source = Episode | Path
@@ -31,8 +32,14 @@ def named_sources(sources: Sequence[Source], root: str | Path | None) -> dict[st
     return dict(zip(names, episodes, strict=True))
 
 
-def store_metadata(adapter: TokenizerAdapter, source: Source, clip_frames: int | None = None) -> StoreMetadata:
-    """The metadata of a store with this adapter's tokens of `source` and others like it."""
+def store_metadata(
+    adapter: TokenizerAdapter,
+    source: Source,
+    clip_frames: int | None = None,
+    preparation: Preparation | None = None,
+) -> StoreMetadata:
+    """The metadata of a store with this adapter's tokens of `source`, so prepared, and others like it."""
+    preparation = preparation or Preparation()
     architecture = adapter.tokenizer.architecture
     discrete = adapter.kind == "discrete"
     return StoreMetadata(
@@ -46,14 +53,20 @@ def store_metadata(adapter: TokenizerAdapter, source: Source, clip_frames: int |
         patch_dim=None if discrete else adapter.patch_dim,
         temporal_factor=adapter.temporal_factor,
         clip_frames=clip_frames,
-        **common_facts(adapter, source),
+        preparation=preparation.facts() or None,
+        **common_facts(adapter, preparation.of(as_episode(source))),
     )
 
 
 def common_facts(adapter: TokenizerAdapter, source: Source) -> dict[str, Any]:
     """The fields of `StoreMetadata` that depend on the source and must be the same for all sources of a store."""
     episode = as_episode(source)
-    grid = adapter.grid(1, *episode.size)
+    try:
+        grid = adapter.grid(1, *episode.size)
+    except ValueError as error:
+        raise ValueError(
+            f"{str(error).rstrip('.')}; of {episode}; bring all videos to a size that fits with --size H W (size=)."
+        ) from None
     return {
         "height": grid.H,
         "width": grid.W,

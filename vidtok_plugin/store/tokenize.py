@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from rich.progress import Progress
 from torch import Tensor
@@ -23,6 +24,7 @@ from vidtok_plugin.store.shards import SPLIT_RULE, Shard, StoredEpisode, is_spli
 from vidtok_plugin.store.sources import Source, common_facts, named_sources, store_metadata
 from vidtok_plugin.store.writer import REDO, TokenStoreWriter
 from vidtok_plugin.video.episode import Episode
+from vidtok_plugin.video.preparation import Preparation
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ class TokenizeConfig:
     clip_frames: 1 + k f; cut each video into clips of this many frames, the last frame of one being the first of the
         next, and encode and store each on its own. The first step of a clip is a single frame, like that of a
         rollout's prompt; a model trained on whole videos seldom sees such a step. None: whole videos.
+    size, fit, fps, group_actions: of all videos in the store, whatever theirs; see `Preparation`. None: all must have
+        the same size and rate, and keep them.
     episodes_per_shard: of new shards; shards that are already planned stay as they are.
     chunk_frames: frames that are encoded at once.
     update: replace what differs: episodes whose files have changed, or all of them if the tokenizer or the size, rate
@@ -49,11 +53,20 @@ class TokenizeConfig:
     split: str = "train"
     root: str | Path | None = None
     clip_frames: int | None = None
+    size: tuple[int, int] | None = None
+    fit: Literal["crop", "pad", "stretch"] | None = None
+    fps: float | None = None
+    group_actions: Literal["concatenate", "sum"] | None = None
     episodes_per_shard: int = 32
     chunk_frames: int = 64
     update: bool = False
     keep_freed_memory: bool = True
     progress: bool = False
+
+    @property
+    def preparation(self) -> Preparation:
+        """Of the episodes' frames."""
+        return Preparation(size=self.size, fit=self.fit, fps=self.fps, group_actions=self.group_actions)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -64,6 +77,7 @@ class TokenizeConfig:
                 "write_store: episodes_per_shard and chunk_frames must be at least 1, got "
                 f"{self.episodes_per_shard} and {self.chunk_frames}."
             )
+        Preparation(size=self.size, fit=self.fit, fps=self.fps, group_actions=self.group_actions)  # checks them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +108,10 @@ def write_store(
     split: str = "train",
     root: str | Path | None = None,
     clip_frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    fit: Literal["crop", "pad", "stretch"] | None = None,
+    fps: float | None = None,
+    group_actions: Literal["concatenate", "sum"] | None = None,
     episodes_per_shard: int = 32,
     chunk_frames: int = 64,
     update: bool = False,
@@ -117,6 +135,10 @@ def write_store(
         split=split,
         root=root,
         clip_frames=clip_frames,
+        size=size,
+        fit=fit,
+        fps=fps,
+        group_actions=group_actions,
         episodes_per_shard=episodes_per_shard,
         chunk_frames=chunk_frames,
         update=update,
@@ -124,7 +146,7 @@ def write_store(
         progress=progress,
     )
     write_shards(adapter, episodes, output, config)
-    return TokenStore(output, split, metadata=store_metadata(adapter, episodes[0], clip_frames))
+    return TokenStore(output, split, metadata=store_metadata(adapter, episodes[0], clip_frames, config.preparation))
 
 
 def write_shards(
@@ -152,8 +174,9 @@ def _write_shards(
     process: Process,
     lock: FolderLock,
 ) -> WrittenShards:
-    sources = named_sources(episodes, config.root)
-    metadata = store_metadata(adapter, episodes[0], config.clip_frames)
+    preparation = config.preparation
+    sources = {name: preparation.of(episode) for name, episode in named_sources(episodes, config.root).items()}
+    metadata = store_metadata(adapter, episodes[0], config.clip_frames, preparation)
     writer = TokenStoreWriter(output, metadata, adapter=adapter, update=config.update)
     folder = writer.split_folder(config.split)
 

@@ -19,7 +19,7 @@ from vidtok_plugin.common.atomic_files import atomic_create, atomic_write, remov
 from vidtok_plugin.store.adapter import adapter_problem
 from vidtok_plugin.store.metadata import METADATA_FILE, StoreMetadata, read_metadata, written_by_another
 from vidtok_plugin.store.plan import stored_names
-from vidtok_plugin.store.records import record_path, records_folder, write_record
+from vidtok_plugin.store.records import record_path, recorded_splits, records_folder, write_record
 from vidtok_plugin.store.shard_checks import arrays_problem, values_problem
 from vidtok_plugin.store.shards import (
     SPLIT_RULE,
@@ -64,7 +64,8 @@ class TokenStoreWriter:
         self.folder = Path(folder)
         self.metadata = StoreMetadata.from_json(json.loads(metadata.to_json()))  # as readers see it: lists, not tuples
         current = read_metadata(self.folder) if self._file.exists() else None
-        self._replaced = current.tokens_folder if update and current is not None else None
+        replaces = current is not None and (update or self._is_empty(current))
+        self._replaced = current.tokens_folder if current is not None and replaces else None
         if current is not None:
             self._check(current)
         if adapter is not None and (update or current is None or current.adapter_hash == metadata.adapter_hash):
@@ -73,6 +74,10 @@ class TokenStoreWriter:
             return
         current = read_metadata(self.folder)
         self._check(current)  # another process may have created the store meanwhile
+        if current.tokens_folder != self.metadata.tokens_folder and not update:
+            self._replace_metadata()
+            _remove(self.folder / current.tokens_folder)
+            return
         if current.tokens_folder == self.metadata.tokens_folder and current.adapter_hash != metadata.adapter_hash:
             if update:
                 self._replace_metadata()
@@ -210,8 +215,14 @@ class TokenStoreWriter:
         with atomic_write(self._file, concurrent=True) as partial:
             self._write_metadata(partial)
 
+    def _is_empty(self, current: StoreMetadata) -> bool:
+        """Whether there is nothing in the store yet: its episodes were refused, perhaps for their sizes or rates."""
+        tokens = self.folder / current.tokens_folder
+        same_tokenizer = current.token_hash == self.metadata.token_hash
+        return same_tokenizer and not split_folders(tokens) and not recorded_splits(tokens)
+
     def _check(self, current: StoreMetadata) -> None:
-        """Raise a ValueError unless the store has this writer's tokens, or those that its update set out to replace."""
+        """Raise a ValueError unless the store has this writer's tokens, or those that it set out to replace."""
         if current.tokens_folder in (self.metadata.tokens_folder, self._replaced):
             return
         if current.token_hash != self.metadata.token_hash:

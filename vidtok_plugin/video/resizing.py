@@ -124,6 +124,24 @@ def resize_and_crop(
     return _resize_region(frames, covering, (top, top + height), (left, left + width))
 
 
+def resize_and_pad(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes uint8 frames `(t, h, w, c)` to the largest size within `height` x `width`, in the center of black.
+
+    Example:
+        >>> resize_and_pad(np.full((1, 2, 4, 1), 9, np.uint8), 4, 4)[0, :, 0, 0].tolist()
+        [0, 9, 9, 0]
+    """
+    t, h, w, c = frames.shape
+    scale = min(height / h, width / w)
+    inner = resize(frames, min(height, max(1, round(h * scale))), min(width, max(1, round(w * scale))))
+    if inner.shape[1:3] == (height, width):
+        return inner
+    top, left = _corner(height - inner.shape[1], width - inner.shape[2], None)
+    padded = np.zeros((t, height, width, c), np.uint8)
+    padded[:, top : top + inner.shape[1], left : left + inner.shape[2]] = inner
+    return padded
+
+
 def _covering(frames: np.ndarray, height: int, width: int) -> tuple[int, int]:
     """The smallest size of frames `(t, h, w, c)`, at their aspect ratio, that covers `height` x `width`."""
     _, h, w, _ = frames.shape

@@ -127,3 +127,17 @@ class ClipFrames:
             starts.append(start)
             start = self.indices(video, start)[-1] + 1
         return starts
+
+
+def resample(video: IndexedVideo, fps: float) -> Sequence[int]:
+    """The frames of a whole video at `fps`, as `ClipFrames` takes them from its first frame to its last.
+
+    Example:
+        >>> from vidtok_plugin.video.video_file import VideoFile
+        >>> video = IndexedVideo(episode=VideoFile.at(Path("clip.mp4")), num_frames=9, rate=30.0)
+        >>> resample(video, 12.0)
+        [0, 2, 5, 7]
+    """
+    times = video.frame_times
+    seconds = float(times[-1] - times[0]) + 0.5 / video.mean_rate  # half a frame of tolerance, as for clips
+    return ClipFrames(clip_length=1 + int(seconds * fps), fps=fps).indices(video, 0)
