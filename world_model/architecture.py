@@ -105,6 +105,30 @@ class OutcomeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StateConfig:
+    """States of frames: they condition the steps after them, and a head predicts those of the next step.
+
+    The loss is the squared error of normalized states, a mean over a frame's components.
+    """
+
+    size: int | None = None  # components of a state; taken from the store
+    width: int = 128  # of the embedding and of the head
+    weight: float = 1.0  # of the loss beside that of the tokens
+    dropout: float = 0.1  # fraction of windows with unknown states in training, so that a prompt may lack them
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("size", "width"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= MAX_SIZE:
+                raise ValueError(f"StateConfig: {name} must be 1 to {MAX_SIZE}, got {value}.")
+        if self.weight <= 0:
+            raise ValueError(f"StateConfig: weight must be above 0, got {self.weight}.")
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"StateConfig: dropout must be in [0, 1], got {self.dropout}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorldModelConfig:
     """Architecture of a world model. `tokens` may be left out if it comes from a token store.
 
@@ -129,6 +153,7 @@ class WorldModelConfig:
     vocabulary: VocabularyKind = "auto"
     flow: FlowConfig | None = None  # of continuous tokens; None for the default
     outcomes: OutcomeConfig | None = None  # None: predicts no rewards and ends
+    state: StateConfig | None = None  # None: reads and predicts no states
     previous_neighbourhood: int = 3
     copy_neighbourhood: int | None = None  # None: 1 for codes, 0 for patches
     code_width: int = 64  # of the embeddings of tokens in the local window

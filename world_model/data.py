@@ -94,6 +94,11 @@ def window_outcomes(batch: TensorDict) -> OutcomeTargets:
     return OutcomeTargets(rewards=batch.get("rewards", None), terminated=batch.get("terminated", None))
 
 
+def window_state(batch: TensorDict) -> Tensor | None:
+    """The states (b, T, f, s) of a batch of windows, NaN where unknown; None if the store has no states."""
+    return batch.get("state", None)
+
+
 class WindowDataset(Dataset[TensorDict]):
     """Windows of `length` latent steps of a store's episodes, starting every `every` steps.
 

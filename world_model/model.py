@@ -1,12 +1,12 @@
 """The world model: a transformer over a video's tokens that predicts each from what came before it.
 
-A token is predicted from the latent steps before its own, from the tokens of its own step that are known, and from the
-actions up to its step. Which are known depends on the kind of model: see `prediction/causal.py` and
+A token is predicted from the latent steps before its own and their states, from the tokens of its own step that are
+known, and from the actions up to its step. Which are known depends on the kind of model: see `prediction/causal.py` and
 `prediction/masked.py`. The first step of a window has neither a step before it nor actions, even if its recording
 begins earlier, so that any segment of an episode can serve as context.
 
 Shapes: b clips, T latent steps, H W rows and columns, n = H * W positions of a step, m some of them, d width, f frames
-a step, k factors. Tokens are codes (b, T, H, W), or patches (b, T, H, W, p).
+a step, s components of a frame's state, k factors. Tokens are codes (b, T, H, W), or patches (b, T, H, W, p).
 """
 
 from dataclasses import replace
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from vidtok_plugin.common.normalization import Normalization
 from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.common.state_dict import build_with_weights
 from world_model.actions import GroupedActions, with_statistics
@@ -25,9 +26,11 @@ from world_model.heads.codes import CodeHead
 from world_model.heads.flow import FlowHead
 from world_model.heads.outcomes import OutcomeHead, Outcomes, OutcomeTargets
 from world_model.heads.sampler import Sampler
+from world_model.heads.state import StateHead
 from world_model.inputs.embedding import CodeTable
 from world_model.inputs.neighborhood import local_window
 from world_model.inputs.positions import CausalInputs, InputTables, MaskedInputs, StepInputs, at_positions
+from world_model.inputs.state import checked_state
 from world_model.inputs.token_checks import checked_tokens
 from world_model.prediction.base import StepContext, WindowInputs
 from world_model.prediction.causal import CausalPrediction
@@ -36,7 +39,7 @@ from world_model.transformer.cache import TransformerCache
 from world_model.transformer.rotary import Rotation, grid_rotation
 from world_model.transformer.transformer import DecodeBlocks, Transformer
 from world_model.weights import Contents, read_folder, write_folder
-from world_model.window_scores import WindowLosses, outcome_inputs, score_window, window_losses
+from world_model.window_scores import WindowLosses, head_inputs, score_window, window_losses
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter
@@ -87,6 +90,13 @@ class WorldModel(nn.Module):
         self.outcomes: OutcomeHead | None = None
         if config.outcomes is not None:
             self.outcomes = OutcomeHead(config.outcomes, sizes.width, config.code_width, tokens.temporal_factor)
+        self.state_head: StateHead | None = None
+        self.state_normalization: Normalization | None = None  # by the statistics of the training split
+        if config.state is not None:
+            if config.state.size is None:
+                raise ValueError("WorldModel: state.size must be set; take it from a store: store.state_size.")
+            self.state_head = StateHead(config.state, sizes.width, config.code_width, tokens.temporal_factor)
+            self.state_normalization = Normalization(config.state.size)
 
     @property
     def device(self) -> torch.device:
@@ -126,21 +136,31 @@ class WorldModel(nn.Module):
     # Whole windows
 
     def forward(
-        self, tokens: Tensor, actions: GroupedActions | None = None, corruption: Tensor | None = None
+        self,
+        tokens: Tensor,
+        actions: GroupedActions | None = None,
+        corruption: Tensor | None = None,
+        state: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (head inputs) for the tokens of a window of at most `max_steps` steps.
 
         A causal model gives (b, T, H, W, d); a masked one gives (b, T - 1, H, W, d), those of the steps after the
         first, with none of a step's own tokens known. For other orders and known tokens see `prediction.hidden`.
         """
-        return self.prediction.hidden(self.window_inputs(tokens, actions, corruption))
+        return self.prediction.hidden(self.window_inputs(tokens, actions, corruption, state))
 
     def window_inputs(
-        self, tokens: Tensor, actions: GroupedActions | None = None, corruption: Tensor | None = None
+        self,
+        tokens: Tensor,
+        actions: GroupedActions | None = None,
+        corruption: Tensor | None = None,
+        state: Tensor | None = None,
     ) -> WindowInputs:
         """A window of at most `max_steps` steps, for `prediction`.
 
         `corruption` (b,) conditions the model on the fraction of replaced tokens, relative to the config's maximum.
+        `state` (b, T, f, s) holds the states of the window's frames in their own units, NaN where unknown; all are
+        without it. Of a window's first step only the last frame's counts, as in a prompt.
         """
         tokens = self.checked(tokens)
         if tokens.shape[1] > self.config.max_steps:
@@ -148,17 +168,18 @@ class WorldModel(nn.Module):
                 f"WorldModel: a window must have at most {self.config.max_steps} latent steps (max_steps), "
                 f"got {tokens.shape[1]}."
             )
-        first = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        first[:, 0] = True
-        return self._window_inputs(tokens, tokens[:, 0], first, actions, corruption)
+        age = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
+        if state is not None:
+            state = torch.cat([torch.full_like(state[:, :1], torch.nan), state[:, :-1]], dim=1)
+        return self._window_inputs(tokens, tokens[:, 0], age, actions, corruption, state)
 
-    def logits(self, codes: Tensor, actions: GroupedActions | None = None) -> list[Tensor]:
+    def logits(self, codes: Tensor, actions: GroupedActions | None = None, state: Tensor | None = None) -> list[Tensor]:
         """Logits of every factor, given the true ones before it, for the tokens of `forward`: (b, T, H, W, V), or
         (b, T - 1, H, W, V) of a masked model."""
         if not isinstance(self.head, CodeHead):
             raise ValueError("WorldModel: continuous tokens have no logits; use score.")
         codes = self.checked(codes)
-        hidden, tables = self(codes, actions), self.head.tables()
+        hidden, tables = self(codes, actions, None, state), self.head.tables()
         given = codes[:, codes.shape[1] - hidden.shape[1] :]
         start = hidden.shape[1] - (codes.shape[1] - 1)  # a window's first step has none before it to copy from
         first = self.head.logits(hidden[:, :start], None, given[:, :start], tables)
@@ -166,7 +187,12 @@ class WorldModel(nn.Module):
         return [torch.cat(steps, dim=1) for steps in zip(first, later, strict=True)]
 
     def score(
-        self, tokens: Tensor, actions: GroupedActions | None = None, *, diagonal_offset: int | None = None
+        self,
+        tokens: Tensor,
+        actions: GroupedActions | None = None,
+        *,
+        diagonal_offset: int | None = None,
+        state: Tensor | None = None,
     ) -> TokenScores:
         """Losses of the tokens of steps 1 .. T-1, in raster order, or in diagonal order with `diagonal_offset`.
 
@@ -174,7 +200,7 @@ class WorldModel(nn.Module):
         and actions dropped as the config says, and the scores have no `correct`. A masked model is scored given a
         random subset of each step's tokens, in eval mode the same subset in each call.
         """
-        return score_window(self, tokens, actions, diagonal_offset=diagonal_offset).scores
+        return score_window(self, tokens, actions, state, diagonal_offset=diagonal_offset).scores
 
     def loss(self, tokens: Tensor, actions: GroupedActions | None = None, valid: Tensor | None = None) -> Tensor:
         """Mean of the scores' token losses over the steps that `valid` (b, T) marks; over all of them without it.
@@ -189,16 +215,44 @@ class WorldModel(nn.Module):
         actions: GroupedActions | None = None,
         valid: Tensor | None = None,
         outcomes: OutcomeTargets | None = None,
+        state: Tensor | None = None,
     ) -> WindowLosses:
-        """`loss`, and those of the outcomes that the model predicts: means over the same steps, 0 where unknown."""
-        return window_losses(self, tokens, actions, valid, outcomes)
+        """`loss`, and those of the outcomes and states that the model predicts: means over the same steps, 0 where
+        unknown. `state` is as in `window_inputs`."""
+        return window_losses(self, tokens, actions, valid, outcomes, state)
 
-    def window_outcomes(self, tokens: Tensor, actions: GroupedActions | None = None) -> Outcomes:
+    def window_outcomes(
+        self, tokens: Tensor, actions: GroupedActions | None = None, state: Tensor | None = None
+    ) -> Outcomes:
         """The outcomes of steps 1 .. T-1 of a window of real tokens: rewards (b, T - 1, f), ends (b, T - 1)."""
         if self.outcomes is None:
             raise ValueError("WorldModel: it was built without outcomes; train one with model.outcomes in its config.")
-        outcomes: Outcomes = self.outcomes(*outcome_inputs(self, score_window(self, tokens, actions), tokens))
+        outcomes: Outcomes = self.outcomes(*head_inputs(self, score_window(self, tokens, actions, state), tokens))
         return outcomes
+
+    def window_states(
+        self, tokens: Tensor, actions: GroupedActions | None = None, state: Tensor | None = None
+    ) -> Tensor:
+        """The predicted states (b, T - 1, f, s) of steps 1 .. T-1 of a window of real tokens, in their own units; each
+        from the states of the steps before it."""
+        if self.state_head is None or self.state_normalization is None:
+            raise ValueError("WorldModel: it was built without states; train one with model.state in its config.")
+        scored = score_window(self, tokens, actions, state)
+        assert scored.window.past_state is not None
+        return self.state_normalization.undo(
+            self.state_head(*head_inputs(self, scored, tokens), scored.window.past_state[:, 1:])
+        )
+
+    def step_states(self, hidden: Tensor, step: Tensor, previous: Tensor, context: StepContext) -> Tensor | None:
+        """The states (b, f, s) of a step that was drawn, in their own units; None if the model predicts none.
+
+        Shapes are those of `step_outcomes`; `context` is the step's, perhaps with more rows after these.
+        """
+        if self.state_head is None or self.state_normalization is None:
+            return None
+        assert context.past_state is not None
+        own, before = (self.step_inputs.narrow(x, context.tables.narrow) for x in (step, previous))
+        return self.state_normalization.undo(self.state_head(hidden, own, before, context.past_state[: len(hidden)]))
 
     def step_outcomes(self, hidden: Tensor, step: Tensor, previous: Tensor, tables: InputTables) -> Outcomes | None:
         """The outcomes of a step that was drawn, of rewards (b, f) and ends (b,); None if the model predicts none.
@@ -252,19 +306,21 @@ class WorldModel(nn.Module):
         actions: GroupedActions | None,
         cache: TransformerCache,
         previous: Tensor | None = None,
+        past_state: Tensor | None = None,
         *,
         validate: bool | None = None,
     ) -> TransformerCache:
         """Append whole steps (b, T, H, W[, p]) to the cache, whose last step is `previous` (b, H, W[, p]).
 
+        `past_state` (b, T, f, s) holds the states of the step before each; NaN, or left out, where unknown.
         `validate`: whether the tokens' values are checked, which waits for the device; by default on the CPU only.
         """
         self._check_boundary(cache, previous)
         tokens = self.checked(tokens, validate=validate)
         cache.check_room(tokens.shape[1] * self.tokens.tokens_per_step)
         before = tokens[:, 0] if previous is None else previous
-        first = self._first(cache, len(tokens), tokens.shape[1])
-        return self.prediction.prefill(self._window_inputs(tokens, before, first, actions, None), cache)
+        age = self._age(cache, len(tokens), tokens.shape[1])
+        return self.prediction.prefill(self._window_inputs(tokens, before, age, actions, None, past_state), cache)
 
     def step_context(
         self,
@@ -272,17 +328,21 @@ class WorldModel(nn.Module):
         actions: GroupedActions | None,
         cache: TransformerCache,
         blocks: DecodeBlocks | None = None,
+        past_state: Tensor | None = None,
     ) -> StepContext:
         """The context for drawing the next step, from the step before it and its own actions (of one step).
 
-        `previous` is (b, H, W[, p]), or None at the start of a window. The context is valid for this cache only.
-        `blocks` are the cache's `transformer.decode_blocks`, made here unless given.
+        `previous` is (b, H, W[, p]), or None at the start of a window, and `past_state` (b, f, s) its states; they are
+        unknown without it. The context is valid for this cache only. `blocks` are the cache's `transformer.decode_blocks`,
+        made here unless given.
         """
         self._check_boundary(cache, previous)
         cache.check_room(self.tokens.tokens_per_step)
         tables = self._input_tables()
         before = self._nothing(cache.batch) if previous is None else previous
-        conditioning = self.step_inputs(before[:, None], self._first(cache, cache.batch, 1), actions, None, tables)
+        age = self._age(cache, cache.batch, 1)
+        state = self._past_state(None if past_state is None else past_state[:, None], age)
+        conditioning = self.step_inputs(before[:, None], age <= 0, actions, None, tables, state)
         neighbor_codes = None
         if self.config.copy_size and previous is not None:
             neighbor_codes = local_window(previous, self.config.copy_size).flatten(1, 2)
@@ -291,6 +351,7 @@ class WorldModel(nn.Module):
             neighbor_codes=neighbor_codes,
             tables=tables,
             head_tables=self.head.tables(),
+            past_state=None if state is None else state[:, 0],
             blocks=self.transformer.decode_blocks(cache) if blocks is None else blocks,
         )
 
@@ -363,25 +424,42 @@ class WorldModel(nn.Module):
         self,
         tokens: Tensor,
         previous: Tensor,
-        first: Tensor,
+        age: Tensor,
         actions: GroupedActions | None,
         corruption: Tensor | None,
+        past_state: Tensor | None,
     ) -> WindowInputs:
-        """The inputs of whole steps that follow `previous`, which is ignored where `first` (b, T) is True."""
+        """The inputs of whole steps that follow `previous`, which is ignored where `age` (b, T), the number of steps
+        before, is 0 or less."""
         tables = self._input_tables()
         before = torch.cat([previous[:, None], tokens[:, :-1]], dim=1)
-        conditioning = self.step_inputs(before, first, actions, corruption, tables)
-        return WindowInputs(tokens=tokens, conditioning=conditioning, tables=tables)
+        state = self._past_state(past_state, age)
+        conditioning = self.step_inputs(before, age <= 0, actions, corruption, tables, state)
+        return WindowInputs(tokens=tokens, conditioning=conditioning, tables=tables, past_state=state)
+
+    def _past_state(self, past: Tensor | None, age: Tensor) -> Tensor | None:
+        """Normalized states (b, T, f, s) of the step before each, NaN where there is no step or frame, or unknown."""
+        if self.state_normalization is None:
+            if past is not None:
+                raise ValueError("WorldModel: it was built without states (model.state); leave them out.")
+            return None
+        size, f = len(self.state_normalization.mean), self.tokens.temporal_factor
+        if past is None:
+            return torch.full((*age.shape, f, size), torch.nan, device=self.device)
+        past = self.state_normalization(checked_state(past, size, f, *age.shape))
+        frame = torch.arange(f, device=age.device)
+        absent = (age <= 0)[..., None] | ((age == 1)[..., None] & (frame < f - 1))  # a first step has a single frame
+        return past.masked_fill(absent[..., None], torch.nan)
 
     def _input_tables(self) -> InputTables:
         return InputTables(wide=self.inputs.wide.tables(), narrow=self.step_inputs.narrow.tables())
 
-    def _first(self, cache: TransformerCache, batch: int, steps: int) -> Tensor:
-        """Which of the next steps of each row have no step before them, (b, T) bool."""
+    def _age(self, cache: TransformerCache, batch: int, steps: int) -> Tensor:
+        """How many steps of a row are before each of its next ones, (b, T); below 0 of padding."""
         n = self.tokens.tokens_per_step
         step = cache.length // n + torch.arange(steps, device=self.device)
         begin = torch.zeros(1, dtype=torch.int64, device=self.device) if cache.begin is None else cache.begin // n
-        return (step <= begin[:, None]).expand(batch, steps)
+        return (step - begin[:, None]).expand(batch, steps)
 
     def _nothing(self, batch: int) -> Tensor:
         """A step of zeros, (b, H, W[, p])."""

@@ -46,8 +46,8 @@ def test_states_are_those_of_each_steps_frames(episodes: list[Episode], tmp_path
     torch.testing.assert_close(state[0], torch.stack([frames, 100 * frames], dim=-1), equal_nan=True)
     assert state[1].isnan().all()
     assert store.state_size == 2 and store.outcomes == set()
-    moments = store.state_moments()
-    assert moments.mean.tolist() == [3, 300] and moments.std.tolist() == pytest.approx([2, 200])
+    statistics = store.state_statistics()
+    assert statistics.mean.tolist() == [3, 300] and statistics.std.tolist() == pytest.approx([2, 200])
     assert not check_store(tmp_path / "tokens").problems
 
 

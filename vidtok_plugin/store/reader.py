@@ -11,7 +11,6 @@ import torch
 from tensordict import TensorDict
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
-from vidtok_plugin.common.normalization import Moments
 from vidtok_plugin.store.metadata import METADATA_FILE, StoreMetadata, read_metadata, written_by_another
 from vidtok_plugin.store.records import REMEDY, record_path, recorded_splits
 from vidtok_plugin.store.shard_checks import check_contents, check_shard
@@ -130,20 +129,25 @@ class TokenStore:
         """The number of components of a frame's state; None if no episode has a state."""
         return self._arrays["state"][0][-1] if "state" in self._arrays else None
 
-    def state_moments(self) -> Moments:
-        """Mean and deviation of each component of all known states.
+    def state_statistics(self) -> ColumnStatistics:
+        """Of each component of the states of all its frames.
 
         Raises:
             ValueError: no episode has a state, or a shard is damaged.
         """
         if self.state_size is None:
             raise ValueError(f"TokenStore: {self.folder} must have states for their statistics, got none.")
-        moments = Moments(self.state_size)
-        for number, shard in enumerate(self._shards):
-            if "state" in shard.data:
-                self._check_contents(np.array([number]))
-                moments.add(torch.from_numpy(shard.data["state"]))
-        return moments
+        return column_statistics(map(self._known_states, self._shards), self.state_size)
+
+    def _known_states(self, shard: Shard) -> np.ndarray:
+        """The states (k, s) of a shard's frames."""
+        if "state" not in shard.data:
+            return np.zeros((0, self.state_size or 0))
+        states = shard.data["state"].reshape(-1, shard.data["state"].shape[-1])
+        known: np.ndarray = states[~np.isnan(states).any(axis=1)]
+        if not np.isfinite(known).all():
+            raise damaged(shard.path, "its state must be finite, or NaN where there is none, got infinity")
+        return known
 
     @property
     def num_steps(self) -> int:

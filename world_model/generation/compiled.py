@@ -46,7 +46,8 @@ class CompiledDrawing:
         entropies = blank_entropy(self.model, blank) if entropy else None
         base = torch.full((1,), cache.length, device=current.device)
         fixed = replace(cache, length=0)  # a number would be compiled in
-        context = replace(context, blocks=None)  # made in the call, on buffers that it knows to be static
+        # The call makes the blocks, on buffers that it knows to be static, and reads no states.
+        context = replace(context, blocks=None, past_state=None)
         if current.is_cuda:  # a graph that writes into buffers needs to know that they stay where they are
             for buffer in (cache.own.keys, cache.own.values):
                 torch._dynamo.mark_static_address(buffer, guard=False)

@@ -21,8 +21,8 @@ class DrawnStep:
 
 
 def blank_hidden(model: WorldModel, blank: Tensor) -> Tensor | None:
-    """Room for the hidden states of a step (b, n[, p]) if the model's head of outcomes will read them."""
-    if model.outcomes is None:
+    """Room for the hidden states of a step (b, n[, p]) if the model's head of outcomes or states will read them."""
+    if model.outcomes is None and model.state_head is None:
         return None
     return blank.new_zeros(*blank.shape[:2], model.config.transformer.width, dtype=model.dtype)
 

@@ -1,6 +1,6 @@
 """Generating latent steps one after another from a past.
 
-Shapes: b rollouts, T latent steps, H W rows and columns, p values of a patch.
+Shapes: b rollouts, T latent steps, H W rows and columns, p values of a patch, f frames a step, s components of a state.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from world_model.generation.finite_weights import check_finite_weights
 from world_model.generation.window import ContextWindow
 from world_model.heads.outcomes import Outcomes
 from world_model.heads.sampler import RolloutNoise, Sampler
+from world_model.inputs.state import checked_state
 from world_model.inputs.token_checks import checked_tokens
 from world_model.model import WorldModel
 
@@ -27,6 +28,9 @@ class StepGenerator:
     rest re-prefilled as a new window. A past that leaves no room for a step is shortened likewise. Pasts of different
     lengths are aligned at their ends: only the last `past_steps` steps of each row count, by default all. Each row has
     a context of its own, and draws what it would draw alone.
+
+    A model with states reads those of the past, `state` (b, T, f, s), NaN where unknown, all of them by default. Those
+    that it predicts for a step are part of the past of the next.
 
     The model's weights must not change while it draws. The past's keys are computed, and some weights prepacked, once
     per window, so a change would take effect partly at once and fully in the next window. Start a new generator then.
@@ -51,6 +55,7 @@ class StepGenerator:
         *,
         decoding: Decoding | None = None,
         past_steps: Sequence[int] | None = None,
+        state: Tensor | None = None,
     ) -> None:
         if model.config.max_steps < 2:
             raise ValueError(
@@ -70,8 +75,10 @@ class StepGenerator:
             counts,
             context_shift=decoding.context_shift_for(model.config.max_steps),
             sampler=sampler,
+            state=_checked_state(model, state, tokens),
         )
         self.outcomes: Outcomes | None = None  # of the newest step that was drawn, if the model predicts any
+        self.state: Tensor | None = None  # (b, f, s) likewise
         self.entropy: Tensor | None = None  # (b, H, W) of the newest step, if it was asked for; None for patches
         self._drawing_calls = 0
 
@@ -89,15 +96,17 @@ class StepGenerator:
             noise = self.noise.uniforms(self.drawing.noise_per_step)
             noise = noise.to(self.model.device, torch.float32, non_blocking=True)
             drawn = self.drawing.draw(blank, context, window.cache, noise, entropy=entropy)
+            state = None
             if drawn.hidden is not None:
-                self.outcomes = self.model.step_outcomes(
-                    drawn.hidden, drawn.tokens, window.tokens[:, -1].flatten(1, 2), context.tables
-                )
+                before = window.tokens[:, -1].flatten(1, 2)
+                self.outcomes = self.model.step_outcomes(drawn.hidden, drawn.tokens, before, context.tables)
+                state = self.model.step_states(drawn.hidden, drawn.tokens, before, context)
+        self.state = None if state is None else state.clone()
         self._drawing_calls += self.drawing.calls
         size = (tokens.height, tokens.width)
         step = drawn.tokens.clone().unflatten(1, size)  # an ordinary tensor, fit for training
         self.entropy = None if drawn.entropy is None else drawn.entropy.clone().unflatten(1, size)
-        window.append(step, actions, in_cache=self.drawing.fills_cache)
+        window.append(step, actions, self.state, in_cache=self.drawing.fills_cache)
         return step
 
     def reset_rows(
@@ -108,9 +117,11 @@ class StepGenerator:
         indices: Sequence[int],
         *,
         past_steps: Sequence[int] | None = None,
+        state: Tensor | None = None,
     ) -> None:
-        """Let some rollouts continue the pasts `tokens` (r, T, H, W[, p]) with random numbers of `indices`, from their
-        beginning; the others go on as they are. Each row is as a new generator of that row alone would be.
+        """Let some rollouts continue the pasts `tokens` (r, T, H, W[, p]), whose states are (r, T, f, s), with random
+        numbers of `indices`, from their beginning; the others go on as they are. Each row is as a new generator of that
+        row alone would be.
 
         Raises:
             ValueError: rows are not r different ones of the batch, or the pasts don't fit the model or each other.
@@ -133,6 +144,7 @@ class StepGenerator:
             tokens[there],
             None if actions is None else actions.rows(there),
             counts[order],
+            None if (states := _checked_state(self.model, state, tokens)) is None else states[there],
         )
         self.noise.restart(rows, indices)
 
@@ -149,7 +161,7 @@ class StepGenerator:
         if indices is not None and len(indices) != count:
             raise ValueError(f"StepGenerator: indices must name each of the {count} futures, got {len(indices)}.")
         twin = copy(self)
-        twin.outcomes = twin.entropy = None
+        twin.outcomes = twin.entropy = twin.state = None
         twin.window = self.window.fork(futures)
         twin.noise = self.noise.fork(futures) if indices is None else RolloutNoise(self.sampler.seed, indices)
         return twin
@@ -162,7 +174,7 @@ class StepGenerator:
         """
         _check_sampler(self.model, sampler, self.window.actions)
         twin = copy(self)
-        twin.outcomes = twin.entropy = None
+        twin.outcomes = twin.entropy = twin.state = None
         twin.window = self.window.with_sampler(sampler)
         same_seed = sampler.seed == self.sampler.seed
         twin.noise = self.noise.fork() if same_seed else RolloutNoise(sampler.seed, self.noise.indices)
@@ -213,6 +225,19 @@ def _checked_past(
     if actions is not None:
         _check_actions(actions, batch, steps, "the past's steps")
     return tokens, torch.tensor(counts)
+
+
+def _checked_state(model: WorldModel, state: Tensor | None, tokens: Tensor) -> Tensor | None:
+    """The checked states (b, T, f, s) of pasts, unknown by default; None for a model without states."""
+    f = model.tokens.temporal_factor
+    if model.config.state is None or model.config.state.size is None:
+        if state is not None:
+            raise ValueError("StepGenerator: the model was built without states (model.state); leave them out.")
+        return None
+    size = model.config.state.size
+    if state is None:
+        return torch.full((*tokens.shape[:2], f, size), torch.nan, device=model.device)
+    return checked_state(state, size, f, *tokens.shape[:2], validate=True).to(model.device)
 
 
 def _check_sampler(model: WorldModel, sampler: Sampler, actions: GroupedActions | None) -> None:

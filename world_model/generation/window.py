@@ -1,7 +1,7 @@
 """The context window of rollouts: their newest latent steps, with keys and values in a cache.
 
 Shapes: b rollouts, r some of them, T latent steps, H W rows and columns, n = H * W positions of a step, p values of a
-patch.
+patch, f frames of a step, s components of a state.
 """
 
 from copy import copy
@@ -42,8 +42,9 @@ class ContextWindow:
         *,
         context_shift: int,
         sampler: Sampler,
+        state: Tensor | None = None,
     ) -> None:
-        """`tokens` (b, T, H, W[, p]), checked before.
+        """`tokens` (b, T, H, W[, p]) and `state` (b, T, f, s), checked before.
 
         `past_steps` (b,), on the CPU: steps of each row after padding in front.
         """
@@ -56,7 +57,7 @@ class ContextWindow:
         self.blocks: DecodeBlocks | None = None
         self.held = self._held_of(past_steps)  # (b,), on the CPU: steps of each row in the cache
         self.first_step = 0  # of the cache's positions, counted in steps from where the rotation is 0
-        self.tokens, self.actions = self._newest_of(tokens, actions, self.held)
+        self.tokens, self.actions, self.state = self._newest_of(tokens, actions, state, self.held)
         self.cache = self._prefilled_window(None)
 
     def next_step(self, actions: GroupedActions | None, tokens_per_call: int | None) -> StepContext:
@@ -68,7 +69,9 @@ class ContextWindow:
         if self.blocks is None:
             rows = None if tokens_per_call is None else self.cache.batch * tokens_per_call
             self.blocks = self.model.transformer.decode_blocks(self.cache, rows)
-        return self.model.step_context(self._newest(), self._row_actions(actions), self.cache, self.blocks)
+        return self.model.step_context(
+            self._newest(), self._row_actions(actions), self.cache, self.blocks, self._newest_state()
+        )
 
     def make_room(self) -> None:
         """Drop the oldest steps of full windows and re-prefill the rest, so that another step fits."""
@@ -78,29 +81,45 @@ class ContextWindow:
         if self.cache.length + self.model.tokens.tokens_per_step > self.cache.capacity:
             self._move(self.held)
 
-    def append(self, step: Tensor, actions: GroupedActions | None, *, in_cache: bool) -> None:
-        """Append a step (b, H, W[, p]) that was drawn. `in_cache`: drawing it wrote its keys and values."""
+    def append(
+        self, step: Tensor, actions: GroupedActions | None, state: Tensor | None = None, *, in_cache: bool
+    ) -> None:
+        """Append a step (b, H, W[, p]) that was drawn, with its states (b, f, s). `in_cache`: drawing it wrote its keys
+        and values."""
         if in_cache:
             self.cache = self.cache.advanced(self.model.tokens.tokens_per_step)
         else:
             with torch.inference_mode():
                 rows = self.sampler.model_rows(step)[:, None]
-                actions_of_rows = self._row_actions(actions)
+                actions_of_rows, before = self._row_actions(actions), self._newest_state()
                 self.cache = self.model.prefill(
-                    rows, actions_of_rows, self.cache, self._newest(), validate=self.validate
+                    rows,
+                    actions_of_rows,
+                    self.cache,
+                    self._newest(),
+                    None if before is None else before[:, None],
+                    validate=self.validate,
                 )
             self.prefills += 1
         self.tokens = torch.cat([self.tokens, step[:, None]], dim=1)[:, -self.kept_steps :]
         if self.actions is not None and actions is not None:
             self.actions = GroupedActions.cat([self.actions, actions])[-self.kept_steps :]
+        if self.state is not None and state is not None:
+            self.state = torch.cat([self.state, state[:, None]], dim=1)[:, -self.kept_steps :]
         self.held = self.held + 1
 
-    def reset(self, rows: Tensor, tokens: Tensor, actions: GroupedActions | None, past_steps: Tensor) -> None:
-        """Let some rows (r,), all different and in order, continue other pasts: `tokens` (r, T, H, W[, p]), checked
-        before, with `past_steps` (r,) as above. The other rows go on as they are."""
+    def reset(
+        self,
+        rows: Tensor,
+        tokens: Tensor,
+        actions: GroupedActions | None,
+        past_steps: Tensor,
+        state: Tensor | None = None,
+    ) -> None:
+        """Let some rows (r,), all different and in order, continue other pasts: `tokens` (r, T, H, W[, p]) and `state`
+        (r, T, f, s), checked before, with `past_steps` (r,) as above. The other rows go on as they are."""
         held = self._held_of(past_steps)
-        tokens, actions = self._newest_of(tokens, actions, held)
-        self._replace(rows, tokens, actions, held)
+        self._replace(rows, *self._newest_of(tokens, actions, state, held), held)
 
     def fork(self, futures: int) -> "ContextWindow":
         """Windows of `futures` consecutive rollouts for each of these. They share the cache's past without a copy."""
@@ -108,6 +127,7 @@ class ContextWindow:
         twin.cache, twin.blocks, twin.forked = self.cache.fork(futures), None, False
         twin.tokens = self.tokens.repeat_interleave(futures, dim=0)
         twin.actions = None if self.actions is None else self.actions.repeated(futures)
+        twin.state = None if self.state is None else self.state.repeat_interleave(futures, dim=0)
         twin.held = self.held.repeat_interleave(futures)
         self.forked = True
         return twin
@@ -132,19 +152,27 @@ class ContextWindow:
         return past_steps.where(past_steps < self.model.config.max_steps, self.kept_steps)
 
     def _newest_of(
-        self, tokens: Tensor, actions: GroupedActions | None, held: Tensor
-    ) -> tuple[Tensor, GroupedActions | None]:
+        self, tokens: Tensor, actions: GroupedActions | None, state: Tensor | None, held: Tensor
+    ) -> tuple[Tensor, GroupedActions | None, Tensor | None]:
         """The last steps of pasts (r, T, H, W[, p]), as many as the longest holds."""
         longest = int(held.max())
         tokens = tokens.to(self.model.dtype) if tokens.is_floating_point() else tokens
-        return tokens[:, -longest:], None if actions is None else actions[-longest:]
+        return (
+            tokens[:, -longest:],
+            None if actions is None else actions[-longest:],
+            None if state is None else state[:, -longest:],
+        )
 
-    def _past_of(self, rows: Tensor) -> tuple[Tensor, GroupedActions | None]:
-        """The newest steps of some rows (r,), and their actions."""
+    def _past_of(self, rows: Tensor) -> tuple[Tensor, GroupedActions | None, Tensor | None]:
+        """The newest steps of some rows (r,), their actions and their states."""
         if len(rows) == len(self.held):
-            return self.tokens, self.actions
+            return self.tokens, self.actions, self.state
         there = rows.to(self.model.device, non_blocking=True)
-        return self.tokens.index_select(0, there), None if self.actions is None else self.actions.rows(there)
+        return (
+            self.tokens.index_select(0, there),
+            None if self.actions is None else self.actions.rows(there),
+            None if self.state is None else self.state.index_select(0, there),
+        )
 
     def _row_actions(self, actions: GroupedActions | None) -> GroupedActions | None:
         return actions.and_unknown() if self.sampler.guided and actions is not None else actions
@@ -152,15 +180,20 @@ class ContextWindow:
     def _newest(self) -> Tensor:
         return self.sampler.model_rows(self.tokens[:, -1])
 
+    def _newest_state(self) -> Tensor | None:
+        return None if self.state is None else self.sampler.model_rows(self.state[:, -1])
+
     # The buffers are ordinary tensors whenever they are made: compiled code distinguishes inference tensors.
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _replace(self, rows: Tensor, tokens: Tensor, actions: GroupedActions | None, held: Tensor) -> None:
+    def _replace(
+        self, rows: Tensor, tokens: Tensor, actions: GroupedActions | None, state: Tensor | None, held: Tensor
+    ) -> None:
         """Prefill windows (r, T, H, W[, p]) of some rows, of which `held` (r,) steps each count, and give the rows
         these instead of their own. The others keep what they have."""
         others = torch.ones_like(self.held, dtype=torch.bool).index_fill(0, rows, False)
         if not others.any():
-            self.held, self.tokens, self.actions = held, tokens, actions
+            self.held, self.tokens, self.actions, self.state = held, tokens, actions, state
             self.cache = self._prefilled_window(self.cache)
             return
         staying = self.held[others]
@@ -170,13 +203,15 @@ class ContextWindow:
         self.tokens = _padded(self.tokens, steps).index_copy(0, there, _padded(tokens, steps))
         if self.actions is not None and actions is not None:
             self.actions = self.actions.padded_in_front(steps).with_rows(there, actions.padded_in_front(steps))
+        if self.state is not None and state is not None:
+            self.state = _padded(self.state, steps).index_copy(0, there, _padded(state, steps))
         n = self.model.tokens.tokens_per_step
         if self.cache.shared or self.forked or self.cache.length < int(self.held.max()) * n:
             self._move(staying)
         rotation = self.model.transformer.rotation if self.cache.rotation is None else self.cache.rotation
         count = tokens.shape[1] * n
         rotation = rotation.at(slice(self.cache.length - count, self.cache.length))
-        windows = self._prefilled(tokens, actions, held, None, rotation)
+        windows = self._prefilled(tokens, actions, state, held, None, rotation)
         self.cache.replace_rows(torch.cat([there, there + len(self.held)]) if self.sampler.guided else there, windows)
         self.cache = replace(self.cache, begin=self._begin())
 
@@ -208,12 +243,13 @@ class ContextWindow:
         size = self.model.config.max_steps * self.model.tokens.tokens_per_step
         reused = None if old is None or old.shared or self.forked or old.capacity > size else old
         self.blocks, self.forked, self.first_step = None, False, 0
-        return self._prefilled(self.tokens, self.actions, self.held, reused, None)
+        return self._prefilled(self.tokens, self.actions, self.state, self.held, reused, None)
 
     def _prefilled(
         self,
         tokens: Tensor,
         actions: GroupedActions | None,
+        state: Tensor | None,
         held: Tensor,
         reused: TransformerCache | None,
         rotation: Rotation | None,
@@ -229,10 +265,14 @@ class ContextWindow:
             empty = self.model.init_cache(len(rows), padding, steps=None if rotation is None else steps)
             empty = replace(empty, rotation=rotation)
         self.prefills += 1
-        return self.model.prefill(rows, self._row_actions(actions), empty, validate=self.validate)
+        before = None
+        if state is not None:
+            before = torch.cat([torch.full_like(state[:, :1], torch.nan), state[:, :-1]], dim=1)
+            before = self.sampler.model_rows(before)
+        return self.model.prefill(rows, self._row_actions(actions), empty, past_state=before, validate=self.validate)
 
 
 def _padded(tokens: Tensor, steps: int) -> Tensor:
-    """Tokens (b, T, H, W[, p]) with zeros in front, `steps` in all."""
+    """Tokens (b, T, H, W[, p]) or states (b, T, f, s) with zeros in front, `steps` in all."""
     after = 2 * (tokens.ndim - 2)
     return F.pad(tokens, (0,) * after + (steps - tokens.shape[1], 0))

@@ -5,21 +5,20 @@ the step before: a goal shows in what changed. Rewards are a distribution over v
 `symlog`, trained on two-hot targets, so that their mean needs no scale (Hafner et al., DreamerV3, arXiv 2301.04104).
 
 Shapes: b clips, T latent steps, n positions of a step, f frames of a step, d width of the model, e of the tokens'
-narrow embeddings, q queries, w width of the head, v values.
+narrow embeddings, w width of the head, v values.
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidtok_plugin.store.shards import UNKNOWN_END
 from world_model.architecture import OutcomeConfig
+from world_model.heads.pooling import StepPooling
 
-QUERIES = 4  # of the attention over a step's positions
 VALUES = 101
 
 
@@ -59,15 +58,12 @@ class OutcomeLosses:
     ends: Tensor | None  # (b, T) nats
 
 
-class OutcomeHead(nn.Module):
-    """Attends from a few learned queries to a step's positions, then predicts the rewards and the end."""
+class OutcomeHead(StepPooling):
+    """Predicts the rewards of a step's frames, and its end."""
 
     def __init__(self, config: OutcomeConfig, width: int, narrow_width: int, temporal_factor: int) -> None:
-        super().__init__()
+        super().__init__(width, narrow_width, config.width)
         self.temporal_factor = temporal_factor
-        self.mix = nn.Linear(width + 2 * narrow_width, config.width)
-        self.score = nn.Linear(config.width, QUERIES, bias=False)
-        self.join = nn.Linear(QUERIES * config.width, config.width)
         self.rewards = nn.Linear(config.width, temporal_factor * VALUES) if config.rewards else None
         self.ends = nn.Linear(config.width, 1) if config.ends else None
         for layer in (self.rewards, self.ends):
@@ -100,10 +96,7 @@ class OutcomeHead(nn.Module):
 
     def _logits(self, hidden: Tensor, own: Tensor, before: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Logits of the rewards' values (..., f, v) and of the end (...)."""
-        x = F.silu(self.mix(torch.cat([hidden, own, before], dim=-1)))
-        attention = self.score(x).softmax(-2)
-        pooled = rearrange(attention.transpose(-1, -2) @ x, "... q w -> ... (q w)")
-        x = F.silu(self.join(pooled))
+        x = self.pooled(hidden, own, before)
         rewards = None if self.rewards is None else self.rewards(x).unflatten(-1, (self.temporal_factor, VALUES))
         return rewards, None if self.ends is None else self.ends(x)[..., 0]
 

@@ -1,12 +1,12 @@
 """The transformer's input at each position of a latent step, whose token it predicts.
 
-Every position is conditioned on its place in the step, the tokens around it in the previous step, and the step's
-actions (`StepInputs`). Causal models also read the tokens to the left of the position and above it, which are known in
-raster and in diagonal order (`CausalInputs`). Masked models read the position's own token where it is known
-(`MaskedInputs`).
+Every position is conditioned on its place in the step, the tokens around it in the previous step, the step's actions,
+and the states of the previous step (`StepInputs`). Causal models also read the tokens to the left of the position and
+above it, which are known in raster and in diagonal order (`CausalInputs`). Masked models read the position's own token
+where it is known (`MaskedInputs`).
 
 Shapes: b clips, T latent steps, H W rows and columns, n = H * W positions of a step, m some of them, p values of a
-patch, d width. Tokens are codes (b, T, H, W) or patches (b, T, H, W, p).
+patch, f frames a step, s components of a state, d width. Tokens are codes (b, T, H, W) or patches (b, T, H, W, p).
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from world_model.actions import ActionEmbedding, GroupedActions
 from world_model.architecture import WorldModelConfig
 from world_model.inputs.embedding import CodeEmbedding, PatchEmbedding, Tables, TokenEmbedding
 from world_model.inputs.neighborhood import PreviousStep
+from world_model.inputs.state import StateEmbedding
 
 LEVELS = 10  # of corruption that the model distinguishes
 
@@ -63,6 +64,9 @@ class StepInputs(nn.Module):
         if config.corruption:
             self.corruption = nn.Embedding(LEVELS, width)
             nn.init.zeros_(self.corruption.weight)
+        self.state: StateEmbedding | None = None
+        if config.state is not None and config.state.size is not None:
+            self.state = StateEmbedding(config.state.size, tokens.temporal_factor, config.state.width, width)
 
     def forward(
         self,
@@ -71,18 +75,23 @@ class StepInputs(nn.Module):
         actions: GroupedActions | None,
         corruption: Tensor | None,
         tables: InputTables,
+        past_state: Tensor | None = None,
     ) -> Tensor:
         """Conditioning (b, T, n, d) of T steps.
 
         `before` (b, T, H, W[, p]) is the step before each. Where `first` (b, T) is True there is none, and the step's
         actions count as unknown. `corruption` (b,) is the fraction of replaced tokens, relative to the maximum; 0 by
-        default.
+        default. `past_state` (b, T, f, s) holds the normalized states of the step before each, NaN where unknown, for a
+        model with states.
         """
         conditioning = self.previous_step(self.narrow(before, tables.narrow), first).flatten(2, 3) + self.place
         if self.corruption is not None:
             fraction = torch.zeros(len(before), device=before.device) if corruption is None else corruption
             level = (fraction * LEVELS).long().clamp(max=LEVELS - 1)
             conditioning = conditioning + self.corruption(level)[:, None, None]
+        if self.state is not None:
+            assert past_state is not None
+            conditioning = conditioning + self.state(past_state)[:, :, None]
         if self.actions is None:
             if actions is not None:
                 raise ValueError("WorldModel: it was built without actions (tokens.actions.kind none); leave them out.")

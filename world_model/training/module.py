@@ -21,8 +21,8 @@ from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.training import RunConfig
 from vidtok_plugin.training.module import Loss, TrainingModule
 from vidtok_plugin.training.optimization import OptimizerConfig, configure_optimizers
-from world_model.architecture import OutcomeConfig, WorldModelConfig
-from world_model.data import TokenDataConfig, token_spec, window_actions, window_outcomes, window_tokens
+from world_model.architecture import OutcomeConfig, StateConfig, WorldModelConfig
+from world_model.data import TokenDataConfig, token_spec, window_actions, window_outcomes, window_state, window_tokens
 from world_model.measures.config import MeasuresConfig
 from world_model.model import WorldModel
 from world_model.rollout.worlds import world_folder
@@ -39,7 +39,7 @@ class WorldModelRunConfig(RunConfig):
 
     With `pretrained`, the model starts from the weights of a saved world, whose tokens the store must hold. `model` may
     be left out then, or have the same architecture with other rates of corruption, own draws and dropped actions, and
-    with a head of outcomes (`model.outcomes`) that the world lacks.
+    with a head of outcomes (`model.outcomes`) or of states (`model.state`) that the world lacks.
     """
 
     pretrained: str | None = None  # a source for `load_world`: a shipped world, a folder or a hub repository
@@ -83,8 +83,12 @@ class WorldModelRunConfig(RunConfig):
         return int(self.trainer["devices"]) * int(self.trainer.get("num_nodes", 1))
 
 
-def continued_model(saved: WorldModel, source: str, config: WorldModelConfig, metadata: StoreMetadata) -> WorldModel:
+def continued_model(
+    saved: WorldModel, source: str, config: WorldModelConfig, metadata: StoreMetadata, state_size: int | None = None
+) -> WorldModel:
     """The world model `saved` in `source`, to be trained further on a store with the training rates of `config`.
+
+    state_size: components of the store's states.
 
     Raises:
         ValueError: the store has tokens of another tokenizer or other actions, or `config` has another architecture.
@@ -96,11 +100,15 @@ def continued_model(saved: WorldModel, source: str, config: WorldModelConfig, me
         )
     if config == WorldModelConfig():
         config = saved.config
-    config = config.for_tokens(token_spec(metadata))
+    if state_size is None and saved.config.state is not None:
+        state_size = saved.config.state.size
+    config = with_state_size(config.for_tokens(token_spec(metadata)), state_size)
     ours, theirs = to_dict(config), to_dict(saved.config)
-    differing = [key for key in ours if ours[key] != theirs[key] and key not in (*TRAINING_RATES, "outcomes")]
+    differing = [key for key in ours if ours[key] != theirs[key] and key not in (*TRAINING_RATES, "outcomes", "state")]
     if saved.config.outcomes is not None and not _same_head(config.outcomes, saved.config.outcomes):
         differing.append("outcomes")
+    if saved.config.state is not None and not _same_state(config.state, saved.config.state):
+        differing.append("state")
     if bool(config.corruption) != bool(saved.config.corruption):
         differing.append("corruption")  # a model trained with it has an embedding of the fraction
     if differing:
@@ -111,9 +119,9 @@ def continued_model(saved: WorldModel, source: str, config: WorldModelConfig, me
         )
     model = WorldModel(config, saved.token_hash)
     weights = saved.state_dict()
-    if saved.outcomes is None and model.outcomes is not None:  # a new head starts from its own initialization
-        weights |= {f"outcomes.{name}": tensor for name, tensor in model.outcomes.state_dict().items()}
-    model.load_state_dict(weights)
+    # New heads start from their own initialization.
+    new = {name: tensor for name, tensor in model.state_dict().items() if name not in weights}
+    model.load_state_dict(weights | new)
     return model
 
 
@@ -122,6 +130,42 @@ def _same_head(ours: OutcomeConfig | None, theirs: OutcomeConfig) -> bool:
     return ours is not None and theirs == replace(
         ours, reward_weight=theirs.reward_weight, end_weight=theirs.end_weight
     )
+
+
+def _same_state(ours: StateConfig | None, theirs: StateConfig) -> bool:
+    """Whether two models read and predict states by the same weights."""
+    return ours is not None and theirs == replace(ours, weight=theirs.weight, dropout=theirs.dropout)
+
+
+def with_state_size(config: WorldModelConfig, size: int | None) -> WorldModelConfig:
+    """The config for states of `size` components, those of a store; a ValueError if it was set for others."""
+    state = config.state
+    if state is None or size is None or state.size == size:
+        return config
+    if state.size is not None:
+        raise ValueError(
+            f"WorldModelModule: model.state.size must be {size}, the components of the store's states, got "
+            f"{state.size}; leave it out."
+        )
+    return replace(config, state=replace(state, size=size))
+
+
+def check_state(store: TokenStore, *, learned_before: bool) -> None:
+    """Check that a store has states for a model that predicts them; those of one that has `learned_before` may be
+    missing.
+
+    Raises:
+        ValueError: there are no states, and the model has yet to learn them.
+    """
+    if store.state_size is not None:
+        return
+    if not learned_before:
+        raise ValueError(
+            f"WorldModelModule: model.state needs episodes that have states, and {store.folder}, split {store.split}, "
+            "has none; tokenize episodes with states (docs/recordings.md; `tokenize --update` adds them to a store "
+            "from before it kept states), or leave model.state out."
+        )
+    logger.warning("%s has no states; the model keeps what it has learned of them.", store.folder)
 
 
 def check_outcomes(store: TokenStore, model: WorldModel, *, learned_before: bool) -> None:
@@ -172,16 +216,34 @@ class WorldModelModule(TrainingModule):
         self.cfg = cfg
         metadata = read_metadata(cfg.data.store)
         saved = None if cfg.pretrained is None else WorldModel.from_pretrained(world_folder(cfg.pretrained))
+        learned_state = saved is not None and saved.config.state is not None
+        state_size = None
+        if cfg.model.state is not None or learned_state:
+            check_state(self._train_store, learned_before=learned_state)
+            state_size = self._train_store.state_size
         if saved is None:
-            self.model = WorldModel(cfg.model.for_tokens(token_spec(metadata)), metadata.token_hash)
+            config = with_state_size(cfg.model.for_tokens(token_spec(metadata)), state_size)
+            self.model = WorldModel(config, metadata.token_hash)
             if self.model.tokens.actions.kind == "continuous":
                 found = self._train_store.action_statistics()
                 self.model.set_action_statistics(torch.from_numpy(found.mean), torch.from_numpy(found.std))
         else:
-            self.model = continued_model(saved, str(cfg.pretrained), cfg.model, metadata)
+            self.model = continued_model(saved, str(cfg.pretrained), cfg.model, metadata, state_size)
+        self._prepare_state(learned_before=learned_state)
         if self.model.outcomes is not None:
             learned_before = saved is not None and saved.outcomes is not None
             check_outcomes(self._train_store, self.model, learned_before=learned_before)
+
+    def _prepare_state(self, *, learned_before: bool) -> None:
+        """Normalize states by the training split's statistics; a model that has learned them keeps its own."""
+        head, normalization = self.model.state_head, self.model.state_normalization
+        if head is None or normalization is None:
+            return
+        if not learned_before:
+            found = self._train_store.state_statistics()
+            normalization.set_statistics(torch.from_numpy(found.mean), torch.from_numpy(found.std))
+        elif self._train_store.state_size is None:
+            head.requires_grad_(False)
 
     def adapter(self) -> TokenizerAdapter:
         """The adapter that wrote the tokens; it is saved with the model."""
@@ -207,22 +269,30 @@ class WorldModelModule(TrainingModule):
         )
 
     def losses(self, batch: TensorDict, step: int) -> Iterator[Loss]:
-        losses = self.model.losses(window_tokens(batch), window_actions(batch), batch["valid"], window_outcomes(batch))
+        losses = self._losses(batch)
         statistics, total = {self.loss_name: losses.tokens}, losses.tokens
-        for name, weight, loss in self._outcome_losses(losses):
+        for name, weight, loss in self._head_losses(losses):
             statistics[name] = loss
             total = total + weight * loss
         yield Loss(name="model", value=total, statistics=statistics)
 
-    def _outcome_losses(self, losses: WindowLosses) -> list[tuple[str, float, Tensor]]:
-        """Name in the log, weight and value of each loss of outcomes."""
-        config = self.model.config.outcomes
-        if config is None:
-            return []
-        terms = (
-            ("reward_loss", config.reward_weight, losses.rewards),
-            ("end_loss", config.end_weight, losses.ends),
-        )
+    def _losses(self, batch: TensorDict) -> WindowLosses:
+        tokens, actions, state = window_tokens(batch), window_actions(batch), self._state_of(batch)
+        return self.model.losses(tokens, actions, batch["valid"], window_outcomes(batch), state)
+
+    def _state_of(self, batch: TensorDict) -> Tensor | None:
+        """The states of a batch of windows; None if the model reads none."""
+        return None if self.model.config.state is None else window_state(batch)
+
+    def _head_losses(self, losses: WindowLosses) -> list[tuple[str, float, Tensor]]:
+        """Name in the log, weight and value of each loss of outcomes and states."""
+        outcomes, state = self.model.config.outcomes, self.model.config.state
+        terms: list[tuple[str, float, Tensor | None]] = []
+        if outcomes is not None:
+            terms.append(("reward_loss", outcomes.reward_weight, losses.rewards))
+            terms.append(("end_loss", outcomes.end_weight, losses.ends))
+        if state is not None:
+            terms.append(("state_loss", state.weight, losses.state))
         return [(name, weight, loss) for name, weight, loss in terms if loss is not None]
 
     @property
@@ -258,16 +328,14 @@ class WorldModelModule(TrainingModule):
         return TokenStore(self.cfg.data.store, self.cfg.data.train)
 
     def validation_step(self, batch: TensorDict, batch_index: int) -> None:
-        scores = self.model.score(window_tokens(batch), window_actions(batch))
+        scores = self.model.score(window_tokens(batch), window_actions(batch), state=self._state_of(batch))
         weights = scores.weights * batch["valid"][:, 1:, None, None]
         count = weights.sum()
         scored = {f"val/{self.loss_name}": (scores.token_losses * weights).sum() / count}
         if scores.token_correct is not None:
             scored["val/accuracy"] = (scores.token_correct * weights).sum() / count
-        if self.model.outcomes is not None:
-            targets = window_outcomes(batch)
-            losses = self.model.losses(window_tokens(batch), window_actions(batch), batch["valid"], targets)
-            scored |= {f"val/{name}": loss for name, _, loss in self._outcome_losses(losses)}
+        if self.model.outcomes is not None or self.model.state_head is not None:
+            scored |= {f"val/{name}": loss for name, _, loss in self._head_losses(self._losses(batch))}
         scored_tokens = int(batch["valid"][:, 1:].sum()) * self.model.tokens.tokens_per_step
         self.log_dict(scored, prog_bar=True, batch_size=scored_tokens, sync_dist=True)
 

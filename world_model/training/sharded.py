@@ -24,6 +24,7 @@ class ShardedWorldModelModule(WorldModelModule):
             "losses",
             "score",
             "window_outcomes",
+            "window_states",
         ):  # called instead of forward
             register_fsdp_forward_method(self.model, method)
 
