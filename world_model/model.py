@@ -333,8 +333,8 @@ class WorldModel(nn.Module):
         """The context for drawing the next step, from the step before it and its own actions (of one step).
 
         `previous` is (b, H, W[, p]), or None at the start of a window, and `past_state` (b, f, s) its states; they are
-        unknown without it. The context is valid for this cache only. `blocks` are the cache's `transformer.decode_blocks`,
-        made here unless given.
+        unknown without it. The context is valid for this cache only. `blocks` are the `transformer.decode_blocks` of
+        the cache, made here unless given.
         """
         self._check_boundary(cache, previous)
         cache.check_room(self.tokens.tokens_per_step)
