@@ -10,6 +10,7 @@ from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 
 from vidtok_plugin.video.ffmpeg_errors import Log, logged_errors
+from vidtok_plugin.video.kept_index import Version, find, keep, listing, seconds
 from vidtok_plugin.video.listing import DamageError, Packet, cause_of, decoded, last_key, list_frames, open_container
 from vidtok_plugin.video.unreadable import undecodable, unopenable
 
@@ -28,14 +29,19 @@ class PyavReader:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path
+        version = Version.of(path)  # before it is opened: what is kept must not be that of an older one
+        kept = find(version)
         self._container, self._stream = open_container(path)
         try:
-            self.frames = list_frames(path, self._container, self._stream)
+            self.frames = list_frames(path, self._container, self._stream) if kept is None else kept.frames
             self.num_frames = self.frames.num_frames
             self.fps = self._rate()
         except BaseException:
             self._container.close()
             raise
+        self.listing = listing(self.frames, self.fps, self._time_base) if kept is None else kept
+        if kept is None:
+            keep(version, self.listing)
         self._to_rgb = VideoReformatter()  # reused, since setting one up takes longer than decoding a frame
         self._logs: list[Log] = []
         self._decoder: Generator[tuple[Packet, av.VideoFrame], None, None] | None = None
@@ -73,16 +79,16 @@ class PyavReader:
             return float(rate)
         if self.frames.pts is None or self.num_frames == 1:
             raise unopenable(self.path, "it has neither a frame rate nor frame times")
-        times = self._seconds(self.frames.pts)
-        return float((self.num_frames - 1) / (times[-1] - times[0]))
+        pts = self.frames.pts
+        return (self.num_frames - 1) / (pts[-1] * self._time_base - pts[0] * self._time_base)
 
     def times(self) -> np.ndarray:
         """The times of the frames in seconds, float64 `(num_frames,)`, by the mean rate if the file has none."""
-        pts = self.frames.pts
-        return np.arange(self.num_frames) / self.fps if pts is None else self._seconds(pts)
+        return seconds(self.frames, self.fps, self._time_base)
 
-    def _seconds(self, pts: Sequence[int]) -> np.ndarray:
-        return np.array(pts, np.float64) * float(self._stream.time_base or 1)
+    @property
+    def _time_base(self) -> float:
+        return float(self._stream.time_base or 1)
 
     def read(self, indices: Sequence[int], fit: Fit | None = None) -> np.ndarray:
         """Frames as uint8 RGB `(t, h, w, 3)`; `fit` is applied to each once decoded, to save memory."""

@@ -6,7 +6,7 @@ import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,9 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from vidtok_plugin.video import kept_index
 from vidtok_plugin.video.decord_reader import DecordReader, NotExactError
+from vidtok_plugin.video.kept_index import Listing, Version
 from vidtok_plugin.video.pyav_reader import Fit, PyavReader
 from vidtok_plugin.video.unreadable import UnreadableVideoError, undecodable, unopenable
 
@@ -149,9 +151,21 @@ def probe(path: str | os.PathLike[str], *, reader: ReaderName = "auto") -> Video
 @lru_cache(maxsize=10_000)
 def _probed(path: str, mtime: int, size: int, reader: ReaderName) -> VideoInfo:
     """One version of a file is decoded once: tokenizing asks several times an episode."""
+    version, kept = _kept(path, reader)
+    if kept is not None and kept.size is not None:
+        height, width = kept.size
+        return VideoInfo(path=Path(path), num_frames=kept.num_frames, height=height, width=width, fps=kept.fps)
     opened = _pool.reader(path, reader)
     height, width = opened.size
+    if isinstance(opened, PyavReader):
+        kept_index.keep(version, replace(opened.listing, size=(height, width)))
     return VideoInfo(path=Path(path), num_frames=opened.num_frames, height=height, width=width, fps=opened.fps)
+
+
+def _kept(path: str | os.PathLike[str], reader: ReaderName) -> tuple[Version, Listing | None]:
+    """The version of a file that is there now, and what is kept of it: with decord, which counts by itself, nothing."""
+    version = Version.of(path)
+    return version, None if reader == "decord" else kept_index.find(version)
 
 
 def variable_times(path: str | os.PathLike[str]) -> np.ndarray | None:
@@ -170,6 +184,19 @@ def frame_times(path: str | os.PathLike[str], *, pool: ReaderPool | None = None)
     return (_pool if pool is None else pool).reader(path).times()
 
 
+def listed_times(path: str | os.PathLike[str], *, reader: ReaderName = "auto") -> np.ndarray:
+    """`frame_times` of a file that is not about to be read."""
+    _stat(path)
+    _, kept = _kept(path, reader)
+    if kept is not None:
+        return kept.times()
+    opened = open_video(path, reader)
+    try:
+        return opened.times()
+    finally:
+        opened.close()
+
+
 def count_frames(path: str | os.PathLike[str], *, reader: ReaderName = "auto") -> int:
     """Length of a video file, without decoding it; raises the errors of `probe`."""
     status = _stat(path)
@@ -178,6 +205,9 @@ def count_frames(path: str | os.PathLike[str], *, reader: ReaderName = "auto") -
 
 @lru_cache(maxsize=100_000)
 def _counted(path: str, mtime: int, size: int, reader: ReaderName) -> int:
+    _, kept = _kept(path, reader)
+    if kept is not None:
+        return kept.num_frames
     opened = open_video(path, reader)
     opened.close()
     return opened.num_frames

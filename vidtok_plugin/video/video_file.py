@@ -19,7 +19,7 @@ from vidtok_plugin.video.reading import (
     ReaderName,
     ReaderPool,
     count_frames,
-    open_video,
+    listed_times,
     probe,
     read_frames,
     read_in_order,
@@ -82,11 +82,7 @@ class VideoFile(WithoutActions):
         return read_in_order(self.path, length, reader=self.reader)
 
     def times(self) -> np.ndarray:
-        opened = open_video(self.path, self.reader)
-        try:
-            return opened.times()
-        finally:
-            opened.close()
+        return listed_times(self.path, reader=self.reader)
 
     def frame_rate(self) -> float:
         return round(probe(self.path, reader=self.reader).fps, 3)
