@@ -1,6 +1,5 @@
 """An output has one writer at a time: a second one is refused, and what a live writer is writing stays."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,17 +11,15 @@ from training_runs import make_store, run_here, settings
 
 from vidtok_plugin.common import folder_lock
 from vidtok_plugin.common.folder_lock import FolderLock
-from vidtok_plugin.common.processes import Process
 from vidtok_plugin.store.folder import FolderConfig, tokenize_folder
 from vidtok_plugin.store.plan import plan_shards
 from vidtok_plugin.store.reader import TokenStore
-from vidtok_plugin.store.tokenize import TokenizeConfig, WrittenShards, write_shards
+from vidtok_plugin.store.tokenize import TokenizeConfig, write_store
 from vidtok_plugin.video.episodes import find_episodes
 from vidtok_plugin.video.writing import VideoWriter
 from world_model.recording.record import RecordConfig, record
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .*_dataloader.* does not have many workers")
-LAUNCHED = Process(rank=0, world_size=2)
 
 
 @pytest.fixture(autouse=True)
@@ -59,12 +56,12 @@ def test_a_second_writer_of_one_video_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def tokenize(folder: Path, output: Path, *names: str, process: Process) -> WrittenShards:
+def tokenize(folder: Path, output: Path, *names: str) -> TokenStore:
     episodes = [episode for episode in find_episodes(folder) if not names or episode.path.stem in names]
-    return write_shards(tiny_adapter(), episodes, output, TokenizeConfig(episodes_per_shard=1), process)
+    return write_store(tiny_adapter(), episodes, output, episodes_per_shard=1)
 
 
-def test_a_split_has_one_command_or_those_of_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_split_has_one_writer(tmp_path: Path) -> None:
     folder, output = write_folder(tmp_path / "episodes", {"a": 5}), tmp_path / "store"
     tiny_adapter().tokenizer.save_pretrained(tmp_path / "model")
 
@@ -75,48 +72,27 @@ def test_a_split_has_one_command_or_those_of_a_launcher(tmp_path: Path, monkeypa
     with FolderLock(output, name=".train.lock"):
         with pytest.raises(ValueError, match=f"{output} is being written by process"):
             command("train")
+        with pytest.raises(ValueError, match=f"{output} is being written by process"):
+            tokenize(folder, output)
         assert command("validation")
-    with FolderLock(output, name=".train.lock", shared=True):
-        with pytest.raises(ValueError, match=f"{output} is being written by another process"):
-            command("train")
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        monkeypatch.setenv("RANK", "0")
-        assert "process 1 of 2 wrote 1 shards" in command("train")[0]
+    assert command("train")
     assert not [path for path in output.rglob(".*")]
 
 
 def test_what_a_live_process_writes_stays_until_it_has_ended(tmp_path: Path) -> None:
     folder, output = write_folder(tmp_path / "episodes", {"a": 5, "b": 5}), tmp_path / "store"
-    tokenize(folder, output, "a", process=LAUNCHED)
+    tokenize(folder, output, "a")
     (shard,) = output.glob("tokens_*/train/shard_00000")
     partial = shard.with_name(f".{shard.name}.part-0a1b")
     with FolderLock(output, shared=True):
         partial.mkdir()
-        tokenize(folder, output, process=LAUNCHED)
+        tokenize(folder, output)
         assert partial.exists()
-    tokenize(folder, output, process=LAUNCHED)
+    tokenize(folder, output)
     assert not partial.exists()
 
 
-def test_no_process_drops_episodes_that_another_has_planned(tmp_path: Path) -> None:
-    """The shard was written without them, and the other process took it for its own."""
+def test_planned_episodes_that_are_gone_leave_their_shards(tmp_path: Path) -> None:
     assert plan_shards(tmp_path, ["a", "b", "c"], 2) == [["a", "b"], ["c"]]
-    with pytest.raises(ValueError, match="must find the same episodes, but this one does not find b"):
-        plan_shards(tmp_path, ["a", "c"], 2, alone=lambda: False)
-    assert plan_shards(tmp_path, ["c", "d"], 2, alone=lambda: False) == [
-        ["a", "b"],
-        ["c"],
-        ["d"],
-    ]  # another folder's shard
+    assert plan_shards(tmp_path, ["c", "d"], 2) == [["a", "b"], ["c"], ["d"]]  # another folder's shard stays
     assert plan_shards(tmp_path, ["a", "c", "d"], 2) == [["a"], ["c"], ["d"]]  # b's file is gone
-
-
-def test_processes_that_do_not_find_the_same_episodes_are_told_so(tmp_path: Path) -> None:
-    folder, output = write_folder(tmp_path / "episodes", {"a": 5, "b": 5, "c": 5}), tmp_path / "store"
-    config = TokenizeConfig(episodes_per_shard=2)
-    episodes = find_episodes(folder)
-    write_shards(tiny_adapter(), episodes, output, config, dataclasses.replace(LAUNCHED, rank=1))
-    with FolderLock(output, shared=True), pytest.raises(ValueError, match=r"does not find b\.mp4"):
-        write_shards(tiny_adapter(), episodes[::2], output, config, LAUNCHED)
-    write_shards(tiny_adapter(), episodes, output, config, LAUNCHED)
-    assert [episode.name for episode in TokenStore(output).episodes] == ["a.mp4", "b.mp4", "c.mp4"]

@@ -1,4 +1,4 @@
-"""Child processes of a command: ranks, and a failure that terminates the others."""
+"""Child processes of a command: ranks, and a failure that terminates the others. No processes of a launcher."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import process_targets
 import pytest
 
-from vidtok_plugin.common.processes import Process, launched_process, run_processes
+from vidtok_plugin.common.processes import check_no_launcher, run_processes
 
 
 @pytest.mark.slow
@@ -36,18 +36,8 @@ def test_a_failing_process_terminates_the_others_and_is_reported(tmp_path: Path,
     assert time.monotonic() - start < 300
 
 
-def test_rank_and_world_size_come_from_the_launcher() -> None:
-    assert launched_process({}) == Process() == launched_process({"LOCAL_RANK": "3"})
-    assert launched_process({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Process(
-        rank=5, world_size=8, local_rank=1
-    )
-    assert launched_process({"RANK": "5", "WORLD_SIZE": "8"}).local_rank == 5
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [{"RANK": "0"}, {"WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "one", "WORLD_SIZE": "2"}],
-)
-def test_an_inconsistent_environment_is_an_error(environment: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match=f"must set RANK and WORLD_SIZE, .* got {next(iter(environment))}="):
-        launched_process(environment)
+def test_a_command_of_one_process_refuses_a_launcher() -> None:
+    for environment in ({}, {"WORLD_SIZE": "1", "RANK": "0"}, {"RANK": "0"}):
+        check_no_launcher("tokenize", "start it alone", environment)
+    with pytest.raises(ValueError, match="^tokenize: it must run as one process, .* WORLD_SIZE=8; start it alone.$"):
+        check_no_launcher("tokenize", "start it alone", {"WORLD_SIZE": "8", "RANK": "5"})

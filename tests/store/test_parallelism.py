@@ -87,7 +87,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Processes and threads of each call that would start processes; on two cores, and any work is enough."""
     calls: list[tuple[int, int]] = []
 
-    def start(run: Any, world_size: int, cfg: FolderConfig, threads: int, **_: Any) -> None:
+    def start(run: Any, world_size: int, recipe: Any, shards: Any, threads: int, **_: Any) -> None:
         calls.append((world_size, threads))
         raise ChildProcessError("not started")
 
@@ -132,16 +132,12 @@ def test_a_single_shard_has_one_process_and_a_warning(
     assert started == [] and "number of shards: 1 in place of 2; lower episodes_per_shard" in caplog.text
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_a_process_of_a_launcher_starts_no_others(
-    cfg: FolderConfig, started: list[tuple[int, int]], world_size: int, monkeypatch: pytest.MonkeyPatch
+def test_fewer_shards_than_processes_are_warned_of(
+    cfg: FolderConfig, started: list[tuple[int, int]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each of torchrun's processes would otherwise start one per core."""
-    monkeypatch.setenv("WORLD_SIZE", str(world_size))
-    for rank in range(world_size):
-        monkeypatch.setenv("RANK", str(rank))
-        lines = tokenize_folder(cfg)
-    assert started == [] and lines[-1].startswith(f"{cfg.output}: ")
+    with pytest.raises(ChildProcessError):
+        tokenize_folder(with_settings(cfg, processes=5))
+    assert "only 4 shards to write for 5 processes; lower episodes_per_shard" in caplog.text
 
 
 def test_available_memory_respects_the_limit_of_a_container(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from recordings import contents, tiny_adapter, write_episode, write_folder
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
-from vidtok_plugin.store import tokenize
+from vidtok_plugin.store import shard_encoder
 from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.tokenizer.network.fast import dispatch
 from vidtok_plugin.video.episodes import find_episodes, find_videos
@@ -73,9 +73,9 @@ def test_encoding_on_a_cpu_keeps_freed_memory(folder: Path, tmp_path: Path, monk
         assert keeping
         return original(*arguments)
 
-    original = tokenize.encode_episode
-    monkeypatch.setattr(tokenize, "keeping_freed_memory", keep)
-    monkeypatch.setattr(tokenize, "encode_episode", encode)
+    original = shard_encoder.encode_episode
+    monkeypatch.setattr(shard_encoder, "keeping_freed_memory", keep)
+    monkeypatch.setattr(shard_encoder, "encode_episode", encode)
     assert len(write_store(tiny_adapter(), find_episodes(folder), tmp_path)) == 3 and not keeping
     with pytest.raises(AssertionError):
         write_store(tiny_adapter(), find_episodes(folder), tmp_path / "off", keep_freed_memory=False)
@@ -130,8 +130,8 @@ def test_an_interrupted_run_continues_where_it_stopped(
         encoded.append(episode.path.name)
         return original(adapter, episode, *arguments)
 
-    original = tokenize.encode_episode
-    monkeypatch.setattr(tokenize, "encode_episode", encode)
+    original = shard_encoder.encode_episode
+    monkeypatch.setattr(shard_encoder, "encode_episode", encode)
     store = write_store(adapter, episodes, tmp_path)
     assert encoded == ["c.mp4"] and len(store) == 3
     write_store(adapter, episodes, tmp_path)

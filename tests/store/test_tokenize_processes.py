@@ -1,6 +1,7 @@
-"""Several processes write one store, the same to the byte for any number of processes and after any interruption."""
+"""Shards written by several processes: the store is the same to the byte for any number and after any interruption."""
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -10,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from places import TESTS
 from recordings import contents, tiny_adapter, write_episode
 
 from vidtok_plugin import cli
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common import atomic_files
-from vidtok_plugin.common.processes import Process
-from vidtok_plugin.store import plan, tokenize
+from vidtok_plugin.store import shard_encoder
 from vidtok_plugin.store.reader import TokenStore
+from vidtok_plugin.store.shard_encoder import PlannedShard, ShardEncoder
 from vidtok_plugin.store.tokenize import TokenizeConfig, WrittenShards, write_shards, write_store
 from vidtok_plugin.video.episodes import find_episodes
 
@@ -49,51 +51,56 @@ def train(store: Path) -> Path:
 def write(
     folder: Path,
     output: Path,
-    rank: int,
-    world_size: int,
     names: Sequence[str] = NAMES,
     *,
+    parts: int = 1,
     episodes_per_shard: int = 2,
     clip_frames: int | None = None,
 ) -> WrittenShards:
+    """As `tokenize --processes PARTS` does, but one part after the other, the last first, in this process."""
     episodes = [episode for episode in find_episodes(folder) if episode.path.stem in names]
     config = TokenizeConfig(episodes_per_shard=episodes_per_shard, clip_frames=clip_frames)
-    return write_shards(tiny_adapter(), episodes, output, config, Process(rank=rank, world_size=world_size))
+
+    def engine(encoder: ShardEncoder, shards: Sequence[PlannedShard]) -> None:
+        recipe, planned = pickle.loads(pickle.dumps((encoder.recipe(), shards)))
+        for part in reversed(range(parts)):
+            recipe.make(torch.device("cpu")).write([shard for shard in planned if shard.number % parts == part])
+
+    return write_shards(tiny_adapter(), episodes, output, config, engine)
 
 
 @pytest.mark.parametrize("clip_frames", [None, 9])
 def test_the_store_is_the_same_to_the_byte_for_any_number_of_processes(
     folder: Path, tmp_path: Path, clip_frames: int | None
 ) -> None:
-    stores = {}
-    for world_size in (1, 2, 3):
-        output = tmp_path / str(world_size)
-        for rank in reversed(range(world_size)):  # rank 0 need not be first
-            done = write(folder, output, rank, world_size, clip_frames=clip_frames)
-            assert done.written == tuple(range(rank, 4, world_size))
-        assert done.missing == ()
-        stores[world_size] = contents(output)
-    assert stores[1] == stores[2] == stores[3]
+    episodes = find_episodes(folder)
+    write_store(tiny_adapter(), episodes, tmp_path / "0", episodes_per_shard=2, clip_frames=clip_frames)
+    stores = [contents(tmp_path / "0")]
+    for parts in (1, 2, 3):
+        done = write(folder, tmp_path / str(parts), parts=parts, clip_frames=clip_frames)
+        assert done.written == (0, 1, 2, 3)
+        stores.append(contents(tmp_path / str(parts)))
+    assert stores[0] == stores[1] == stores[2] == stores[3]
     assert [shard for shard in stores[1] if shard.endswith("shard.safetensors")] and not any(
         ".part" in n for n in stores[1]
     )
-    assert [episode.name[0] for episode in TokenStore(output).episodes if not episode.first_frame] == list(NAMES)
+    names = [episode.name[0] for episode in TokenStore(tmp_path / "3").episodes if not episode.first_frame]
+    assert names == list(NAMES)
 
 
-def test_each_process_reports_which_shards_are_missing(folder: Path, tmp_path: Path) -> None:
-    assert write(folder, tmp_path, 1, 2) == WrittenShards(written=(1, 3), missing=(0, 2))
-    assert [episode.name for episode in TokenStore(tmp_path).episodes] == ["c.mp4", "d.mp4", "g.mp4"]
-    assert write(folder, tmp_path, 1, 2) == WrittenShards(written=(), missing=(0, 2))
-    assert write(folder, tmp_path, 0, 2) == WrittenShards(written=(0, 2), missing=())
+def test_a_second_call_writes_only_what_is_missing(folder: Path, tmp_path: Path) -> None:
+    assert write(folder, tmp_path).written == (0, 1, 2, 3)
+    shutil.rmtree(train(tmp_path) / "shard_00002")
+    assert write(folder, tmp_path, parts=2) == WrittenShards(written=(2,))
+    assert write(folder, tmp_path, parts=2) == WrittenShards(written=())
 
 
 def test_added_episodes_go_into_new_shards_for_any_number_of_processes(folder: Path, tmp_path: Path) -> None:
     stores = []
     for first, second in ((1, 1), (2, 3), (3, 2)):
         output = tmp_path / f"{first}{second}"
-        for world_size, names in ((first, "bcf"), (second, NAMES)):
-            for rank in range(world_size):
-                write(folder, output, rank, world_size, names)
+        for parts, names in ((first, "bcf"), (second, NAMES)):
+            write(folder, output, names, parts=parts)
         stores.append(contents(output))
     assert stores[0] == stores[1] == stores[2]
     assert [episode.name[0] for episode in TokenStore(output).episodes] == ["b", "c", "f", "a", "d", "e", "g"]
@@ -107,7 +114,7 @@ def kill_at_the_second_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     replace = os.replace
 
     def killed(source: Path, target: Path) -> None:
-        if target.name == "shard_00002":  # the second of rank 0 of 2; the record of the first has its name
+        if target.name == "shard_00002":
             raise Killed
         replace(source, target)
 
@@ -116,10 +123,10 @@ def kill_at_the_second_shard(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_another_number_of_processes_continues(folder: Path, whole: Path, store: Path) -> None:
-    assert [path.name for path in train(store).glob("shard_*")] == ["shard_00000"]
+    # The first process of two has written its first shard, the second process all.
+    assert sorted(path.name for path in train(store).glob("shard_*")) == ["shard_00000", "shard_00001", "shard_00003"]
     assert len(list(train(store).glob(".shard_00002.part-*"))) == 1  # complete, but not yet renamed
-    for rank in range(3):
-        write(folder, store, rank, 3)
+    write(folder, store, parts=3)
     assert contents(store) == contents(whole)
 
 
@@ -128,7 +135,7 @@ def test_after_a_kill_another_number_of_processes_continues(
 ) -> None:
     with monkeypatch.context() as patched, pytest.raises(Killed):
         kill_at_the_second_shard(patched)
-        write(folder, tmp_path, 0, 2)
+        write(folder, tmp_path, parts=2)
     check_another_number_of_processes_continues(folder, whole, tmp_path)
 
 
@@ -145,7 +152,7 @@ def replace(source, target):
     replace_file(source, target)
 
 atomic_files.os.replace = replace
-write(Path(sys.argv[1]), Path(sys.argv[2]), 0, 2)
+write(Path(sys.argv[1]), Path(sys.argv[2]), parts=2)
 """
 
 
@@ -161,55 +168,35 @@ def test_after_a_real_kill_another_number_of_processes_continues(folder: Path, w
 def test_of_two_processes_with_the_same_shard_the_first_ones_stays(
     folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, overtaken = tokenize.encode_episode, []
+    encode, overtaken = shard_encoder.encode_episode, []
 
     def encode_late(adapter: TokenizerAdapter, episode: Any, *arguments: Any) -> Any:
         if not overtaken:
             overtaken.append(True)
-            write(folder, tmp_path, 0, 1)  # another process writes the whole store meanwhile
+            write(folder, tmp_path)  # another process writes the whole store meanwhile
         return encode(adapter, episode, *arguments)
 
-    monkeypatch.setattr(tokenize, "encode_episode", encode_late)
-    assert write(folder, tmp_path, 0, 1).missing == () and overtaken
+    monkeypatch.setattr(shard_encoder, "encode_episode", encode_late)
+    assert write(folder, tmp_path).written == (0, 1, 2, 3) and overtaken
     assert contents(tmp_path) == contents(whole)
 
 
-def test_processes_that_see_different_episodes_agree_on_one_plan(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Videos may be added while processes start; without one plan, an episode could get into two shards."""
-    atomic_create, calls = plan.atomic_create, []
-
-    def create_late(path: Path, make: Any) -> bool:
-        calls.append(path.name)
-        if len(calls) == 1:
-            write(folder, tmp_path, 1, 2, "bcdef")
-        return atomic_create(path, make)
-
-    monkeypatch.setattr(plan, "atomic_create", create_late)
-    assert write(folder, tmp_path, 0, 2, NAMES).missing == (3,)  # the other process does not know this shard
-    assert calls == ["plan_00000", "plan_00000", "plan_00001"]  # the first is refused, the second extends it
-    write(folder, tmp_path, 1, 2, NAMES)
-    assert [episode.name[0] for episode in TokenStore(tmp_path).episodes] == ["b", "c", "d", "e", "f", "a", "g"]
-
-
 def test_runs_over_different_folders_do_not_touch_each_others_shards(folder: Path, tmp_path: Path) -> None:
-    assert write(folder, tmp_path, 1, 2, "abc").missing == (0,)
-    assert write(folder, tmp_path, 0, 2, "defg").written == (2,)
-    assert write(folder, tmp_path, 0, 2, "abc") == WrittenShards(written=(0,), missing=())
-    assert write(folder, tmp_path, 1, 2, "defg") == WrittenShards(written=(3,), missing=())
+    assert write(folder, tmp_path, "abc").written == (0, 1)
+    shutil.rmtree(train(tmp_path) / "shard_00000")
+    assert write(folder, tmp_path, "defg", parts=2).written == (2, 3)
+    assert write(folder, tmp_path, "abc", parts=2) == WrittenShards(written=(0,))
     assert [episode.name[0] for episode in TokenStore(tmp_path).episodes] == list(NAMES)
 
 
 @pytest.mark.parametrize("clip_frames", [None, 9])
 def test_a_store_without_a_plan_can_be_extended(folder: Path, tmp_path: Path, clip_frames: int | None) -> None:
     """Stores written before there were plans have none."""
-    write(folder, tmp_path, 0, 1, "acd", episodes_per_shard=3, clip_frames=clip_frames)
+    write(folder, tmp_path, "acd", episodes_per_shard=3, clip_frames=clip_frames)
     shutil.rmtree(train(tmp_path) / "plan_00000")
     old = contents(tmp_path)
     assert len(TokenStore(tmp_path)) == (3 if clip_frames is None else 5)
-    for rank in (1, 0):
-        write(folder, tmp_path, rank, 2, clip_frames=clip_frames)
+    write(folder, tmp_path, parts=2, clip_frames=clip_frames)
     new = contents(tmp_path)
     assert old.items() < new.items()
     names = dict.fromkeys(episode.name[0] for episode in TokenStore(tmp_path).episodes)
@@ -218,33 +205,24 @@ def test_a_store_without_a_plan_can_be_extended(folder: Path, tmp_path: Path, cl
 
 def test_a_damaged_video_stops_its_process_and_may_be_removed_or_replaced(folder: Path, tmp_path: Path) -> None:
     videos = shutil.copytree(folder, tmp_path / "videos")
-    (videos / "c.mp4").write_text("no video")
-    with pytest.raises(ValueError, match=r"c\.mp4 cannot be read: it is not a video, or is damaged"):
-        write(videos, tmp_path / "removed", 1, 2)
-    assert write(videos, tmp_path / "removed", 0, 2).missing == (1, 3)
+    (videos / "e.mp4").write_text("no video")  # of the first process; the second has ended before
+    with pytest.raises(ValueError, match=r"e\.mp4 cannot be read: it is not a video, or is damaged"):
+        write(videos, tmp_path / "removed", parts=2)
     shutil.copytree(tmp_path / "removed", tmp_path / "replaced")
-    assert write(videos, tmp_path / "removed", 1, 2, "abdefg") == WrittenShards(written=(1, 3), missing=())
+    assert write(videos, tmp_path / "removed", "abcdfg", parts=2) == WrittenShards(written=(0, 2))
     names = [episode.name[0] for episode in TokenStore(tmp_path / "removed").episodes]
-    assert names == ["a", "b", "d", "e", "f", "g"]
-    shutil.copy(folder / "c.mp4", videos)
-    assert write(videos, tmp_path / "replaced", 1, 2) == WrittenShards(written=(1, 3), missing=())
+    assert names == ["a", "b", "c", "d", "f", "g"]
+    shutil.copy(folder / "e.mp4", videos)
+    assert write(videos, tmp_path / "replaced", parts=2) == WrittenShards(written=(0, 2))
     assert [episode.name[0] for episode in TokenStore(tmp_path / "replaced").episodes] == list(NAMES)
 
 
 def test_a_changed_video_is_refused_by_the_process_of_its_shard(folder: Path, tmp_path: Path) -> None:
     videos = shutil.copytree(folder, tmp_path / "videos")
-    write(videos, tmp_path / "store", 0, 1)
+    write(videos, tmp_path / "store")
     write_episode(videos / "c.mp4", 20)
-    assert write(videos, tmp_path / "store", 0, 2).missing == ()
     with pytest.raises(ValueError, match=r"c\.mp4 has changed since it was written"):
-        write(videos, tmp_path / "store", 1, 2)
-
-
-def test_fewer_shards_than_processes_are_warned_of(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    write(folder, tmp_path, 0, 3, episodes_per_shard=4)
-    assert "only 2 shards to write for 3 processes; lower episodes_per_shard" in caplog.text
+        write(videos, tmp_path / "store", parts=2)
 
 
 # The command
@@ -268,29 +246,16 @@ def test_the_command_divides_its_work_among_processes(
     assert contents(tmp_path / "store") == contents(whole)
 
 
-def test_the_command_writes_its_own_shards_under_a_launcher(
-    arguments: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+def test_the_command_refuses_a_launcher_and_no_processes(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     arguments += ["--output", str(tmp_path / "store")]
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, said in (
-        (1, "process 2 of 2 wrote 2 shards; still missing: 2"),
-        (0, "process 1 of 2 wrote 2 shards"),
-    ):
-        monkeypatch.setenv("RANK", str(rank))
-        assert cli.main(arguments) == 0
-        out = capsys.readouterr().out
-        assert said in out and ("7 episodes" in out) == (rank == 0)
-    assert contents(tmp_path / "store") == contents(whole)
-    assert cli.main([*arguments, "--processes", "2"]) == 2
-    assert "--processes must be left out under a launcher, which has set WORLD_SIZE=2" in capsys.readouterr().err
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    monkeypatch.delenv("RANK")
-    assert cli.main(arguments) == 2
-    assert "must set RANK and WORLD_SIZE" in capsys.readouterr().err
-    monkeypatch.delenv("WORLD_SIZE")
     assert cli.main([*arguments, "--processes", "0"]) == 2
     assert "--processes must be at least 1, got 0" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert cli.main(arguments) == 2
+    assert "it must run as one process, but a launcher has set WORLD_SIZE=2; " in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -78,11 +78,6 @@ class FolderLock:
             except OSError:  # it has contents, or is gone
                 break
 
-    def is_alone(self) -> bool:
-        """Whether no other process holds the shared lock at this moment."""
-        with self.alone() as alone:
-            return alone
-
     @contextmanager
     def alone(self) -> Iterator[bool]:
         """Whether no other process holds the shared lock. If so, none can get it before the end of the context."""

@@ -1,4 +1,4 @@
-"""Splitting a command's work over processes without torch.distributed, started here or by a launcher."""
+"""Splitting a command's work over processes of this machine, without torch.distributed."""
 
 import multiprocessing
 import os
@@ -18,44 +18,26 @@ from vidtok_plugin.common.commands import sentence, set_up_logging
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """One of `world_size` processes."""
+    """One of `world_size` processes on this machine."""
 
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0  # rank within its machine
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.rank < self.world_size and self.local_rank >= 0):
-            raise ValueError(
-                f"Process: rank must be in 0..world_size - 1, and local_rank at least 0, got rank {self.rank}, "
-                f"world_size {self.world_size} and local_rank {self.local_rank}."
-            )
+    rank: int
+    world_size: int
 
     def __str__(self) -> str:
         return f"process {self.rank + 1} of {self.world_size}"
 
 
-THE_ONLY_PROCESS = Process()
-
-
-def launched_process(environment: Mapping[str, str] = os.environ) -> Process:
-    """This process as a launcher such as torchrun describes it in RANK, WORLD_SIZE and LOCAL_RANK.
+def check_no_launcher(command: str, remedy: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse to run as one of several processes that a launcher such as torchrun has started.
 
     Raises:
-        ValueError: only one of RANK and WORLD_SIZE is set, or they are not valid numbers.
+        ValueError: WORLD_SIZE is set, and not to 1.
     """
-    values = {name: environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in environment}
-    if "RANK" not in values and "WORLD_SIZE" not in values:
-        return THE_ONLY_PROCESS
-    try:
-        rank, world_size = int(values["RANK"]), int(values["WORLD_SIZE"])
-        return Process(rank=rank, world_size=world_size, local_rank=int(values.get("LOCAL_RANK", rank)))
-    except (KeyError, ValueError):
+    world_size = environment.get("WORLD_SIZE", "1")
+    if world_size != "1":
         raise ValueError(
-            "The environment must set RANK and WORLD_SIZE, with RANK in 0..WORLD_SIZE - 1, or neither, got "
-            f"{', '.join(f'{name}={value}' for name, value in values.items())}; start the command with torchrun, or "
-            "unset them."
-        ) from None
+            f"{command}: it must run as one process, but a launcher has set WORLD_SIZE={world_size}; {remedy}."
+        )
 
 
 def run_processes(run: Callable[..., object], world_size: int, *args: Any, show_traceback: bool = False) -> None:
@@ -70,7 +52,7 @@ def run_processes(run: Callable[..., object], world_size: int, *args: Any, show_
     children: dict[int, tuple[BaseProcess, Process, Connection]] = {}  # by sentinel
     try:
         for rank in range(world_size):
-            process = Process(rank=rank, world_size=world_size, local_rank=rank)
+            process = Process(rank=rank, world_size=world_size)
             receiver, sender = context.Pipe(duplex=False)
             arguments = (run, process, args, sender, show_traceback)
             child: BaseProcess = context.Process(target=_child, args=arguments, daemon=True)

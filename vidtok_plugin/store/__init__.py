@@ -33,9 +33,9 @@ Rules that let readers and several writers share a store:
 - Folders are named by a hash of what determines their content, so different tokens never share a folder.
 - store.json names the current adapter and tokens. An update writes new tokens next to the current ones, then switches
   atomically. Until then the store serves the previous tokens.
-- The plan decides which episodes go into which shard. Of several processes only one can create a given plan, so all
-  follow the same one, even if they see different episodes because a folder is still being filled. The store is
-  therefore the same to the byte for any number of processes.
+- The plan decides which episodes go into which shard. The one writer of a split makes it and has the shards written, by
+  itself, by processes or by a Ray cluster; of two that write the same shard, the first one's is kept. The store is
+  therefore the same to the byte whoever writes the shards. Several splits may be written at the same time.
 
 Shapes in this package: N steps of a shard, T steps of a window, H W rows and columns of the grid, d values of a patch,
 f frames in a step, a components of a continuous action, s components of a state.

@@ -1,11 +1,10 @@
-"""The plan of a split: which episodes go into which shard. All processes agree on it before they write.
+"""The plan of a split: which episodes go into which shard. The split's only writer makes it before shards are written.
 
-Only one process can create a folder, so each version of the plan is a folder. A process that comes second reads the
-first one's plan, and extends it if episodes are missing from it.
+Each version of the plan is a folder, so that it appears whole; a plan to which episodes were added is the next version.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,31 +19,17 @@ MAX_BYTES = 1 << 30
 Plan = list[list[str]]  # the names of the episodes of shard 0, 1, ...
 
 
-def plan_shards(
-    split_folder: Path, names: Sequence[str], episodes_per_shard: int, *, alone: Callable[[], bool] = lambda: True
-) -> Plan:
+def plan_shards(split_folder: Path, names: Sequence[str], episodes_per_shard: int) -> Plan:
     """A plan that includes all of `names`: the current one, or the current one with new shards appended.
 
-    alone: whether no other process writes the store, so that planned episodes that are not in `names` are gone.
-
-    Raises:
-        ValueError: other processes plan to write an episode that is not in `names` together with some that are.
+    Planned episodes that are neither in `names` nor written are gone. The caller holds the split's lock.
     """
-    while True:
-        # Shards first: a shard written after the plan was read could be missing from that plan.
-        written = stored_names(split_folder, damaged=(ValueError, FileNotFoundError))
-        version, planned = read_plan(split_folder)
-        plan = _extend(planned, written, names, episodes_per_shard)
-        kept = {name for shard in plan for name in shard}
-        gone = next((name for shard in planned for name in shard if name not in kept), None)
-        if gone is not None and not alone():
-            raise ValueError(
-                f"write_store: all processes that write {split_folder} at the same time must find the same episodes, "
-                f"but this one does not find {gone}, which another has planned; give all the same folder, or wait for "
-                "the others to end."
-            )
-        if plan == planned or atomic_create(split_folder / PLAN.format(version + 1), partial(_write, plan)):
-            return plan
+    written = stored_names(split_folder, damaged=(ValueError, FileNotFoundError))
+    version, planned = read_plan(split_folder)
+    plan = _extend(planned, written, names, episodes_per_shard)
+    if plan != planned:
+        atomic_create(split_folder / PLAN.format(version + 1), partial(_write, plan))
+    return plan
 
 
 def _extend(planned: Plan, written: Mapping[int, list[str]], names: Sequence[str], episodes_per_shard: int) -> Plan:

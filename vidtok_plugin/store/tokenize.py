@@ -1,34 +1,26 @@
-"""Tokenizing episodes into a store, with one process or several: plan, find stale episodes, encode, switch."""
+"""Tokenizing episodes into a store: plan its shards, have an engine write them, switch to them."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-
-from rich.progress import Progress
-from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.common.folder_lock import FolderLock
-from vidtok_plugin.common.freed_memory import keeping_freed_memory
-from vidtok_plugin.common.processes import THE_ONLY_PROCESS, Process
-from vidtok_plugin.store.encode import clip_ranges, encode_episode
-from vidtok_plugin.store.metadata import StoreMetadata
 from vidtok_plugin.store.plan import plan_shards
 from vidtok_plugin.store.reader import TokenStore
-from vidtok_plugin.store.shard_checks import intact_shard
-from vidtok_plugin.store.shards import SPLIT_RULE, Shard, StoredEpisode, is_split_name, shard_paths
-from vidtok_plugin.store.sources import Source, common_facts, named_sources, store_metadata
-from vidtok_plugin.store.writer import REDO, TokenStoreWriter
+from vidtok_plugin.store.shard_encoder import PlannedShard, ShardEncoder
+from vidtok_plugin.store.shards import SPLIT_RULE, is_split_name, shard_paths
+from vidtok_plugin.store.sources import Source, named_sources, store_metadata
+from vidtok_plugin.store.writer import TokenStoreWriter
 from vidtok_plugin.video.episode import Episode
 from vidtok_plugin.video.preparation import Preparation
 
 logger = logging.getLogger(__name__)
 
-Clip = tuple[StoredEpisode, Mapping[str, Tensor]]  # a source or a clip of it, as stored, with its data
+Engine = Callable[[ShardEncoder, Sequence[PlannedShard]], object]  # has the shards written, here or elsewhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,22 +74,10 @@ class TokenizeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenShards:
-    """What one process wrote, and what was still missing when it finished."""
+    """What a call wrote."""
 
     written: tuple[int, ...]  # numbers of shards
-    missing: tuple[int, ...]  # numbers of shards that other processes have yet to write
-    outdated: tuple[str, ...] = ()  # of an update with nothing missing: episodes that still have only previous tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class _StaleShard:
-    """A shard to write, because some of its episodes are new or have changed."""
-
-    number: int
-    names: Sequence[str]  # of all its episodes
-    digests: Mapping[str, str]  # of the episodes to encode, by name
-    stored: Shard | None  # intact, with the other episodes
-    replaces: Path | None  # the shard that it replaces
+    outdated: tuple[str, ...] = ()  # of an update: episodes that still have only previous tokens
 
 
 def write_store(
@@ -145,8 +125,14 @@ def write_store(
         keep_freed_memory=keep_freed_memory,
         progress=progress,
     )
-    write_shards(adapter, episodes, output, config)
+    with split_lock(output, split):
+        write_shards(adapter, episodes, output, config)
     return TokenStore(output, split, metadata=store_metadata(adapter, episodes[0], clip_frames, config.preparation))
+
+
+def write_here(encoder: ShardEncoder, shards: Sequence[PlannedShard]) -> None:
+    """The engine of one process: this one."""
+    encoder.write(shards, progress=encoder.config.progress)
 
 
 def write_shards(
@@ -154,47 +140,42 @@ def write_shards(
     episodes: Sequence[Source],
     output: str | Path,
     config: TokenizeConfig,
-    process: Process = THE_ONLY_PROCESS,
+    engine: Engine = write_here,
 ) -> WrittenShards:
-    """One process's work in `write_store`: all processes make the same plan, and each writes every world_size-th shard.
+    """Plan the shards of the episodes, have an engine write those that are missing or stale, and tidy up.
 
-    Given the same episodes, the store is the same to the byte for any number of processes and after any interruptions.
-    Each process checks the episodes of its own shards. Errors are those of `write_store`.
+    Given the same episodes, the store is the same to the byte for any engine and after any interruptions. The caller
+    holds the split's lock (`split_lock`). Errors are those of `write_store`, and of the engine.
     """
     _check_fit(adapter, episodes, config)
-    with FolderLock(output, shared=True) as lock:
-        return _write_shards(adapter, episodes, output, config, process, lock)
+    with FolderLock(output, shared=True) as lock:  # with the commands that write other splits
+        preparation = config.preparation
+        sources = {name: preparation.of(episode) for name, episode in named_sources(episodes, config.root).items()}
+        metadata = store_metadata(adapter, episodes[0], config.clip_frames, preparation)
+        writer = TokenStoreWriter(output, metadata, adapter=adapter, update=config.update)
+        _check_state_sizes(sources)
+        folder = writer.split_folder(config.split)
+        before = shard_paths(folder)
+        planned = [
+            PlannedShard(
+                number=number,
+                names=tuple(names),
+                sources={name: sources[name] for name in names if name in sources},
+                path=before.get(number),
+            )
+            for number, names in enumerate(plan_shards(folder, list(sources), config.episodes_per_shard))
+            if not sources.keys().isdisjoint(names)
+        ]
+        new = sum(len(shard.names) for shard in planned if shard.path is None)
+        logger.info("%s: %d of %d episodes to encode", output, new, len(sources))
+        engine(ShardEncoder(adapter, writer, metadata, config), planned)
+        written = tuple(number for number, path in shard_paths(folder).items() if path != before.get(number))
+        return WrittenShards(written=written, outdated=_finish(writer, config, lock))
 
 
-def _write_shards(
-    adapter: TokenizerAdapter,
-    episodes: Sequence[Source],
-    output: str | Path,
-    config: TokenizeConfig,
-    process: Process,
-    lock: FolderLock,
-) -> WrittenShards:
-    preparation = config.preparation
-    sources = {name: preparation.of(episode) for name, episode in named_sources(episodes, config.root).items()}
-    metadata = store_metadata(adapter, episodes[0], config.clip_frames, preparation)
-    writer = TokenStoreWriter(output, metadata, adapter=adapter, update=config.update)
-    folder = writer.split_folder(config.split)
-
-    plan = plan_shards(folder, list(sources), config.episodes_per_shard, alone=lock.is_alone)
-    planned = {number: names for number, names in enumerate(plan) if not sources.keys().isdisjoint(names)}
-    if process.rank == 0:
-        _log_plan(output, planned, _missing(folder, planned), len(sources), process)
-
-    own = {number: names for number, names in planned.items() if number % process.world_size == process.rank}
-    for name in (name for names in own.values() for name in names if name in sources):
-        metadata.check_same(replace(metadata, **common_facts(adapter, sources[name])), name)
-    _check_state_sizes({name: sources[name] for names in own.values() for name in names if name in sources})
-    stale = _find_stale(output, sources, own, shard_paths(folder), metadata, config)
-
-    _encode_and_write(adapter, sources, stale, writer, config, show_progress=config.progress and process.rank == 0)
-    missing = _missing(folder, planned)
-    outdated = _finish(writer, config, lock, complete=not missing)
-    return WrittenShards(written=tuple(shard.number for shard in stale), missing=missing, outdated=outdated)
+def split_lock(output: str | Path, split: str) -> FolderLock:
+    """The lock of a split's only writer; other splits may be written at the same time."""
+    return FolderLock(output, name=f".{split}.lock")
 
 
 def _check_fit(adapter: TokenizerAdapter, episodes: Sequence[Source], config: TokenizeConfig) -> None:
@@ -229,119 +210,12 @@ def _check_state_sizes(episodes: Mapping[str, Episode]) -> None:
         )
 
 
-def _missing(split_folder: Path, planned: Iterable[int]) -> tuple[int, ...]:
-    written = shard_paths(split_folder)
-    return tuple(number for number in planned if number not in written)
-
-
-def _log_plan(
-    output: str | Path, planned: Mapping[int, Sequence[str]], missing: Sequence[int], num_sources: int, process: Process
-) -> None:
-    logger.info("%s: %d of %d episodes to encode", output, sum(len(planned[n]) for n in missing), num_sources)
-    if 0 < len(missing) < process.world_size:
-        logger.warning(
-            "%s: there are only %d shards to write for %d processes; lower episodes_per_shard",
-            *(output, len(missing), process.world_size),
-        )
-
-
-def _find_stale(
-    output: str | Path,
-    sources: Mapping[str, Episode],
-    planned: Mapping[int, Sequence[str]],
-    paths: Mapping[int, Path],
-    metadata: StoreMetadata,
-    config: TokenizeConfig,
-) -> list[_StaleShard]:
-    """The planned shards that are damaged, or with episodes that are new or whose files have changed."""
-    shards = []
-    for number, names in planned.items():
-        path = paths.get(number)
-        stored = None if path is None else _intact_or_renewable(path, names, sources, metadata)
-        known = {} if stored is None else {episode.name: episode.digest for episode in stored.stored_episodes()}
-        digests = {name: sources[name].digest() for name in names if name in sources}
-        stale = {name: digest for name, digest in digests.items() if digest != known.get(name)}
-        if not config.update:  # what was written before stores kept states stays valid without them
-            stale = {name: x for name, x in stale.items() if sources[name].digest_without_state() != known.get(name)}
-        if (changed := next((name for name in stale if name in known), None)) and not config.update:
-            raise ValueError(
-                f"write_store: {changed} has changed since it was written to {output}; {REDO}, or write another store."
-            )
-        if stale:
-            shards.append(_StaleShard(number=number, names=names, digests=stale, stored=stored, replaces=path))
-    if count := sum(len(shard.digests) for shard in shards if shard.stored is not None):
-        logger.info("%s: %d episodes have changed since they were written; encoding them again", output, count)
-    return shards
-
-
-def _intact_or_renewable(
-    path: Path, names: Sequence[str], sources: Mapping[str, Episode], metadata: StoreMetadata
-) -> Shard | None:
-    """The shard at a path, read whole; None, with a warning, if it is damaged and all its videos are at hand."""
-    try:
-        return intact_shard(path, metadata)
-    except (ValueError, FileNotFoundError) as error:
-        if missing := [name for name in names if name not in sources]:
-            raise ValueError(f"{str(error).rstrip('.')}; its video {missing[0]} is not among those given.") from None
-        logger.warning("%s Writing it again now.", error)
-        return None
-
-
-def _encode_and_write(
-    adapter: TokenizerAdapter,
-    sources: Mapping[str, Episode],
-    shards: Sequence[_StaleShard],
-    writer: TokenStoreWriter,
-    config: TokenizeConfig,
-    *,
-    show_progress: bool,
-) -> None:
-    keep = config.keep_freed_memory and adapter.tokenizer.device.type == "cpu"
-    with Progress(disable=not show_progress) as bar, keeping_freed_memory() if keep else nullcontext():
-        encoding = bar.add_task(f"tokens ({config.split})", total=sum(len(shard.digests) for shard in shards))
-        for shard in shards:
-            clips = _stored_clips(shard.stored)
-            for name, digest in shard.digests.items():
-                clips[name] = _encode_clips(adapter, sources[name], name, digest, config)
-                bar.advance(encoding)
-            entries, data = zip(*(clip for name in shard.names for clip in clips[name]), strict=True)
-            writer.write_shard(config.split, entries, data, shard.number, replaces=shard.replaces)
-
-
-def _stored_clips(shard: Shard | None) -> dict[str, list[Clip]]:
-    """The clips of each source in a shard."""
-    clips: dict[str, list[Clip]] = {}
-    if shard is not None:
-        for episode in shard.stored_episodes():
-            clips.setdefault(episode.name, []).append((episode, shard.steps_of(episode)))
-    return clips
-
-
-def _encode_clips(
-    adapter: TokenizerAdapter, source: Episode, name: str, digest: str, config: TokenizeConfig
-) -> list[Clip]:
-    clips: list[Clip] = []
-    for frames in clip_ranges(source.num_frames, config.clip_frames):
-        data = encode_episode(adapter, source, frames, config.chunk_frames)
-        steps = len(next(iter(data.values())))
-        entry = StoredEpisode(
-            name=name,
-            first_frame=frames.start,
-            frames=len(frames),
-            steps=steps,
-            digest=digest,
-            task=source.task,
-        )
-        clips.append((entry, data))
-    return clips
-
-
-def _finish(writer: TokenStoreWriter, config: TokenizeConfig, lock: FolderLock, *, complete: bool) -> tuple[str, ...]:
-    """Tidy up, and finish an update whose shards are complete; returns the episodes that it does not include yet."""
+def _finish(writer: TokenStoreWriter, config: TokenizeConfig, lock: FolderLock) -> tuple[str, ...]:
+    """Tidy up, and finish an update; returns the episodes that it does not include yet."""
     with lock.alone() as alone:
-        if alone:  # else what looks left behind may belong to a process that still writes
+        if alone:  # else what looks left behind may belong to the command of another split
             writer.tidy(config.split)
-    outdated = writer.switch() if config.update and complete else ()
+    outdated = writer.switch() if config.update else ()
     if outdated:
         logger.warning(
             "%s serves its previous tokens until %d more episodes are tokenized with --update, with their own folder "

@@ -7,7 +7,7 @@ import torch
 
 from vidtok_plugin import training
 from vidtok_plugin.common.devices import default_device
-from vidtok_plugin.common.processes import launched_process
+from vidtok_plugin.common.processes import check_no_launcher
 from world_model.data import TokenDataModule
 from world_model.measures.plots import write_plots
 from world_model.measures.report import Report
@@ -44,12 +44,7 @@ def validate_world_model(cfg: WorldModelRunConfig, *, progress: bool = False) ->
         FileNotFoundError: the checkpoint, the data or the file of a network is missing.
         ValueError: the checkpoint or the data don't fit the config.
     """
-    process = launched_process()
-    if process.world_size > 1:
-        raise ValueError(
-            f"validate: it must run as one process, but a launcher has set WORLD_SIZE={process.world_size}; start it "
-            "without a launcher."
-        )
+    check_no_launcher("validate", "start it without a launcher")
     last = training.last_checkpoint(cfg.checkpoints)
     if last is None and cfg.pretrained is None:
         raise FileNotFoundError(
