@@ -65,7 +65,7 @@ def test_a_dataset_is_tokenized_with_its_actions_rewards_and_ends(
 def test_only_a_changed_episode_of_a_dataset_is_encoded_again(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vidtok_plugin.store import shard_encoder as module
+    from vidtok_plugin.store import encode as module
 
     root = write_lerobot(tmp_path / "data", [7, 5, 9]).root
     tokenize(root, model, tmp_path / "store")

@@ -15,7 +15,8 @@ from recordings import contents, tiny_adapter, write_episode
 from vidtok_plugin import cli
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common import atomic_files
-from vidtok_plugin.store import reader, shard_encoder, writer
+from vidtok_plugin.store import encode as encoding
+from vidtok_plugin.store import reader, writer
 from vidtok_plugin.store.metadata import adapter_folder
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.shard_encoder import PlannedShard, ShardEncoder
@@ -88,13 +89,13 @@ def stored(fresh: dict[int, Path], tmp_path: Path) -> Path:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the videos that are encoded, in order."""
     names: list[str] = []
-    original = shard_encoder.encode_episode
+    original = encoding.encode_episode
 
     def encode(adapter: TokenizerAdapter, episode: Any, *arguments: Any) -> Any:
         names.append(episode.path.name)
         return original(adapter, episode, *arguments)
 
-    monkeypatch.setattr(shard_encoder, "encode_episode", encode)
+    monkeypatch.setattr(encoding, "encode_episode", encode)
     return names
 
 
@@ -151,7 +152,7 @@ def test_another_frame_rate_needs_an_update_like_another_tokenizer(videos: Path,
 def test_of_two_simultaneous_updates_the_later_is_refused(
     recorded: Path, stored: Path, fresh: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, overtaken = shard_encoder.encode_episode, []
+    encode, overtaken = encoding.encode_episode, []
 
     def encode_late(*arguments: Any) -> Any:
         if not overtaken:
@@ -160,7 +161,7 @@ def test_of_two_simultaneous_updates_the_later_is_refused(
                 update(recorded, stored, tiny_adapter(NEW), split)
         return encode(*arguments)
 
-    monkeypatch.setattr(shard_encoder, "encode_episode", encode_late)
+    monkeypatch.setattr(encoding, "encode_episode", encode_late)
     with pytest.raises(ValueError, match="was written by another tokenizer"):
         update(recorded, stored, tiny_adapter(2))
     assert codes(TokenStore(stored)) == codes(TokenStore(fresh[NEW]))

@@ -12,6 +12,7 @@ from recordings import contents, tiny_adapter, write_episode, write_folder
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from vidtok_plugin.store import encode as encoding
 from vidtok_plugin.store import shard_encoder
 from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.tokenizer.network.fast import dispatch
@@ -73,9 +74,9 @@ def test_encoding_on_a_cpu_keeps_freed_memory(folder: Path, tmp_path: Path, monk
         assert keeping
         return original(*arguments)
 
-    original = shard_encoder.encode_episode
+    original = encoding.encode_episode
     monkeypatch.setattr(shard_encoder, "keeping_freed_memory", keep)
-    monkeypatch.setattr(shard_encoder, "encode_episode", encode)
+    monkeypatch.setattr(encoding, "encode_episode", encode)
     assert len(write_store(tiny_adapter(), find_episodes(folder), tmp_path)) == 3 and not keeping
     with pytest.raises(AssertionError):
         write_store(tiny_adapter(), find_episodes(folder), tmp_path / "off", keep_freed_memory=False)
@@ -130,8 +131,8 @@ def test_an_interrupted_run_continues_where_it_stopped(
         encoded.append(episode.path.name)
         return original(adapter, episode, *arguments)
 
-    original = shard_encoder.encode_episode
-    monkeypatch.setattr(shard_encoder, "encode_episode", encode)
+    original = encoding.encode_episode
+    monkeypatch.setattr(encoding, "encode_episode", encode)
     store = write_store(adapter, episodes, tmp_path)
     assert encoded == ["c.mp4"] and len(store) == 3
     write_store(adapter, episodes, tmp_path)

@@ -18,7 +18,7 @@ from recordings import contents, tiny_adapter, write_episode
 from vidtok_plugin import cli
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common import atomic_files
-from vidtok_plugin.store import shard_encoder
+from vidtok_plugin.store import encode as encoding
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.shard_encoder import PlannedShard, ShardEncoder
 from vidtok_plugin.store.tokenize import TokenizeConfig, WrittenShards, write_shards, write_store
@@ -168,7 +168,7 @@ def test_after_a_real_kill_another_number_of_processes_continues(folder: Path, w
 def test_of_two_processes_with_the_same_shard_the_first_ones_stays(
     folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, overtaken = shard_encoder.encode_episode, []
+    encode, overtaken = encoding.encode_episode, []
 
     def encode_late(adapter: TokenizerAdapter, episode: Any, *arguments: Any) -> Any:
         if not overtaken:
@@ -176,7 +176,7 @@ def test_of_two_processes_with_the_same_shard_the_first_ones_stays(
             write(folder, tmp_path)  # another process writes the whole store meanwhile
         return encode(adapter, episode, *arguments)
 
-    monkeypatch.setattr(shard_encoder, "encode_episode", encode_late)
+    monkeypatch.setattr(encoding, "encode_episode", encode_late)
     assert write(folder, tmp_path).written == (0, 1, 2, 3) and overtaken
     assert contents(tmp_path) == contents(whole)
 

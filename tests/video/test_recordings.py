@@ -195,3 +195,10 @@ def test_without_h5py_the_error_names_the_extra(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ValueError, match=r"needs h5py, .* pip install 'vidtok-plugin\[hdf5\]'"):
         open_episodes(tmp_path)
+
+
+def test_an_episode_of_one_frame_may_have_continuous_actions(tmp_path: Path) -> None:
+    """The check of its actions, of which only the later ones matter, failed by a NumPy error."""
+    np.savez(tmp_path / "a.npz", frames=np.zeros((1, 8, 8, 3), np.uint8), fps=10, actions=np.zeros((1, 2)))
+    (episode,) = open_episodes(tmp_path / "a.npz")
+    assert episode.actions is not None and episode.actions.shape == (1, 2)

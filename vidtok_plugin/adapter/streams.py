@@ -62,6 +62,12 @@ class TokenStream:
         twin._stream = self._stream.fork(futures)
         return twin
 
+    def rows(self, rows: slice) -> Self:
+        """An independent stream of some of the rows."""
+        twin = copy(self)
+        twin._stream = self._stream.rows(rows)
+        return twin
+
     def _tokens(self, encoded: Encoded) -> VideoTokens:
         # Every step covers a whole group of frames, except a last one that flush() completed.
         first, steps, frames_of = self._steps, encoded.latents.shape[2], self._codec.tokenizer.num_frames

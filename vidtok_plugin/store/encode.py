@@ -1,5 +1,7 @@
 """Encoding an episode: a stream of its frames, chunk by chunk, with the actions, outcomes and states of each step."""
 
+from collections.abc import Callable, Mapping, Sequence
+
 import numpy as np
 import torch
 from einops import rearrange
@@ -8,6 +10,7 @@ from torch import Tensor
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.store.sources import Source
 from vidtok_plugin.video.episode import Episode
+from vidtok_plugin.video.reading import READERS, ReaderPool
 from vidtok_plugin.video.video_file import as_episode
 
 
@@ -27,13 +30,94 @@ def encode_episode(
     """
     episode = as_episode(source)
     frames = range(episode.num_frames) if frames is None else frames
-    stream, tokens = adapter.stream(), []
-    for begin in range(0, len(frames), chunk_frames):
-        chunk = torch.from_numpy(episode.read(frames[begin : begin + chunk_frames]))
-        video = rearrange(chunk, "t h w c -> 1 c t h w").to(adapter.tokenizer.device)
-        tokens.append(stream.push(video).grid_values[0].cpu())
-    tokens.append(stream.flush().grid_values[0].cpu())
-    steps = torch.cat(tokens)
+    return encode_batch(adapter, [(episode, frames)], chunk_frames)[0]
+
+
+def encode_batch(
+    adapter: TokenizerAdapter,
+    clips: Sequence[tuple[Episode, range]],
+    chunk_frames: int = 64,
+    pool: ReaderPool | None = None,
+) -> list[dict[str, Tensor]]:
+    """What `encode_episode` gives for each of several episodes and frames of it, encoded together; of one size.
+
+    A clip that is shorter than others in its chunk goes on with its last frame to the chunk's end: no later frame
+    changes the tokens of the frames before it.
+    """
+    order = sorted(range(len(clips)), key=lambda i: -len(clips[i][1]))
+    steps = _encode([clips[i] for i in order], adapter, chunk_frames, pool)
+    by_clip = dict(zip(order, steps, strict=True))
+    return [_with_signals(adapter, episode, frames, by_clip[number]) for number, (episode, frames) in enumerate(clips)]
+
+
+def encode_sources(
+    adapter: TokenizerAdapter,
+    sources: Mapping[str, Episode],
+    *,
+    clip_frames: int | None,
+    chunk_frames: int,
+    batch: int = 1,
+    advance: Callable[[float], None] = lambda episodes: None,
+) -> dict[str, list[tuple[range, dict[str, Tensor]]]]:
+    """The clips of each source in order, with their frames; `batch` of about the same length are encoded together.
+
+    advance: is called with the number of episodes, or parts of one, that are done.
+    """
+    ranges = {name: clip_ranges(source.num_frames, clip_frames) for name, source in sources.items()}
+    clips = [(name, frames) for name in sources for frames in ranges[name]]
+    if batch > 1:
+        clips.sort(key=lambda clip: -len(clip[1]))
+    pool = ReaderPool(batch) if batch > READERS else None  # else readers would be closed and opened for each chunk
+    done: dict[str, list[tuple[range, dict[str, Tensor]]]] = {name: [] for name in sources}
+    for start in range(0, len(clips), batch):
+        together = clips[start : start + batch]
+        if batch == 1:
+            ((name, frames),) = together
+            encoded = [encode_episode(adapter, sources[name], frames, chunk_frames)]
+        else:
+            encoded = encode_batch(adapter, [(sources[name], frames) for name, frames in together], chunk_frames, pool)
+        for (name, frames), data in zip(together, encoded, strict=True):
+            done[name].append((frames, data))
+            advance(1 / len(ranges[name]))
+    if pool is not None:
+        pool.clear()
+    return {name: sorted(found, key=lambda clip: clip[0].start) for name, found in done.items()}
+
+
+def _encode(
+    clips: Sequence[tuple[Episode, range]], adapter: TokenizerAdapter, chunk_frames: int, pool: ReaderPool | None
+) -> list[Tensor]:
+    """The steps (N, H, W[, d]) of each clip; longer clips come first."""
+    lengths, stream = [len(frames) for _, frames in clips], adapter.stream()
+    parts: list[list[Tensor]] = [[] for _ in clips]
+    begin, active = 0, len(clips)
+    while active:
+        end = min(begin + chunk_frames, lengths[0])
+        chunk = np.stack(
+            [_padded(episode.read(frames[begin:end], pool=pool), end - begin) for episode, frames in clips[:active]]
+        )
+        video = rearrange(torch.from_numpy(chunk), "b t h w c -> b c t h w").to(adapter.tokenizer.device)
+        _append(parts[:active], stream.push(video).grid_values)
+        begin, going = end, sum(length > end for length in lengths)
+        if going < active:  # the others have ended, perhaps within a group of frames
+            _append(parts[going:active], stream.rows(slice(going, active)).flush().grid_values)
+            stream, active = stream.rows(slice(0, going)), going
+    num_latents = adapter.tokenizer.num_latents
+    return [torch.cat(steps)[: num_latents(length)] for steps, length in zip(parts, lengths, strict=True)]
+
+
+def _append(parts: Sequence[list[Tensor]], steps: Tensor) -> None:
+    for row, of_clip in zip(steps.cpu(), parts, strict=True):
+        of_clip.append(row)
+
+
+def _padded(frames: np.ndarray, length: int) -> np.ndarray:
+    """Frames (t, h, w, 3), the last of them repeated up to a length."""
+    missing = length - len(frames)
+    return frames if missing == 0 else np.concatenate([frames, frames[-1:].repeat(missing, axis=0)])
+
+
+def _with_signals(adapter: TokenizerAdapter, episode: Episode, frames: range, steps: Tensor) -> dict[str, Tensor]:
     data = {"codes": steps.int()} if adapter.kind == "discrete" else {"patches": steps.float()}
     if episode.actions is not None:
         data |= _grouped_actions(episode.actions, frames, len(steps), adapter.temporal_factor)

@@ -1,9 +1,10 @@
 """ShardEncoder: writes planned shards of a split, those that are missing, damaged or stale. Its recipe makes others."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.freed_memory import keeping_freed_memory
-from vidtok_plugin.store.encode import clip_ranges, encode_episode
+from vidtok_plugin.store.encode import encode_sources
 from vidtok_plugin.store.metadata import StoreMetadata, read_metadata
 from vidtok_plugin.store.shard_checks import intact_shard
 from vidtok_plugin.store.shards import Shard, StoredEpisode
@@ -102,9 +103,7 @@ class ShardEncoder:
             encoding = bar.add_task(f"tokens ({self.config.split})", total=total)
             for shard in stale:
                 clips = _stored_clips(shard.stored)
-                for name, digest in shard.digests.items():
-                    clips[name] = self._encode_clips(shard.planned.sources[name], name, digest)
-                    bar.advance(encoding)
+                clips |= self._encode_clips(shard, partial(bar.advance, encoding))
                 planned = shard.planned
                 entries, data = zip(*(clip for name in planned.names for clip in clips[name]), strict=True)
                 self.writer.write_shard(self.config.split, entries, data, planned.number, replaces=planned.path)
@@ -137,21 +136,34 @@ class ShardEncoder:
             logger.warning("%s Writing it again now.", error)
             return None
 
-    def _encode_clips(self, source: Episode, name: str, digest: str) -> list[Clip]:
-        clips: list[Clip] = []
-        for frames in clip_ranges(source.num_frames, self.config.clip_frames):
-            data = encode_episode(self.adapter, source, frames, self.config.chunk_frames)
-            steps = len(next(iter(data.values())))
-            entry = StoredEpisode(
-                name=name,
-                first_frame=frames.start,
-                frames=len(frames),
-                steps=steps,
-                digest=digest,
-                task=source.task,
-            )
-            clips.append((entry, data))
-        return clips
+    def _encode_clips(self, shard: _StaleShard, advance: Callable[[float], None]) -> dict[str, list[Clip]]:
+        """The clips of each source that is new or has changed."""
+        encoded = encode_sources(
+            self.adapter,
+            {name: shard.planned.sources[name] for name in shard.digests},
+            clip_frames=self.config.clip_frames,
+            chunk_frames=self.config.chunk_frames,
+            batch=self.config.batch,
+            advance=advance,
+        )
+        return {
+            name: [
+                (_entry(shard.planned.sources[name], name, shard.digests[name], frames, data), data)
+                for frames, data in clips
+            ]
+            for name, clips in encoded.items()
+        }
+
+
+def _entry(source: Episode, name: str, digest: str, frames: range, data: Mapping[str, Tensor]) -> StoredEpisode:
+    return StoredEpisode(
+        name=name,
+        first_frame=frames.start,
+        frames=len(frames),
+        steps=len(next(iter(data.values()))),
+        digest=digest,
+        task=source.task,
+    )
 
 
 def _stored_clips(shard: Shard | None) -> dict[str, list[Clip]]:

@@ -35,7 +35,8 @@ class TokenizeConfig:
     size, fit, fps, group_actions: of all videos in the store, whatever theirs; see `Preparation`. None: all must have
         the same size and rate, and keep them.
     episodes_per_shard: of new shards; shards that are already planned stay as they are.
-    chunk_frames: frames that are encoded at once.
+    chunk_frames: frames that are encoded at once, of each video of a batch.
+    batch: videos, or clips of them, that are encoded together; the same codes. Faster on a GPU.
     update: replace what differs: episodes whose files have changed, or all of them if the tokenizer or the size, rate
         or actions of the videos are different.
     keep_freed_memory: on a CPU, keep the memory that a chunk frees for the next: faster, and a little more memory.
@@ -51,6 +52,7 @@ class TokenizeConfig:
     group_actions: Literal["concatenate", "sum"] | None = None
     episodes_per_shard: int = 32
     chunk_frames: int = 64
+    batch: int = 1
     update: bool = False
     keep_freed_memory: bool = True
     progress: bool = False
@@ -64,10 +66,10 @@ class TokenizeConfig:
         check_fields(self)
         if not is_split_name(self.split):
             raise ValueError(f"write_store: split must be {SPLIT_RULE}, got {self.split!r}.")
-        if min(self.episodes_per_shard, self.chunk_frames) < 1:
+        if min(self.episodes_per_shard, self.chunk_frames, self.batch) < 1:
             raise ValueError(
-                "write_store: episodes_per_shard and chunk_frames must be at least 1, got "
-                f"{self.episodes_per_shard} and {self.chunk_frames}."
+                "write_store: episodes_per_shard, chunk_frames and batch must be at least 1, got "
+                f"{self.episodes_per_shard}, {self.chunk_frames} and {self.batch}."
             )
         Preparation(size=self.size, fit=self.fit, fps=self.fps, group_actions=self.group_actions)  # checks them
 
@@ -94,6 +96,7 @@ def write_store(
     group_actions: Literal["concatenate", "sum"] | None = None,
     episodes_per_shard: int = 32,
     chunk_frames: int = 64,
+    batch: int = 1,
     update: bool = False,
     keep_freed_memory: bool = True,
     progress: bool = False,
@@ -121,6 +124,7 @@ def write_store(
         group_actions=group_actions,
         episodes_per_shard=episodes_per_shard,
         chunk_frames=chunk_frames,
+        batch=batch,
         update=update,
         keep_freed_memory=keep_freed_memory,
         progress=progress,

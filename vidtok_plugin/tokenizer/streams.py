@@ -94,6 +94,13 @@ class Stream:
             twin._state = _repeated(self._state, futures)
         return twin
 
+    def rows(self, rows: slice) -> Self:
+        """A stream that continues independently with some of the rows."""
+        self._check_open()
+        twin = copy(self)
+        twin._state = _sliced(self._state, rows)
+        return twin
+
     def replace_rows(self, rows: Tensor, other: Self) -> None:
         """Let the given rows (r,) continue the r rows of another stream of this model; the others go on as they are.
 
@@ -320,6 +327,12 @@ def _repeated(state: Any, times: int) -> Any:
     if isinstance(state, dict):
         return {name: _repeated(value, times) for name, value in state.items()}
     return None if state is None else state.repeat_interleave(times, dim=0)
+
+
+def _sliced(state: Any, rows: slice) -> Any:
+    if isinstance(state, dict):
+        return {name: _sliced(value, rows) for name, value in state.items()}
+    return None if state is None else state[rows]
 
 
 def _with_rows(state: Any, rows: Tensor, other: Any) -> Any:

@@ -220,6 +220,9 @@ class PreparedEpisode(EpisodeMethods):
     def digest(self) -> str:
         return self.episode.digest()
 
+    def digest_without_state(self) -> str:
+        return self.episode.digest_without_state()
+
     def frames_digest(self) -> str:
         return self.episode.frames_digest()
 

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 ReaderName = Literal["auto", "decord", "pyav"]
 
+READERS = 16  # that a pool keeps open
+
 _pools: "weakref.WeakSet[ReaderPool]" = weakref.WeakSet()
 
 
@@ -68,7 +70,7 @@ class ReaderPool:
     is reopened as well.
     """
 
-    def __init__(self, capacity: int = 16) -> None:
+    def __init__(self, capacity: int = READERS) -> None:
         if capacity < 1:
             raise ValueError(f"ReaderPool: capacity must be at least 1, got {capacity}.")
         self.capacity = capacity

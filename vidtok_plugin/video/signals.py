@@ -67,7 +67,8 @@ def check_state(where: str, name: str, state: np.ndarray, frames: int, fix: str)
 def check_finite(where: str, name: str, what: str, values: np.ndarray, fix: str, first: int = 0) -> None:
     """Check that `values[first:]`, `(t,)` or `(t, n)`, are finite in float32; a ValueError names the first other."""
     with np.errstate(over="ignore"):
-        finite = np.isfinite(values[first:].astype(np.float32)).reshape(len(values[first:]), -1).all(axis=1)
+        numbers = np.isfinite(values[first:].astype(np.float32))
+    finite: np.ndarray = np.all(numbers, axis=tuple(range(1, numbers.ndim)))
     if not finite.all():
         frame = int(np.argmin(finite)) + first
         raise ValueError(
