@@ -46,6 +46,7 @@ from vidtok_plugin.video.episodes import find_episodes, save_episode_files
 from vidtok_plugin.video.reading import read_frames
 from vidtok_plugin.video.writing import VideoWriter
 from world_model import Sampler, WorldModel, WorldModelRunConfig
+from world_model.play.real_game import EARLIER_ACTIONS
 from world_model.recording.record import SPLITS, RecordConfig, record
 from world_model.rollout.worlds import PROMPTS_FOLDER
 
@@ -300,9 +301,10 @@ def write_prompts(folder: Path, episodes: Path) -> None:
         path = folder / f"prompt_{number}.mp4"
         with VideoWriter(path, fps=episode.meta["fps"], crf=0) as writer:
             writer.write(read_frames(episode.path, range(taken.start, taken.stop)))
-        meta = {key: episode.meta[key] for key in ("fps", "size", "action_space", "environment")}
+        meta = {key: episode.meta[key] for key in ("fps", "size", "action_space", "environment", "seed", "recipe")}
+        meta |= {"num_frames": frames, EARLIER_ACTIONS: episode.actions[:start].tolist()}
         rewards = None if episode.rewards is None else episode.rewards[taken]
-        save_episode_files(path, episode.actions[taken], meta | {"num_frames": frames}, rewards)
+        save_episode_files(path, episode.actions[taken], meta, rewards)
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """The real game beside the imagined one, under the same actions, where the recorded environment is installed."""
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 from vidtok_plugin.video.resizing import resize
 from world_model.play.scenes import Prompt, Scenes
 from world_model.recording.game import EMULATOR_FPS, AtariGame
+
+EARLIER_ACTIONS = "earlier_actions"  # in the JSON of a prompt: the actions of the episode's frames before its first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,8 @@ class RealGame:
     """A game of the environment in which a prompt was recorded.
 
     A prompt whose JSON has its recipe and seed is played again up to its last frame, so that both games start from the
-    same picture. Others start anew.
+    same picture. One that was cut out of an episode also has the actions before it, `earlier_actions`. Others start
+    anew.
     """
 
     def __init__(self, scenes: Scenes, prompt: Prompt, seed: int) -> None:
@@ -37,13 +41,13 @@ class RealGame:
         self._game = _open(scenes, prompt, recipe if self.replayed and isinstance(recipe, Mapping) else {})
         self._f = scenes.step_frames
         played = self._game.start(int(prompt.meta["seed"]) if self.replayed else seed)
-        frames = [played.frame]
+        frames = deque([played.frame], maxlen=self._f)
         if self.replayed and prompt.actions is not None:
-            for action in prompt.actions[0, 1:].tolist():
-                frames.append(self._game.step(action).frame)
-        frames = [frames[0]] * (self._f - len(frames)) + frames[-self._f :]
+            actions = [*_earlier_actions(scenes, prompt), *prompt.actions[0].tolist()]
+            frames.extend(self._game.step(action).frame for action in actions[1:])
+        frames.extendleft([frames[0]] * (self._f - len(frames)))
         self._last, self._score, self._over = frames[-1], 0.0, False
-        self.first = self._as_step(frames, 0.0)
+        self.first = self._as_step(list(frames), 0.0)
 
     def close(self) -> None:
         self._game.env.close()
@@ -70,6 +74,15 @@ class RealGame:
         height, width = self._size
         small = [frame if frame.shape[:2] == self._size else resize(frame[None], height, width)[0] for frame in frames]
         return RealStep(frames=np.stack(small), reward=reward, score=self._score, over=self._over, state=state)
+
+
+def _earlier_actions(scenes: Scenes, prompt: Prompt) -> list[int]:
+    actions = prompt.meta.get(EARLIER_ACTIONS, [])
+    if not isinstance(actions, list):
+        raise ValueError(f"The prompt's {EARLIER_ACTIONS} must be a list of actions, got {str(actions)[:60]!r}.")
+    for action in actions:
+        scenes.actions.check(action)
+    return actions
 
 
 def _open(scenes: Scenes, prompt: Prompt, recipe: Mapping[str, Any]) -> AtariGame:

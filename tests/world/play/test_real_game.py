@@ -10,8 +10,8 @@ import torch
 
 from vidtok_plugin.video.episodes import load_episode
 from vidtok_plugin.video.reading import read_frames
-from world_model.play.real_game import RealGame
-from world_model.play.scenes import ActionSpace, Prompt
+from world_model.play.real_game import EARLIER_ACTIONS, RealGame
+from world_model.play.scenes import ActionSpace, Prompt, load_scenes
 from world_model.recording.record import RecordConfig, record
 
 
@@ -40,6 +40,22 @@ def test_a_prompt_with_its_recipe_is_played_up_to_its_last_picture(prompt: Promp
     assert game.replayed and game.first.frames.shape == (4, 16, 16, 3)
     assert np.abs(game.first.frames.astype(int) - prompt.frames[-4:]).mean() < 3  # H.264
     game.close()
+
+
+def test_a_prompt_from_the_middle_of_an_episode_has_the_actions_before_it(prompt: Prompt) -> None:
+    assert prompt.actions is not None
+    earlier, actions = prompt.actions[0, :28].tolist(), prompt.actions[:, 28:]
+    cut = replace(prompt, frames=prompt.frames[28:], actions=actions, meta={**prompt.meta, EARLIER_ACTIONS: earlier})
+    whole, later = (RealGame(scenes_of(prompt), one, seed=5) for one in (prompt, cut))
+    assert later.replayed and np.array_equal(later.first.frames, whole.first.frames)
+    for game in (whole, later):
+        game.close()
+
+
+@pytest.mark.parametrize("earlier", ["3, 4", [0, 18], [0, "UP"]])
+def test_wrong_earlier_actions_are_refused(prompt: Prompt, earlier: object) -> None:
+    with pytest.raises(ValueError, match="actions? must be"):
+        RealGame(scenes_of(prompt), replace(prompt, meta={**prompt.meta, EARLIER_ACTIONS: earlier}), seed=5)
 
 
 def test_other_prompts_start_a_new_game(prompt: Prompt) -> None:
@@ -92,4 +108,16 @@ def test_the_end_of_the_game_stays(prompt: Prompt) -> None:
     game._over = True
     step = game.step([3] * 4)
     assert step.over and step.reward == 0 and (step.frames == step.frames[:1]).all()
+    game.close()
+
+
+def test_the_shipped_prompts_are_replayed() -> None:
+    pytest.importorskip("ale_py")
+    scenes = load_scenes("boxing")
+    prompt = scenes.prompts[-1]  # the one from furthest into its episode
+    game = RealGame(scenes, prompt, seed=5)
+    assert game.replayed and len(prompt.meta[EARLIER_ACTIONS]) > 1000
+    shown = game.first.frames.astype(int)
+    error, other_error = (np.abs(shown - frames).mean() for frames in (prompt.frames[-4:], prompt.frames[-5:-1]))
+    assert error < 0.7 and error < 0.8 * other_error  # RGB to YUV rounds
     game.close()
