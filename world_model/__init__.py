@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from world_model import envs
+from world_model.action_spaces import describe_space, flatten_action, unflatten_action
 from world_model.actions import ActionSpec, GroupedActions, group_actions
 from world_model.architecture import TokenSpec, WorldModelConfig
 from world_model.data import TokenDataConfig, TokenDataModule
@@ -40,11 +41,14 @@ __all__ = [
     "WorldModelConfig",
     "WorldModelModule",
     "WorldModelRunConfig",
+    "describe_space",
+    "flatten_action",
     "group_actions",
     "load_world",
     "rollout",
     "rollout_many",
     "stream_rollout",
+    "unflatten_action",
 ]
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ none: what led to frame 0 was not recorded.
 Shapes: b clips, t frames, T latent steps, f frames per step, a components of a continuous action, d width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -16,18 +17,28 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidtok_plugin.common.field_checks import check_fields
+from vidtok_plugin.common.normalization import Normalization
 from vidtok_plugin.common.state_dict import FLOATS
 from vidtok_plugin.common.tensor_checks import as_int64, check_tensor
+from vidtok_plugin.video.action_space import Component, components, kind_and_size, wrong_value
 
-ActionKind = Literal["none", "discrete", "continuous"]
+ActionKind = Literal["none", "discrete", "continuous", "mixed"]
+MAX_DESCRIPTION = 1 << 15  # characters of JSON; the config of a saved model has a bounded size
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActionSpec:
-    """The kind of an action: one of `size` choices, a vector of `size` components, or none at all."""
+    """The kind of an action: one of `size` choices, a vector of `size` components, or none at all.
+
+    The components of a `mixed` action are choices and continuous ones, as its `space` says: the description of a
+    gymnasium space (`vidtok_plugin.video.action_space`), which other kinds may have, too. Specs are equal if the same
+    weights serve them, whatever the names and bounds of the components.
+    """
 
     kind: ActionKind = "none"
     size: int = 0
+    space: dict[str, Any] | None = field(default=None, compare=False)
+    choices: tuple[int, ...] = field(init=False, default=())  # of each component of a mixed action; 0: continuous
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -35,6 +46,28 @@ class ActionSpec:
             raise ValueError(
                 f"ActionSpec: size must be 0 for kind none and positive otherwise, got {self.size} for {self.kind}."
             )
+        if self.space is None:
+            if self.kind == "mixed":
+                raise ValueError("ActionSpec: space must be set for kind mixed, got none; describe_space gives it.")
+            return
+        if (described := kind_and_size(self.space)) != (self.kind, self.size):
+            raise ValueError(
+                f"ActionSpec: kind and size must be those of its space, {described}, got {self.kind} and {self.size}."
+            )
+        if (length := len(json.dumps(self.space))) > MAX_DESCRIPTION:
+            raise ValueError(
+                f"ActionSpec: the JSON of its space must have at most {MAX_DESCRIPTION} characters, got {length}; give "
+                "bounds that all components share as one number."
+            )
+        if self.kind == "mixed":
+            object.__setattr__(self, "choices", tuple(component.choices for component in components(self.space)))
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The numbers of a continuous or mixed action, with their names and bounds."""
+        if self.space is not None:
+            return components(self.space)
+        return tuple(Component(name=str(i)) for i in range(self.size if self.kind == "continuous" else 0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,14 +186,23 @@ def check_actions(actions: Tensor, spec: ActionSpec, who: str, *, values: bool, 
             f"{who}: actions must be floats of shape (b, t, {spec.size}), got {actions.dtype} of "
             f"{tuple(actions.shape)}."
         )
-    components = _without_ignored(actions.float(), first)
-    if values and not bool((finite := components.isfinite()).all()):
+    vectors = _without_ignored(actions.float(), first)
+    if not values:
+        return vectors
+    if not bool((finite := vectors.isfinite()).all()):
         place = tuple((~finite).nonzero()[0].tolist())
         raise ValueError(
             f"{who}: actions must be finite in float32, got {actions[place].item()} at position {place} (rollout, "
             "frame, component)."
         )
-    return components
+    impossible = wrong_value(vectors.cpu().numpy(), spec.components) if spec.kind == "mixed" else None
+    if impossible is not None:
+        place, component = impossible
+        raise ValueError(
+            f"{who}: {component.name} of the actions must be {component.rule}, got {actions[place].item()} at position "
+            f"{place} (rollout, frame, component)."
+        )
+    return vectors
 
 
 def _without_ignored(actions: Tensor, first: int) -> Tensor:
@@ -173,26 +215,27 @@ def _without_ignored(actions: Tensor, first: int) -> Tensor:
 class ActionEmbedding(nn.Module):
     """Embeds the f actions of a latent step as one vector: embed each, concatenate in order, project.
 
-    Continuous actions are normalized by the buffers `mean` and `std` (a,), 0 and 1 unless `set_statistics` was called,
-    which stay float32 whatever the precision of the model. The projection starts at zero, so an untrained model ignores
-    actions. Unknown actions share one learned embedding.
+    Continuous components are normalized by the statistics in `normalize`. The projection starts at zero, so an
+    untrained model ignores actions. Unknown actions share one learned embedding.
     """
 
     def __init__(self, spec: ActionSpec, temporal_factor: int, width: int, action_width: int = 32) -> None:
         super().__init__()
         if spec.kind == "none":
-            raise ValueError("ActionEmbedding: the action kind must be discrete or continuous, got none.")
+            raise ValueError("ActionEmbedding: the action kind must not be none.")
         self.spec = spec
         self.temporal_factor = temporal_factor
-        self.mean: Tensor
-        self.std: Tensor
-        self.embed: nn.Module = (
-            nn.Embedding(spec.size, action_width) if spec.kind == "discrete" else nn.Linear(spec.size, action_width)
-        )
-        if spec.kind == "continuous":
-            for name, values in identity_statistics(spec).items():
-                self.register_buffer(name, values)
+        self.normalize: Normalization | None = None
+        if spec.kind != "discrete":
+            self.normalize = Normalization(spec.size)
             self.register_load_state_dict_pre_hook(_complete_statistics)
+        self.embed: nn.Module
+        if spec.kind == "mixed":
+            self.embed = VectorEmbedding(spec.choices, action_width)
+        else:
+            self.embed = (
+                nn.Embedding(spec.size, action_width) if spec.kind == "discrete" else nn.Linear(spec.size, action_width)
+            )
         self.unknown = nn.Parameter(torch.zeros(action_width))
         self.join = nn.Linear(temporal_factor * action_width, width)
         self.project = nn.Linear(width, width)
@@ -200,20 +243,12 @@ class ActionEmbedding(nn.Module):
         nn.init.zeros_(self.project.bias)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Set the mean and standard deviation (a,) of continuous actions in the training data."""
-        self.mean.copy_(mean)
-        self.std.copy_(std)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ActionEmbedding":
-        """Moves the module; in another precision, a mean of 1000 would be off by more than a deviation of 1."""
-        before = [(name, buffer) for name, buffer in self._buffers.items() if buffer is not None]
-        super()._apply(fn, recurse)
-        for name, values in before:
-            moved = self._buffers[name]
-            assert moved is not None
-            if moved.dtype != values.dtype:
-                self._buffers[name] = values.to(moved.device)
-        return self
+        """Normalize continuous components by a mean and standard deviation (a,); choices stay as they are."""
+        assert self.normalize is not None
+        if self.spec.choices:
+            chosen = torch.tensor(self.spec.choices) > 0
+            mean, std = mean.masked_fill(chosen, 0), std.masked_fill(chosen, 1)
+        self.normalize.set_statistics(mean, std)
 
     def forward(self, actions: GroupedActions) -> Tensor:
         """(b, T, f[, a]) -> (b, T, d)."""
@@ -223,36 +258,56 @@ class ActionEmbedding(nn.Module):
                 f"temporal factor), got {actions.known.shape[2]}; group them with group_actions."
             )
         values = actions.values
+        if self.normalize is not None:
+            values = self.normalize(values)  # in float32, whatever the precision of the model
         if self.spec.kind == "continuous":
-            # Actions are float32, whatever the precision of the model.
-            values = ((values - self.mean) / self.std).to(self.unknown.dtype)
+            values = values.to(self.unknown.dtype)
         embedded = torch.where(actions.known[..., None], self.embed(values), self.unknown)
         joined = self.join(rearrange(embedded, "b T f e -> b T (f e)"))
         return self.project(nn.functional.silu(joined))
 
 
-def identity_statistics(spec: ActionSpec) -> dict[str, Tensor]:
-    """The statistics of an `ActionEmbedding` that leave actions as they are, by name; none for discrete actions."""
-    if spec.kind != "continuous":
-        return {}
-    return {"mean": torch.zeros(spec.size), "std": torch.ones(spec.size)}
+class VectorEmbedding(nn.Module):
+    """Actions of several parts, float32 (..., a) -> (..., e): the sum of an embedding for each choice, and of a
+    projection of the continuous components.
 
-
-def with_statistics(weights: Mapping[str, Tensor], spec: ActionSpec, prefix: str) -> dict[str, Tensor]:
-    """Weights of a model with an `ActionEmbedding` at `prefix`, completed by the identity if they lack its statistics:
-    models that were saved before there were any read their actions as they are.
-
-    Raises:
-        ValueError: a standard deviation is not above 0.
+    choices: (a,), the number of choices of each part, 0 for a continuous component.
     """
-    completed = {prefix + name: values for name, values in identity_statistics(spec).items()} | dict(weights)
-    std = completed.get(f"{prefix}std") if spec.kind == "continuous" else None
-    if std is not None and not bool((std > 0).all()):
-        raise ValueError(
-            f"WorldModel: {prefix}std must be above 0, got {std.min().item()}; the weights are damaged: fetch them "
-            "again."
-        )
-    return completed
+
+    def __init__(self, choices: Sequence[int], width: int) -> None:
+        super().__init__()
+        chosen = [i for i, count in enumerate(choices) if count]
+        measured = [i for i, count in enumerate(choices) if not count]
+        counts = torch.tensor([choices[i] for i in chosen])
+        self.chosen: Tensor
+        self.measured: Tensor
+        self.first: Tensor
+        self.register_buffer("chosen", torch.tensor(chosen), persistent=False)
+        self.register_buffer("measured", torch.tensor(measured, dtype=torch.int64), persistent=False)
+        self.register_buffer("first", counts.cumsum(0) - counts, persistent=False)  # row of each part's choice 0
+        self.table = nn.Embedding(sum(choices), width)
+        nn.init.normal_(self.table.weight, std=len(chosen) ** -0.5)
+        self.project = nn.Linear(len(measured), width) if measured else None
+
+    def forward(self, values: Tensor) -> Tensor:
+        rows = values[..., self.chosen].long() + self.first
+        embedded: Tensor = self.table(rows).sum(-2)
+        if self.project is not None:
+            embedded = embedded + self.project(values[..., self.measured].to(embedded.dtype))
+        return embedded
+
+
+STATISTICS = {"normalize.mean": 0.0, "normalize.std": 1.0}  # of an `ActionEmbedding`, and what changes nothing
+
+
+def with_statistics(weights: Mapping[str, Tensor], spec: ActionSpec, prefix: str = "") -> dict[str, Tensor]:
+    """Weights of a model with an `ActionEmbedding` at `prefix`, completed by 0 and 1 if they lack its statistics.
+
+    Models that were saved before there were any read their actions as they are.
+    """
+    if spec.kind in ("none", "discrete"):
+        return dict(weights)
+    return {prefix + name: torch.full((spec.size,), value) for name, value in STATISTICS.items()} | dict(weights)
 
 
 def _complete_statistics(module: ActionEmbedding, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -233,4 +233,4 @@ class WorldModelConfig:
                 f"WorldModelConfig: tokens must be those of the data, {tokens}, got {self.tokens}; leave "
                 "them out of the config, or rewrite the store with the intended tokenizer."
             )
-        return replace(self, tokens=tokens)
+        return self if self.tokens is not None else replace(self, tokens=tokens)

@@ -73,7 +73,7 @@ def token_spec(metadata: StoreMetadata) -> TokenSpec:
         width=metadata.width,
         temporal_factor=metadata.temporal_factor,
         fsq_levels=metadata.fsq_levels,
-        actions=ActionSpec(kind=space["kind"], size=space["size"]) if space else ActionSpec(),
+        actions=ActionSpec(kind=space["kind"], size=space["size"], space=space.get("space")) if space else ActionSpec(),
     )
 
 

@@ -44,6 +44,7 @@ from world_model.window_scores import WindowLosses, head_inputs, score_window, w
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter
 
+USUAL = 3.0  # deviations of actions from their mean
 ACTIONS = "step_inputs.actions."  # before the names of the weights of the embedding of actions
 
 
@@ -117,21 +118,24 @@ class WorldModel(nn.Module):
         return [self.step_inputs.place, *(table for module in holders for table in module.parameters())]
 
     @property
-    def action_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (a,) of continuous actions in the training data, on the CPU.
+    def action_normalization(self) -> Normalization | None:
+        """By which actions of several components are normalized; None for single choices, and without actions."""
+        return None if self.step_inputs.actions is None else self.step_inputs.actions.normalize
 
-        They are 0 and 1 of a model that reads its actions as they are.
-        """
-        embedding = self.step_inputs.actions
-        if embedding is None or embedding.spec.kind == "discrete":
-            raise ValueError("WorldModel: it has no continuous actions, so there are no statistics of them.")
-        return embedding.mean.cpu(), embedding.std.cpu()
+    def usual_actions(self) -> tuple[Tensor, Tensor]:
+        """Low and high (a,) of each component of actions, on the CPU, for whom knows no bounds: three deviations around
+        the mean of the training data, or -1 and 1 of a model that does not know them."""
+        normalization = self.action_normalization
+        if normalization is None:
+            raise ValueError("WorldModel: its actions must have components for bounds of these, got single choices.")
+        mean, std = normalization.mean.cpu(), normalization.std.cpu()
+        reach = USUAL * std if bool(mean.any()) or bool((std != 1).any()) else std
+        return mean - reach, mean + reach
 
     def set_action_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Normalize continuous actions by this mean and standard deviation (a,); saved with the weights."""
-        embedding = self.step_inputs.actions
-        assert embedding is not None
-        embedding.set_statistics(mean, std)
+        """Normalize continuous components of actions by this mean and deviation (a,); saved with the weights."""
+        assert self.step_inputs.actions is not None
+        self.step_inputs.actions.set_statistics(mean, std)
 
     # Whole windows
 
@@ -410,6 +414,12 @@ class WorldModel(nn.Module):
             source=folder,
             hint=lambda: "; use the config that they were trained with",
         )
+        normalization = model.action_normalization
+        if normalization is not None and not bool((normalization.std > 0).all()):
+            raise ValueError(
+                f"WorldModel: {ACTIONS}normalize.std in {folder} must be above 0, got "
+                f"{normalization.std.min().item()}; the weights are damaged: fetch them again."
+            )
         return model.eval()
 
     # Inputs

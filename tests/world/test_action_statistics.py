@@ -17,7 +17,7 @@ from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.shards import StoredEpisode
 from vidtok_plugin.store.statistics import column_statistics
 from vidtok_plugin.store.writer import TokenStoreWriter
-from world_model.actions import ActionSpec, check_actions, group_actions
+from world_model.actions import group_actions
 from world_model.data import TokenDataModule, WindowDataset, window_actions
 from world_model.model import WorldModel
 from world_model.training.module import WorldModelModule
@@ -96,6 +96,11 @@ def first_token_accuracy(model: WorldModel, store: Path, split: str) -> float:
     return scores.token_correct[:, :, 0, 0].float().mean().item()
 
 
+def statistics(model: WorldModel) -> tuple[Tensor, Tensor]:
+    assert model.action_normalization is not None
+    return model.action_normalization.mean, model.action_normalization.std
+
+
 def accuracy_of_a_trained_world(arm: Path, folder: Path, *, as_they_come: bool) -> float:
     fit = ["trainer.max_steps=90", "checkpoint_every=90", "data.batch_size=16", "optimizer.lr=2e-2"]
     cfg = config(arm, folder, *fit)
@@ -136,10 +141,10 @@ def test_a_run_keeps_the_statistics_that_it_began_with(arm: Path, tmp_path: Path
     longer = config(store, tmp_path / "run", "trainer.max_steps=2")
     module = WorldModelModule(longer)
     training.fit(longer, module, TokenDataModule(longer))
-    np.testing.assert_allclose(module.model.action_statistics[0], mean, rtol=1e-6)
+    torch.testing.assert_close(statistics(module.model)[0], torch.from_numpy(mean).float())
     module.model.save_pretrained(tmp_path / "world")
     further = config(store, tmp_path / "further", f"pretrained={tmp_path / 'world'}", "data.window_steps=4")
-    np.testing.assert_allclose(WorldModelModule(further).model.action_statistics[0], mean, rtol=1e-6)
+    torch.testing.assert_close(statistics(WorldModelModule(further).model)[0], torch.from_numpy(mean).float())
 
 
 def test_a_model_saved_before_there_were_statistics_reads_actions_as_they_are(tmp_path: Path) -> None:
@@ -147,7 +152,7 @@ def test_a_model_saved_before_there_were_statistics_reads_actions_as_they_are(tm
     tokens, actions = random_tokens(CONTINUOUS, 2, 4), random_actions(CONTINUOUS, 2, 4)
     model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
-    del weights["step_inputs.actions.mean"], weights["step_inputs.actions.std"]
+    del weights["step_inputs.actions.normalize.mean"], weights["step_inputs.actions.normalize.std"]
     save_file(weights, tmp_path / "model.safetensors")
     loaded = WorldModel.from_pretrained(tmp_path)
     with torch.no_grad():
@@ -155,9 +160,9 @@ def test_a_model_saved_before_there_were_statistics_reads_actions_as_they_are(tm
     changed = random_model(CONTINUOUS)
     changed.set_action_statistics(torch.ones(2), torch.full((2,), 3.0))
     changed.load_state_dict(weights)  # a checkpoint of an earlier version
-    assert [x.tolist() for x in changed.action_statistics] == [[0, 0], [1, 1]]
-    save_file(weights | {"step_inputs.actions.std": torch.zeros(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"step_inputs\.actions\.std must be above 0, got 0\.0"):
+    assert [x.tolist() for x in statistics(changed)] == [[0, 0], [1, 1]]
+    save_file(weights | {"step_inputs.actions.normalize.std": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"step_inputs\.actions\.normalize\.std in .* must be above 0, got 0\.0"):
         WorldModel.from_pretrained(tmp_path)
 
 
@@ -169,25 +174,24 @@ def test_a_run_of_an_earlier_version_goes_on(arm: Path, tmp_path: Path) -> None:
     (path,) = cfg.checkpoints.glob("*.ckpt")
     content = torch.load(path, weights_only=True)
     for name in ("mean", "std"):
-        del content["state_dict"][f"model.step_inputs.actions.{name}"]
+        del content["state_dict"][f"model.step_inputs.actions.normalize.{name}"]
     del content["world_model"]["outcomes"]
     torch.save(content, path)
     longer = config(arm, tmp_path, "trainer.max_steps=2")
     module = WorldModelModule(longer)
     training.fit(longer, module, TokenDataModule(longer))
     assert module.trainer.global_step == 2
-    assert module.model.action_statistics[1].tolist() == [1] * 7
+    assert statistics(module.model)[1].tolist() == [1] * 7
 
 
-def test_another_precision_keeps_the_statistics() -> None:
+def test_actions_are_embedded_alike_in_another_precision() -> None:
     """In bfloat16 a mean of 1000.7 is 1000."""
     model = random_model(CONTINUOUS)
     model.set_action_statistics(torch.tensor([1000.7, 0]), torch.tensor([1.0, 1e-3]))
-    lower = model.to(torch.bfloat16)
-    assert lower.action_statistics[0].tolist() == [pytest.approx(1000.7), 0]
-    assert lower.step_inputs.actions is not None
-    near = torch.tensor([[[0, 0], [1000.2, 0], [1001.2, 0.0]]])
-    actions = group_actions(check_actions(near, ActionSpec(kind="continuous", size=2), "rollout", values=True), F)
-    low = lower.step_inputs.actions(actions).float()
-    high = model.float().step_inputs.actions(actions)
-    torch.testing.assert_close(low, high, rtol=0.05, atol=0.05)
+    actions = group_actions(torch.tensor([[[0, 0], [1000.2, 0], [1001.2, 0.0]]]), F)
+    embed = model.step_inputs.actions
+    assert embed is not None
+    high = embed(actions)
+    low = embed.to(torch.bfloat16)(actions)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), high, rtol=0.05, atol=0.05)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vidtok_plugin.common.json_files import read_json_object
+from vidtok_plugin.video.action_space import kind_and_size
 from vidtok_plugin.video.episode_meta import MAX_ACTIONS, MAX_FPS
 from vidtok_plugin.video.preparation import Preparation
 
@@ -49,7 +50,7 @@ class StoreMetadata:
     width: int  # columns of the grid
     temporal_factor: int  # frames in a step
     fps: float
-    action_space: Mapping[str, Any] = field(default_factory=dict)  # kind, size and meanings; empty without actions
+    action_space: Mapping[str, Any] = field(default_factory=dict)  # kind, size, meanings, space; empty without actions
     clip_frames: int | None = None  # frames of a clip that was encoded on its own; None for whole videos
     format: int = FORMAT
 
@@ -97,14 +98,22 @@ class StoreMetadata:
 
     def _check_action_space(self) -> None:
         space = self.action_space
-        if not isinstance(space, Mapping) or (space and space.get("kind") not in ("discrete", "continuous")):
+        if not isinstance(space, Mapping) or (space and space.get("kind") not in ("discrete", "continuous", "mixed")):
             raise ValueError(
-                "StoreMetadata: action_space must be empty, or have the kind discrete or continuous and a size, got "
-                f"{space!r}."
+                "StoreMetadata: action_space must be empty, or have the kind discrete, continuous or mixed and a size, "
+                f"got {space!r}."
             )
         if space:
             largest = MAX_ACTIONS if space["kind"] == "discrete" else _MAX_SIZE
             _check_integer("action_space.size", space.get("size"), largest)
+            described = space.get("space")
+            if described is None and space["kind"] == "mixed":
+                raise ValueError("StoreMetadata: action_space must have a space if its kind is mixed, got none.")
+            if described is not None and kind_and_size(described) != (space["kind"], space["size"]):
+                raise ValueError(
+                    f"StoreMetadata: action_space must have the kind and size of its space, {kind_and_size(described)},"
+                    f" got {space['kind']} and {space['size']}."
+                )
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "StoreMetadata":

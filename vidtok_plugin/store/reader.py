@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.store.metadata import METADATA_FILE, StoreMetadata, read_metadata, written_by_another
 from vidtok_plugin.store.records import REMEDY, record_path, recorded_splits
-from vidtok_plugin.store.shard_checks import check_contents, check_shard
+from vidtok_plugin.store.shard_checks import check_bytes, check_contents, check_shard
 from vidtok_plugin.store.shards import (
     OPTIONAL,
     OUTCOMES,
@@ -106,18 +106,19 @@ class TokenStore:
         return max((float(np.abs(rewards).max()) for rewards in known if len(rewards)), default=None)
 
     def action_statistics(self) -> ColumnStatistics:
-        """Of each component of the continuous actions of all its frames.
+        """Of each number of the actions of all its frames.
 
         Raises:
-            ValueError: they are choices or there are none, or a shard is damaged.
+            ValueError: the actions are single choices or there are none, or a shard is damaged.
         """
         space = self.metadata.action_space
         if space.get("kind", "discrete") == "discrete":
-            raise ValueError(f"TokenStore: {self.folder} must have continuous actions, got {dict(space)}.")
+            raise ValueError(f"TokenStore: {self.folder} must have actions that are vectors, got {dict(space)}.")
         return column_statistics(map(self._known_actions, self._shards), space["size"])
 
     def _known_actions(self, shard: Shard) -> np.ndarray:
         """The actions (k, a) of a shard's frames; the first of an episode has none."""
+        check_bytes(shard, "actions")  # not the tokens, which would be read in vain
         known = np.arange(self.metadata.temporal_factor) < shard.data["num_actions"][:, None]
         actions: np.ndarray = shard.data["actions"][known]
         if not np.isfinite(actions).all():

@@ -8,6 +8,7 @@ import numpy as np
 
 from vidtok_plugin.store.metadata import StoreMetadata
 from vidtok_plugin.store.shards import UNKNOWN_END, Shard, checksum, damaged, open_shard
+from vidtok_plugin.video.action_space import components, wrong_value
 
 
 def check_shard(shard: Shard, metadata: StoreMetadata) -> None:
@@ -26,11 +27,16 @@ def check_contents(shard: Shard, metadata: StoreMetadata) -> None:
     Raises:
         ValueError: the shard is damaged.
     """
-    for name, array in shard.data.items():
-        if shard.identity is not None and checksum(array) != shard.identity.checksums[name]:
-            raise damaged(shard.path, f"the bytes of its {name} differ from their checksum")
+    for name in shard.data:
+        check_bytes(shard, name)
     if problem := values_problem(shard.data, metadata):
         raise damaged(shard.path, problem)
+
+
+def check_bytes(shard: Shard, name: str) -> None:
+    """Check one of its arrays against its checksum; a ValueError if they differ."""
+    if shard.identity is not None and checksum(shard.data[name]) != shard.identity.checksums[name]:
+        raise damaged(shard.path, f"the bytes of its {name} differ from their checksum")
 
 
 def intact_shard(path: Path, metadata: StoreMetadata) -> Shard:
@@ -93,6 +99,12 @@ def values_problem(data: Mapping[str, np.ndarray], metadata: StoreMetadata) -> s
         return f"its num_actions must be at most {metadata.temporal_factor}, got {int(data['num_actions'].max())}"
     if metadata.action_space["kind"] == "continuous":
         return None if np.isfinite(data["actions"]).all() else "its actions must be finite, got NaN or infinity"
+    if metadata.action_space["kind"] == "mixed":
+        wrong = wrong_value(data["actions"], components(metadata.action_space["space"]))
+        if wrong is None:
+            return None
+        index, component = wrong
+        return f"{component.name} of its actions must be {component.rule}, got {data['actions'][index]}"
     low, high, size = int(data["actions"].min()), int(data["actions"].max()), metadata.action_space["size"]
     if low < 0 or high >= size:
         return f"its actions must be in 0..{size - 1}, got {low if low < 0 else high}"

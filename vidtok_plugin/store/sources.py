@@ -79,6 +79,8 @@ def _action_space(episode: Episode) -> dict[str, Any]:
     if episode.actions is None:
         return {}
     kind, space = "discrete" if episode.actions.ndim == 1 else "continuous", episode.action_space
+    if "space" in space:
+        return dict(space)
     if space.get("kind") != kind or space.get("size") is None:
         raise ValueError(
             f"Episode {episode}: it must describe the action space of its {kind} actions, in its JSON as "

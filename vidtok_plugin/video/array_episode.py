@@ -2,11 +2,13 @@
 
 `frames` is uint8 (t, h, w, 3), or `video` the path of a video file, relative to the episode's. With several cameras
 these are `frames/NAME` or `video/NAME`. All others are optional: `fps`, `actions` int (t,) or float (t, a), where
-actions[i] led from frame i-1 to frame i, `num_actions` (choices of discrete ones), `state` (t, s), `rewards` (t,),
-`terminated` and `task`. In HDF5, single values may be attributes.
+actions[i] led from frame i-1 to frame i, `num_actions` (choices of discrete ones), `action_space` (the description of
+a space of several parts, see `action_space`, as JSON text), `state` (t, s), `rewards` (t,), `terminated` and `task`. In
+HDF5, single values may be attributes.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from vidtok_plugin.common.file_hashes import hash_files
+from vidtok_plugin.video.action_space import kind_and_size
 from vidtok_plugin.video.array_files import FIX, ArrayFile, open_arrays
 from vidtok_plugin.video.cameras import Cameras, beside, choose_cameras, size_beside
 from vidtok_plugin.video.episode import EpisodeMethods, check_frames, relative_name
@@ -28,6 +31,7 @@ from vidtok_plugin.video.signals import (
     check_action_values,
     check_rewards,
     check_state,
+    described_actions,
 )
 
 FRAMES, VIDEO = "frames", "video"
@@ -53,6 +57,7 @@ class ArrayEpisode(EpisodeMethods):
     fps: float | None = None
     actions: np.ndarray | None = None
     num_actions: int | None = None
+    space: Mapping[str, Any] | None = None  # the description of the actions' space
     state: np.ndarray | None = None
     rewards: np.ndarray | None = None
     terminated: bool | None = None
@@ -65,6 +70,9 @@ class ArrayEpisode(EpisodeMethods):
     def action_space(self) -> Mapping[str, Any]:
         if self.actions is None:
             return {}
+        if self.space is not None:
+            kind, size = kind_and_size(self.space)
+            return {"kind": kind, "size": size, "space": self.space}
         if self.actions.ndim == 2:
             return {"kind": "continuous", "size": self.actions.shape[1]}
         return {"kind": "discrete"} | ({} if self.num_actions is None else {"size": self.num_actions})
@@ -112,11 +120,17 @@ def load_array_episode(path: Path, name: str | None = None, camera: Cameras | No
         num_actions = _number(path, file, "num_actions", MAX_ACTIONS)
         arrays = {key: file.array(key) for key in ("actions", "state", "rewards") if key in file.names}
         terminated, task = _value(path, file, "terminated", "b"), _value(path, file, "task", "UO")
+        space = _described(path, _value(path, file, "action_space", "UO"))
     where = f"Episode {path}"
     if (actions := arrays.get("actions")) is not None:
-        check_action_kind(where, "actions", actions)
+        if space is None:
+            check_action_kind(where, "actions", actions)
         check_action_count(where, "actions", actions, num_frames, FIX)
-        check_action_values(where, "actions", actions, None if num_actions is None else int(num_actions), FIX)
+        if space is None:
+            check_action_values(where, "actions", actions, None if num_actions is None else int(num_actions), FIX)
+            actions = as_torch_reads_them(actions)
+        else:
+            actions = described_actions(where, "actions", actions, space, FIX)
     if (rewards := arrays.get("rewards")) is not None:
         check_rewards(where, "rewards", rewards, num_frames, FIX)
     if (state := arrays.get("state")) is not None:
@@ -128,13 +142,27 @@ def load_array_episode(path: Path, name: str | None = None, camera: Cameras | No
         num_frames=num_frames,
         size=size_beside([size for _, size, _ in facts]),
         fps=facts[0][2] if fps is None else float(fps),
-        actions=None if actions is None else as_torch_reads_them(actions),
+        actions=actions,
         num_actions=None if num_actions is None else int(num_actions),
+        space=space,
         state=None if state is None else np.ascontiguousarray(state, dtype=np.float32),
         rewards=None if rewards is None else np.ascontiguousarray(rewards, dtype=np.float32),
         terminated=None if terminated is None else bool(terminated),
         task=None if task is None else str(task),
     )
+
+
+def _described(path: Path, text: str | None) -> Mapping[str, Any] | None:
+    """The description of an action space in its JSON."""
+    if text is None:
+        return None
+    try:
+        space = json.loads(text)
+    except (ValueError, RecursionError):
+        space = None
+    if not isinstance(space, dict):
+        raise _invalid(path, 'action_space must be JSON, such as {"type": "MultiBinary", "shape": [8]}', text[:100])
+    return space
 
 
 def _cameras(file: ArrayFile, group: str) -> list[str]:

@@ -25,7 +25,8 @@ class Episode(Protocol):
     rewards: float32 `(t,)`; `rewards[i]` came with frame i.
     terminated: whether its last frame ended the task or game.
     task: what was to be done, in words.
-    action_space: `kind` ("discrete" or "continuous") and `size`, if known; empty without actions.
+    action_space: `kind` ("discrete", "continuous" or "mixed") and `size`, if known, and perhaps `space`, a description
+        (see `action_space.py`); empty without actions.
 
     What an episode does not have is None. `str(episode)` says where it is.
     """

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vidtok_plugin.common.json_files import read_json_object
+from vidtok_plugin.video.action_space import kind_and_size
 
 MAX_FPS = 1_000_000
 MAX_ACTIONS = 1_000_000  # of a discrete action space
@@ -45,6 +46,9 @@ def check_meta(video: Path, meta: Mapping[str, Any], actions: np.ndarray) -> Non
     space = meta.get("action_space", {})
     if not isinstance(space, Mapping):
         raise _invalid(video, 'action_space must be an object, such as {"kind": "discrete", "size": 4}', space)
+    if (described := space.get("space")) is not None:
+        _check_described(video, space, described)
+        return
     kind, largest = ("discrete", MAX_ACTIONS) if actions.ndim == 1 else ("continuous", actions.shape[1])
     if space.get("kind", kind) != kind:
         raise _invalid(video, f"action_space.kind must be {kind}, like its actions", space["kind"])
@@ -53,6 +57,17 @@ def check_meta(video: Path, meta: Mapping[str, Any], actions: np.ndarray) -> Non
         raise _invalid(video, f"action_space.size must be an integer in 1..{largest}", size)
     if kind == "continuous" and size is not None and (type(size) is not int or size != largest):
         raise _invalid(video, f"action_space.size must be {largest}, the components of its actions", size)
+
+
+def _check_described(video: Path, space: Mapping[str, Any], described: Any) -> None:
+    """Check that `kind` and `size`, which may be absent, are those of the description."""
+    try:
+        kind, size = kind_and_size(described)
+    except ValueError as error:
+        raise ValueError(f"Episode {video}: in {video.with_suffix('.json').name}, {error}") from None
+    for name, value in (("kind", kind), ("size", size)):
+        if space.get(name, value) != value:
+            raise _invalid(video, f"action_space.{name} must be {value}, like its space, or left out", space[name])
 
 
 def check_fps(video: Path, meta: Mapping[str, Any]) -> None:

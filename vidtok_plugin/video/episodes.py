@@ -16,6 +16,7 @@ from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.common.damage import DAMAGE
 from vidtok_plugin.common.file_hashes import hash_files
 from vidtok_plugin.common.paths import user_path
+from vidtok_plugin.video.action_space import kind_and_size
 from vidtok_plugin.video.episode import EpisodeMethods
 from vidtok_plugin.video.episode_meta import check_meta, frame_rate, read_meta
 from vidtok_plugin.video.pyav_reader import Fit
@@ -27,6 +28,7 @@ from vidtok_plugin.video.signals import (
     check_action_values,
     check_rewards,
     check_state,
+    described_actions,
 )
 from vidtok_plugin.video.video_file import VideoFile
 
@@ -85,6 +87,9 @@ class RecordedEpisode(EpisodeMethods):
     @property
     def action_space(self) -> Mapping[str, Any]:
         space = dict(self.meta.get("action_space", {}))
+        if "space" in space:
+            kind, size = kind_and_size(space["space"])
+            return {**space, "kind": kind, "size": size}
         if self.actions.ndim == 1:
             return {**space, "kind": "discrete"}
         return {**space, "kind": "continuous", "size": self.actions.shape[1]}
@@ -216,7 +221,7 @@ def load_episode(path: str | os.PathLike[str], name: str | None = None) -> Recor
             )
     meta = read_meta(video)
     actions = load_array(actions_path(video), f"Episode {video}")
-    _check_actions(video, actions, meta)
+    actions = _checked_actions(video, actions, meta)
     rewards = load_array(rewards_path(video), f"Episode {video}") if rewards_path(video).is_file() else None
     if rewards is not None:
         check_rewards(f"Episode {video}", rewards_path(video).name, rewards, len(actions), FIX_REWARDS)
@@ -228,7 +233,7 @@ def load_episode(path: str | os.PathLike[str], name: str | None = None) -> Recor
     return RecordedEpisode(
         path=video,
         name=name or video.name,
-        actions=as_torch_reads_them(actions),
+        actions=actions,
         meta=meta,
         rewards=rewards,
         state=state,
@@ -259,7 +264,7 @@ def save_episode_files(
 ) -> None:
     """Writes actions, rewards, state and then the JSON beside a complete video; the JSON marks the episode as
     complete."""
-    _check_actions(Path(video), actions, meta)
+    _checked_actions(Path(video), actions, meta)
     arrays = {actions_path(video): actions}
     if rewards is not None:
         check_rewards(f"Episode {video}", rewards_path(video).name, rewards, len(actions), FIX_REWARDS)
@@ -276,11 +281,18 @@ def save_episode_files(
                 np.save(file, array)
 
 
-def _check_actions(video: Path, actions: np.ndarray, meta: Mapping[str, Any]) -> None:
+def _checked_actions(video: Path, actions: np.ndarray, meta: Mapping[str, Any]) -> np.ndarray:
+    """The actions as int64 or float32."""
     where, name = f"Episode {video}", actions_path(video).name
-    check_action_kind(where, name, actions)
+    space = meta.get("action_space", {})
+    described = isinstance(space, Mapping) and space.get("space") is not None
+    if not described:
+        check_action_kind(where, name, actions)
     check_meta(video, meta, actions)
     if "num_frames" in meta:
         fix = f"record the episode again, or correct num_frames in {meta_path(video).name}"
         check_action_count(where, name, actions, meta["num_frames"], fix)
-    check_action_values(where, name, actions, meta.get("action_space", {}).get("size"), FIX_ACTIONS)
+    if described:
+        return described_actions(where, name, actions, space["space"], FIX_ACTIONS)
+    check_action_values(where, name, actions, space.get("size"), FIX_ACTIONS)
+    return as_torch_reads_them(actions)

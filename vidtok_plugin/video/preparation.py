@@ -174,6 +174,7 @@ class PreparedEpisode(EpisodeMethods):
         if actions.ndim == 1:
             return self._combined(grouped)
         if self.preparation.group_actions == "sum":
+            self._check_sums()
             return grouped.sum(axis=1, dtype=np.float64).astype(np.float32)
         return grouped.reshape(len(grouped), -1)
 
@@ -185,9 +186,13 @@ class PreparedEpisode(EpisodeMethods):
         if actions.ndim == 1:
             return {"kind": "discrete", "size": self._combinations(), "frames": self.stride, "each": dict(space)}
         if self.preparation.group_actions == "sum":
-            return space
+            self._check_sums()
+            return {name: value for name, value in space.items() if name != "space"}  # whose bounds are those of one
         size = self.stride * actions.shape[1]
-        return {"kind": "continuous", "size": size, "frames": self.stride, "each": dict(space)}
+        grouped = {"kind": space["kind"], "size": size, "frames": self.stride, "each": dict(space)}
+        if "space" in space:
+            grouped["space"] = {"type": "Tuple", "spaces": [space["space"]] * self.stride}
+        return grouped
 
     @property
     def rewards(self) -> np.ndarray | None:
@@ -259,6 +264,13 @@ class PreparedEpisode(EpisodeMethods):
         self._combinations()
         size = self.episode.action_space["size"]
         return groups @ (size ** np.arange(self.stride - 1, -1, -1, dtype=np.int64))
+
+    def _check_sums(self) -> None:
+        if self.episode.action_space["kind"] == "mixed":
+            raise ValueError(
+                f"Episode {self}: group_actions must be concatenate for actions with choices, which have no sum, got "
+                "sum."
+            )
 
     def _combinations(self) -> int:
         size = self.episode.action_space.get("size")

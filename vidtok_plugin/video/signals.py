@@ -1,6 +1,11 @@
 """Checks of what an episode has for each frame: actions, rewards, state."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+
+from vidtok_plugin.video.action_space import components, kind_and_size, wrong_value
 
 
 def check_action_kind(where: str, name: str, actions: np.ndarray) -> None:
@@ -34,6 +39,35 @@ def check_action_values(where: str, name: str, actions: np.ndarray, size: int | 
             f"{where}: {name} must have actions in 0..{largest - 1}, according to its action_space,"
             f" got {actions[frame]} at frame {frame}; {fix}."
         )
+
+
+def described_actions(where: str, name: str, actions: np.ndarray, space: Mapping[str, Any], fix: str) -> np.ndarray:
+    """Actions of a described space, checked and in the type in which they are kept: int64 `(t,)` of a single choice,
+    float32 `(t, a)` of all others. actions[0] may be anything.
+
+    Raises:
+        ValueError: the description is invalid, or the actions have another shape or type, or a number that their
+            component can't have; `fix` ends the message.
+    """
+    try:
+        kind, size = kind_and_size(space)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}".removesuffix(".") + f"; {fix}.") from None
+    shape, kinds = ("(t,)", "iu") if kind == "discrete" else (f"(t, {size})", "iufb")
+    fits = actions.ndim == 1 if kind == "discrete" else actions.ndim == 2 and actions.shape[1] == size
+    if not fits or actions.dtype.kind not in kinds:
+        raise ValueError(
+            f"{where}: {name} must be {'integers' if kind == 'discrete' else 'numbers'} of shape {shape}, according to "
+            f"its action_space, got {actions.dtype} of {actions.shape}; {fix}."
+        )
+    vectors = actions[:, None] if kind == "discrete" else actions
+    if (wrong := wrong_value(vectors[1:], components(space))) is not None:
+        (frame, column), component = wrong
+        raise ValueError(
+            f"{where}: {name} must have actions whose {component.name} is {component.rule}, according to its "
+            f"action_space, got {vectors[frame + 1, column]} at frame {frame + 1}; {fix}."
+        )
+    return as_torch_reads_them(actions if kind == "discrete" else actions.astype(np.float32))
 
 
 def check_action_count(where: str, name: str, actions: np.ndarray, frames: int, fix: str) -> None:

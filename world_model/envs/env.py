@@ -48,7 +48,8 @@ class ImaginedEnv(gymnasium.Env[np.ndarray, Any]):
         world: a source for `load_world`, or a model with its adapter, which needs `prompts`.
         prompt_frames: 1 + k f; by default those of 4 latent steps.
         horizon: in frames, a multiple of f; None never truncates.
-        action_range: bounds of each component of continuous actions.
+        action_range: bounds of each component of continuous actions. None: those of the action space that the world
+            was trained on, or else three deviations around the mean of its actions.
         sampler, decoding: how tokens are drawn, as in `rollout`.
         device: of the world; by default the GPU if there is one.
 
@@ -72,7 +73,7 @@ class ImaginedEnv(gymnasium.Env[np.ndarray, Any]):
         prompt_frames: int | None = None,
         horizon: int | None = 256,
         action_repeat: int | None = None,
-        action_range: tuple[float, float] = (-1.0, 1.0),
+        action_range: tuple[float, float] | None = None,
         sampler: Sampler | None = None,
         decoding: Decoding | None = None,
         device: torch.device | str | None = None,
@@ -115,7 +116,7 @@ class ImaginedEnv(gymnasium.Env[np.ndarray, Any]):
             raise gymnasium.error.ResetNeeded(
                 "ImaginedEnv: reset() must be called first, and again after each episode's end."
             )
-        actions = self._spaces.world_actions(np.asarray(action)[None], 1, "ImaginedEnv")
+        actions = self._spaces.world_actions([action], 1, "ImaginedEnv")
         step = self._episodes.step(actions)
         rewards = None if step.rewards is None else step.rewards[0]
         return (

@@ -60,7 +60,7 @@ class ImaginedVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         prompt_frames: int | None = None,
         horizon: int | None = 256,
         action_repeat: int | None = None,
-        action_range: tuple[float, float] = (-1.0, 1.0),
+        action_range: tuple[float, float] | None = None,
         sampler: Sampler | None = None,
         decoding: Decoding | None = None,
         device: torch.device | str | None = None,
@@ -112,7 +112,8 @@ class ImaginedVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
             gymnasium.error.ResetNeeded: `reset` was not called, or not for an environment whose episode has ended.
             ValueError: the actions are outside the action space.
         """
-        world_actions = self._spaces.world_actions(actions, self.num_envs, "ImaginedVectorEnv")
+        each = self._spaces.separate(actions, self.num_envs, "ImaginedVectorEnv")
+        world_actions = self._spaces.world_actions(each, self.num_envs, "ImaginedVectorEnv")
         restarts = self._restarts
         if not self._rngs or (self._episodes.ended & ~restarts).any():
             raise gymnasium.error.ResetNeeded(

@@ -10,6 +10,7 @@ components of a continuous action.
 
 from copy import deepcopy
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 import torch
@@ -36,7 +37,7 @@ class PlannerConfig:
 
     A plan has one action for each latent step, held for its f frames. Continuous candidates begin as Gaussian, with the
     mean and deviation of each component in the training data, or `action_mean` and `action_std` in every component, and
-    are clipped to `action_range` if it is set.
+    are clipped to `action_range` if it is set, and to the bounds of the action space if the world knows them.
     """
 
     method: Method = "cem"
@@ -161,20 +162,27 @@ class Planner:
         return best_plans.repeat_interleave(self.held, dim=1).to(self.model.device)
 
     def _first_plan(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (a,) of continuous actions that plans are first drawn from; empty for choices."""
-        if self.model.tokens.actions.kind == "discrete":
+        """Mean and deviation (a,) that the components of continuous actions are first drawn with; empty for choices."""
+        normalization = self.model.action_normalization
+        if normalization is None:
             return torch.zeros(0), torch.ones(0)
-        mean, std = self.model.action_statistics
-        given = self.cfg.action_mean, self.cfg.action_std
-        mean, std = (x if v is None else torch.full_like(x, v) for x, v in zip((mean, std), given, strict=True))
+        mean, std = normalization.mean.cpu(), normalization.std.cpu()
+        if self.cfg.action_mean is not None:
+            mean = torch.full_like(mean, self.cfg.action_mean)
+        if self.cfg.action_std is not None:
+            std = torch.full_like(std, self.cfg.action_std)
         return mean, std
 
     def _candidates(self, proposal: Proposal) -> Tensor:
         """Plans (b, m, S[, a])."""
         plans = proposal.sample(self.cfg.candidates)
-        if self.cfg.action_range is not None and plans.is_floating_point():
-            plans = plans.clamp(*self.cfg.action_range)
-        return plans
+        parts = self.model.tokens.actions.components
+        if not parts:
+            return plans
+        low, high = self.cfg.action_range or (-inf, inf)
+        bounds = [(0, p.choices - 1) if p.choices else (max(low, p.low), min(high, p.high)) for p in parts]
+        lows, highs = torch.tensor(bounds).unbind(-1)
+        return plans.clamp(lows, highs)
 
     def _past(self, video: Tensor, actions: Tensor | None) -> Imagination:
         """The newest frames that leave room for the plan, ready to be forked."""

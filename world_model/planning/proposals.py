@@ -1,9 +1,10 @@
 """Distributions over plans, from which candidates are drawn and which are fitted to the best of them.
 
 Shapes: b rows planned for, m candidates of each, S latent steps, a choices of a discrete action or components of a
-continuous one. A plan has one action a step: choices (S,), or vectors (S, a).
+continuous one. A plan has one action a step: choices (S,), or vectors (S, a), in which choices are whole numbers.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -35,9 +36,12 @@ class Proposal(Protocol):
 def make_proposal(
     spec: ActionSpec, rows: int, steps: int, generator: torch.Generator, mean: Tensor, std: Tensor
 ) -> Proposal:
-    """The first distribution for actions of a kind: even over choices, or Gaussian with `mean` and `std` (a,)."""
+    """The first distribution for actions of a kind: even over choices, Gaussian with `mean` and `std` (a,) of
+    continuous components."""
     if spec.kind == "discrete":
         return ChoiceProposal(rows, steps, spec.size, generator)
+    if spec.kind == "mixed":
+        return MixedProposal(spec.choices, rows, steps, mean, std, generator)
     return GaussianProposal(rows, steps, mean, std, generator)
 
 
@@ -92,3 +96,45 @@ class GaussianProposal:
     @property
     def mode(self) -> Tensor:
         return self.mean
+
+
+class MixedProposal:
+    """A distribution of its own for each choice of an action of several parts, and one for all continuous components.
+
+    choices: (a,), the number of choices of each component, 0 for a continuous one.
+    """
+
+    def __init__(
+        self,
+        choices: Sequence[int],
+        rows: int,
+        steps: int,
+        mean: Tensor,
+        std: Tensor,
+        generator: torch.Generator,
+    ) -> None:
+        self.chosen = [(i, ChoiceProposal(rows, steps, count, generator)) for i, count in enumerate(choices) if count]
+        self.measured = torch.tensor([i for i, count in enumerate(choices) if not count], dtype=torch.int64)
+        self.gaussian = GaussianProposal(rows, steps, mean[self.measured], std[self.measured], generator)
+        self.shape = (rows, steps, len(choices))
+
+    def sample(self, count: int) -> Tensor:
+        rows, steps, size = self.shape
+        plans = torch.empty(rows, count, steps, size)
+        for i, choice in self.chosen:
+            plans[..., i] = choice.sample(count).float()
+        plans[..., self.measured] = self.gaussian.sample(count)
+        return plans
+
+    def fit(self, plans: Tensor, weights: Tensor) -> None:
+        for i, choice in self.chosen:
+            choice.fit(plans[..., i].long(), weights)
+        self.gaussian.fit(plans[..., self.measured], weights)
+
+    @property
+    def mode(self) -> Tensor:
+        central = torch.empty(self.shape)
+        for i, choice in self.chosen:
+            central[..., i] = choice.mode.float()
+        central[..., self.measured] = self.gaussian.mode
+        return central

@@ -110,6 +110,7 @@ def greeting(session: PlaySession) -> dict[str, Any]:
             "rest": actions.rest,
             "low": list(actions.low),
             "high": list(actions.high),
+            "whole": list(actions.whole),
         },
         "guidable": scenes.guidable,
         "maxTemperature": MAX_TEMPERATURE,

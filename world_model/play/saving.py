@@ -51,6 +51,8 @@ def recording_of(session: PlaySession) -> Recording:
         taken = np.concatenate([part for part in actions if part is not None])
         taken = taken.astype(np.int64 if kind == "discrete" else np.float32)
         meta["action_space"] = {"kind": kind, "size": size, "meanings": list(scenes.actions.meanings)}
+        if scenes.actions.space is not None:
+            meta["action_space"] = {"space": scenes.actions.space, "meanings": list(scenes.actions.meanings)}
     return Recording(frames=frames, actions=taken, fps=prompt.fps, meta=meta)
 
 

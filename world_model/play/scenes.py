@@ -5,6 +5,7 @@ Shapes: t h w frames and pixels, f frames per latent step, a components of a con
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,13 @@ class Prompt:
 class ActionSpace:
     """The actions of a world, as a player sees them."""
 
-    kind: str  # "none", "discrete" or "continuous"
+    kind: str  # "none", "discrete", or "continuous" for vectors, some of whose components may be choices
     size: int
     meanings: Sequence[str]  # of each choice or component; their numbers if nothing says more
-    low: Sequence[float] = ()  # of each component of a continuous action
+    low: Sequence[float] = ()  # of each component of a vector
     high: Sequence[float] = ()
+    whole: Sequence[bool] = ()  # which components are choices, whole numbers from 0
+    space: Mapping[str, Any] | None = None  # the description of the space that they come from
 
     @property
     def rest(self) -> int | tuple[float, ...] | None:
@@ -68,12 +71,13 @@ class ActionSpace:
             and isinstance(action, list)
             and len(action) == self.size
             and all(map(_within, action, self.low, self.high))
+            and all(action[i] == int(action[i]) for i, whole in enumerate(self.whole) if whole)
         ):
             return tuple(float(value) for value in action)
         rule = {
             "none": "left out, since this world takes none",
             "discrete": f"an integer in 0..{self.size - 1}",
-            "continuous": f"{self.size} numbers within the action space's bounds",
+            "continuous": f"{self.size} numbers within the action space's bounds, whole ones for choices",
         }[self.kind]
         raise ValueError(f"play: an action must be {rule}, got {str(action)[:60]!r}.")
 
@@ -153,24 +157,35 @@ def _read_prompt(model: WorldModel, video: Path) -> Prompt:
 def _action_space(model: WorldModel, prompts: Sequence[Prompt]) -> ActionSpace:
     """The model's actions, with the meanings and bounds that a prompt's JSON gives.
 
-    Without bounds, a continuous action reaches as far as in the prompts, and at least 1 to both sides.
+    Without bounds, a continuous action reaches as far as in the prompts and as usual, to both sides.
     """
     spec = model.tokens.actions
     spaces = [prompt.meta.get("action_space", {}) for prompt in prompts]
     space = next((space for space in spaces if isinstance(space, Mapping) and space.get("size") == spec.size), {})
     meanings = space.get("meanings")
+    if spec.space is not None and spec.kind != "discrete":
+        meanings = [component.name for component in spec.components]
     if not (isinstance(meanings, list) and len(meanings) == spec.size and all(isinstance(m, str) for m in meanings)):
         meanings = [str(i) for i in range(spec.size)]
-    if spec.kind != "continuous":
-        return ActionSpace(kind=spec.kind, size=spec.size, meanings=meanings)
+    if spec.kind in ("none", "discrete"):
+        return ActionSpace(kind=spec.kind, size=spec.size, meanings=meanings, space=spec.space)
     seen = [prompt.actions[0, 1:].cpu() for prompt in prompts if prompt.actions is not None]
-    reach = torch.cat([*seen, torch.ones(1, spec.size)]).abs().amax(0).tolist()
+    reach = torch.cat([*seen, *(bound[None] for bound in model.usual_actions())]).abs().amax(0).tolist()
+    lows, highs = _bounds(space.get("low")) or [-x for x in reach], _bounds(space.get("high")) or reach
+    for i, component in enumerate(spec.components):
+        if component.choices:
+            lows[i], highs[i] = 0.0, component.choices - 1.0
+        else:  # a slider needs an end
+            lows[i] = component.low if isfinite(component.low) else lows[i]
+            highs[i] = component.high if isfinite(component.high) else highs[i]
     return ActionSpace(
-        kind=spec.kind,
+        kind="continuous",
         size=spec.size,
         meanings=meanings,
-        low=_bounds(space.get("low")) or [-value for value in reach],
-        high=_bounds(space.get("high")) or reach,
+        low=lows,
+        high=highs,
+        whole=[bool(component.choices) for component in spec.components],
+        space=spec.space,
     )
 
 

@@ -117,6 +117,8 @@ def read_actions(model: WorldModel, prompt: Episode | Path, actions: Path | None
     loaded = _read_actions_file(where) if isinstance(where, Path) else where.actions
     if loaded is None:
         raise ValueError(f"rollout: {where} has no actions; pass a file with --actions.")
+    if model.tokens.actions.kind == "mixed" and loaded.ndim == 2:  # choices alone may be integers, or true and false
+        loaded = loaded.astype(np.float32)
     taken = torch.from_numpy(as_torch_reads_them(loaded))[None]
     if taken.shape[1] < needed:
         raise ValueError(
@@ -129,7 +131,7 @@ def _read_actions_file(path: Path) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"rollout: there are no actions at {path}; pass a file with --actions.")
     loaded = load_array(path, f"rollout: {path}")
-    if loaded.dtype.kind not in "iuf" or loaded.ndim not in (1, 2) or loaded.dtype == np.uint64:
+    if loaded.dtype.kind not in "iufb" or loaded.ndim not in (1, 2) or loaded.dtype == np.uint64:
         raise ValueError(
             f"rollout: {path} must hold integers (t,) or floats (t, a), got {loaded.dtype} of {loaded.shape}; save one "
             "action for each frame, at most int64."

@@ -224,7 +224,7 @@ class WorldModelModule(TrainingModule):
         if saved is None:
             config = with_state_size(cfg.model.for_tokens(token_spec(metadata)), state_size)
             self.model = WorldModel(config, metadata.token_hash)
-            if self.model.tokens.actions.kind == "continuous":
+            if self.model.action_normalization is not None:
                 found = self._train_store.action_statistics()
                 self.model.set_action_statistics(torch.from_numpy(found.mean), torch.from_numpy(found.std))
         else:
@@ -352,12 +352,13 @@ class WorldModelModule(TrainingModule):
                 "WorldModelModule: the checkpoint must be a world model's, got another kind of checkpoint."
             )
         # Checkpoints of earlier versions lack newer keys, whose defaults are what those versions did.
-        saved, ours = to_dict(checked_config(WorldModelConfig, written, "checkpoint")), to_dict(self.model.config)
-        if saved != ours:
-            keys = [key for key in ours if saved.get(key) != ours[key]]
+        config = checked_config(WorldModelConfig, written, "checkpoint")
+        if config != self.model.config:
+            saved, ours = to_dict(config), to_dict(self.model.config)
+            keys = [key for key in ours if getattr(config, key) != getattr(self.model.config, key)]
             raise ValueError(
                 "WorldModelModule: the checkpoint must have the architecture of the config, but it differs in "
-                f"{', '.join(f'model.{key} ({saved.get(key)}, not {ours[key]})' for key in keys)}; resume with the "
+                f"{', '.join(f'model.{key} ({saved[key]}, not {ours[key]})' for key in keys)}; resume with the "
                 "config that it was trained with, or start again in another output folder."
             )
         trained_on = checkpoint.get("token_hash")

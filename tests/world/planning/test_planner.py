@@ -48,7 +48,9 @@ def test_a_plan_holds_each_action_for_a_latent_step(spec: ActionSpec, method: st
 def test_plans_begin_like_the_actions_of_the_training_data(settings: dict[str, float], mean: int, std: int) -> None:
     """They began with a deviation of 1, which is nothing to a joint that is moved by hundreds."""
     model, adapter = tiny_world(CONTINUOUS, OutcomeConfig(width=8))
-    model.set_action_statistics(torch.tensor([50.0, 50.0]), torch.tensor([10.0, 10.0]))
+    assert model.action_normalization is not None
+    model.action_normalization.mean.fill_(50)
+    model.action_normalization.std.fill_(10)
     planner = Planner(model, adapter, method="shooting", horizon=4, candidates=2, **settings)
     plans = planner.plan(PAST.expand(40, -1, -1, -1, -1), None)[:, 0]
     assert plans.mean().item() == pytest.approx(mean, abs=std / 2)

@@ -190,7 +190,8 @@ class Continuous {
       row.append(/^\d+$/.test(meaning) ? `Action ${meaning}` : meaning);
       const input = document.createElement("input");
       const [low, high] = [this.actions.low[index], this.actions.high[index]];
-      Object.assign(input, { type: "range", min: low, max: high, step: "any", value: this.values[index] });
+      const step = this.actions.whole[index] ? 1 : "any";
+      Object.assign(input, { type: "range", min: low, max: high, step, value: this.values[index] });
       input.addEventListener("input", () => this.set(index, Number(input.value)));
       const output = document.createElement("output");
       output.textContent = this.values[index].toFixed(2);
@@ -213,7 +214,9 @@ class Continuous {
       const [low, high] = [this.actions.low[index], this.actions.high[index]];
       if (Math.abs(axis) > 0.12) this.moved.add(index);
       else if (!this.moved.delete(index)) return; // it came to rest: once more, to let go
-      const value = Math.abs(axis) > 0.12 ? low + ((axis + 1) / 2) * (high - low) : this.actions.rest[index];
+      const moved = low + ((axis + 1) / 2) * (high - low);
+      const to = this.actions.whole[index] ? Math.round(moved) : moved;
+      const value = Math.abs(axis) > 0.12 ? to : this.actions.rest[index];
       if (value !== this.values[index]) this.set(index, value);
     });
   }
