@@ -119,12 +119,13 @@ class ImaginedEnv(gymnasium.Env[np.ndarray, Any]):
         actions = self._spaces.world_actions([action], 1, "ImaginedEnv")
         step = self._episodes.step(actions)
         rewards = None if step.rewards is None else step.rewards[0]
+        state = None if step.state is None else step.state[0]
         return (
             step.frames[0, -1].copy(),
             0.0 if rewards is None else float(rewards.sum()),
             bool(step.terminated[0]),
             bool(step.truncated[0]),
-            step_info(step.frames[0], rewards),
+            step_info(step.frames[0], rewards, state),
         )
 
     def render(self) -> np.ndarray | None:
@@ -158,9 +159,10 @@ def start_info(frames: np.ndarray, start: Start) -> dict[str, Any]:
     return {"frames": frames, "prompt": str(start.episode), "first_frame": start.first_frame}
 
 
-def step_info(frames: np.ndarray, rewards: np.ndarray | None) -> dict[str, Any]:
-    """The info of a step with its frames (f, h, w, 3) and their rewards (f,)."""
-    return {"frames": frames} if rewards is None else {"frames": frames, "rewards": rewards}
+def step_info(frames: np.ndarray, rewards: np.ndarray | None, state: np.ndarray | None) -> dict[str, Any]:
+    """The info of a step with its frames (f, h, w, 3), their rewards (f,) and their states (f, s)."""
+    found = {"frames": frames, "rewards": rewards, "state": state}
+    return {name: values for name, values in found.items() if values is not None}
 
 
 def checked_render_mode(mode: str | None, who: str) -> str | None:

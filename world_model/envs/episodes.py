@@ -36,6 +36,7 @@ class EpisodesStep:
     rewards: np.ndarray | None  # (b, f) float32; None for a world that predicts none
     terminated: np.ndarray  # (b,) bool; False for a world that predicts no ends
     truncated: np.ndarray  # (b,) bool: the episode has reached the horizon, and has not terminated
+    state: np.ndarray | None = None  # (b, f, s) float32 in its own units; None for a world that predicts none
 
 
 class ImaginedEpisodes:
@@ -96,6 +97,7 @@ class ImaginedEpisodes:
         known = [start.actions for start in starts if start.actions is not None]
         actions = torch.from_numpy(np.stack(known)).to(device) if known else None
         indices = [start.index for start in starts]
+        state = _states_of(starts, device)
         if self.imagination is None:
             assert list(rows) == list(range(self.count))
             self.imagination = Imagination(
@@ -106,10 +108,11 @@ class ImaginedEpisodes:
                 sampler=self.sampler,
                 decoding=self.decoding,
                 indices=indices,
+                state=state,
                 who=self.who,
             )
         else:
-            self.imagination.reset_rows(rows, prompts, actions, indices=indices)
+            self.imagination.reset_rows(rows, prompts, actions, indices=indices, state=state)
         self.steps[list(rows)] = 0
         self.ended[list(rows)] = False
         return starts
@@ -128,6 +131,7 @@ class ImaginedEpisodes:
             rewards=None if step.rewards is None else step.rewards.cpu().numpy(),
             terminated=terminated,
             truncated=truncated,
+            state=None if step.state is None else step.state.cpu().numpy(),
         )
 
     @property
@@ -143,6 +147,15 @@ class ImaginedEpisodes:
         twin.imagination = None if self.imagination is None else self.imagination.fork()
         twin.steps, twin.ended = self.steps.copy(), self.ended.copy()
         return twin
+
+
+def _states_of(starts: Sequence[Start], device: torch.device) -> torch.Tensor | None:
+    """The states (r, t, s) of prompts, NaN of those without; None if all are."""
+    known = [start.state for start in starts if start.state is not None]
+    if not known:
+        return None
+    unknown = np.full_like(known[0], np.nan)
+    return torch.from_numpy(np.stack([unknown if x.state is None else x.state for x in starts])).to(device)
 
 
 @cache

@@ -1,6 +1,7 @@
 """Where imagined episodes start: prompts from recorded episodes, drawn by a random number generator.
 
-Shapes: t h w frames and pixels, f frames per latent step, a components of a continuous action.
+Shapes: t h w frames and pixels, f frames per latent step, a components of a continuous action, s components of a
+frame's state.
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ class Start:
     frames: np.ndarray  # uint8 (t, h, w, 3)
     actions: np.ndarray | None  # (t[, a]); None for a world without actions
     index: int
+    state: np.ndarray | None = None  # (t, s); None for a world without states, or an episode without
 
 
 class Starts:
@@ -49,7 +51,8 @@ class Starts:
                 f"{self.prompt_frames}."
             )
         self._acts = model.tokens.actions.kind != "none"
-        self._episodes = _opened(prompts, self._acts)
+        self._has_state = model.config.state is not None
+        self._episodes = _opened(prompts, self._acts or self._has_state)
         if not self._episodes:
             raise ValueError(f"{who}: prompts must have at least one episode, got none.")
         for episode in self._episodes:
@@ -73,14 +76,15 @@ class Starts:
             frames=episode.read(frames),
             actions=episode.actions[frames.start : frames.stop] if self._acts and episode.actions is not None else None,
             index=int(rng.integers(2**32)),
+            state=episode.state[frames.start : frames.stop] if self._has_state and episode.state is not None else None,
         )
 
 
-def _opened(prompts: Prompts, acts: bool) -> list[Episode]:
+def _opened(prompts: Prompts, whole: bool) -> list[Episode]:
     episodes: list[Episode] = []
     for source in [prompts] if isinstance(prompts, str | Path) else prompts:
         if isinstance(source, str | Path):
-            episodes += open_episodes(source) if acts else open_videos(source)
+            episodes += open_episodes(source) if whole else open_videos(source)
         else:
             episodes.append(source)
     return episodes

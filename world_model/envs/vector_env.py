@@ -196,4 +196,5 @@ class ImaginedVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         return infos
 
     def _info_of(self, step: EpisodesStep, row: int) -> Infos:
-        return step_info(step.frames[row], None if step.rewards is None else step.rewards[row])
+        rewards, state = (None if x is None else x[row] for x in (step.rewards, step.state))
+        return step_info(step.frames[row], rewards, state)

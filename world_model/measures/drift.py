@@ -51,6 +51,7 @@ class RolloutStarts:
 
     prompt: Tensor  # (b, 3, p, h, w) in [-1, 1]
     actions: Tensor | None  # (b, p + n) or (b, p + n, a)
+    state: Tensor | None = None  # (b, p, s), of the prompt; None: unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +133,7 @@ def free_running(
             sampler=sampler,
             decoding=decoding,
             indices=range(start, start + len(prompt)),
+            state=None if starts.state is None or model.state_head is None else starts.state[rows],
         )
         whole = Sequences(
             tokens=result.tokens.grid_values, video=torch.cat([result.prompt_reconstruction, result.imagined], dim=2)
@@ -172,7 +174,8 @@ def play_from_episodes(
                 found.setdefault(index, []).append(segment)
         yield from found.values()
 
-    return RolloutStarts(prompt=prompts.prompt, actions=prompts.actions), segments()
+    starts = RolloutStarts(prompt=prompts.prompt, actions=prompts.actions, state=prompts.prompt_state)
+    return starts, segments()
 
 
 def play_from_store(
@@ -229,7 +232,11 @@ def play_from_store(
     if store.metadata.action_space:
         taken = [_actions_on(store, index, prompt_frames + num_frames) for index in chosen]
         actions = torch.stack(taken)
-    return RolloutStarts(prompt=prompt.clamp(-1, 1), actions=actions), segments()
+    state = None
+    if store.state_size is not None:  # of a first step, only the last frame exists
+        windows = store.windows(chosen, [0] * len(chosen), prompt_steps)
+        state = windows["state"].flatten(1, 2)[:, f - 1 :]
+    return RolloutStarts(prompt=prompt.clamp(-1, 1), actions=actions, state=state), segments()
 
 
 def _actions_on(store: TokenStore, index: int, frames: int) -> Tensor:

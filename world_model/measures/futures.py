@@ -21,6 +21,7 @@ from world_model.heads.sampler import Sampler
 from world_model.measures.controllability import ActionEffect, action_effect, others_actions
 from world_model.measures.prompts import Prompts
 from world_model.measures.report import Measured, Row, from_to, numbers
+from world_model.measures.state import future_rows, future_state_errors
 from world_model.model import WorldModel
 from world_model.rollout.rollout import RolloutResult, rollout
 from world_model.rollout.tokens import reconstruct as reconstruct_prompts
@@ -40,6 +41,7 @@ class Futures:
     others: Tensor | None  # imagined under other actions
     copied: Tensor  # the prompt's last frame, reconstructed by the tokenizer and repeated
     reconstructed: Tensor | None  # the real future, reconstructed by the tokenizer: an upper bound for the world model
+    state_errors: Mapping[str, Tensor]  # (b, t) by name, of `future_state_errors`; empty without states
 
 
 @torch.no_grad()
@@ -68,18 +70,24 @@ def imagine(
             sampler=sampler,
             decoding=decoding,
             indices=indices,
+            state=None if model.state_head is None else prompts.prompt_state,
         )
 
     result = imagined(prompts.actions)
     reconstructed = None
     if reconstruct:
         reconstructed = reconstruct_prompts(adapter, prompts.video)[:, :, prompts.prompt_frames :]
+    errors: dict[str, Tensor] = {}
+    if model.state_normalization is not None and result.state is not None and prompts.state is not None:
+        std = model.state_normalization.std
+        errors = future_state_errors(result.state, prompts.state, prompts.prompt_frames, std)
     return Futures(
         prompts=prompts,
         result=result,
         others=None if others is None else imagined(others.to(model.device)).imagined,
         copied=result.prompt_reconstruction[:, :, -1:].expand_as(prompts.future),
         reconstructed=reconstructed,
+        state_errors=errors,
     )
 
 
@@ -102,6 +110,8 @@ class FutureScores:
                 continue
             for metric, values in self._frame_scores(real, video).items():
                 self._batches.setdefault(f"{name}{metric}", []).append(values.cpu())
+        for name, errors in futures.state_errors.items():
+            self._batches.setdefault(name, []).append(errors.cpu())
         if futures.others is not None:
             self._batches.setdefault("others_psnr", []).append(bounded_psnr(real, futures.others).cpu())
         if self.i3d is not None:
@@ -123,7 +133,8 @@ class FutureScores:
         """The scores (b, t) of all prompts, by name.
 
         `psnr`, `ssim` and `lpips` are the world model's. With the prefix `copy_` they are those of repeating the
-        prompt's last frame, with `tokenizer_` those of the tokenizer alone.
+        prompt's last frame, with `tokenizer_` those of the tokenizer alone. `state` and `copy_state` are squared errors
+        of states.
         """
         return {name: torch.cat(batches) for name, batches in self._batches.items()}
 
@@ -166,6 +177,10 @@ class PromptThenFree:
                     compared=f"last frame copied {copied:.{digits}f}, tokenizer alone {best:.{digits}f}",
                 )
             )
+        if "state" in self.scores:
+            of_states, state_rows = future_rows({name: self.scores[name] for name in ("state", "copy_state")})
+            values |= of_states
+            rows += state_rows
         if self.fvd is not None:
             values["fvd"] = round(self.fvd, 3)
             compared = f"over {values['prompts']} clips; fewer clips give higher values"

@@ -11,10 +11,11 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from world_model.data import window_actions, window_outcomes, window_tokens
+from world_model.data import window_actions, window_outcomes, window_state, window_tokens
 from world_model.measures.baselines import Baselines
 from world_model.measures.outcomes import OutcomeScores
 from world_model.measures.report import Measured, Row, from_to, numbers
+from world_model.measures.state import StateScores
 from world_model.model import WorldModel
 
 NO_ACCURACY = "continuous tokens have no accuracy; look at flow_loss."
@@ -82,14 +83,15 @@ class TeacherForced:
     correct_factors: StepSums | None = None
     unchanged: StepSums | None = None  # tokens equal to the previous step's: the accuracy of copying
     outcomes: Measured = field(default_factory=lambda: Measured(values={}))
+    state: Measured = field(default_factory=lambda: Measured(values={}))
 
     def measured(self) -> Measured:
         """The results under the names of the report."""
         tokens = self._tokens()
         return Measured(
-            values={**tokens.values, **self.outcomes.values},
-            rows=[*tokens.rows, *self.outcomes.rows],
-            not_measured={**tokens.not_measured, **self.outcomes.not_measured},
+            values={**tokens.values, **self.outcomes.values, **self.state.values},
+            rows=[*tokens.rows, *self.outcomes.rows, *self.state.rows],
+            not_measured={**tokens.not_measured, **self.outcomes.not_measured, **self.state.not_measured},
         )
 
     def _tokens(self) -> Measured:
@@ -169,11 +171,14 @@ def teacher_forced(
     names = ("losses", "unigram", "copy", "correct", "correct_factors", "unchanged")
     sums = {name: StepSums() for name in names}
     outcomes = OutcomeScores()
+    normalization = model.state_normalization
+    states = None if normalization is None else StateScores(normalization.std)
     discrete = False
     for batch in batches:
         tokens, valid = window_tokens(batch), batch["valid"][:, 1:]
         on_device = batch.to(model.device)
-        scores = model.score(window_tokens(on_device), window_actions(on_device))
+        state = None if states is None else window_state(on_device)
+        scores = model.score(window_tokens(on_device), window_actions(on_device), state=state)
         sums["losses"].add(scores.losses, valid, scores.weights)
         if scores.correct is not None:
             discrete = True
@@ -185,14 +190,18 @@ def teacher_forced(
             sums["unigram"].add(unigram, valid)
             sums["copy"].add(copy, valid)
         if model.outcomes is not None:
-            predicted = model.window_outcomes(window_tokens(on_device), window_actions(on_device))
+            predicted = model.window_outcomes(window_tokens(on_device), window_actions(on_device), state)
             outcomes.add(predicted, window_outcomes(on_device)[1:], on_device["valid"][:, 1:])
+        if states is not None and state is not None:
+            made = model.window_states(window_tokens(on_device), window_actions(on_device), state)
+            states.add(made, state, on_device["valid"][:, 1:])
         advance(len(tokens))
     config = model.config.outcomes
     measured = Measured(values={})
     if config is not None:
         measured = outcomes.measured(rewards=config.rewards, ends=config.ends)
+    of_states = Measured(values={}) if states is None else states.measured()
     if not discrete:
-        return TeacherForced(losses=sums["losses"], outcomes=measured)
+        return TeacherForced(losses=sums["losses"], outcomes=measured, state=of_states)
     kept = names if baselines is not None else ("losses", "correct", "correct_factors", "unchanged")
-    return TeacherForced(**{name: sums[name] for name in kept}, outcomes=measured)
+    return TeacherForced(**{name: sums[name] for name in kept}, outcomes=measured, state=of_states)

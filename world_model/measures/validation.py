@@ -62,7 +62,8 @@ class Validation:
         self.episodes: Sequence[Episode] | None = None
         if cfg.episodes is not None:
             acts = model.tokens.actions.kind != "none"
-            self.episodes = recordings(cfg.episodes, with_actions=acts, camera=cfg.camera)
+            states = model.state_head is not None
+            self.episodes = recordings(cfg.episodes, with_actions=acts, with_state=states, camera=cfg.camera)
             longest = max(cfg.future_frames, cfg.drift_frames)
             if not room_for(self.episodes, cfg.prompt_frames + longest):
                 raise ValueError(

@@ -125,7 +125,14 @@ class Planner:
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         return model if model.dtype == dtype else deepcopy(model).to(dtype)
 
-    def plan(self, past_video: Tensor, past_actions: Tensor | None, goal: Tensor | None = None) -> Tensor:
+    def plan(
+        self,
+        past_video: Tensor,
+        past_actions: Tensor | None,
+        goal: Tensor | None = None,
+        *,
+        past_state: Tensor | None = None,
+    ) -> Tensor:
         """The actions (b, horizon) or (b, horizon, a) of the next frames.
 
         past_video: (b, 3, t, h, w), uint8 or float in [-1, 1]. Only its newest frames are used, as many as leave room
@@ -133,6 +140,7 @@ class Planner:
         past_actions: (b, t) or (b, t, a), one for each frame; None: unknown.
         goal: a picture (3, h, w) or one for each row (b, 3, h, w), uint8 or float in [-1, 1], that the last frame of
             the plan is to resemble (by squared error). None: the plan is to earn the most predicted reward.
+        past_state: (b, t, s), one for each frame, for a model with states; None: unknown.
 
         Raises:
             ValueError: the model predicts no rewards and there is no goal, or the past or the goal doesn't fit it.
@@ -142,7 +150,7 @@ class Planner:
                 "Planner: without a goal the world model must predict rewards; train it with model.outcomes, or give a "
                 "goal."
             )
-        past = self._past(past_video, past_actions)
+        past = self._past(past_video, past_actions, past_state)
         target = None if goal is None else self._target(goal, past)
         cfg = self.cfg
         spec = self.model.tokens.actions
@@ -184,7 +192,7 @@ class Planner:
         lows, highs = torch.tensor(bounds).unbind(-1)
         return plans.clamp(lows, highs)
 
-    def _past(self, video: Tensor, actions: Tensor | None) -> Imagination:
+    def _past(self, video: Tensor, actions: Tensor | None, state: Tensor | None = None) -> Imagination:
         """The newest frames that leave room for the plan, ready to be forked."""
         check_tensor(video, who="Planner", name="past_video")
         f, kept = self.model.tokens.temporal_factor, self.model.config.max_steps - self.steps
@@ -201,6 +209,14 @@ class Planner:
                     f"past_video, shape (b, {video.shape[2]}[, a]), got {tuple(actions.shape)}."
                 )
             actions = actions[:, -frames:]
+        if state is not None:
+            check_tensor(state, who="Planner", name="past_state")
+            if state.ndim != 3 or state.shape[1] != video.shape[2]:
+                raise ValueError(
+                    f"Planner: past_state must have one state for each of the {video.shape[2]} frames of past_video, "
+                    f"shape (b, {video.shape[2]}, s), got {tuple(state.shape)}."
+                )
+            state = state[:, -frames:]
         return Imagination(
             self.model,
             self.adapter,
@@ -208,6 +224,7 @@ class Planner:
             actions=actions,
             sampler=self.sampler,
             decoding=self.decoding,
+            state=state,
             who="Planner",
         )
 

@@ -20,8 +20,8 @@ from vidtok_plugin.video.reading import probe, read_frames
 from world_model.decoding import Decoding
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
-from world_model.rollout.checks import check_prompt, check_rollout_actions
-from world_model.rollout.files import as_video, read_actions
+from world_model.rollout.checks import check_prompt, check_prompt_state, check_rollout_actions
+from world_model.rollout.files import as_video, read_actions, read_state
 from world_model.rollout.imagination import Imagination
 from world_model.rollout.worlds import load_world, world_prompts
 
@@ -31,13 +31,14 @@ MAX_PROMPTS = 24  # a folder may hold thousands of episodes
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """Recorded frames that a game starts from, with the actions between them."""
+    """Recorded frames that a game starts from, with the actions between them and their states."""
 
     name: str
     frames: np.ndarray  # uint8 (1 + k f, h, w, 3)
     actions: Tensor | None  # (1, 1 + k f[, a]); None if they are not known, or the world takes none
     fps: float
     meta: Mapping[str, Any]  # the JSON beside the video; empty without one
+    state: Tensor | None = None  # (1, 1 + k f, s); None if it is not known, or the world has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,7 @@ class Scenes:
             self.adapter,
             prompts=as_video(chosen.frames, self.model.device),
             actions=chosen.actions,
+            state=chosen.state,
             sampler=sampler,
             decoding=Decoding(order="diagonal") if self.model.config.prediction == "causal" else None,
             who="play",
@@ -132,6 +134,7 @@ def load_scenes(source: str | Path, prompts: Path | None = None, device: str | N
         if prompt.actions is not None:
             frames = len(prompt.frames)
             check_rollout_actions(model, prompt.actions, 1, frames, "those of the prompt", who, validate=True)
+        check_prompt_state(model, prompt.state, 1, len(prompt.frames), who, validate=True)
     return Scenes(
         name=Path(source).name,
         model=model,
@@ -149,6 +152,7 @@ def _read_prompt(model: WorldModel, video: Path) -> Prompt:
         name=video.stem,
         frames=read_frames(video, range(count)),
         actions=read_actions(model, video, None, count) if actions_path(video).is_file() else None,
+        state=read_state(model, video, count),
         fps=info.fps,
         meta=read_meta(video) if meta_path(video).is_file() else {},
     )

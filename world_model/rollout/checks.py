@@ -1,9 +1,12 @@
-"""Checks that the prompt, the length, the actions and the adapter of a rollout fit its world model."""
+"""Checks that the prompt, the length, the actions, the states and the adapter of a rollout fit its world model."""
 
 import torch
 from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from vidtok_plugin.common.state_dict import FLOATS
+from vidtok_plugin.common.tensor_checks import check_tensor
+from vidtok_plugin.store.encode import group_state
 from vidtok_plugin.tokenizer.video_checks import as_float_video
 from world_model.actions import GroupedActions, check_actions, group_actions
 from world_model.model import WorldModel
@@ -85,6 +88,34 @@ def check_rollout_actions(
             f"got {tuple(checked.shape)}."
         )
     return group_actions(checked.to(model.device), model.tokens.temporal_factor)
+
+
+def check_prompt_state(
+    model: WorldModel, state: Tensor | None, batch: int, frames: int, who: str, *, validate: bool
+) -> Tensor | None:
+    """Check the states (b, t, s) of a prompt's frames; -> grouped by latent step, (b, T, f, s) on the model's device.
+
+    None if there are none: they are unknown then.
+    """
+    if state is None:
+        return None
+    if model.config.state is None:
+        raise ValueError(f"{who}: the world model was trained without states; leave them out.")
+    check_tensor(state, who=who, name="state")
+    expected = (batch, frames, model.config.state.size)
+    if state.shape != expected or state.dtype not in FLOATS:
+        raise ValueError(
+            f"{who}: state must be floats of shape {expected}, one state for each frame of the prompt, got "
+            f"{state.dtype} of {tuple(state.shape)}."
+        )
+    state = state.float()
+    if (_on_cpu(state) or validate) and bool(state.isinf().any()):
+        place = tuple(state.isinf().nonzero()[0].tolist())
+        raise ValueError(
+            f"{who}: state must be finite in float32, or NaN where unknown, got {state[place].item()} at position "
+            f"{place} (rollout, frame, component)."
+        )
+    return group_state(state.to(model.device), model.tokens.temporal_factor)
 
 
 def _on_cpu(x: Tensor) -> bool:

@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.video.array_files import ARRAY_SUFFIXES
 from vidtok_plugin.video.episode import Episode
-from vidtok_plugin.video.episodes import actions_path, load_array
+from vidtok_plugin.video.episodes import FIX_STATE, actions_path, load_array, state_path
 from vidtok_plugin.video.opening import open_episodes
 from vidtok_plugin.video.pixels import from_uint8, to_uint8
-from vidtok_plugin.video.signals import as_torch_reads_them
+from vidtok_plugin.video.signals import as_torch_reads_them, check_state
 from vidtok_plugin.video.video_file import as_episode
 from vidtok_plugin.video.writing import VideoWriter
 from world_model.decoding import Decoding
@@ -36,9 +37,11 @@ def rollout_file(
 ) -> RolloutResult:
     """Imagine `num_frames` frames after the first `prompt_frames` frames of `prompt` and write all of them to `output`.
 
+    The states of a model that has them go into the file beside it, `out.state.npy` of `out.mp4`, float32 (t, s).
+
     `world` is a source for `load_world`. The prompt is a video file, or another source for `open_episodes`, of which
     `episode` is the number of the episode and `camera` the camera. A model trained with actions reads them from
-    `actions`, by default those of the prompt: the file next to a video.
+    `actions`, by default those of the prompt: the file next to a video. So does one with states, which may be missing.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
@@ -48,6 +51,7 @@ def rollout_file(
     model, adapter = load_world(world)
     pixels, fps = read_prompt(chosen, prompt_frames)
     taken = read_actions(model, chosen, actions, prompt_frames + num_frames)
+    state = read_state(model, chosen, prompt_frames)
     with VideoWriter(output, fps=fps) as writer:  # before the work, for which the output may turn out to be impossible
         result = rollout(
             model,
@@ -57,8 +61,12 @@ def rollout_file(
             num_frames=num_frames,
             sampler=sampler,
             decoding=decoding,
+            state=state,
         )
         writer.write(to_uint8(result.video[0]))
+    if result.state is not None:
+        with atomic_write(state_path(output)) as partial, partial.open("wb") as file:
+            np.save(file, result.state[0].cpu().numpy())
     return result
 
 
@@ -125,6 +133,30 @@ def read_actions(model: WorldModel, prompt: Episode | Path, actions: Path | None
             f"rollout: {where} must have an action for each of {needed} frames, got {taken.shape[1]}; lower --frames."
         )
     return taken[:, :needed].to(model.device)
+
+
+def read_state(model: WorldModel, prompt: Episode | Path, frames: int) -> Tensor | None:
+    """The states (1, frames, s) of the prompt's first frames, on the model's device: of a path, those in the file next
+    to it. None for a model without states, or a prompt without.
+
+    Raises:
+        ValueError: the file cannot be read, or has fewer frames.
+    """
+    if model.config.state is None:
+        return None
+    state: np.ndarray | None = None
+    if not isinstance(prompt, Path):
+        state = prompt.state
+    elif state_path(prompt).is_file():
+        state = load_array(state_path(prompt), f"rollout: {prompt}")
+        check_state(f"rollout: {prompt}", state_path(prompt).name, state, len(state), FIX_STATE)
+    if state is None:
+        return None
+    if len(state) < frames:
+        raise ValueError(
+            f"rollout: {prompt} must have a state for each of {frames} frames, got {len(state)}; lower --prompt-frames."
+        )
+    return torch.from_numpy(state[:frames].astype(np.float32))[None].to(model.device)
 
 
 def _read_actions_file(path: Path) -> np.ndarray:

@@ -1,7 +1,7 @@
 """An imagination: rollouts of a batch of prompts, advanced one latent step at a time, which can be forked.
 
 Shapes: b rollouts, t h w frames and pixels, f frames per latent step, a components of a continuous action, H W rows and
-columns of tokens, p values of a patch.
+columns of tokens, p values of a patch, s components of a frame's state.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,13 @@ from world_model.decoding import Decoding
 from world_model.generation.generator import StepGenerator, check_rows
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
-from world_model.rollout.checks import check_adapter, check_prompt, check_rollout_actions, check_step_actions
+from world_model.rollout.checks import (
+    check_adapter,
+    check_prompt,
+    check_prompt_state,
+    check_rollout_actions,
+    check_step_actions,
+)
 from world_model.rollout.tokens import encode_prompt, video_tokens_of
 
 
@@ -31,6 +37,7 @@ class ImaginedStep:
     rewards: Tensor | None  # (b, f) float32, the expected reward of each frame; None for a model that predicts none
     terminated: Tensor | None  # (b,) bool, whether the game ends with the step; None likewise
     entropy: Tensor | None  # (b, H, W) float32, nats: see `Imagination.step`
+    state: Tensor | None  # (b, f, s) float32 in its own units; None for a model that predicts none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,7 @@ class _Past:
 
     tokens: Tensor  # (b, T, H, W[, p])
     actions: GroupedActions | None
+    state: Tensor | None  # (b, T, f, s)
     decoder: TokenDecoderStream  # after these tokens
     frames: Tensor  # the newest, (b, 3, f, h, w)
 
@@ -47,13 +55,14 @@ class Imagination:
     """Rollouts that are advanced step by step, under actions that are chosen on the way.
 
     `prompts` is video (b, 3, 1 + k f, h, w), uint8 or float in [-1, 1]. `actions` are those of the prompts, integers
-    (b, t) or floats (b, t, a), one per frame; without them the model treats them as unknown. Each row draws its own
+    (b, t) or floats (b, t, a), one per frame; without them the model treats them as unknown. So are their states,
+    `state` (b, t, s), in their own units. Each row draws its own
     random numbers, which depend only on the sampler's seed and the row's index, its place in the batch unless `indices`
     gives others. Frames are decoded without lookahead, because the next step waits for its actions. Values are checked
     on the CPU, and on other devices only with `validate`. `who` starts the error messages.
 
     Raises:
-        ValueError: the adapter, the prompts, their actions, the sampler or the decoding don't fit the model.
+        ValueError: the adapter, the prompts, their actions or states, the sampler or the decoding don't fit the model.
 
     Example:
         imagination = Imagination(model, adapter, prompts=video, actions=actions)
@@ -72,15 +81,16 @@ class Imagination:
         sampler: Sampler | None = None,
         decoding: Decoding | None = None,
         indices: Sequence[int] | None = None,
+        state: Tensor | None = None,
         validate: bool = False,
         who: str = "Imagination",
     ) -> None:
         check_adapter(model, adapter, who)
         self.model, self.adapter = model, adapter
         self.validate, self.who = validate, who
-        past = self._past(prompts, actions)
+        past = self._past(prompts, actions, state)
         self.generator = StepGenerator(
-            model, past.tokens, past.actions, sampler or Sampler(), indices, decoding=decoding
+            model, past.tokens, past.actions, sampler or Sampler(), indices, decoding=decoding, state=past.state
         )
         self._decoder = past.decoder
         self.frames = past.frames  # the newest, (b, 3, f, h, w); a one-frame prompt is repeated
@@ -127,6 +137,7 @@ class Imagination:
             rewards=None if outcomes is None else outcomes.rewards,
             terminated=None if outcomes is None else outcomes.terminated,
             entropy=self.generator.entropy,
+            state=self.generator.state,
         )
 
     def prepare(self) -> None:
@@ -134,7 +145,13 @@ class Imagination:
         self.generator.prepare()
 
     def reset_rows(
-        self, rows: Sequence[int], prompts: Tensor, actions: Tensor | None = None, *, indices: Sequence[int]
+        self,
+        rows: Sequence[int],
+        prompts: Tensor,
+        actions: Tensor | None = None,
+        *,
+        indices: Sequence[int],
+        state: Tensor | None = None,
     ) -> None:
         """Let some rollouts start again from other prompts (r, 3, 1 + k f, h, w), while the others go on as they are.
 
@@ -145,12 +162,12 @@ class Imagination:
                 tokenizer of v1.1, prompts of one frame cannot join rows of more.
         """
         check_rows(rows, self.batch, self.who)
-        past = self._past(prompts, actions)
+        past = self._past(prompts, actions, state)
         there = torch.tensor(list(rows), device=self.frames.device)
         all_rows = len(rows) == self.batch  # nothing of the old state stays, so the new one need not fit it
         decoder = (past.decoder if all_rows else self._decoder).fork()  # prompts that don't fit change nothing
         decoder.replace_rows(there, past.decoder)
-        self.generator.reset_rows(rows, past.tokens, past.actions, indices)
+        self.generator.reset_rows(rows, past.tokens, past.actions, indices, state=past.state)
         self._decoder = decoder
         self.frames = self.frames.index_copy(0, there, past.frames)
 
@@ -177,8 +194,8 @@ class Imagination:
         return twin
 
     @torch.no_grad()
-    def _past(self, prompts: Tensor, actions: Tensor | None) -> _Past:
-        """Check and encode prompts (b, 3, 1 + k f, h, w) with their actions."""
+    def _past(self, prompts: Tensor, actions: Tensor | None, state: Tensor | None) -> _Past:
+        """Check and encode prompts (b, 3, 1 + k f, h, w) with their actions and states."""
         model, adapter = self.model, self.adapter
         video = check_prompt(model, adapter, prompts, self.who, validate=self.validate)
         batch, _, count = video.shape[:3]
@@ -188,13 +205,15 @@ class Imagination:
             past = check_rollout_actions(
                 model, actions, batch, count, "those of the prompt", self.who, validate=self.validate
             )
+        grouped_state = check_prompt_state(model, state, batch, count, self.who, validate=self.validate)
         tokens = encode_prompt(model, adapter, video)
         decoder = adapter.decoder_stream(lookahead=False)
         decoder.push(video_tokens_of(tokens, count))
         f = adapter.temporal_factor
         newest = video[:, :, -f:]
         missing = newest[:, :, :1].expand(-1, -1, f - newest.shape[2], -1, -1)
-        return _Past(tokens=tokens, actions=past, decoder=decoder, frames=torch.cat([missing, newest], dim=2))
+        frames = torch.cat([missing, newest], dim=2)
+        return _Past(tokens=tokens, actions=past, state=grouped_state, decoder=decoder, frames=frames)
 
 
 def _unknown_actions(model: WorldModel, batch: int, frames: int) -> GroupedActions:

@@ -28,13 +28,14 @@ def stream_rollout(
     sampler: Sampler | None = None,
     decoding: Decoding | None = None,
     indices: Sequence[int] | None = None,
+    state: Tensor | None = None,
     validate: bool = False,
 ) -> Iterator[Tensor]:
     """Imagine step by step, for interactive play: yields the f frames (b, 3, f, h, w) of each latent step.
 
     `policy(frames)` receives the newest f frames and returns the f actions of the next step, (b, f) or (b, f, a). The
     first call gets the last frames of the prompt; a prompt of one frame is repeated. Leave `policy` out for a model
-    without actions. `actions` are the actions of the prompt, one per frame; without them the model treats them as
+    without actions. `actions` and `state` are those of the prompt, one per frame; without them the model treats them as
     unknown. Frames are decoded without lookahead, because the next step waits for the player. The stream ends after
     `num_frames` frames, or never if that is None.
     """
@@ -55,6 +56,7 @@ def stream_rollout(
         sampler=sampler,
         decoding=decoding,
         indices=indices,
+        state=state,
         validate=validate,
         who="stream_rollout",
     )

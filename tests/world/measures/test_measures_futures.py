@@ -48,7 +48,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, prompts: Prompts, imagine: Any, **
 
     def fake(
         model: Any, adapter: TokenizerAdapter, *, prompt: Tensor, actions: Tensor, num_frames: int, sampler: Any,
-        decoding: Any, indices: range,
+        decoding: Any, indices: range, state: Tensor | None,
     ) -> RolloutResult:  # fmt: skip
         future = imagine(slice(indices.start, indices.stop), actions)
         return RolloutResult(

@@ -44,7 +44,7 @@ def even_scores(losses: Tensor, correct: Tensor | None) -> TokenScores:
 def scored(monkeypatch: pytest.MonkeyPatch, score: Callable[[Tensor], TokenScores], store: Path) -> TeacherForced:
     """The measures of a model with the given `score`."""
     model = tiny_model()
-    monkeypatch.setattr(model, "score", lambda tokens, actions: score(tokens))
+    monkeypatch.setattr(model, "score", lambda tokens, actions, state: score(tokens))
     return teacher_forced(model, batches_of(store), None)
 
 
