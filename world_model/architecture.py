@@ -7,6 +7,8 @@ from typing import Literal
 from vidtok_plugin.adapter.vocabulary import factor_levels
 from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.tokenizer.architecture import MAX_CODES
+from vidtok_plugin.video.episode import Episode
+from vidtok_plugin.video.preparation import Preparation
 from world_model.actions import ActionSpec
 from world_model.transformer.block import MAX_DEPTH, TransformerConfig
 
@@ -23,7 +25,8 @@ VocabularyKind = Literal["auto", "flat", "factored"]
 class TokenSpec:
     """The kind and sizes of tokens and actions; `world_model.data.token_spec` reads them from a token store.
 
-    Discrete tokens are codes below `codebook_size`; continuous ones are patches of `patch_dim` values.
+    Discrete tokens are codes below `codebook_size`; continuous ones are patches of `patch_dim` values. `preparation` is
+    how the frames were brought to their size and rate, if they were; recorded prompts are brought there likewise.
     """
 
     codebook_size: int | None = None
@@ -33,6 +36,7 @@ class TokenSpec:
     temporal_factor: int  # frames of each latent step after the first
     fsq_levels: tuple[int, ...] | None = None  # of an FSQ codebook, the least significant digit first
     actions: ActionSpec = field(default_factory=ActionSpec)
+    preparation: Preparation | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -52,6 +56,10 @@ class TokenSpec:
                 f"TokenSpec: fsq_levels must multiply to codebook_size, {self.codebook_size}, got "
                 f"{list(self.fsq_levels)}."
             )
+
+    def prepare(self, episode: Episode) -> Episode:
+        """A recorded episode at the size and rate of the model's data."""
+        return episode if self.preparation is None else self.preparation.of(episode)
 
     @property
     def kind(self) -> Literal["discrete", "continuous"]:

@@ -13,6 +13,7 @@ from vidtok_plugin.store.metadata import StoreMetadata, read_metadata
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.training.loading import ResumableDataModule, ResumableLoader
 from vidtok_plugin.training.workers import WorkerLoader
+from vidtok_plugin.video.preparation import Preparation
 from world_model.actions import ActionSpec, GroupedActions
 from world_model.architecture import TokenSpec
 from world_model.heads.outcomes import OutcomeTargets
@@ -66,6 +67,7 @@ class HasTokenData(Protocol):
 def token_spec(metadata: StoreMetadata) -> TokenSpec:
     """The kind and sizes of a store's tokens and actions, as a world model needs them."""
     space = metadata.action_space
+    prepared = metadata.preparation
     return TokenSpec(
         codebook_size=metadata.codebook_size,
         patch_dim=metadata.patch_dim,
@@ -73,6 +75,7 @@ def token_spec(metadata: StoreMetadata) -> TokenSpec:
         width=metadata.width,
         temporal_factor=metadata.temporal_factor,
         fsq_levels=metadata.fsq_levels,
+        preparation=None if prepared is None else Preparation.from_facts(prepared),
         actions=ActionSpec(kind=space["kind"], size=space["size"], space=space.get("space")) if space else ActionSpec(),
     )
 

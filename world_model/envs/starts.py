@@ -34,7 +34,8 @@ class Start:
 
 class Starts:
     """Prompts of `prompt_frames` frames, by default those of 4 latent steps, anywhere in the episodes `prompts`: a
-    source for `open_episodes`, or several, or episodes that it gave. A world with actions needs theirs.
+    source for `open_episodes`, or several, or episodes that it gave. A world with actions needs theirs. Prompts are
+    brought to the size and rate of the world's data, if it knows how its data were.
 
     Raises:
         FileNotFoundError: there are no episodes.
@@ -52,7 +53,8 @@ class Starts:
             )
         self._acts = model.tokens.actions.kind != "none"
         self._has_state = model.config.state is not None
-        self._episodes = _opened(prompts, self._acts or self._has_state)
+        found = _opened(prompts, self._acts or self._has_state)
+        self._episodes = [model.tokens.prepare(episode) for episode in found]
         if not self._episodes:
             raise ValueError(f"{who}: prompts must have at least one episode, got none.")
         for episode in self._episodes:

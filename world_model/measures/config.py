@@ -15,8 +15,9 @@ class MeasuresConfig:
     """Which rollouts to measure, and the networks that some measures need.
 
     `episodes` is a source of held-out recordings (see `vidtok_plugin.open_episodes`) with the size and frame rate of
-    the training videos. It supplies the prompts and the real futures. A token store holds no video: without `episodes`
-    there are no real futures to compare with, and the drift rollouts start from the store's validation tokens, decoded.
+    the training videos, or such as `tokenize --size` and `--fps` brought to them. It supplies the prompts and the real
+    futures. A token store holds no video: without `episodes` there are no real futures to compare with, and the drift
+    rollouts start from the store's validation tokens, decoded.
     """
 
     RENAMED: ClassVar[dict[str, str]] = {"drift_stretch": "drift_segment"}

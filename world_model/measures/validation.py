@@ -63,7 +63,8 @@ class Validation:
         if cfg.episodes is not None:
             acts = model.tokens.actions.kind != "none"
             states = model.state_head is not None
-            self.episodes = recordings(cfg.episodes, with_actions=acts, with_state=states, camera=cfg.camera)
+            found = recordings(cfg.episodes, with_actions=acts, with_state=states, camera=cfg.camera)
+            self.episodes = [model.tokens.prepare(episode) for episode in found]
             longest = max(cfg.future_frames, cfg.drift_frames)
             if not room_for(self.episodes, cfg.prompt_frames + longest):
                 raise ValueError(

@@ -16,12 +16,12 @@ from torch import Tensor
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.video.episode_meta import read_meta
 from vidtok_plugin.video.episodes import actions_path, find_videos, meta_path
-from vidtok_plugin.video.reading import probe, read_frames
+from vidtok_plugin.video.video_file import as_episode
 from world_model.decoding import Decoding
 from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
 from world_model.rollout.checks import check_prompt, check_prompt_state, check_rollout_actions
-from world_model.rollout.files import as_video, read_actions, read_state
+from world_model.rollout.files import as_models_data, as_video, read_actions, read_state
 from world_model.rollout.imagination import Imagination
 from world_model.rollout.worlds import load_world, world_prompts
 
@@ -145,15 +145,16 @@ def load_scenes(source: str | Path, prompts: Path | None = None, device: str | N
 
 
 def _read_prompt(model: WorldModel, video: Path) -> Prompt:
-    info, f = probe(video), model.tokens.temporal_factor
-    steps = min(PROMPT_STEPS, (info.num_frames - 1) // f, model.config.max_steps - 1)
+    prompt, f = as_models_data(model, video), model.tokens.temporal_factor
+    episode = as_episode(prompt)
+    steps = min(PROMPT_STEPS, (episode.num_frames - 1) // f, model.config.max_steps - 1)
     count = 1 + max(steps, 0) * f
     return Prompt(
         name=video.stem,
-        frames=read_frames(video, range(count)),
-        actions=read_actions(model, video, None, count) if actions_path(video).is_file() else None,
-        state=read_state(model, video, count),
-        fps=info.fps,
+        frames=episode.read(range(count)),
+        actions=read_actions(model, prompt, None, count) if actions_path(video).is_file() else None,
+        state=read_state(model, prompt, count),
+        fps=episode.fps or episode.frame_rate(),
         meta=read_meta(video) if meta_path(video).is_file() else {},
     )
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.video.array_files import ARRAY_SUFFIXES
 from vidtok_plugin.video.episode import Episode
-from vidtok_plugin.video.episodes import FIX_STATE, actions_path, load_array, state_path
+from vidtok_plugin.video.episodes import FIX_STATE, actions_path, load_array, load_episode, state_path
 from vidtok_plugin.video.opening import open_episodes
 from vidtok_plugin.video.pixels import from_uint8, to_uint8
 from vidtok_plugin.video.signals import as_torch_reads_them, check_state
-from vidtok_plugin.video.video_file import as_episode
+from vidtok_plugin.video.video_file import VideoFile, as_episode
 from vidtok_plugin.video.writing import VideoWriter
 from world_model.decoding import Decoding
 from world_model.heads.sampler import Sampler
@@ -42,6 +42,8 @@ def rollout_file(
     `world` is a source for `load_world`. The prompt is a video file, or another source for `open_episodes`, of which
     `episode` is the number of the episode and `camera` the camera. A model trained with actions reads them from
     `actions`, by default those of the prompt: the file next to a video. So does one with states, which may be missing.
+    A prompt is brought to the size and rate of the model's data, if the model knows how its data were; the file
+    `actions` has one action for each frame at that rate.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
@@ -49,6 +51,7 @@ def rollout_file(
     """
     chosen = choose_prompt(prompt, episode, camera)
     model, adapter = load_world(world)
+    chosen = as_models_data(model, chosen, with_actions=actions is None)
     pixels, fps = read_prompt(chosen, prompt_frames)
     taken = read_actions(model, chosen, actions, prompt_frames + num_frames)
     state = read_state(model, chosen, prompt_frames)
@@ -89,6 +92,19 @@ def choose_prompt(prompt: Path, episode: int | None = None, camera: str | None =
             f"rollout: --episode must be in 0..{len(episodes) - 1}, the episodes of {prompt}, got {episode}."
         )
     return episodes[episode or 0]
+
+
+def as_models_data(model: WorldModel, prompt: Episode | Path, *, with_actions: bool = True) -> Episode | Path:
+    """A prompt at the size and rate of the model's data; as it is if they were taken as they had been recorded.
+
+    with_actions: whether those of the prompt are wanted, if the model takes any.
+    """
+    if model.tokens.preparation is None:
+        return prompt
+    if isinstance(prompt, Path):
+        wanted = model.config.state is not None or (with_actions and model.tokens.actions.kind != "none")
+        prompt = load_episode(prompt) if wanted and actions_path(prompt).is_file() else VideoFile.at(prompt)
+    return model.tokens.prepare(prompt)
 
 
 def read_prompt(prompt: Episode | Path, frames: int) -> tuple[np.ndarray, float]:
