@@ -273,7 +273,7 @@ class DecoderStream(Stream):
         y, network = self._step(x, before, last=False)
         if self._waits and not self.lookahead:
             self._state = self._new_state(y[:, :0], network)
-            y, _ = self._step(x, before, last=True)
+            y = torch.cat([y, self._last_frames(self._state)], dim=1)
             count = x.shape[1] * f - (f - 1) * first
             return rearrange(y[:, y.shape[1] - count :], "b t h w c -> b c t h w")
         # The first f - 1 frames belong to the padding before the first one.
@@ -289,9 +289,7 @@ class DecoderStream(Stream):
             raise ValueError("DecoderStream: nothing to flush; push latents first.")
         ready = self._state["ready"]
         if self._waits and self.lookahead:
-            no_latents = self._state["network"]["conv_in"][:, :0]
-            y, _ = self._step(no_latents, self._state, last=True)
-            ready = torch.cat([ready, y], dim=1)
+            ready = torch.cat([ready, self._last_frames(self._state)], dim=1)
         self._ended = True
         return rearrange(ready, "b t h w c -> b c t h w")
 
@@ -300,6 +298,11 @@ class DecoderStream(Stream):
         if self._waits:
             state["lookahead"] = torch.full((len(ready),), self.lookahead, device=ready.device)
         return state
+
+    def _last_frames(self, state: dict[str, Any]) -> Tensor:
+        """The frames (b, t, h, w, 3) that the network holds back, as they are if the stream ends here."""
+        no_latents = state["network"]["conv_in"][:, :0]
+        return self._step(no_latents, state, last=True)[0]
 
     def _step(self, x: Tensor, state: dict[str, Any] | None, last: bool) -> tuple[Tensor, Any]:
         return self.model.decoder.step(x, None if state is None else state["network"], last)
