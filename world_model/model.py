@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vidtok_plugin.common.normalization import Normalization
 from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.common.state_dict import build_with_weights
-from world_model.actions import GroupedActions, with_statistics
+from world_model.actions import GroupedActions
 from world_model.architecture import FlowConfig, WorldModelConfig
 from world_model.heads.base import DrawnTokens, TokenScores
 from world_model.heads.codes import CodeHead
@@ -27,6 +27,7 @@ from world_model.heads.flow import FlowHead
 from world_model.heads.outcomes import OutcomeHead, Outcomes, OutcomeTargets
 from world_model.heads.sampler import Sampler
 from world_model.heads.state import StateHead
+from world_model.inputs.action_embedding import with_statistics
 from world_model.inputs.embedding import CodeTable
 from world_model.inputs.neighborhood import local_window
 from world_model.inputs.positions import CausalInputs, InputTables, MaskedInputs, StepInputs, at_positions

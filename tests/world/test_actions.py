@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from world_model.actions import ActionEmbedding, ActionSpec, GroupedActions, check_actions, group_actions
+from world_model.actions import ActionSpec, GroupedActions, check_actions, group_actions
 from world_model.architecture import TokenSpec, WorldModelConfig
+from world_model.inputs.action_embedding import ActionEmbedding
 from world_model.model import WorldModel
 from world_model.transformer.block import TransformerConfig
 

@@ -12,11 +12,15 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from recordings import tiny_adapter
 from small_runs import LIGHTNING_NOISE, config
+from stores import METADATA
 from world_models import CONFIG, random_model
 
+from vidtok_plugin import training
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.store.reader import TokenStore
+from vidtok_plugin.store.shards import StoredEpisode
 from vidtok_plugin.store.tokenize import write_store
+from vidtok_plugin.store.writer import TokenStoreWriter
 from vidtok_plugin.video.episodes import load_episode, save_episode_files
 from vidtok_plugin.video.preparation import Preparation
 from vidtok_plugin.video.writing import write_video
@@ -34,12 +38,14 @@ from world_model import (
     unflatten_action,
 )
 from world_model.action_spaces import space_of
-from world_model.actions import ActionEmbedding, check_actions, group_actions
+from world_model.actions import check_actions, group_actions
 from world_model.architecture import OutcomeConfig
-from world_model.data import token_spec
+from world_model.data import TokenDataModule, WindowDataset, token_spec, window_actions
+from world_model.inputs.action_embedding import ActionEmbedding
 from world_model.play.saving import recording_of
 from world_model.play.scenes import load_scenes
 from world_model.play.session import Input, PlaySession
+from world_model.training.module import WorldModelModule
 from world_model.training.runs import fit_world_model
 
 F = 4  # frames per latent step of the tiny adapter
@@ -286,3 +292,41 @@ def test_a_world_is_fitted_to_keyboard_and_mouse(play: Path, tmp_path: Path) -> 
     env.reset(seed=0)
     assert env.step(env.action_space.sample())[0].shape == (16, 16, 3)
     fit_world_model(replace(cfg, trainer={**cfg.trainer, "max_steps": 3}))  # it goes on
+
+
+def write_moves(folder: Path, split: str, seed: int, steps: int = 160) -> Path:
+    """A store whose codes say which gear is in and where the mouse, by far the smaller part, moved."""
+    space = describe_space(spaces.Dict({"gear": spaces.Discrete(3), "move": spaces.Box(-np.inf, np.inf, (2,))}))
+    metadata = replace(METADATA, action_space={"kind": "mixed", "size": 3, "space": space})
+    generator = torch.Generator().manual_seed(seed)
+    gear = torch.randint(3, (steps, 1), generator=generator).float()
+    move = torch.randn(steps, 2, generator=generator) * torch.tensor([1e-3, 100])
+    actions = torch.cat([gear, move], dim=1)[:, None].repeat(1, metadata.temporal_factor, 1)
+    actions[0] = 0
+    codes = (gear[:, 0] * 4 + 2 * (move[:, 0] > 0)).int()
+    data = {
+        "codes": codes[:, None, None].expand(steps, 2, 3).contiguous(),
+        "actions": actions,
+        "num_actions": torch.tensor([0] + [metadata.temporal_factor] * (steps - 1), dtype=torch.uint8),
+    }
+    frames = 1 + (steps - 1) * metadata.temporal_factor
+    entry = StoredEpisode(name=f"{split}.mp4", steps=steps, frames=frames, digest=split)
+    TokenStoreWriter(folder, metadata).write_shard(split, [entry], [data])
+    return folder
+
+
+@LIGHTNING_NOISE
+@pytest.mark.slow
+def test_a_world_learns_what_choices_and_small_motions_do(tmp_path: Path) -> None:
+    for split, seed in (("train", 0), ("validation", 1)):
+        write_moves(tmp_path, split, seed)
+    cfg = config(tmp_path, tmp_path / "run", "trainer.max_steps=200", "data.batch_size=16", "optimizer.lr=2e-2")
+    torch.manual_seed(0)
+    module = WorldModelModule(cfg)
+    training.build_trainer(cfg).fit(module, TokenDataModule(cfg))
+    windows = WindowDataset(TokenStore(tmp_path, "validation"), 4)
+    batch = windows.__getitems__(list(range(len(windows))))
+    with torch.no_grad():
+        scores = module.model.eval().score(batch["codes"], window_actions(batch))
+    assert scores.token_correct is not None
+    assert scores.token_correct[:, :, 0, 0].float().mean() > 0.95  # of 6 codes, before any is known

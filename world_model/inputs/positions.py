@@ -15,8 +15,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from world_model.actions import ActionEmbedding, GroupedActions
+from world_model.actions import GroupedActions
 from world_model.architecture import WorldModelConfig
+from world_model.inputs.action_embedding import ActionEmbedding
 from world_model.inputs.embedding import CodeEmbedding, PatchEmbedding, Tables, TokenEmbedding
 from world_model.inputs.neighborhood import PreviousStep
 from world_model.inputs.state import StateEmbedding
