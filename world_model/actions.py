@@ -10,6 +10,7 @@ Shapes: b clips, t frames, T latent steps, f frames per step, a components of a 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -61,7 +62,7 @@ class ActionSpec:
         if self.kind == "mixed":
             object.__setattr__(self, "choices", tuple(component.choices for component in components(self.space)))
 
-    @property
+    @cached_property
     def components(self) -> tuple[Component, ...]:
         """The numbers of a continuous or mixed action, with their names and bounds."""
         if self.space is not None:

@@ -45,6 +45,7 @@ from world_model.inputs.action_embedding import ActionEmbedding
 from world_model.play.saving import recording_of
 from world_model.play.scenes import load_scenes
 from world_model.play.session import Input, PlaySession
+from world_model.rollout.files import read_actions
 from world_model.training.module import WorldModelModule
 from world_model.training.runs import fit_world_model
 
@@ -236,6 +237,30 @@ def test_an_action_for_each_part_of_a_step_is_a_batch_of_the_space(play: Path) -
     whole.reset(seed=0)
     assert np.array_equal(whole.step({name: value[0] for name, value in held.items()})[0], frames)
     assert env.action_space.sample() in env.action_space
+
+
+def test_choices_that_begin_elsewhere_than_0_are_those_of_the_recorded_environment(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", frames=frames, fps=30, actions=np.zeros(9, int), num_actions=3)
+    plain, described = ActionSpec(kind="discrete", size=3), describe_space(spaces.Discrete(3, start=5))
+    envs = [
+        ImaginedEnv(make_world(spec), prompts=tmp_path / "a.npz", prompt_frames=5)
+        for spec in (plain, replace(plain, space=described))
+    ]
+    assert envs[1].action_space == spaces.Discrete(3, start=5)
+    steps = []
+    for env, action in zip(envs, (2, 7), strict=True):
+        env.reset(seed=0)
+        steps.append(env.step(action)[0])
+    assert np.array_equal(*steps)
+
+
+def test_a_file_of_actions_may_hold_keys_as_true_and_false(tmp_path: Path) -> None:
+    keys = ActionSpec(kind="mixed", size=2, space=describe_space(spaces.MultiBinary(2)))
+    held = np.array([[True, False]] * 5)
+    np.save(tmp_path / "keys.npy", held)
+    read = read_actions(make_world(keys)[0], tmp_path / "a.mp4", tmp_path / "keys.npy", 4)
+    assert read is not None and torch.equal(read, torch.tensor([[[1.0, 0.0]] * 4]))
 
 
 def test_unbounded_and_unknown_ranges_are_those_of_the_training_data(play: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class RecordedEpisode(EpisodeMethods):
 
     @property
     def action_space(self) -> Mapping[str, Any]:
-        space = dict(self.meta.get("action_space", {}))
+        space = {name: value for name, value in self.meta.get("action_space", {}).items() if value is not None}
         if "space" in space:
             kind, size = kind_and_size(space["space"])
             return {**space, "kind": kind, "size": size}
