@@ -26,6 +26,8 @@ from vidtok_plugin.video.episodes import find_episodes
 
 Damage = Callable[[Path], object]
 
+KEYS = {"type": "MultiBinary", "shape": [2]}
+
 
 def shard_file(store: Path, name: str = "shard_00000", split: str = "train") -> Path:
     return next(store.glob(f"tokens_*/{split}/{name}/shard.safetensors"))
@@ -233,6 +235,12 @@ def test_impossible_values_are_not_written(tmp_path: Path) -> None:
         ({"action_space": []}, "action_space must be empty, or have the kind"),
         ({"action_space": {"kind": "discrete", "size": 10**15}}, r"action_space\.size must be an integer in"),
         ({"action_space": {"kind": "other", "size": 5}}, "action_space must be empty, or have the kind"),
+        ({"action_space": {"kind": "mixed", "size": 5}}, "action_space must have a space if its kind is mixed"),
+        (
+            {"action_space": {"kind": "mixed", "size": 5, "space": KEYS}},
+            r"size of its space, \('mixed', 2\), got mixed and 5",
+        ),
+        ({"action_space": {"kind": "mixed", "size": 2, "space": [KEYS]}}, "action space: its type must be one of"),
         ({"kind": ["discrete"]}, "kind must be discrete"),
         ({"token_hash": None}, "token_hash must be a string"),
         ({"colour": 1}, "colour is unknown or missing"),

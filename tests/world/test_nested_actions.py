@@ -18,6 +18,7 @@ from world_models import CONFIG, random_model
 from vidtok_plugin import training
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.store.reader import TokenStore
+from vidtok_plugin.store.shard_checks import values_problem
 from vidtok_plugin.store.shards import StoredEpisode
 from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.store.writer import TokenStoreWriter
@@ -113,6 +114,15 @@ def test_statistics_leave_choices_as_they_are(play: Path, tmp_path: Path) -> Non
     assert normalization.mean[:3].tolist() == [0, 0, 0] and normalization.std[:3].tolist() == [1, 1, 1]
     torch.testing.assert_close(normalization.mean[3:], actions[:, 3:].mean(0))
     torch.testing.assert_close(normalization.std[3:], actions[:, 3:].std(0, correction=0))
+
+
+def test_stored_choices_that_a_part_does_not_have_are_damage(play: Path, tmp_path: Path) -> None:
+    store = write_store(tiny_adapter(), [load_episode(play / "a.mp4")], tmp_path)
+    data = {name: values.numpy().copy() for name, values in store.window(0, 0, 5).items()}
+    data = {"codes": data["codes"], "actions": data["actions"], "num_actions": data["actions_known"].sum(1)}
+    assert values_problem(data, store.metadata) is None
+    data["actions"][2, 1, 0] = 3
+    assert values_problem(data, store.metadata) == "gear of its actions must be a whole number in 0..2, got 3.0"
 
 
 def test_actions_of_several_frames_are_a_tuple_of_the_space(play: Path) -> None:
