@@ -157,6 +157,9 @@ class PngFolder(WithoutActions):
     def _picture(self, path: Path) -> np.ndarray:
         try:
             with Image.open(path, formats=("PNG",)) as image:
+                if image.mode.startswith("I"):  # gray of 16 bits, which Pillow would clip
+                    gray = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+                    return gray[..., None].repeat(3, axis=2)
                 return np.asarray(image.convert("RGB"))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UnreadableVideoError(f"Frame {path} cannot be read ({error}); remove or replace it.") from None
