@@ -1,24 +1,34 @@
 """VidTok video tokenizers as a plugin for latent world models and video generators."""
 
-from vidtok_plugin.adapter.adapter import TokenizerAdapter
-from vidtok_plugin.adapter.tokens import TokenGrid, VideoTokens
-from vidtok_plugin.common.primitive_cache import bound_primitive_cache
-from vidtok_plugin.common.reference import reference_path
-from vidtok_plugin.tokenizer.model import VidTok
-from vidtok_plugin.tokenizer.presets import Preset, presets
-from vidtok_plugin.video.episode import Episode
-from vidtok_plugin.video.opening import open_episodes
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Episode",
-    "Preset",
-    "TokenGrid",
-    "TokenizerAdapter",
-    "VidTok",
-    "VideoTokens",
-    "open_episodes",
-    "presets",
-    "reference_path",
-]
+from vidtok_plugin.common.lazy_package import make_lazy
+from vidtok_plugin.common.primitive_cache import bound_primitive_cache
+
+if TYPE_CHECKING:
+    from vidtok_plugin.adapter.adapter import TokenizerAdapter as TokenizerAdapter
+    from vidtok_plugin.adapter.tokens import TokenGrid as TokenGrid
+    from vidtok_plugin.adapter.tokens import VideoTokens as VideoTokens
+    from vidtok_plugin.common.reference import reference_path as reference_path
+    from vidtok_plugin.tokenizer.model import VidTok as VidTok
+    from vidtok_plugin.tokenizer.presets import Preset as Preset
+    from vidtok_plugin.tokenizer.presets import presets as presets
+    from vidtok_plugin.video.episode import Episode as Episode
+    from vidtok_plugin.video.opening import open_episodes as open_episodes
+
+__all__ = make_lazy(
+    __name__,
+    {
+        "Episode": "vidtok_plugin.video.episode",
+        "Preset": "vidtok_plugin.tokenizer.presets",
+        "TokenGrid": "vidtok_plugin.adapter.tokens",
+        "TokenizerAdapter": "vidtok_plugin.adapter.adapter",
+        "VidTok": "vidtok_plugin.tokenizer.model",
+        "VideoTokens": "vidtok_plugin.adapter.tokens",
+        "open_episodes": "vidtok_plugin.video.opening",
+        "presets": "vidtok_plugin.tokenizer.presets",
+        "reference_path": "vidtok_plugin.common.reference",
+    },
+)
 
 bound_primitive_cache()

@@ -1,7 +1,27 @@
 """Training runs of the tokenizer and the world model: config, optimization, checkpoints and loading."""
 
-from vidtok_plugin.training.checkpoints import last_checkpoint
-from vidtok_plugin.training.config import RESERVED, RunConfig
-from vidtok_plugin.training.runs import build_trainer, default_callbacks, fit, validate
+from typing import TYPE_CHECKING
 
-__all__ = ["RESERVED", "RunConfig", "build_trainer", "fit", "last_checkpoint", "validate", "default_callbacks"]
+from vidtok_plugin.common.lazy_package import make_lazy
+
+if TYPE_CHECKING:
+    from vidtok_plugin.training.checkpoints import last_checkpoint as last_checkpoint
+    from vidtok_plugin.training.config import RESERVED as RESERVED
+    from vidtok_plugin.training.config import RunConfig as RunConfig
+    from vidtok_plugin.training.runs import build_trainer as build_trainer
+    from vidtok_plugin.training.runs import default_callbacks as default_callbacks
+    from vidtok_plugin.training.runs import fit as fit
+    from vidtok_plugin.training.runs import validate as validate
+
+__all__ = make_lazy(
+    __name__,
+    {
+        "RESERVED": "vidtok_plugin.training.config",
+        "RunConfig": "vidtok_plugin.training.config",
+        "build_trainer": "vidtok_plugin.training.runs",
+        "default_callbacks": "vidtok_plugin.training.runs",
+        "fit": "vidtok_plugin.training.runs",
+        "last_checkpoint": "vidtok_plugin.training.checkpoints",
+        "validate": "vidtok_plugin.training.runs",
+    },
+)
