@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vidtok_plugin.common.normalization import Normalization
 from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.common.state_dict import build_with_weights
+from vidtok_plugin.common.url_path import local_copy
 from world_model.actions import GroupedActions
 from world_model.architecture import FlowConfig, WorldModelConfig
 from world_model.heads.base import DrawnTokens, TokenScores
@@ -405,7 +406,7 @@ class WorldModel(nn.Module):
             FileNotFoundError: the folder or a file in it is missing.
             ValueError: the folder holds another architecture, is damaged, or its weights are NaN, infinite or huge.
         """
-        contents, weights = read_folder(user_path(folder))
+        contents, weights = read_folder(local_copy(user_path(folder)))
         if (tokens := contents.world_model.tokens) is not None:
             weights = with_statistics(weights, tokens.actions, ACTIONS)
         model = build_with_weights(

@@ -21,6 +21,7 @@ from vidtok_plugin.adapter.vocabulary import Vocabulary
 from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.common.state_dict import FLOATS
 from vidtok_plugin.common.tensor_checks import check_tensor
+from vidtok_plugin.common.url_path import local_copy
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.regularizers import Encoded
 from vidtok_plugin.tokenizer.video_checks import check_latents, check_multiple
@@ -113,10 +114,11 @@ class TokenizerAdapter(FrozenTokenizer):
             FileNotFoundError: `save_pretrained` did not write this folder.
             ValueError: a file in it is damaged or was changed since, or has NaN, infinite or huge values.
         """
-        tokenizer, config, statistics = load_adapter_parts(user_path(folder))
+        folder = local_copy(user_path(folder))
+        tokenizer, config, statistics = load_adapter_parts(folder)
         adapter = cls(tokenizer, config.special_tokens, config.patch_size)
         adapter.load_state_dict(statistics)
-        check_hash(user_path(folder), adapter.hash)
+        check_hash(folder, adapter.hash)
         return adapter
 
     # Video <-> tokens

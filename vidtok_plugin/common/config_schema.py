@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from vidtok_plugin.common.errors import nearest
 from vidtok_plugin.common.paths import user_path
+from vidtok_plugin.common.remote import check_url, is_url, masked
 
 Source = tuple[str, Any]  # a file or an override, and the tree of values that it sets
 
@@ -101,6 +102,11 @@ class SchemaCheck:
         origin, options = typing.get_origin(hint), typing.get_args(hint)
         if value == "???":  # OmegaConf's marker for a missing value
             raise self.missing(path)
+        if isinstance(value, str) and is_url(value):  # configs are printed and saved
+            try:
+                check_url(value)
+            except ValueError as error:
+                raise ConfigError(masked(f"{key_name(path, self.sources)}: {error}")) from None
         if hint is Any:
             return value
         if dataclasses.is_dataclass(hint):

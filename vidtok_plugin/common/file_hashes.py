@@ -8,7 +8,7 @@ def hash_files(*paths: Path) -> str:
     """SHA-256 of the concatenated contents of files."""
     digest = hashlib.sha256()
     for path in paths:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from vidtok_plugin.common.atomic_files import naming
+from vidtok_plugin.common.paths import as_path
 
 if sys.platform != "win32":
     import fcntl
@@ -45,7 +46,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, name: str = LOCK_FILE, shared: bool = False) -> None:
-        self.folder, self.shared = Path(folder), shared
+        self.folder, self.shared = as_path(folder), shared
         self._path = self.folder / name
         self._file: int | None = None
         self._created: list[Path] = []

@@ -1,9 +1,12 @@
-"""Paths as users write them: `~` and environment variables."""
+"""Paths as users write them: `~` and environment variables, and URLs."""
 
 import os
 import re
 import stat
 from pathlib import Path
+
+from vidtok_plugin.common.remote import is_url
+from vidtok_plugin.common.url_path import UrlPath, url_path
 
 _UNSET = re.compile(r"\$(\{[A-Za-z_]\w*\}|[A-Za-z_]\w*)")
 
@@ -36,5 +39,20 @@ def is_regular_file(path: str | os.PathLike[str]) -> bool:
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """`expand` as a Path."""
-    return Path(expand(os.fspath(path)))
+    """`expand` as a Path, also of a URL.
+
+    Raises:
+        ValueError: as in `expand`, or a URL has a user, a password or a query.
+    """
+    if isinstance(path, UrlPath):
+        return path
+    expanded = expand(os.fspath(path))
+    return url_path(expanded) if is_url(expanded) else Path(expanded)
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """A Path as it is, a text as a Path, without `expand`; a URL as by `user_path`."""
+    if isinstance(path, Path):
+        return path
+    text = os.fspath(path)
+    return url_path(text) if is_url(text) else Path(text)

@@ -14,7 +14,9 @@ from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.adapter.saving import CONFIG_FILE, load_statistics, save_statistics
 from vidtok_plugin.common.atomic_files import atomic_create
 from vidtok_plugin.common.damage import DAMAGE
-from vidtok_plugin.common.paths import user_path
+from vidtok_plugin.common.paths import as_path, user_path
+from vidtok_plugin.common.remote import is_url
+from vidtok_plugin.common.url_path import local_copy
 from vidtok_plugin.store.metadata import METADATA_FILE, read_metadata
 from vidtok_plugin.store.sources import Source
 from vidtok_plugin.tokenizer.model import VidTok
@@ -39,6 +41,7 @@ def load_adapter(
     Raises:
         ValueError: a preset, or another patch size, for a saved adapter.
     """
+    model = local_copy(user_path(model)) if is_url(str(model)) else model
     if not (user_path(model) / CONFIG_FILE).is_file():
         return TokenizerAdapter(VidTok.from_pretrained(model, preset=preset), patch_size=(1, *(patch_size or (1, 1))))
     adapter = TokenizerAdapter.from_pretrained(model)
@@ -63,13 +66,13 @@ def stored_adapter(store: str | Path) -> TokenizerAdapter:
         ValueError: the adapter is damaged or another one.
     """
     metadata = read_metadata(store)
-    folder = Path(store) / metadata.adapter_folder
+    folder = as_path(store) / metadata.adapter_folder
     if not folder.is_dir():
         raise FileNotFoundError(
             f"TokenStore: {folder}, the adapter that wrote the tokens, is missing; {ADAPTER_REMEDY}."
         )
     try:
-        return _load_with_hash(folder, metadata.adapter_hash)
+        return _load_with_hash(local_copy(folder), metadata.adapter_hash)
     except (ValueError, FileNotFoundError) as error:
         problem = str(error).rstrip(".")
         raise ValueError(f"TokenStore: the adapter in {folder} is damaged ({problem}); {ADAPTER_REMEDY}.") from error

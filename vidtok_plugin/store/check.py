@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vidtok_plugin.common.paths import as_path
+from vidtok_plugin.common.url_path import local_copy
 from vidtok_plugin.store.adapter import ADAPTER_REMEDY, adapter_problem
 from vidtok_plugin.store.metadata import StoreMetadata, read_metadata
 from vidtok_plugin.store.plan import read_plan
@@ -34,8 +36,8 @@ def check_store(folder: str | Path) -> StoreCheck:
         assert not check_store("runs/demo/tokens").problems
     """
     metadata = read_metadata(folder)
-    tokens = Path(folder) / metadata.tokens_folder
-    shards, problems = [], [*_lost(tokens), *_adapter(Path(folder), metadata)]
+    tokens = as_path(folder) / metadata.tokens_folder
+    shards, problems = [], [*_lost(tokens), *_adapter(as_path(folder), metadata)]
     for split in split_folders(tokens):
         try:
             read_plan(split)
@@ -67,5 +69,5 @@ def _adapter(store: Path, metadata: StoreMetadata) -> Iterator[str]:
     folder = store / metadata.adapter_folder
     if not folder.is_dir():
         yield f"TokenStore: {folder}, the adapter, is missing; {ADAPTER_REMEDY}."
-    elif problem := adapter_problem(folder, metadata.adapter_hash):
+    elif problem := adapter_problem(local_copy(folder), metadata.adapter_hash):
         yield (f"TokenStore: the adapter in {folder} is damaged ({problem}); {ADAPTER_REMEDY}.")

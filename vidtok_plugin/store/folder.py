@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from vidtok_plugin.store.adapter import CLIPS, agree_on_statistics, load_adapter
 from vidtok_plugin.store.parallelism import Parallelism, parallelism_of
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.shard_encoder import EncoderRecipe, PlannedShard, ShardEncoder
+from vidtok_plugin.store.staging import written_at
 from vidtok_plugin.store.tokenize import Engine, TokenizeConfig, split_lock, write_here, write_shards
 from vidtok_plugin.store.writer import unfinished_update
 from vidtok_plugin.video.episode import Episode
@@ -58,6 +59,15 @@ def tokenize_folder(cfg: FolderConfig, *, show_traceback: bool = False) -> list[
             started several of this process, or as in `write_store`.
         ChildProcessError: a process started here failed.
     """
+
+    def write(output: Path) -> list[str]:
+        lines = _tokenize(replace(cfg, output=output), show_traceback=show_traceback)
+        return [line.replace(str(output), str(cfg.output)) for line in lines]
+
+    return written_at(cfg.output, write)
+
+
+def _tokenize(cfg: FolderConfig, *, show_traceback: bool) -> list[str]:
     check_no_launcher("tokenize", "start it without a launcher; --processes N uses several cores or GPUs of a machine")
     if cfg.processes is not None and cfg.processes < 1:
         raise ValueError(f"tokenize: --processes must be at least 1, got {cfg.processes}.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vidtok_plugin.common.json_files import read_json_object
+from vidtok_plugin.common.paths import as_path
 from vidtok_plugin.video.action_space import kind_and_size
 from vidtok_plugin.video.episode_meta import MAX_ACTIONS, MAX_FPS
 from vidtok_plugin.video.preparation import Preparation
@@ -176,7 +177,7 @@ def read_metadata(folder: str | Path) -> StoreMetadata:
         FileNotFoundError: there is no store in this folder.
         ValueError: it is damaged, or another version of this package wrote it, in another format.
     """
-    path = Path(folder) / METADATA_FILE
+    path = as_path(folder) / METADATA_FILE
     if not path.exists():
         what = "is a file, not a folder" if path.parent.is_file() else "does not exist"
         if path.parent.is_dir():
@@ -196,7 +197,7 @@ def read_metadata(folder: str | Path) -> StoreMetadata:
 
 def adapter_folder(folder: str | Path) -> Path:
     """The folder of the adapter that wrote a store, for `TokenizerAdapter.from_pretrained`."""
-    return Path(folder) / read_metadata(folder).adapter_folder
+    return as_path(folder) / read_metadata(folder).adapter_folder
 
 
 def written_by_another(folder: Path, theirs: str, ours: str) -> str:

@@ -11,6 +11,9 @@ import torch
 from tensordict import TensorDict
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
+from vidtok_plugin.common.paths import as_path
+from vidtok_plugin.common.remote import listed
+from vidtok_plugin.common.url_path import UrlPath
 from vidtok_plugin.store.metadata import METADATA_FILE, StoreMetadata, read_metadata, written_by_another
 from vidtok_plugin.store.records import REMEDY, record_path, recorded_splits
 from vidtok_plugin.store.shard_checks import check_bytes, check_contents, check_shard
@@ -49,7 +52,7 @@ class TokenStore:
     """
 
     def __init__(self, folder: str | Path, split: str | None = None, *, metadata: StoreMetadata | None = None) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         self.split = split
         self.metadata, self._splits, self._shards = _open(self.folder, split, metadata)
         self._paths = [shard.path for shard in self._shards]
@@ -89,7 +92,7 @@ class TokenStore:
     @cached_property
     def _arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Shape, without the steps, and type of each array that a shard has."""
-        arrays = {name: x for shard in self._shards for name, x in shard.data.items()}
+        arrays = {name: x for shard in self._shards for name, x in shard.kinds.items()}
         return {name: (x.shape[1:], x.dtype) for name, x in arrays.items()}
 
     @property
@@ -254,6 +257,15 @@ def _open(
     folder: Path, split: str | None, pending: StoreMetadata | None
 ) -> tuple[StoreMetadata, list[str], list[Shard]]:
     """The metadata, the split of each shard, and the open shards."""
+    if isinstance(folder, UrlPath):
+        with listed(str(folder)):
+            return _open_shards(folder, split, pending)
+    return _open_shards(folder, split, pending)
+
+
+def _open_shards(
+    folder: Path, split: str | None, pending: StoreMetadata | None
+) -> tuple[StoreMetadata, list[str], list[Shard]]:
     while True:
         metadata = read_metadata(folder) if pending is None else pending
         paths: list[tuple[str, Path]] | None = None
@@ -273,7 +285,7 @@ def _open(
 
 
 def _check_state_sizes(shards: Sequence[Shard]) -> None:
-    sizes = {shard.data["state"].shape[-1]: shard for shard in shards if "state" in shard.data}
+    sizes = {shard.kinds["state"].shape[-1]: shard for shard in shards if "state" in shard.kinds}
     if len(sizes) > 1:
         (size, shard), (other, another) = list(sizes.items())[:2]
         raise ValueError(

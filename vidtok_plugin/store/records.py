@@ -17,7 +17,7 @@ REMEDY = "tokenize its videos again with `vidtok-plugin tokenize`, which writes 
 def record_path(shard: Path) -> Path:
     """The record of the shard at this path."""
     split = shard.parent
-    return Path(f"{split.parent}/{RECORDS}/{split.name}/{shard.name}")
+    return type(split)(f"{split.parent}/{RECORDS}/{split.name}/{shard.name}")
 
 
 def records_folder(split_folder: Path) -> Path:
@@ -42,8 +42,8 @@ def read_record(shard: Path) -> str | None:
     Raises:
         ValueError: the record is damaged.
     """
-    path = os.fspath(record_path(shard))
     try:
+        path = os.fspath(record_path(shard))
         if not is_regular_file(path):
             raise ValueError(f"TokenStore: {path} must be a regular file; remove it and {REMEDY}.")
         with open(path, "rb") as file:

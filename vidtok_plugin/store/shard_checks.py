@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vidtok_plugin.store.metadata import StoreMetadata
+from vidtok_plugin.store.shard_arrays import ArrayKind
 from vidtok_plugin.store.shards import UNKNOWN_END, Shard, checksum, damaged, open_shard
 from vidtok_plugin.video.action_space import components, wrong_value
 
@@ -17,7 +18,7 @@ def check_shard(shard: Shard, metadata: StoreMetadata) -> None:
     Raises:
         ValueError: the shard does not fit the metadata.
     """
-    if problem := arrays_problem(shard.data, shard.entries, metadata):
+    if problem := arrays_problem(shard.kinds, shard.entries, metadata):
         raise damaged(shard.path, problem)
 
 
@@ -53,7 +54,7 @@ def intact_shard(path: Path, metadata: StoreMetadata) -> Shard:
 
 
 def arrays_problem(
-    data: Mapping[str, np.ndarray], entries: Sequence[Sequence[Any]], metadata: StoreMetadata
+    data: Mapping[str, np.ndarray | ArrayKind], entries: Sequence[Sequence[Any]], metadata: StoreMetadata
 ) -> str | None:
     """What is wrong with the names, types and shapes of a shard's arrays, or with its episodes; None if nothing is."""
     if not isinstance(entries, list) or not entries or not {*map(type, entries)} <= {list, tuple}:
@@ -126,11 +127,11 @@ def _shapes(metadata: StoreMetadata, steps: int) -> dict[str, tuple[Any, tuple[i
 
 
 def _optional_shapes(
-    data: Mapping[str, np.ndarray], metadata: StoreMetadata, steps: int
+    data: Mapping[str, np.ndarray | ArrayKind], metadata: StoreMetadata, steps: int
 ) -> dict[str, tuple[Any, tuple[int, ...]]]:
     """Type and shape of each array that shards may lack; a state may have any number of components."""
     frames = (steps, metadata.temporal_factor)
-    components = max(1, data["state"].shape[-1]) if "state" in data and data["state"].ndim else 1
+    components = max(1, data["state"].shape[-1]) if "state" in data and data["state"].shape else 1
     return {
         "rewards": (np.dtype(np.float32), frames),
         "terminated": (np.dtype(np.uint8), (steps,)),

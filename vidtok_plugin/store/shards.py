@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +14,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vidtok_plugin.common.paths import is_regular_file
+from vidtok_plugin.common.remote import entry, read_range
+from vidtok_plugin.common.url_path import UrlPath
 from vidtok_plugin.store.records import RECORDS, REMEDY, read_record, records_folder
+from vidtok_plugin.store.shard_arrays import ArrayKind, CopiedArrays, map_arrays
 
 SHARD_FILE = "shard.safetensors"
 _FACTS = "shard"  # header key: the digest of a `ShardFacts` and its JSON
 _EPISODES = "episodes"  # header key of shards before they had checksums: name, digest, first frame, frames and steps
-_DTYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32, "U8": np.uint8}
 MAX_HEADER = 256 << 20  # bytes
+HEADER_BYTES = 64 << 10  # of a shard at a URL, read first: most headers
 # What damaged bytes raise; RuntimeError includes RecursionError and errors of torch.
 _DAMAGE = (
     ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError, NotADirectoryError
@@ -62,10 +64,14 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """An open shard; its arrays are the mapped file, which stays readable after the file is removed."""
+    """An open shard; its arrays are the mapped file, which stays readable after the file is removed.
+
+    At a URL, opening reads the header alone; the file is copied when its arrays are first needed.
+    """
 
     path: Path
     data: Mapping[str, np.ndarray]  # N steps each
+    kinds: Mapping[str, "np.ndarray | ArrayKind"]  # types and shapes of these
     entries: Sequence[tuple[str, str, int, int, int]]  # name, digest, first frame, frames, steps of each episode
     identity: Identity | None = None  # None: it was written before shards had checksums
     tasks: Mapping[str, str] = field(default_factory=dict)  # of the episodes that have one, by name
@@ -235,28 +241,38 @@ def _check_identity(shard: Shard) -> None:
 
 
 def _map(path: Path, file: Path) -> Shard:
+    if isinstance(file, UrlPath):
+        return _map_later(path, file)
     if not is_regular_file(file):
         raise ValueError("it is no regular file")
     # The reader of safetensors makes the system read the whole file ahead: opening takes ten times as long.
     with open(file, "rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
         size = os.fstat(opened.fileno()).st_size
-        if length > min(size, MAX_HEADER):
-            raise ValueError("its header is truncated")
+        length = _header_length(opened.read(8), size)
         header = json.loads(opened.read(length))
     entries, identity, tasks = _read_facts(header.pop("__metadata__"))
-    # torch maps without keeping the file open: a store may have more shards than a process may open files.
-    spans = _spans(header, size - 8 - length)
-    try:
-        whole = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8).numpy()[8 + length :]
-    except RuntimeError:
-        file.stat()  # raises FileNotFoundError if it was removed since it was opened above
-        raise
-    data = {
-        name: whole[begin:end].view(_DTYPES[header[name]["dtype"]]).reshape(header[name]["shape"])
-        for name, (begin, end) in spans.items()
-    }
-    return Shard(path=path, data=data, entries=entries, identity=identity, tasks=tasks)
+    data = map_arrays(file, header, 8 + length, size)
+    return Shard(path=path, data=data, kinds=data, entries=entries, identity=identity, tasks=tasks)
+
+
+def _header_length(start: bytes, size: int) -> int:
+    length = int.from_bytes(start, "little")
+    if length > min(size, MAX_HEADER):
+        raise ValueError("its header is truncated")
+    return length
+
+
+def _map_later(path: Path, file: UrlPath) -> Shard:
+    """A shard at a URL, of which the header is read."""
+    found = entry(str(file))
+    start = read_range(str(file), 0, min(found.size, HEADER_BYTES))
+    length = _header_length(start[:8], found.size)
+    if len(start) < 8 + length:
+        start = read_range(str(file), 0, 8 + length)
+    header = json.loads(start[8 : 8 + length])
+    entries, identity, tasks = _read_facts(header.pop("__metadata__"))
+    data = CopiedArrays(file, header, 8 + length, found)
+    return Shard(path=path, data=data, kinds=data.kinds, entries=entries, identity=identity, tasks=tasks)
 
 
 def _read_facts(
@@ -274,19 +290,6 @@ def _read_facts(
     identity = Identity(store=values["store"], place=values["place"], checksums=values["checksums"], digest=digest)
     tasks = {str(name): str(task) for name, task in dict(values.get("tasks", {})).items()}
     return values["episodes"], identity, tasks
-
-
-def _spans(header: Mapping[str, Any], length: int) -> dict[str, tuple[int, int]]:
-    """First byte and end of each array; together they must be all the bytes after the header."""
-    spans = {name: (int(tensor["data_offsets"][0]), int(tensor["data_offsets"][1])) for name, tensor in header.items()}
-    position = 0
-    for begin, end in sorted(spans.values()):
-        if begin != position or end < begin:
-            raise ValueError("its arrays overlap or leave gaps")
-        position = end
-    if position != length:
-        raise ValueError("its length differs from its header's")
-    return spans
 
 
 def _revision(shard: Path) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.config import to_dict
+from vidtok_plugin.common.paths import as_path
 from vidtok_plugin.store.metadata import StoreMetadata
 from vidtok_plugin.tokenizer.presets import presets
 from vidtok_plugin.video.episode import Episode
@@ -25,7 +26,7 @@ def named_sources(sources: Sequence[Source], root: str | Path | None) -> dict[st
         ValueError: two sources have the same name.
     """
     episodes = [as_episode(source) for source in sources]
-    names = [episode.name_from(None if root is None else Path(root)) for episode in episodes]
+    names = [episode.name_from(None if root is None else as_path(root)) for episode in episodes]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"write_store: the episodes' names must differ, got {twice} twice; give their common root.")

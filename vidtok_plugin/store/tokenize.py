@@ -14,6 +14,7 @@ from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.shard_encoder import PlannedShard, ShardEncoder
 from vidtok_plugin.store.shards import SPLIT_RULE, is_split_name, shard_paths
 from vidtok_plugin.store.sources import Source, named_sources, store_metadata
+from vidtok_plugin.store.staging import written_at
 from vidtok_plugin.store.writer import TokenStoreWriter
 from vidtok_plugin.video.episode import Episode
 from vidtok_plugin.video.preparation import Preparation
@@ -129,8 +130,12 @@ def write_store(
         keep_freed_memory=keep_freed_memory,
         progress=progress,
     )
-    with split_lock(output, split):
-        write_shards(adapter, episodes, output, config)
+
+    def write(folder: Path) -> None:
+        with split_lock(folder, split):
+            write_shards(adapter, episodes, folder, config)
+
+    written_at(output, write)
     return TokenStore(output, split, metadata=store_metadata(adapter, episodes[0], clip_frames, config.preparation))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.atomic_files import atomic_create, atomic_write, remove_partials
+from vidtok_plugin.common.paths import as_path
 from vidtok_plugin.store.adapter import adapter_problem
 from vidtok_plugin.store.metadata import METADATA_FILE, StoreMetadata, read_metadata, written_by_another
 from vidtok_plugin.store.plan import stored_names
@@ -61,7 +62,7 @@ class TokenStoreWriter:
         adapter: TokenizerAdapter | None = None,
         update: bool = False,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         self.metadata = StoreMetadata.from_json(json.loads(metadata.to_json()))  # as readers see it: lists, not tuples
         current = read_metadata(self.folder) if self._file.exists() else None
         replaces = current is not None and (update or self._is_empty(current))

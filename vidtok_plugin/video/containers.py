@@ -8,7 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from vidtok_plugin.common.url_path import RangeFile, ranged
+
 Buffer = mmap.mmap
+MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 
 SEGMENT, CLUSTER, UNKNOWN = 0x18538067, 0x1F43B675, -1
 LEVEL_1 = {0x114D9B74, 0x1549A966, 0x1654AE6B, CLUSTER, 0x1C53BB6B, 0x1254C367, 0x1043A770, 0x1941A469, 0xEC, 0xBF}
@@ -21,7 +24,12 @@ def container_damage(path: str | os.PathLike[str], name: str) -> str | None:
     """What is wrong with a file of FFmpeg's container `name`; None if nothing is, or nothing is known about it.
 
     Reads the whole file, but only once for each version of it.
+
+    Large mp4 files at URLs are read by range, other files there whole.
     """
+    by_range = ranged(path) if name == MP4 else None
+    if by_range is not None:
+        return _mp4(by_range)
     status = os.stat(path)
     return _damage(os.fspath(path), name, status.st_mtime_ns, status.st_size)
 
@@ -112,7 +120,7 @@ def _is_chunk(data: Buffer, start: int) -> bool:
     return data[start : start + 4].replace(b" ", b"").replace(b"_", b"").isalnum()
 
 
-def _mp4(data: Buffer) -> str | None:
+def _mp4(data: Buffer | RangeFile) -> str | None:
     start = 0
     while start + 8 <= len(data) and data[start + 4 : start + 8] in MP4_BOXES:
         size = int.from_bytes(data[start : start + 4])
@@ -179,7 +187,7 @@ def _mpegts(data: Buffer) -> str | None:
 _CHECKS: dict[str, Callable[[Buffer], str | None]] = {
     "matroska,webm": _matroska,
     "avi": _avi,
-    "mov,mp4,m4a,3gp,3g2,mj2": _mp4,
+    MP4: _mp4,
     "flv": _flv,
     "gif": _gif,
     "mpegts": _mpegts,

@@ -15,7 +15,8 @@ import numpy as np
 from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.common.damage import DAMAGE
 from vidtok_plugin.common.file_hashes import hash_files
-from vidtok_plugin.common.paths import user_path
+from vidtok_plugin.common.paths import as_path, user_path
+from vidtok_plugin.common.url_path import UrlPath
 from vidtok_plugin.video.action_space import kind_and_size
 from vidtok_plugin.video.episode import EpisodeMethods
 from vidtok_plugin.video.episode_meta import check_meta, frame_rate, read_meta
@@ -125,22 +126,22 @@ class RecordedEpisode(EpisodeMethods):
 
 def actions_path(video: str | os.PathLike[str]) -> Path:
     """`clip.actions.npy` of `clip.mp4`."""
-    return Path(video).with_suffix(".actions.npy")
+    return as_path(video).with_suffix(".actions.npy")
 
 
 def rewards_path(video: str | os.PathLike[str]) -> Path:
     """`clip.rewards.npy` of `clip.mp4`."""
-    return Path(video).with_suffix(".rewards.npy")
+    return as_path(video).with_suffix(".rewards.npy")
 
 
 def state_path(video: str | os.PathLike[str]) -> Path:
     """`clip.state.npy` of `clip.mp4`."""
-    return Path(video).with_suffix(".state.npy")
+    return as_path(video).with_suffix(".state.npy")
 
 
 def meta_path(video: str | os.PathLike[str]) -> Path:
     """`clip.json` of `clip.mp4`."""
-    return Path(video).with_suffix(".json")
+    return as_path(video).with_suffix(".json")
 
 
 def find_videos(folder: str | os.PathLike[str]) -> list[Path]:
@@ -171,6 +172,9 @@ def find_videos(folder: str | os.PathLike[str]) -> list[Path]:
 
 def files_below(root: Path) -> Iterator[Path]:
     """The files below a folder, and below the folders that it links to, without hidden folders."""
+    if isinstance(root, UrlPath):
+        inside = ((path, path.relative_to(root).parts[:-1]) for path in root.files())
+        return (path for path, folders in inside if not any(name.startswith(".") for name in folders))
     return (Path(folder, name) for folder, files in walk_once(root) for name in files)
 
 
@@ -212,7 +216,7 @@ def find_episodes(folder: str | os.PathLike[str]) -> list[RecordedEpisode]:
 
 def load_episode(path: str | os.PathLike[str], name: str | None = None) -> RecordedEpisode:
     """The episode of one video file; its name is by default the file's."""
-    video = Path(path)
+    video = as_path(path)
     for file in (actions_path(video), meta_path(video)):
         if not file.is_file():
             raise FileNotFoundError(
@@ -264,7 +268,7 @@ def save_episode_files(
 ) -> None:
     """Writes actions, rewards, state and then the JSON beside a complete video; the JSON marks the episode as
     complete."""
-    _checked_actions(Path(video), actions, meta)
+    _checked_actions(as_path(video), actions, meta)
     arrays = {actions_path(video): actions}
     if rewards is not None:
         check_rewards(f"Episode {video}", rewards_path(video).name, rewards, len(actions), FIX_REWARDS)

@@ -14,7 +14,7 @@ import threading
 import time
 import zlib
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ import av
 import numpy as np
 
 from vidtok_plugin.common.cache_folder import cache_folder
+from vidtok_plugin.common.remote import entry
+from vidtok_plugin.common.url_path import UrlPath
 from vidtok_plugin.video.listing import Frames
 
 logger = logging.getLogger(__name__)
@@ -39,17 +41,25 @@ _CREATE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """A version of a file: its absolute path, its size in bytes, and the time in ns of its last change."""
+    """A version of a file: its absolute path, its size in bytes, and the time in ns of its last change.
+
+    Of an object at a URL, `changed` stands for the version that the backend names.
+    """
 
     path: str
     size: int
     changed: int
+    settled: bool = field(default=True, compare=False)  # it cannot change without another time
 
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> "Version":
-        """The version that is there now; raises the errors of `os.stat`."""
+        """The version that is there now; raises the errors of `os.stat`, or of `entry` for a URL."""
+        if isinstance(path, UrlPath):
+            found = entry(str(path))
+            return cls(path=str(path), size=found.size, changed=int(found.version[:15] or "0", 16))
         status = os.stat(path)
-        return cls(path=os.path.abspath(path), size=status.st_size, changed=status.st_mtime_ns)
+        settled = time.time() - status.st_mtime >= SETTLED
+        return cls(path=os.path.abspath(path), size=status.st_size, changed=status.st_mtime_ns, settled=settled)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +109,7 @@ def find(version: Version) -> Listing | None:
 
 def keep(version: Version, listed: Listing) -> None:
     """Keeps the listing of a file; it is written at once or soon after, at the latest when the process ends."""
-    if time.time() - version.changed / 1e9 >= SETTLED:
+    if version.settled:
         _current().keep(version, listed)
 
 

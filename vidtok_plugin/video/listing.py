@@ -6,10 +6,11 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import av
 
+from vidtok_plugin.common.url_path import ranged
 from vidtok_plugin.video.containers import container_damage
 from vidtok_plugin.video.ffmpeg_errors import Log, first_error, logged_errors
 from vidtok_plugin.video.unreadable import UnreadableVideoError, unopenable
@@ -47,7 +48,8 @@ class DamageError(Exception):
 def open_container(path: str | os.PathLike[str]) -> tuple[av.container.InputContainer, av.VideoStream]:
     """An open file, and its first video that is not a cover picture, with one decoding thread."""
     try:
-        container = av.open(os.fspath(path), metadata_errors="replace")
+        file: Any = ranged(path)  # to be read by range
+        container = av.open(os.fspath(path) if file is None else file, metadata_errors="replace")
     except FileNotFoundError:
         raise
     except (av.FFmpegError, UnicodeError) as error:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vidtok_plugin.common.paths import user_path
+from vidtok_plugin.common.remote import listed
+from vidtok_plugin.common.url_path import UrlPath
 from vidtok_plugin.video.array_episode import has_frames, load_array_episode
 from vidtok_plugin.video.array_files import ARRAY_SUFFIXES
 from vidtok_plugin.video.cameras import Cameras
@@ -49,6 +51,13 @@ def has_cameras(source: Path) -> bool:
 
 
 def _open(root: Path, camera: Cameras | None, *, with_actions: bool) -> list[Episode]:
+    if not isinstance(root, UrlPath):
+        return _opened(root, camera, with_actions)
+    with listed(str(root)):  # in place of a question for each file
+        return _opened(root, camera, with_actions)
+
+
+def _opened(root: Path, camera: Cameras | None, with_actions: bool) -> list[Episode]:
     if root.is_dir() and is_lerobot(root):
         return _frames_of(open_lerobot(root, camera), with_actions)
     if root.suffix.lower() in ARRAY_SUFFIXES and not root.is_dir():

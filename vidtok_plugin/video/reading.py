@@ -14,6 +14,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from vidtok_plugin.common.paths import as_path
+from vidtok_plugin.common.url_path import UrlPath
 from vidtok_plugin.video import kept_index
 from vidtok_plugin.video.decord_reader import DecordReader, NotExactError
 from vidtok_plugin.video.kept_index import Listing, Version
@@ -79,8 +81,8 @@ class ReaderPool:
 
     def reader(self, path: str | os.PathLike[str], reader: ReaderName = "auto") -> OpenVideo:
         """The open reader of a file."""
-        status = _stat(path)
-        key = (os.fspath(path), status.st_mtime_ns, status.st_size, reader)
+        version = _version(path)
+        key = (version.path, version.changed, version.size, reader)
         opened = self._readers.pop(key, None)
         if opened is None:
             opened = open_video(path, reader)
@@ -122,9 +124,10 @@ def open_video(path: str | os.PathLike[str], reader: ReaderName = "auto") -> Ope
     """
     if reader not in ("auto", "decord", "pyav"):
         raise ValueError(f"reader must be one of auto, decord, pyav, got {reader!r}.")
-    if os.path.isdir(path):
+    version = _version(path)
+    if path.is_dir() if isinstance(path, UrlPath) else os.path.isdir(path):
         raise UnreadableVideoError(f"Video {path} is a folder, not a file; give a file in it.")
-    if _stat(path).st_size == 0:
+    if version.size == 0:
         raise unopenable(path, "the file is empty")
     if reader == "decord":
         try:
@@ -146,28 +149,26 @@ def probe(path: str | os.PathLike[str], *, reader: ReaderName = "auto") -> Video
         FileNotFoundError: the file does not exist.
         UnreadableVideoError: the file is not a video.
     """
-    status = _stat(path)
-    return _probed(os.fspath(path), status.st_mtime_ns, status.st_size, reader)
+    return _probed(_hashable(path), _version(path), reader)
 
 
 @lru_cache(maxsize=10_000)
-def _probed(path: str, mtime: int, size: int, reader: ReaderName) -> VideoInfo:
+def _probed(path: str | UrlPath, version: Version, reader: ReaderName) -> VideoInfo:
     """One version of a file is decoded once: tokenizing asks several times an episode."""
-    version, kept = _kept(path, reader)
+    kept = _kept(version, reader)
     if kept is not None and kept.size is not None:
         height, width = kept.size
-        return VideoInfo(path=Path(path), num_frames=kept.num_frames, height=height, width=width, fps=kept.fps)
+        return VideoInfo(path=as_path(path), num_frames=kept.num_frames, height=height, width=width, fps=kept.fps)
     opened = _pool.reader(path, reader)
     height, width = opened.size
     if isinstance(opened, PyavReader):
         kept_index.keep(version, replace(opened.listing, size=(height, width)))
-    return VideoInfo(path=Path(path), num_frames=opened.num_frames, height=height, width=width, fps=opened.fps)
+    return VideoInfo(path=as_path(path), num_frames=opened.num_frames, height=height, width=width, fps=opened.fps)
 
 
-def _kept(path: str | os.PathLike[str], reader: ReaderName) -> tuple[Version, Listing | None]:
-    """The version of a file that is there now, and what is kept of it: with decord, which counts by itself, nothing."""
-    version = Version.of(path)
-    return version, None if reader == "decord" else kept_index.find(version)
+def _kept(version: Version, reader: ReaderName) -> Listing | None:
+    """What is kept of a version of a file: with decord, which counts by itself, nothing."""
+    return None if reader == "decord" else kept_index.find(version)
 
 
 def variable_times(path: str | os.PathLike[str]) -> np.ndarray | None:
@@ -188,8 +189,7 @@ def frame_times(path: str | os.PathLike[str], *, pool: ReaderPool | None = None)
 
 def listed_times(path: str | os.PathLike[str], *, reader: ReaderName = "auto") -> np.ndarray:
     """`frame_times` of a file that is not about to be read."""
-    _stat(path)
-    _, kept = _kept(path, reader)
+    kept = _kept(_version(path), reader)
     if kept is not None:
         return kept.times()
     opened = open_video(path, reader)
@@ -201,13 +201,12 @@ def listed_times(path: str | os.PathLike[str], *, reader: ReaderName = "auto") -
 
 def count_frames(path: str | os.PathLike[str], *, reader: ReaderName = "auto") -> int:
     """Length of a video file, without decoding it; raises the errors of `probe`."""
-    status = _stat(path)
-    return _counted(os.fspath(path), status.st_mtime_ns, status.st_size, reader)
+    return _counted(_hashable(path), _version(path), reader)
 
 
 @lru_cache(maxsize=100_000)
-def _counted(path: str, mtime: int, size: int, reader: ReaderName) -> int:
-    _, kept = _kept(path, reader)
+def _counted(path: str | UrlPath, version: Version, reader: ReaderName) -> int:
+    kept = _kept(version, reader)
     if kept is not None:
         return kept.num_frames
     opened = open_video(path, reader)
@@ -269,8 +268,12 @@ def read_in_order(path: str | os.PathLike[str], block: int, *, reader: ReaderNam
         opened.close()
 
 
-def _stat(path: str | os.PathLike[str]) -> os.stat_result:
+def _hashable(path: str | os.PathLike[str]) -> str | UrlPath:
+    return path if isinstance(path, UrlPath) else os.fspath(path)
+
+
+def _version(path: str | os.PathLike[str]) -> Version:
     try:
-        return os.stat(path)
+        return Version.of(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"Video {path} doesn't exist; check the path.") from None

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidtok_plugin.common.paths import expand, user_path
+from vidtok_plugin.common.paths import as_path, expand, user_path
+from vidtok_plugin.common.remote import is_url
 from vidtok_plugin.video.array_files import ARRAY_SUFFIXES
 from vidtok_plugin.video.cameras import Cameras
 from vidtok_plugin.video.episode import Episode
@@ -76,7 +77,7 @@ def read_csv(path: str | os.PathLike[str], root: str | os.PathLike[str] | None =
         FileNotFoundError: the file does not exist.
         ValueError: the column is missing, or a row has no value in it.
     """
-    file = Path(path)
+    file = as_path(path)
     try:
         data = file.read_bytes()
     except FileNotFoundError:
@@ -85,7 +86,7 @@ def read_csv(path: str | os.PathLike[str], root: str | os.PathLike[str] | None =
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("latin-1")
-    folder = file.parent if root is None else Path(root)
+    folder = file.parent if root is None else as_path(root)
     reader = csv.reader(text.splitlines(keepends=True), strict=True)
     header: list[str] | None = None
     videos: list[Path] = []
@@ -111,7 +112,7 @@ def read_csv(path: str | os.PathLike[str], root: str | os.PathLike[str] | None =
                 value = row[column].strip() if column < len(row) else ""
                 if not value:
                     raise ValueError(f"{where}: {CSV_COLUMN} must be a path, got nothing; add it or remove the row.")
-                videos.append(folder / expand(value))
+                videos.append(user_path(value) if is_url(value) else folder / expand(value))
     except csv.Error as error:
         raise ValueError(f"CSV list {path}, line {reader.line_num}: {error}; check the quotes there.") from None
     if not videos:
@@ -123,7 +124,7 @@ def read_csv(path: str | os.PathLike[str], root: str | os.PathLike[str] | None =
 
 def _named_by(entry: str, root: Path | None, camera: Cameras | None) -> dict[str, Videos]:
     """The videos of one entry, by the folder, list or pattern through which they are found."""
-    if os.path.exists(entry) or not glob.has_magic(entry):
+    if is_url(entry) or os.path.exists(entry) or not glob.has_magic(entry):
         return {entry: _videos_of(entry, root, camera)}
     paths = _once(Path(found) for found in sorted(_matching(entry)))
     inside: set[Path] = set()  # folders whose videos are included already
@@ -174,11 +175,12 @@ def _once(paths: Iterable[Path]) -> list[Path]:
 
 
 def _videos_of(path: str, root: Path | None, camera: Cameras | None) -> Videos:
-    if path.lower().endswith(".csv") and not os.path.isdir(path):
+    file = as_path(path)
+    if file.suffix.lower() == ".csv" and not file.is_dir():
         return tuple(read_csv(path, root))
-    if not os.path.exists(path):
+    if not file.exists():
         raise FileNotFoundError(f"Folder or file {path} doesn't exist; check the path, or record or copy videos there.")
-    if os.path.isfile(path) and Path(path).suffix.lower() not in ARRAY_SUFFIXES:
-        return (Path(path),)
-    episodes = open_videos(path, camera if has_cameras(Path(path)) else None)
+    if file.is_file() and file.suffix.lower() not in ARRAY_SUFFIXES:
+        return (file,)
+    episodes = open_videos(path, camera if has_cameras(file) else None)
     return tuple(episode.path if isinstance(episode, VideoFile) else episode for episode in episodes)

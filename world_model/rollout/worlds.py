@@ -11,6 +11,7 @@ from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.common.downloads import hub_errors
 from vidtok_plugin.common.errors import nearest
 from vidtok_plugin.common.paths import user_path
+from vidtok_plugin.common.url_path import local_copy
 from world_model.model import WorldModel
 from world_model.rollout.checks import check_adapter
 from world_model.weights import ADAPTER_FOLDER, CONFIG_FILE, WEIGHTS_FILE
@@ -74,7 +75,7 @@ def world_prompts(source: str | Path) -> list[Path]:
 
 def world_folder(source: str | Path, revision: str | None = None) -> Path:
     """The local folder of a world; see `load_world`."""
-    path, name = user_path(source), str(source)
+    path, name = local_copy(user_path(source)), str(source)
     on_hub = isinstance(source, str) and not path.exists() and _is_repository(name)
     if revision is not None and not on_hub:
         raise ValueError(

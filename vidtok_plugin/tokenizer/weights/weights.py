@@ -16,6 +16,7 @@ from vidtok_plugin.common.errors import nearest
 from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.common.saved_config import load_saved_config
 from vidtok_plugin.common.state_dict import M, build_with_weights
+from vidtok_plugin.common.url_path import local_copy
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.network.encoder_decoder import Decoder, Encoder
 from vidtok_plugin.tokenizer.presets import get_preset, presets
@@ -70,7 +71,7 @@ def choose_architecture(found: Weights, preset: str | None, source: str | Path) 
 
 
 def _find(source: str | Path, averaging: Averaging | None, revision: str | None, strip_objects: bool) -> Weights:
-    path, name = user_path(source), str(source)
+    path, name = local_copy(user_path(source)), str(source)
     published = not path.exists() and name in presets() and presets()[name].checkpoint is not None
     if revision is not None and not published:
         raise ValueError(
