@@ -41,7 +41,7 @@ from world_model.transformer.cache import TransformerCache
 from world_model.transformer.rotary import Rotation, grid_rotation
 from world_model.transformer.transformer import DecodeBlocks, Transformer
 from world_model.weights import Contents, read_folder, write_folder
-from world_model.window_scores import WindowLosses, head_inputs, score_window, window_losses
+from world_model.window_scores import WindowLosses, head_inputs, predicted_states, score_window, window_losses
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter
@@ -244,10 +244,7 @@ class WorldModel(nn.Module):
         if self.state_head is None or self.state_normalization is None:
             raise ValueError("WorldModel: it was built without states; train one with model.state in its config.")
         scored = score_window(self, tokens, actions, state)
-        assert scored.window.past_state is not None
-        return self.state_normalization.undo(
-            self.state_head(*head_inputs(self, scored, tokens), scored.window.past_state[:, 1:])
-        )
+        return self.state_normalization.undo(predicted_states(self, self.state_head, scored, tokens))
 
     def step_states(self, hidden: Tensor, step: Tensor, previous: Tensor, context: StepContext) -> Tensor | None:
         """The states (b, f, s) of a step that was drawn, in their own units; None if the model predicts none.
@@ -258,7 +255,8 @@ class WorldModel(nn.Module):
             return None
         assert context.past_state is not None
         own, before = (self.step_inputs.narrow(x, context.tables.narrow) for x in (step, previous))
-        return self.state_normalization.undo(self.state_head(hidden, own, before, context.past_state[: len(hidden)]))
+        conditioning, past = (x[: len(hidden)] for x in (context.conditioning, context.past_state))
+        return self.state_normalization.undo(self.state_head(hidden, own, before, conditioning, past))
 
     def step_outcomes(self, hidden: Tensor, step: Tensor, previous: Tensor, tables: InputTables) -> Outcomes | None:
         """The outcomes of a step that was drawn, of rewards (b, f) and ends (b,); None if the model predicts none.

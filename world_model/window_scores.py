@@ -15,7 +15,7 @@ from world_model.actions import GroupedActions
 from world_model.heads.base import TokenScores
 from world_model.heads.outcomes import OutcomeTargets
 from world_model.heads.sampler import Sampler
-from world_model.heads.state import state_errors
+from world_model.heads.state import StateHead, state_errors
 from world_model.inputs.corruption import corrupt_tokens, drop_actions, mix_tokens
 from world_model.inputs.state import drop_state
 from world_model.prediction.base import WindowInputs
@@ -92,8 +92,7 @@ def window_losses(
     rewards = ends = states = None
     steps = scores.weights.new_ones(scored.hidden.shape[:2]) if valid is None else valid[:, 1:]
     if model.state_head is not None and model.state_normalization is not None and state is not None:
-        assert scored.window.past_state is not None
-        predicted = model.state_head(*head_inputs(model, scored, tokens), scored.window.past_state[:, 1:])
+        predicted = predicted_states(model, model.state_head, scored, tokens)
         errors = state_errors(predicted, model.state_normalization(state[:, 1:]))
         states = mean((errors * steps).sum(), steps.sum())
     if model.outcomes is not None and outcomes is not None:
@@ -117,6 +116,14 @@ def head_inputs(model: "WorldModel", scored: ScoredWindow, tokens: Tensor) -> tu
         narrow(x, tables).flatten(2, 3) for x in (model.checked(tokens)[:, 1:], scored.window.tokens[:, :-1])
     )
     return scored.hidden.flatten(2, 3), own, before
+
+
+def predicted_states(model: "WorldModel", head: StateHead, scored: ScoredWindow, tokens: Tensor) -> Tensor:
+    """The normalized states (b, T - 1, f, s) that a model's head predicts for steps 1 .. T-1."""
+    window = scored.window
+    assert window.past_state is not None
+    predicted: Tensor = head(*head_inputs(model, scored, tokens), window.conditioning[:, 1:], window.past_state[:, 1:])
+    return predicted
 
 
 @torch.no_grad()

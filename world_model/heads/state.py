@@ -1,7 +1,7 @@
 """The head of states: the normalized state of each frame of a latent step.
 
-It predicts how the state differs from that of the newest frame before the step, from a pooled step and the states of
-the step before. A new head thus copies that state.
+It predicts how the state differs from that of the newest frame before the step, from a pooled step, the states of the
+step before, and the step's conditioning: its actions tell most. A new head copies that newest state.
 
 Shapes: b clips, T latent steps, n positions of a step, f frames of a step, s components of a state, d width of the
 model, e of the tokens' narrow embeddings, w width of the head.
@@ -23,16 +23,17 @@ class StateHead(StepPooling):
         super().__init__(width, narrow_width, config.width)
         assert config.size is not None
         self.frames, self.size = temporal_factor, config.size
-        self.past = nn.Linear(config.width + self.frames * (self.size + 1), config.width)
+        self.past = nn.Linear(config.width + width + self.frames * (self.size + 1), config.width)
         self.change = nn.Linear(config.width, self.frames * self.size)
         nn.init.zeros_(self.change.weight)
         nn.init.zeros_(self.change.bias)
 
-    def forward(self, hidden: Tensor, own: Tensor, before: Tensor, past: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, own: Tensor, before: Tensor, conditioning: Tensor, past: Tensor) -> Tensor:
         """Normalized states (..., f, s) float32 of steps, from (..., n, d) hidden states, the embeddings (..., n, e) of
-        the tokens of both steps, and the normalized states (..., f, s) of the step before, NaN where unknown."""
+        the tokens of both steps, the conditioning (..., n, d) of the step, and the normalized states (..., f, s) of the
+        step before, NaN where unknown."""
         x = self.pooled(hidden, own, before)
-        x = F.silu(self.past(torch.cat([x, marked(past).to(x.dtype)], dim=-1)))
+        x = F.silu(self.past(torch.cat([x, conditioning.mean(-2), marked(past).to(x.dtype)], dim=-1)))
         change = self.change(x).float().unflatten(-1, (self.frames, self.size))
         return newest_known(past)[..., None, :] + change
 
