@@ -3,6 +3,8 @@
 A random player seldom meets the opponent, so a world model trained on random play alone sees few punches and clinches.
 """
 
+from typing import Any
+
 import numpy as np
 
 from world_model.recording.policy import CoveringPolicy
@@ -33,7 +35,8 @@ class BoxingPolicy:
     It changes between the three after random numbers of frames.
     """
 
-    def __init__(self, num_actions: int, hold: tuple[int, int], rng: np.random.Generator) -> None:
+    def __init__(self, env: Any, hold: tuple[int, int], rng: np.random.Generator) -> None:
+        num_actions = int(env.action_space.n)
         if num_actions != 18:
             raise ValueError(f"BoxingPolicy: num_actions must be 18, all actions of Boxing, got {num_actions}.")
         self.covering = CoveringPolicy(num_actions, hold, rng)

@@ -35,7 +35,7 @@ from vidtok_plugin.store.tokenize import TokenizeConfig
 from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
 from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 from world_model import WorldModelRunConfig
-from world_model.recording.policy import CoveringPolicy
+from world_model.recording.policy import covering
 from world_model.recording.record import SPLITS, record
 from world_model.rollout.worlds import world_folder
 from world_model.training.runs import fit_world_model
@@ -50,7 +50,7 @@ def demo(args: argparse.Namespace) -> None:
     cfg = demo_config(own_overrides(args.overrides, SECTIONS))
     out = cfg.output
     tokenizer_cfg, model_cfg = training_configs(cfg, args.overrides)
-    policy = CoveringPolicy if cfg.from_scratch else BoxingPolicy
+    policy = covering if cfg.from_scratch else BoxingPolicy
     episodes, tokens, summary_file = out / "episodes", out / "tokens", out / "summary.json"
     stages = Stages(out, 5)
     stages.run(

@@ -61,8 +61,9 @@ def evaluate(
 
     game = cfg.record.env.removeprefix("ALE/").removesuffix("-v5")
     note = BOXING_NOTE if cfg.record.env == BOXING else ""
-    draw_rollout(out / "rollout.png", prompts, result, fps=cfg.record.file_fps, game=game, note=note)
-    write_rollout_video(out / "rollout.mp4", prompts, result, fps=cfg.record.file_fps)
+    fps = find_episodes(out / "episodes" / "test")[0].frame_rate()
+    draw_rollout(out / "rollout.png", prompts, result, fps=fps, game=game, note=note)
+    write_rollout_video(out / "rollout.mp4", prompts, result, fps=fps)
     models = {"as shipped": tokenizer_before, "fine-tuned": adapter.tokenizer}
     draw_reconstruction(out / "reconstruction.png", evenly_spaced(clips, 6), models)
     draw_curves(out / "curves.png", tokenizer_cfg.output, model_cfg.output, entropies)

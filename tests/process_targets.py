@@ -1,8 +1,9 @@
-"""Functions that `tests/common/test_processes.py` runs in child processes."""
+"""Functions that the tests of processes run in child processes."""
 
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from vidtok_plugin.common.processes import Process
@@ -24,3 +25,20 @@ def misbehave(process: Process, folder: Path, how: str) -> None:
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("a bug")
+
+
+def start_squares(folder: Path, how: str) -> Callable[[int], int]:
+    """Squares numbers, the first only when all others are done; fails at -1."""
+
+    def square(number: int) -> int:
+        if number == 0:
+            while len(list(folder.iterdir())) < 4:
+                time.sleep(0.01)
+        if number < 0 and how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number < 0:
+            raise ValueError("Number -1 is\n negative.")
+        (folder / str(number)).touch()
+        return number**2
+
+    return square

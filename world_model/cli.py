@@ -13,11 +13,13 @@ from vidtok_plugin.common.commands import (
 
 
 def record_command(args: argparse.Namespace) -> None:
+    import sys
     from dataclasses import fields
 
     from vidtok_plugin.common.config import load_config
     from world_model.recording.record import RecordConfig, record
 
+    sys.path.append("")  # modules beside which the command runs, for module:function and module:EnvId
     given = {field.name: getattr(args, field.name, None) for field in fields(RecordConfig)}
     settings = [f"{name}={value}" for name, value in given.items() if value is not None]
     cfg = load_config(RecordConfig, [], settings + args.overrides)
@@ -97,9 +99,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="world-model", description="Record, train and roll out world models.")
     commands = parser.add_subparsers(metavar="COMMAND")
 
-    command = add_command(commands, "record", record_command, "record real Atari play as mp4 with its actions")
-    command.add_argument("--env", required=True, help="for example ALE/Boxing-v5")
+    command = add_command(commands, "record", record_command, "record real play as mp4 with its actions")
+    command.add_argument(
+        "--env",
+        required=True,
+        metavar="ENV",
+        help="of gymnasium: ALE/Boxing-v5, CartPole-v1, gym_pusht:gym_pusht/PushT-v0",
+    )
     command.add_argument("--output", required=True, metavar="FOLDER", help="folder for the episodes")
+    command.add_argument(
+        "--policy",
+        help="covering, random, module:function, or a .zip of stable-baselines3 (default: covering)",
+    )
+    command.add_argument("--processes", type=int, metavar="N", help="play N games at the same time (default: 1)")
     command.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="a setting, such as train_episodes=8"
     )

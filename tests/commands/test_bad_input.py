@@ -183,8 +183,13 @@ def test_a_missing_world_model_is_named(fail: Run, tmp_path: Path) -> None:
     assert f"there is no folder {tmp_path / 'nowhere'}" in fail(*arguments, main=world_model_cli.main)
 
 
-def test_an_environment_that_is_not_an_atari_game(fail: Run, tmp_path: Path) -> None:
-    """CartPole ended in a TypeError of gymnasium's."""
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ALE/Boxin-v5", "env must be one of gymnasium's Atari games"),
+        ("CartPol-v1", "env must be an environment that is registered with gymnasium, got 'CartPol-v1'"),
+    ],
+)
+def test_an_unknown_environment(fail: Run, tmp_path: Path, name: str, message: str) -> None:
     pytest.importorskip("ale_py")
-    arguments = ["record", "--env", "CartPole-v1", "--output", str(tmp_path / "play")]
-    assert "env must be one of gymnasium's Atari games" in fail(*arguments, main=world_model_cli.main)
+    assert message in fail("record", "--env", name, "--output", str(tmp_path / "play"), main=world_model_cli.main)

@@ -56,7 +56,7 @@ def run_processes(run: Callable[..., object], world_size: int, *args: Any, show_
             receiver, sender = context.Pipe(duplex=False)
             arguments = (run, process, args, sender, show_traceback)
             child: BaseProcess = context.Process(target=_child, args=arguments, daemon=True)
-            with _interrupts_blocked():
+            with interrupts_blocked():
                 child.start()
             sender.close()  # the child's copy closes when it exits
             children[child.sentinel] = child, process, receiver
@@ -66,7 +66,7 @@ def run_processes(run: Callable[..., object], world_size: int, *args: Any, show_
                 child, process, receiver = children.pop(sentinel)
                 child.join()
                 if child.exitcode != 0:
-                    raise ChildProcessError(f"{str(process).capitalize()} failed: {_reason(child, receiver)}")
+                    raise ChildProcessError(f"{str(process).capitalize()} failed: {failure(child, receiver)}")
     finally:
         for child, _, _ in children.values():
             child.terminate()
@@ -75,7 +75,7 @@ def run_processes(run: Callable[..., object], world_size: int, *args: Any, show_
 
 
 @contextmanager
-def _interrupts_blocked() -> Iterator[None]:
+def interrupts_blocked() -> Iterator[None]:
     """Ctrl-C reaches all processes of a terminal. Those started here never receive it: their parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -90,7 +90,7 @@ def _interrupts_blocked() -> Iterator[None]:
 def _child(
     run: Callable[..., object], process: Process, args: tuple[Any, ...], errors: Connection, show_traceback: bool
 ) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     set_up_logging()
     try:
         run(process, *args)
@@ -101,7 +101,7 @@ def _child(
         sys.exit(2)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Exits when the parent does, so that a killed parent leaves no process behind."""
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -109,7 +109,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _reason(child: BaseProcess, errors: Connection) -> str:
+def failure(child: BaseProcess, errors: Connection) -> str:
+    """Why a process failed: the error that it sent, or how it ended."""
     try:
         return str(errors.recv())
     except EOFError:  # it exited without sending an error
