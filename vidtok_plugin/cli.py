@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidtok_plugin.common.commands import (
@@ -100,8 +101,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
 
 def add_evaluate(commands: "Commands") -> None:
     command = add_command(commands, "evaluate", run_evaluate, "measure reconstructions of a folder of videos")
-    command.add_argument("folder", type=path_argument, help=f"{RECORDINGS}, searched with its subfolders")
-    add_camera(command)
+    add_source(command, f"{RECORDINGS}, searched with its subfolders")
     add_model_arguments(command)
     command.add_argument(
         "--output",
@@ -136,8 +136,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from vidtok_plugin.tokenizer.model import VidTok
     from vidtok_plugin.video.opening import open_videos
 
-    open_videos(args.folder, args.camera)  # an empty folder is an error before anything large is loaded
-    output = args.output or evaluate.default_output(args.model, args.folder)
+    folder = chosen_source(args)
+    open_videos(folder, args.camera)  # an empty folder is an error before anything large is loaded
+    output = args.output or evaluate.default_output(args.model, args.repo or folder)
     device = default_device()
     tokenizer = VidTok.from_pretrained(args.model, preset=args.preset).to(device)
     chosen = {name: getattr(args, name) for name in ("protocol", "fps", "size", "clip_frames")}
@@ -145,7 +146,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     evaluate.check_fits(tokenizer, cfg, with_fvd=args.i3d is not None)  # before a long download
     report = evaluate.evaluate(
         tokenizer,
-        args.folder,
+        folder,
         output,
         camera=args.camera,
         model=args.model,
@@ -160,8 +161,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def add_tokenize(commands: "Commands") -> None:
     command = add_command(commands, "tokenize", run_tokenize, "write the tokens of a folder of videos into a store")
-    command.add_argument("folder", type=path_argument, help=f"{RECORDINGS}, with or without actions")
-    add_camera(command)
+    add_source(command, f"{RECORDINGS}, with or without actions")
     add_model_arguments(command, "; or an adapter's folder, written by TokenizerAdapter.save_pretrained")
     command.add_argument(
         "--output", type=path_argument, required=True, metavar="STORE", help="the store to create or extend"
@@ -246,8 +246,9 @@ def run_tokenize(args: argparse.Namespace) -> None:
     from vidtok_plugin.store.folder import FolderConfig, tokenize_folder
     from vidtok_plugin.store.tokenize import TokenizeConfig
 
+    folder = chosen_source(args)
     cfg = FolderConfig(
-        folder=args.folder,
+        folder=folder,
         output=args.output,
         model=args.model,
         camera=args.camera,
@@ -257,7 +258,7 @@ def run_tokenize(args: argparse.Namespace) -> None:
         processes=args.processes,
         tokenize=TokenizeConfig(
             split=args.split,
-            root=args.folder,
+            root=folder,
             clip_frames=args.clip_frames,
             size=None if args.size is None else tuple(args.size),
             fit=args.fit,
@@ -317,6 +318,28 @@ def run_convert(args: argparse.Namespace) -> None:
     from vidtok_plugin.tokenizer.weights.conversion import convert
 
     print(convert(args.source, args.output, to=args.to, preset=args.preset))
+
+
+def add_source(command: argparse.ArgumentParser, help: str) -> None:
+    """The recordings that a command takes, here or on the hub, and the camera."""
+    command.add_argument("folder", type=path_argument, nargs="?", help=help)
+    command.add_argument(
+        "--repo", metavar="USER/NAME", help="in place of a folder, a LeRobot dataset on the Hugging Face hub"
+    )
+    add_camera(command)
+
+
+def chosen_source(args: argparse.Namespace) -> Path:
+    """The folder or URL of the recordings; a dataset on the hub is downloaded."""
+    if (args.folder is None) == (args.repo is None):
+        given = "neither" if args.folder is None else "both"
+        raise ValueError(f"give either a folder of recordings or --repo USER/NAME, got {given}.")
+    if args.repo is None:
+        folder: Path = args.folder
+        return folder
+    from vidtok_plugin.video.lerobot.hub import download_dataset
+
+    return download_dataset(args.repo, args.camera)
 
 
 def add_camera(command: argparse.ArgumentParser) -> None:

@@ -55,11 +55,19 @@ def rollout_command(args: argparse.Namespace) -> None:
     from world_model.rollout.files import rollout_file
     from world_model.rollout.worlds import world_prompts
 
+    if args.repo is not None and args.prompt is not None:
+        raise ValueError("rollout: give either --prompt or --repo, got both.")
+    if args.repo is not None:
+        from vidtok_plugin.video.lerobot.hub import download_dataset
+
+        prompt = download_dataset(args.repo, args.camera)
+    else:
+        prompt = args.prompt or world_prompts(args.model)[0]
     chosen = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "guidance", "flow_steps", "seed")}
     sampler = Sampler(**chosen)
     result = rollout_file(
         args.model,
-        args.prompt or world_prompts(args.model)[0],
+        prompt,
         args.output,
         episode=args.episode,
         camera=args.camera,
@@ -131,6 +139,9 @@ def build_parser() -> argparse.ArgumentParser:
         type=path_argument,
         metavar="clip.mp4",
         help="the video to continue, or a dataset (docs/recordings.md) with it (default: one of the world's own)",
+    )
+    command.add_argument(
+        "--repo", metavar="USER/NAME", help="in place of --prompt, a LeRobot dataset on the Hugging Face hub"
     )
     command.add_argument("--episode", type=int, metavar="N", help="which episode of a dataset, from 0 on")
     command.add_argument(

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vidtok_plugin.common.json_files import read_json_object
@@ -28,7 +28,7 @@ def open_lerobot(root: Path, camera: Cameras | None = None) -> list[LeRobotEpiso
         FileNotFoundError: a file is missing.
         ValueError: the camera is unknown, the version is another one, or the tables don't fit together.
     """
-    info = _Info(root)
+    info = Info(root)
     cameras = choose_cameras(camera, info.cameras, f"LeRobot dataset {root}")
     episodes: dict[int, LeRobotEpisode] = {}
     for row in _episode_rows(root, info, cameras):
@@ -46,7 +46,7 @@ def open_lerobot(root: Path, camera: Cameras | None = None) -> list[LeRobotEpiso
     return [replace(episodes[index], num_actions=num_actions) for index in sorted(episodes)]
 
 
-class _Info:
+class Info:
     """The values of info.json that are needed, checked."""
 
     def __init__(self, root: Path) -> None:
@@ -82,18 +82,21 @@ class _Info:
     def file(self, pattern: str, **places: Any) -> Path:
         """The path by the pattern `data_path` or `video_path`, relative to the root."""
         try:
-            return Path(self.values[pattern].format(**places))
+            path = PurePosixPath(self.values[pattern].format(**places))
         except (LookupError, ValueError, TypeError, AttributeError) as error:
             raise self.invalid(
                 f"{pattern} must be a pattern of {', '.join(places)} ({error!r})", self.values[pattern]
             ) from None
+        if path.is_absolute() or ".." in path.parts:
+            raise self.invalid(f"{pattern} must lead to files of the dataset", str(path))
+        return Path(path)
 
     def invalid(self, rule: str, value: object) -> ValueError:
         shown = repr(value) if len(repr(value)) <= 200 else f"{value!r:.200}..."
         return ValueError(f"LeRobot dataset: in {self.path}, {rule}, got {shown}; {FIX}.")
 
 
-def _episode_rows(root: Path, info: _Info, cameras: Sequence[str]) -> list[dict[str, Any]]:
+def _episode_rows(root: Path, info: Info, cameras: Sequence[str]) -> list[dict[str, Any]]:
     if info.version != "v3.0":
         return read_rows(root / "meta" / "episodes.jsonl", ("episode_index", "length"), ("tasks",))
     files = sorted((root / EPISODE_TABLES).glob("*/*.parquet"))
@@ -105,7 +108,7 @@ def _episode_rows(root: Path, info: _Info, cameras: Sequence[str]) -> list[dict[
     return [row for file in files for row in read_rows(file, needed, ("tasks",))]
 
 
-def _episode(root: Path, info: _Info, cameras: Sequence[str], index: int, row: Mapping[str, Any]) -> LeRobotEpisode:
+def _episode(root: Path, info: Info, cameras: Sequence[str], index: int, row: Mapping[str, Any]) -> LeRobotEpisode:
     length = _integer(row["length"], root, f"length of episode {index}", least=1)
     if info.version == "v3.0":
         places = {name: _integer(row[f"data/{name}"], root, name) for name in ("chunk_index", "file_index")}
@@ -140,7 +143,7 @@ def _episode(root: Path, info: _Info, cameras: Sequence[str], index: int, row: M
     )
 
 
-def _num_actions(info: _Info, tables: Collection[Path]) -> int | None:
+def _num_actions(info: Info, tables: Collection[Path]) -> int | None:
     """The number of choices of discrete actions, single integers, which only the actions themselves tell; else None."""
     feature = info.features.get(ACTION, {})
     if not str(feature.get("dtype")).startswith(("int", "uint")) or list(feature.get("shape") or [1]) != [1]:
