@@ -345,6 +345,7 @@ def chosen_source(args: argparse.Namespace) -> Path:
 def add_camera(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--camera",
+        "--cameras",
         metavar="KEY",
         help="of a dataset with several; KEY,KEY puts them side by side (default: the only one)",
     )

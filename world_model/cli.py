@@ -146,6 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--episode", type=int, metavar="N", help="which episode of a dataset, from 0 on")
     command.add_argument(
         "--camera",
+        "--cameras",
         metavar="KEY",
         help="of a dataset with several; KEY,KEY puts them side by side (default: the only one)",
     )

@@ -120,5 +120,5 @@ def test_the_command_takes_the_settings(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([*command, *settings]) == 0
     metadata = read_metadata(store)
     assert metadata.preparation == {"size": [16, 16], "fit": "stretch", "fps": 15.0, "group_actions": "concatenate"}
-    assert metadata.action_space["size"] == 9 and metadata.clip_frames == 5
+    assert (metadata.action_space["kind"], metadata.action_space["size"]) == ("mixed", 2) and metadata.clip_frames == 5
     assert [(e.first_frame, e.frames) for e in TokenStore(store).episodes] == [(0, 5), (4, 5)]

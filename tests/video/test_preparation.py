@@ -1,5 +1,6 @@
 """Episodes of any size and rate are brought to one, with the actions, rewards and states of the frames kept."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from video_files import numbers, smooth_motion, write_file
 
 from vidtok_plugin import open_episodes
+from vidtok_plugin.video.action_space import kind_and_size
 from vidtok_plugin.video.episode import Episode
 from vidtok_plugin.video.preparation import Preparation
 from vidtok_plugin.video.video_file import VideoFile
@@ -88,26 +90,22 @@ def test_variable_rates_are_resampled_by_the_times_of_the_frames(tmp_path: Path)
     assert prepared.num_frames == 13
 
 
+BOX = {"type": "Box", "shape": [1], "low": -1, "high": 1}
 ACTIONS = np.array([9, 1, 2, 0, 1, 2, 2, 1, 0, 1, 1])  # the first may be anything
 
 
-def test_discrete_actions_are_kept_as_their_combination(tmp_path: Path) -> None:
+def test_discrete_actions_become_as_many_choices(tmp_path: Path) -> None:
     episode = recorded(tmp_path, actions=ACTIONS, num_actions=3, rewards=np.arange(11.0), state=np.eye(11))
     prepared = Preparation(fps=10).of(episode)
     assert shown(prepared) == [0, 3, 6, 9]
-    assert prepared.actions is not None and prepared.actions.tolist() == [0, 9 + 6 + 0, 9 + 6 + 2, 9 + 0 + 1]
-    assert prepared.actions.dtype == np.int64
+    assert prepared.actions is not None and prepared.actions.dtype == np.float32
+    assert prepared.actions.tolist() == [[0, 0, 0], [1, 2, 0], [1, 2, 2], [1, 0, 1]]
+    space = {"type": "Tuple", "spaces": [{"type": "Discrete", "n": 3}] * 3}
     each = {"kind": "discrete", "size": 3}
-    assert prepared.action_space == {"kind": "discrete", "size": 27, "frames": 3, "each": each}
+    assert prepared.action_space == {"kind": "mixed", "size": 3, "frames": 3, "each": each, "space": space}
+    assert kind_and_size(space) == ("mixed", 3)
     assert prepared.rewards is not None and prepared.rewards.tolist() == [0, 1 + 2 + 3, 4 + 5 + 6, 7 + 8 + 9]
     assert prepared.state is not None and prepared.state.argmax(axis=1).tolist() == [0, 3, 6, 9]
-
-
-def test_no_two_sequences_of_discrete_actions_are_the_same_combination(tmp_path: Path) -> None:
-    every = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), axis=-1).reshape(-1)  # 27 sequences of 3
-    episode = recorded(tmp_path, 82, actions=np.concatenate([[0], every]), num_actions=3)
-    prepared = Preparation(fps=10).of(episode)
-    assert prepared.actions is not None and prepared.actions[1:].tolist() == list(range(27))
 
 
 @pytest.mark.parametrize("group", [None, "concatenate", "sum"])
@@ -125,12 +123,24 @@ def test_continuous_actions_are_concatenated_or_summed(tmp_path: Path, group: An
         assert (prepared.action_space["kind"], prepared.action_space["size"]) == ("continuous", 4)
 
 
+def test_actions_of_several_parts_become_a_tuple_of_them(tmp_path: Path) -> None:
+    space = {"type": "Dict", "spaces": [["gear", {"type": "Discrete", "n": 3}], ["wheel", BOX]]}
+    actions = np.stack([ACTIONS % 3, np.arange(11) / 16], axis=1).astype(np.float32)
+    episode = recorded(tmp_path, actions=actions, action_space=json.dumps(space))
+    prepared = Preparation(fps=15).of(episode)
+    assert prepared.actions is not None and prepared.actions[1].tolist() == [1, 1 / 16, 2, 2 / 16]
+    assert (prepared.action_space["kind"], prepared.action_space["size"]) == ("mixed", 4)
+    assert prepared.action_space["space"] == {"type": "Tuple", "spaces": [space, space]}
+    with pytest.raises(ValueError, match="group_actions must be concatenate for actions with choices"):
+        _ = Preparation(fps=15, group_actions="sum").of(episode).actions
+
+
 def test_the_frame_that_ended_an_episode_is_kept_with_its_reward(tmp_path: Path) -> None:
     rewards = np.array([0] * 10 + [5.0])
     ended = recorded(tmp_path, actions=ACTIONS, num_actions=3, rewards=rewards, terminated=True)
     prepared = Preparation(fps=10).of(ended)
     assert shown(prepared) == [1, 4, 7, 10] and prepared.terminated
-    assert prepared.actions is not None and prepared.actions.tolist() == [0, 18 + 0 + 1, 18 + 6 + 1, 0 + 3 + 1]
+    assert prepared.actions is not None and prepared.actions.tolist() == [[0] * 3, [2, 0, 1], [2, 2, 1], [0, 1, 1]]
     assert prepared.rewards is not None and prepared.rewards.tolist() == [0, 0, 0, 5]
 
 
@@ -144,8 +154,7 @@ def test_the_frame_that_ended_an_episode_is_kept_with_its_reward(tmp_path: Path)
             ACTIONS,
             "fps must be its rate of 30 divided by a whole number, got 60; the nearest that fit are 30",
         ),
-        (15, "sum", ACTIONS, "group_actions must be concatenate for discrete actions"),
-        (1, None, ACTIONS, r"at most 1000000 combinations of actions, got 10 \*\* 30"),
+        (15, "sum", ACTIONS, "group_actions must be concatenate for actions with choices"),
     ],
 )
 def test_rates_and_groups_that_actions_do_not_allow_are_refused(

@@ -13,7 +13,7 @@ import numpy as np
 
 from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.video.episode import Episode, EpisodeMethods, check_frames
-from vidtok_plugin.video.episode_meta import MAX_ACTIONS, MAX_FPS
+from vidtok_plugin.video.episode_meta import MAX_FPS
 from vidtok_plugin.video.pyav_reader import Fit
 from vidtok_plugin.video.reading import ReaderPool
 from vidtok_plugin.video.resizing import resize, resize_and_crop, resize_and_pad
@@ -34,10 +34,9 @@ class Preparation:
     fps: frames a second. Without actions, each frame is the one nearest in time, whose times may vary. With actions, it
         is every k-th frame, the episode's rate being k times `fps`: from the first frame on, or if the episode
         terminated, so that the last frame is among them. Frames after the last one kept are left out.
-    group_actions: what led to a frame when only every k-th is kept. concatenate: all k actions, in order, so that
-        nothing is lost: k * a components, or of discrete ones the number of their combination, the first action
-        counting most, of size ** k. sum: the sum of continuous ones, for actions that are differences. By default
-        concatenate. Rewards are summed.
+    group_actions: what led to a frame when only every k-th is kept. concatenate: one action of k parts, those of the k
+        frames in order, so that nothing is lost: k * a components, or k choices. sum: the sum of continuous actions,
+        for those that are differences. By default concatenate. Rewards are summed.
     """
 
     size: tuple[int, int] | None = None
@@ -97,8 +96,7 @@ class PreparedEpisode(EpisodeMethods):
     """An episode at another size or rate.
 
     Raises:
-        ValueError: its rate is not a whole multiple of the one wanted and it has actions; or there are too many
-            combinations of its actions.
+        ValueError: its rate is not a whole multiple of the one wanted and it has actions, or they cannot be grouped so.
     """
 
     episode: Episode
@@ -171,28 +169,27 @@ class PreparedEpisode(EpisodeMethods):
         if actions is None or self.stride == 1:
             return actions
         grouped = self._groups(actions)
-        if actions.ndim == 1:
-            return self._combined(grouped)
         if self.preparation.group_actions == "sum":
             self._check_sums()
             return grouped.sum(axis=1, dtype=np.float64).astype(np.float32)
-        return grouped.reshape(len(grouped), -1)
+        return grouped.reshape(len(grouped), -1).astype(np.float32)
 
     @property
     def action_space(self) -> Mapping[str, Any]:
         space, actions = self.episode.action_space, self.episode.actions
         if actions is None or self.stride == 1:
             return space
-        if actions.ndim == 1:
-            return {"kind": "discrete", "size": self._combinations(), "frames": self.stride, "each": dict(space)}
         if self.preparation.group_actions == "sum":
             self._check_sums()
             return {name: value for name, value in space.items() if name != "space"}  # whose bounds are those of one
-        size = self.stride * actions.shape[1]
-        grouped = {"kind": space["kind"], "size": size, "frames": self.stride, "each": dict(space)}
-        if "space" in space:
-            grouped["space"] = {"type": "Tuple", "spaces": [space["space"]] * self.stride}
-        return grouped
+        grouped = {"kind": space["kind"], "frames": self.stride, "each": dict(space)}
+        described = space.get("space")
+        if actions.ndim == 1:
+            grouped["kind"] = "mixed"
+            described = described or {"type": "Discrete", "n": self._choices()}
+        if described is not None:
+            grouped["space"] = {"type": "Tuple", "spaces": [described] * self.stride}
+        return {**grouped, "size": self.stride * (1 if actions.ndim == 1 else actions.shape[1])}
 
     @property
     def rewards(self) -> np.ndarray | None:
@@ -259,37 +256,23 @@ class PreparedEpisode(EpisodeMethods):
         starts = np.concatenate([[self.kept[0]], ends[:-1]])
         return (total[ends] - total[starts]).astype(np.float32)
 
-    def _combined(self, groups: np.ndarray) -> np.ndarray:
-        """The number of each combination, (n,), of discrete actions (n, k)."""
-        self._combinations()
-        size = self.episode.action_space["size"]
-        return groups @ (size ** np.arange(self.stride - 1, -1, -1, dtype=np.int64))
-
     def _check_sums(self) -> None:
-        if self.episode.action_space["kind"] == "mixed":
+        if self.episode.action_space["kind"] != "continuous":
             raise ValueError(
                 f"Episode {self}: group_actions must be concatenate for actions with choices, which have no sum, got "
                 "sum."
             )
 
-    def _combinations(self) -> int:
+    def _choices(self) -> int:
+        """The number of discrete actions."""
         size = self.episode.action_space.get("size")
-        if self.preparation.group_actions == "sum":
-            raise ValueError(
-                f"Episode {self}: group_actions must be concatenate for discrete actions, which have no sum, got sum."
-            )
         if size is None:
             raise ValueError(
-                f"Episode {self}: it must state how many discrete actions there are, so that combinations of "
-                f"{self.stride} can be numbered, in its JSON as "
-                '"action_space": {"kind": "discrete", "size": 4}, in an array file as num_actions.'
+                f"Episode {self}: it must state how many discrete actions there are, so that groups of {self.stride} "
+                'can be described, in its JSON as "action_space": {"kind": "discrete", "size": 4}, in an array file as '
+                "num_actions."
             )
-        if size**self.stride > MAX_ACTIONS:
-            raise ValueError(
-                f"Episode {self}: there may be at most {MAX_ACTIONS} combinations of actions, got {size} ** "
-                f"{self.stride}, {self.stride} actions for each frame; choose a higher fps."
-            )
-        return size**self.stride
+        return int(size)
 
 
 def _one_then(first: Fit, second: Fit, frames: np.ndarray) -> np.ndarray:

@@ -16,7 +16,6 @@ from vidtok_plugin.video import probe, write_video
 from vidtok_plugin.video.episodes import save_episode_files
 from vidtok_plugin.video.preparation import Preparation
 from world_model import cli as world_cli
-from world_model.actions import ActionSpec
 from world_model.data import TokenDataConfig, token_spec
 from world_model.envs.starts import Starts
 from world_model.measures.config import MeasuresConfig
@@ -54,7 +53,7 @@ def world(store: Path) -> tuple[WorldModel, TokenizerAdapter]:
 
     adapter, tokens = tiny_adapter(), token_spec(read_metadata(store))
     assert tokens.preparation == replace(PREPARATION, group_actions="concatenate")
-    assert tokens.actions == ActionSpec(kind="discrete", size=9)
+    assert (tokens.actions.kind, tokens.actions.choices) == ("mixed", (3, 3))
     return random_model(replace(CONFIG, tokens=tokens)), adapter
 
 
@@ -100,7 +99,7 @@ def test_the_prompt_and_its_actions_are_those_of_the_kept_frames(recorded: Path,
 
 def test_imagined_environments_start_from_prompts_of_any_size_and_rate(recorded: Path, world: Any) -> None:
     start = Starts(world[0], recorded, 5, "env").draw(np.random.default_rng(0))
-    assert start.frames.shape == (5, 16, 24, 3) and start.actions is not None and start.actions.max() < 9
+    assert start.frames.shape == (5, 16, 24, 3) and start.actions is not None and start.actions.shape == (5, 2)
 
 
 def test_a_page_starts_from_prompts_of_any_size_and_rate(recorded: Path, saved: Path, expected: Any) -> None:
