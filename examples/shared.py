@@ -9,11 +9,12 @@ from torch import Tensor
 
 from vidtok_plugin.common.commands import run_command, set_command
 from vidtok_plugin.common.config import load_config
+from vidtok_plugin.common.shipped_files import shipped_folder
 from vidtok_plugin.video.clips import ClipDataset
 from vidtok_plugin.video.data import VideoDataConfig
 from vidtok_plugin.video.sources import find_sources
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = shipped_folder("configs")
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:

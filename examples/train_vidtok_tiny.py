@@ -30,7 +30,8 @@ from vidtok_plugin.tokenizer.weights.weights import WEIGHTS_FILE
 logger = logging.getLogger("vidtok_plugin.train_vidtok_tiny")
 CONFIG = CONFIGS / "tokenizer" / "vidtok_tiny.yaml"
 DATA = Path("runs/vidtok_tiny/data")
-PACKAGE = CONFIGS.parent / "vidtok_plugin" / "pretrained" / "vidtok_tiny"
+ROOT = CONFIGS.parent
+PACKAGE = ROOT / "vidtok_plugin" / "pretrained" / "vidtok_tiny"
 HELD_OUT_FRAMES, HELD_OUT_CLIPS = 17, 6  # per clip and per source
 
 
@@ -80,6 +81,8 @@ def held_out_psnr(cfg: TokenizerRunConfig, tokenizer: VidTok) -> dict[str, float
 
 
 def main() -> None:
+    if not PACKAGE.parent.is_dir():
+        sys.exit("error: train_vidtok_tiny writes into a checkout of the repository; run there: make vidtok-tiny.")
     set_up_logging()
     cfg = load_config(TokenizerRunConfig, [CONFIG])
     prepare(DATA, workers=2, seed=cfg.seed)

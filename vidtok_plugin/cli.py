@@ -31,13 +31,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vidtok-plugin", description="Train and use VidTok video tokenizers.")
     commands = parser.add_subparsers(metavar="COMMAND")
     add_command(commands, "presets", run_presets, "list the published models and the one in this package")
-    add_config_arguments(add_command(commands, "fit", run_fit, "train or fine-tune a tokenizer"))
-    add_config_arguments(add_command(commands, "validate", run_validate, "evaluate the last checkpoint of a run"))
+    add_config_arguments(add_command(commands, "fit", run_fit, "train or fine-tune a tokenizer"), "tokenizer")
+    validate = add_command(commands, "validate", run_validate, "evaluate the last checkpoint of a run")
+    add_config_arguments(validate, "tokenizer")
     add_reconstruct(commands)
     add_evaluate(commands)
     add_tokenize(commands)
     add_check(commands)
     add_convert(commands)
+    add_shipped(commands)
     return parser
 
 
@@ -340,6 +342,32 @@ def chosen_source(args: argparse.Namespace) -> Path:
     from vidtok_plugin.video.lerobot.hub import download_dataset
 
     return download_dataset(args.repo, args.camera)
+
+
+def add_shipped(commands: "Commands") -> None:
+    for kind, what in (
+        ("configs", "list the configs that come with the package, or copy them"),
+        ("examples", "list the examples that come with the package, or copy them"),
+    ):
+        command = add_command(commands, kind, run_shipped, what)
+        command.add_argument("names", nargs="*", metavar="NAME", help="only these (default: all)")
+        command.add_argument("--copy", type=path_argument, metavar="FOLDER", help="copy them into this folder")
+        command.set_defaults(kind=kind)
+
+
+def run_shipped(args: argparse.Namespace) -> None:
+    from rich.table import Table
+
+    from vidtok_plugin.common.shipped_files import check_names, copy_shipped, summary
+
+    if args.copy is not None:
+        for path in copy_shipped(args.kind, args.copy, args.names):
+            print(path)
+        return
+    table = Table("name", "what it is")
+    for name in check_names(args.kind, args.names):
+        table.add_row(name, summary(args.kind, name))
+    print_table(table, width=200)
 
 
 def add_camera(command: argparse.ArgumentParser) -> None:

@@ -124,8 +124,9 @@ def build_parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", default=[], metavar="key=value", help="a setting, such as train_episodes=8"
     )
 
-    add_config_arguments(add_command(commands, "fit", fit, "train a world model on a token store"))
-    add_config_arguments(add_command(commands, "validate", validate, "measure the last checkpoint of a run"))
+    add_config_arguments(add_command(commands, "fit", fit, "train a world model on a token store"), "world_model")
+    command = add_command(commands, "validate", validate, "measure the last checkpoint of a run")
+    add_config_arguments(command, "world_model")
 
     command = add_command(commands, "rollout", rollout_command, "imagine how a video continues")
     command.add_argument(

@@ -106,10 +106,10 @@ def test_python_blocks_of_the_docs_run_on_a_toy_model(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_shell_commands_are_valid(
-    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Options are parsed, configs are loaded with their overrides, and make targets exist."""
-    monkeypatch.chdir(ROOT)
+    """Options are parsed, configs are loaded with their overrides in an empty folder, and make targets exist."""
+    monkeypatch.chdir(tmp_path)
     for block in code_blocks(path, "sh"):
         for program, *arguments in shell_commands(block):
             if program == "make":

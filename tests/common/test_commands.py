@@ -50,7 +50,7 @@ def fit(args: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="program")
     commands = parser.add_subparsers()
-    add_config_arguments(add_command(commands, "fit", fit, "Train."))
+    add_config_arguments(add_command(commands, "fit", fit, "Train."), "tokenizer")
     add_command(commands, "presets", lambda args: None, "List.")
     return parser
 

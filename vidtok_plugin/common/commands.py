@@ -16,6 +16,7 @@ from rich.logging import RichHandler
 
 from vidtok_plugin.common.config import load_config, to_yaml
 from vidtok_plugin.common.paths import user_path
+from vidtok_plugin.common.shipped_files import config_path
 from vidtok_plugin.common.signals import Terminated, ending_by_signals
 
 T = TypeVar("T")
@@ -42,16 +43,20 @@ def set_command(parser: argparse.ArgumentParser, run: Command) -> None:
     parser.set_defaults(run=run)
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --config (repeatable), --print-config and `key=value` overrides; see `config_from`."""
+def add_config_arguments(parser: argparse.ArgumentParser, folder: str) -> None:
+    """Adds --config (repeatable), --print-config and `key=value` overrides; see `config_from`.
+
+    folder: of the shipped configs, in which names are searched first.
+    """
     parser.add_argument(
         "--config",
         action="append",
         default=[],
         required=True,
-        metavar="FILE.yaml",
-        help="config file, for example one of configs/; several are merged from left to right",
+        metavar="CONFIG",
+        help="a YAML file, or a config of the package (`vidtok-plugin configs`); several merge from left to right",
     )
+    parser.set_defaults(config_folder=folder)
     parser.add_argument("--print-config", action="store_true", help="print the merged config and exit")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="override a key, for example seed=1"
@@ -68,7 +73,8 @@ def path_argument(text: str) -> Path:
 
 def config_from(args: argparse.Namespace, schema: type[T]) -> T:
     """The config given by the arguments; --print-config prints it and exits."""
-    cfg = load_config(schema, args.config, args.overrides)
+    paths = [config_path(config, args.config_folder) for config in args.config]
+    cfg = load_config(schema, paths, args.overrides)
     if args.print_config:
         print(to_yaml(cfg), end="")
         raise SystemExit(0)

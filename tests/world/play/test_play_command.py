@@ -5,18 +5,16 @@ import signal
 import subprocess
 import sys
 import time
-import tomllib
 from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
 import pytest
-from places import ROOT
 from play_clients import PlayClient, serving
 
 from world_model.cli import main
 from world_model.play.scenes import load_scenes
-from world_model.play.server import STATIC, PlayServer
+from world_model.play.server import PlayServer
 from world_model.play.session import PlaySession
 from world_model.play.timeline import Moment
 
@@ -32,12 +30,6 @@ def test_a_missing_package_is_named_with_its_extra(
     assert main(["play", "boxing"]) == 2
     error = capsys.readouterr().err
     assert "the page needs starlette, which is not installed; run: pip install 'vidtok-plugin[play]'" in error
-
-
-def test_the_package_has_all_files_of_the_page() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    patterns = project["tool"]["setuptools"]["package-data"]["*"]
-    assert {f"**/*{path.suffix}" for path in STATIC.iterdir()} <= set(patterns)
 
 
 def test_an_unknown_world_is_named(capsys: pytest.CaptureFixture[str]) -> None:
