@@ -37,7 +37,7 @@ def trainer(cfg: object) -> pl.Trainer:
 @LIGHTNING_NOISE
 def test_states_are_learned_by_trainer_fit(tmp_path: Path) -> None:
     cfg = config(
-        write_states(tmp_path / "tokens"), tmp_path, "model.state={width: 16, weight: 2}", "trainer.max_steps=40"
+        write_states(tmp_path / "tokens"), tmp_path, "model.state={width: 16, weight: 2}", "trainer.max_steps=15"
     )
     module = WorldModelModule(cfg)
     normalization = module.model.state_normalization
@@ -52,7 +52,7 @@ def test_states_are_learned_by_trainer_fit(tmp_path: Path) -> None:
     logged = run.callback_metrics
     total = logged["train/cross_entropy"] + 2 * logged["train/state_loss"]
     torch.testing.assert_close(logged["train/loss"], total)
-    assert logged["val/state_loss"] < 0.05  # at first, that of copying: one code, 0.28 deviations, and 12 at the wrap
+    assert logged["val/state_loss"] < 0.05  # at first 0.075, that of copying
 
 
 def test_stores_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -85,6 +85,7 @@ def test_a_saved_world_can_be_given_states(tmp_path: Path) -> None:
         WorldModelModule(config(two, tmp_path, f"pretrained={tmp_path / 'world'}", STATE))
 
 
+@pytest.mark.slow
 @LIGHTNING_NOISE
 def test_a_world_with_states_trains_on_play_without_them(tmp_path: Path) -> None:
     """Its head stays as it is."""
