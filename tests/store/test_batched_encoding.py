@@ -26,7 +26,7 @@ def episodes(tmp_path_factory: pytest.TempPathFactory) -> list[Episode]:
     return open_episodes(folder)
 
 
-@pytest.mark.parametrize(("chunk_frames", "clip_frames"), [(1, None), (6, None), (64, None), (6, 9)])
+@pytest.mark.parametrize(("chunk_frames", "clip_frames"), [(1, None), (6, None), (6, 9)])
 def test_a_batch_gives_the_same_store_to_the_byte(
     episodes: list[Episode], tmp_path: Path, chunk_frames: int, clip_frames: int | None
 ) -> None:
