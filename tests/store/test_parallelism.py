@@ -125,6 +125,20 @@ def test_a_folder_starts_one_process_per_core_unless_processes_are_given(
     assert tokenize_folder(with_settings(cfg, processes=1)) == [f"{cfg.output}: 4 episodes, 48 tokens"]
 
 
+def test_only_what_is_not_in_the_store_yet_counts(cfg: FolderConfig, started: list[tuple[int, int]]) -> None:
+    """Two processes were started to find that there was nothing to do, or one video."""
+    settings = TokenizeConfig(root=cfg.folder, episodes_per_shard=1, size=(16, 16))
+    tokenize_folder(with_settings(cfg, processes=1, tokenize=settings))
+    tokenize_folder(with_settings(cfg, tokenize=settings))
+    write_folder(cfg.folder, {"e": 9})
+    tokenize_folder(with_settings(cfg, tokenize=settings))
+    assert started == []
+    write_folder(cfg.folder, {"f": 9, "g": 9})
+    with pytest.raises(ChildProcessError):
+        tokenize_folder(with_settings(cfg, tokenize=settings))
+    assert started == [(2, 1)]
+
+
 def test_a_single_shard_has_one_process_and_a_warning(
     cfg: FolderConfig, started: list[tuple[int, int]], caplog: pytest.LogCaptureFixture
 ) -> None:

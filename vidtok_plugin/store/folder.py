@@ -14,8 +14,11 @@ from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.common.processes import Process, check_no_launcher, run_processes
 from vidtok_plugin.store.adapter import CLIPS, agree_on_statistics, load_adapter
 from vidtok_plugin.store.parallelism import Parallelism, parallelism_of
+from vidtok_plugin.store.plan import read_plan
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.shard_encoder import EncoderRecipe, PlannedShard, ShardEncoder
+from vidtok_plugin.store.shards import shard_paths
+from vidtok_plugin.store.sources import named_sources, store_metadata
 from vidtok_plugin.store.staging import written_at
 from vidtok_plugin.store.tokenize import Engine, TokenizeConfig, split_lock, write_here, write_shards
 from vidtok_plugin.store.writer import unfinished_update
@@ -87,10 +90,21 @@ def _tokenize(cfg: FolderConfig, *, show_traceback: bool) -> list[str]:
 
 def _parallelism(cfg: FolderConfig, adapter: TokenizerAdapter, episodes: Sequence[Episode]) -> Parallelism:
     if cfg.processes is None:
-        return parallelism_of(adapter, episodes, cfg.tokenize.episodes_per_shard)
+        unwritten = episodes if cfg.tokenize.update else _unwritten(cfg, adapter, episodes)
+        return parallelism_of(adapter, unwritten, cfg.tokenize.episodes_per_shard)
     cores = torch.get_num_threads()
     threads = cores if "OMP_NUM_THREADS" in os.environ else max(1, cores // cfg.processes)
     return Parallelism(processes=cfg.processes, threads=threads)
+
+
+def _unwritten(cfg: FolderConfig, adapter: TokenizerAdapter, episodes: Sequence[Episode]) -> list[Episode]:
+    """The prepared episodes that are in no shard yet, as far as the store's plan says."""
+    metadata = store_metadata(adapter, episodes[0], cfg.tokenize.clip_frames)
+    facts = cfg.tokenize.preparation.facts() or None
+    folder = Path(cfg.output, replace(metadata, preparation=facts).tokens_folder, cfg.tokenize.split)
+    _, plan = read_plan(folder)
+    written = {name for number in shard_paths(folder) if number < len(plan) for name in plan[number]}
+    return [episode for name, episode in named_sources(episodes, cfg.tokenize.root).items() if name not in written]
 
 
 def write_in_processes(

@@ -83,12 +83,12 @@ def expected_seconds(choice: Parallelism, shards: int, work: float) -> float:
 
 
 def parallelism_of(adapter: TokenizerAdapter, videos: Sequence[Source], episodes_per_shard: int) -> Parallelism:
-    """The choice for these videos, judged by the first of them; on a GPU one process.
+    """The choice for these videos, judged by the first of them; on a GPU, or for none, one process.
 
     It uses as many cores as PyTorch would in one process, so `OMP_NUM_THREADS` limits their number.
     """
     cores = torch.get_num_threads()
-    if adapter.tokenizer.device.type != "cpu":
+    if adapter.tokenizer.device.type != "cpu" or not videos:
         return Parallelism(processes=1, threads=cores)
     first = as_episode(videos[0])
     pixels, width = math.prod(first.size), adapter.tokenizer.architecture.ch
