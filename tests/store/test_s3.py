@@ -25,9 +25,11 @@ from vidtok_plugin.store import staging
 from vidtok_plugin.store.check import check_store
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.tokenize import write_store
+from vidtok_plugin.video import VideoDataConfig, VideoDataModule
 from vidtok_plugin.video.opening import open_videos
 from vidtok_plugin.video.reading import ReaderPool
 from world_model import load_world
+from world_model.data import TokenDataConfig, TokenDataModule
 
 pytestmark = pytest.mark.slow  # some seconds of starting and of requests
 
@@ -144,6 +146,53 @@ def test_clips_of_a_long_video_are_read_by_range(
     pool.clear()
     assert 0 < sum(read) < size / 2
     assert not [path for path in cache.rglob("*.mp4") if path.is_file()]
+
+
+@pytest.mark.parametrize("cuts", [2, 10_000])
+def test_long_video_is_read_through_a_cut_connection_or_named(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuts: int
+) -> None:
+    write_episode(tmp_path / "v" / "a.mp4", 100, size=64)
+    url = put_folder(tmp_path / "v", f"{s3}/cut_video_{cuts}") + "/a.mp4"
+    monkeypatch.setattr(url_path, "WHOLE", 10_000)
+    monkeypatch.setattr(url_path, "BLOCK", 100_000)
+    monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 1)
+    monkeypatch.setattr(remote, "PAUSES", (0.0, 0.0))
+    proxy = CuttingProxy(os.environ["AWS_ENDPOINT_URL"])
+    with s3_at(proxy.endpoint):
+        proxy.cuts = cuts
+        if cuts == 2:
+            assert open_videos(url)[0].num_frames == 100 and proxy.done == 2
+        else:
+            with pytest.raises(OSError, match=rf"{url} could not be read in 3 tries"):
+                _ = open_videos(url)[0].num_frames
+    proxy.close()
+
+
+def test_workers_read_from_a_bucket(s3: str, folder: Path) -> None:
+    """They make connections of their own."""
+    url = put_folder(folder, f"{s3}/workers")
+    settings: dict[str, Any] = {"clip_length": 3, "height": 16, "width": 16, "batch_size": 1, "skip_short": True}
+    batches = []
+    for entry in (url, str(folder)):
+        module = VideoDataModule(VideoDataConfig(train=(entry,), num_workers=2, **settings))
+        module.setup("fit")
+        batches.append(torch.cat([batch.video for batch in module.train_dataloader()]))
+    assert torch.equal(*batches)
+
+
+def test_training_windows_come_from_a_bucket(s3: str, folder: Path, tmp_path: Path) -> None:
+    url, here = f"{s3}/stores/windows", tmp_path / "here"
+    for output in (url, here):
+        write_store(tiny_adapter(), open_episodes(folder), output, root=folder)
+    batches = []
+    for store in (url, str(here)):
+        module = TokenDataModule(
+            TokenDataConfig(store=store, validation="train", window_steps=2, batch_size=2, num_workers=1)
+        )
+        module.setup("fit")
+        batches.append([batch["codes"].tolist() for batch in module.train_dataloader()])
+    assert batches[0] == batches[1] and batches[0]
 
 
 def test_store_written_to_a_bucket_equals_a_local_one(s3: str, folder: Path, tmp_path: Path) -> None:

@@ -12,11 +12,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
-
 T = TypeVar("T")
 
 PAUSES = (0.5, 2.0)  # seconds before each further try
+MAX_REMEMBERED = 200_000  # objects
 MEMORY = 10.0  # seconds for which the size and version of an object are not asked again
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://(?P<place>[^/?#]*)(?P<key>.*)", re.DOTALL)
 _SECRET = re.compile(r"""(?<=://)[^/\s@]*@|\?[^\s"')]*""")  # what may be one: user and password, and a query
@@ -86,9 +85,11 @@ def filesystem(url: str) -> Any:
     Raises:
         ValueError: there is no such backend, or its package is not installed.
     """
+    import fsspec  # only where there are URLs
+
     scheme = url.partition("://")[0]
     try:
-        return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=False)
+        return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError as error:
         package, extra = _EXTRAS.get(scheme, (None, None))
         needs = f"needs {package}" if package else f"needs a package ({masked(str(error))})"
@@ -110,18 +111,16 @@ def entry(url: str) -> Entry:
         OSError: the connection failed.
     """
     url = url.rstrip("/")
-    for root, listing in _listings.get():
+    for root, found in _listings.get():
         if url == root or url.startswith(f"{root}/"):
-            if url not in listing:
+            if url not in found:
                 raise FileNotFoundError(errno.ENOENT, "There is no such object", masked(url))
-            return listing[url]
+            return found[url]
     known = _known.get(url)
     if known is None or time.monotonic() - known[0] > MEMORY:
         fs = filesystem(url)
         known = time.monotonic(), _entry(tried(url, lambda: fs.info(url)))
-        if len(_known) > 100_000:
-            _known.clear()
-        _known[url] = known
+        _remember({url: known[1]})
     return known[1]
 
 
@@ -156,6 +155,7 @@ def listing(url: str) -> Listing:
         while len(folder) >= len(root) and folder not in entries:
             entries[folder] = Entry(size=0, folder=True, version="")
             folder = folder.rpartition("/")[0]
+    _remember(entries)
     return entries
 
 
@@ -275,6 +275,13 @@ def _entry(info: Mapping[str, Any]) -> Entry:
     text = f"{known:.6f}" if isinstance(known, float) else str(known).strip('"')
     version = hashlib.sha256(f"{size} {text}".encode()).hexdigest()
     return Entry(size=size, folder=False, version=version)
+
+
+def _remember(entries: Listing) -> None:
+    if len(_known) + len(entries) > MAX_REMEMBERED:
+        _known.clear()
+    now = time.monotonic()
+    _known.update({url: (now, found) for url, found in entries.items()})
 
 
 _listings: ContextVar[tuple[tuple[str, Listing], ...]] = ContextVar("listings", default=())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.common.remote import listed
+from vidtok_plugin.common.remote_cache import fetch_together
 from vidtok_plugin.common.url_path import UrlPath
 from vidtok_plugin.video.array_episode import has_frames, load_array_episode
 from vidtok_plugin.video.array_files import ARRAY_SUFFIXES
@@ -14,6 +15,9 @@ from vidtok_plugin.video.episode import Episode
 from vidtok_plugin.video.episodes import VIDEO_SUFFIXES, actions_path, files_below, find_videos, load_episode
 from vidtok_plugin.video.lerobot.dataset import is_lerobot, open_lerobot
 from vidtok_plugin.video.video_file import PNG, FramesOnly, PngFolder, VideoFile
+
+BESIDE = (".npy", ".json", ".jsonl")  # read when episodes are opened
+MAX_BESIDE = 1 << 20  # bytes of those that are fetched at the same time
 
 Source = str | os.PathLike[str]
 
@@ -53,7 +57,10 @@ def has_cameras(source: Path) -> bool:
 def _open(root: Path, camera: Cameras | None, *, with_actions: bool) -> list[Episode]:
     if not isinstance(root, UrlPath):
         return _opened(root, camera, with_actions)
-    with listed(str(root)):  # in place of a question for each file
+    with listed(str(root)) as found:  # in place of a question for each file
+        if with_actions:
+            beside = [url for url, entry in found.items() if url.endswith(BESIDE) and entry.size <= MAX_BESIDE]
+            fetch_together(beside)
         return _opened(root, camera, with_actions)
 
 
