@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vidtok_plugin.video.episodes import find_videos as find_videos
     from vidtok_plugin.video.opening import open_episodes as open_episodes
     from vidtok_plugin.video.opening import open_videos as open_videos
+    from vidtok_plugin.video.preparation import Preparation as Preparation
     from vidtok_plugin.video.reading import VideoInfo as VideoInfo
     from vidtok_plugin.video.reading import probe as probe
     from vidtok_plugin.video.reading import read_frames as read_frames
@@ -33,6 +34,7 @@ __all__ = make_lazy(
         "Clip": "vidtok_plugin.video.batch",
         "ClipDataset": "vidtok_plugin.video.clips",
         "Episode": "vidtok_plugin.video.episode",
+        "Preparation": "vidtok_plugin.video.preparation",
         "RecordedEpisode": "vidtok_plugin.video.episodes",
         "Source": "vidtok_plugin.video.sources",
         "UnreadableVideoError": "vidtok_plugin.video.unreadable",
