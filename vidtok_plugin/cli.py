@@ -206,10 +206,20 @@ def add_tokenize(commands: "Commands") -> None:
         help="videos, or clips of them, to encode together: faster on a GPU, more memory, the same codes (default: 1)",
     )
     command.add_argument(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="this machine (default), or the machines of a Ray cluster; see docs/scale.md",
+    )
+    command.add_argument(
+        "--address", metavar="HOST:PORT", help="of the Ray cluster (default: a Ray of its own on this machine)"
+    )
+    command.add_argument(
         "--processes",
         type=int,
         metavar="N",
-        help="processes to start (default: on a CPU one for each core, or fewer if that is faster or memory short)",
+        help="processes to start (default: on a CPU one for each core, or fewer if that is faster or memory short; "
+        "with Ray one for each GPU or core)",
     )
     command.add_argument(
         "--episodes-per-shard",
@@ -257,6 +267,8 @@ def run_tokenize(args: argparse.Namespace) -> None:
         preset=args.preset,
         patch_size=None if args.patch_size is None else tuple(args.patch_size),
         statistics_clips=args.statistics_clips,
+        engine=args.engine,
+        address=args.address,
         processes=args.processes,
         tokenize=TokenizeConfig(
             split=args.split,

@@ -171,3 +171,16 @@ def test_training_speed_compares_every_choice(tmp_path: Path, monkeypatch: pytes
     assert [row["network"] for row in rows] == ["tokenizer"] * 4 + ["world model"] * 4
     assert [row["x"] for row in rows if row["training"].startswith("float32")][0] == 1.0
     assert all(row["s"] > 0 and row["x"] > 0 for row in rows) and len(compiled) == 2
+
+
+@pytest.mark.slow
+def test_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = ("--frames", "33", "--sizes", "16", "--names", "100", "--files", "3", "--rounds", "1", "--without-ray")
+    rows = {row["what"]: row for row in reported(load_benchmark("scale"), tmp_path, *sizes)["rows"]}
+    encoded = rows["clips of 17 frames of 16x16"]
+    hours = 1e6 * 3600 * 30 / encoded["frames a second"] / 3600  # of a core
+    assert encoded["core hours for a million hours"] == pytest.approx(hours)
+    assert encoded["frames a second"] / encoded["a second"] == pytest.approx(33 / 2)  # two clips share a frame
+    assert 20 < rows["episodes planned"]["bytes each"] < 60
+    assert all(row["a second"] > 0 for row in rows.values()) and not list((tmp_path / "runs/benchmarks").glob("tmp*"))

@@ -91,14 +91,11 @@ def parallelism_of(adapter: TokenizerAdapter, videos: Sequence[Source], episodes
     if adapter.tokenizer.device.type != "cpu" or not videos:
         return Parallelism(processes=1, threads=cores)
     first = as_episode(videos[0])
-    pixels, width = math.prod(first.size), adapter.tokenizer.architecture.ch
-    at_once = max(PIXELS_AT_ONCE, adapter.temporal_factor * pixels)
-    weights = sum(tensor.nbytes for tensor in adapter.tokenizer.state_dict().values())
     choose = partial(
         choose_parallelism,
         cores=cores,
-        work=len(videos) * first.num_frames * pixels * width**2,
-        process_bytes=BASE_BYTES + weights + BYTES_PER_VALUE * width * at_once,
+        work=len(videos) * first.num_frames * math.prod(first.size) * adapter.tokenizer.architecture.ch**2,
+        process_bytes=process_bytes(adapter, first.size),
         available=available_bytes(),
     )
     shards = math.ceil(len(videos) / episodes_per_shard)
@@ -109,3 +106,10 @@ def parallelism_of(adapter: TokenizerAdapter, videos: Sequence[Source], episodes
             *(chosen.processes, wanted.processes),
         )
     return chosen
+
+
+def process_bytes(adapter: TokenizerAdapter, size: tuple[int, int]) -> int:
+    """Memory of a process that encodes videos of this height and width on a CPU."""
+    at_once = max(PIXELS_AT_ONCE, adapter.temporal_factor * math.prod(size))
+    weights = sum(tensor.nbytes for tensor in adapter.tokenizer.state_dict().values())
+    return BASE_BYTES + weights + BYTES_PER_VALUE * adapter.tokenizer.architecture.ch * at_once

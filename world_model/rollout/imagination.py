@@ -102,7 +102,6 @@ class Imagination:
 
     @property
     def sampler(self) -> Sampler:
-        """How tokens are drawn."""
         return self.generator.sampler
 
     @property

@@ -58,7 +58,6 @@ class TransformerConfig:
 
     @property
     def head_width(self) -> int:
-        """Width of an attention head."""
         return self.width // self.heads
 
     @property
