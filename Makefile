@@ -1,4 +1,4 @@
-# make setup: everything into .venv; make play: a world in the browser; make demo: the whole pipeline; make test: lint, types and the quick tests.
+# make setup: everything into .venv; make play: a world in the browser; make demo: the whole pipeline; make test: lint, types and the quick tests; make docs: the site.
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n $(JOBS) --dist loadfile
 
-.PHONY: setup demo play finetune-example vidtok-tiny boxing-world lint test test-slow test-gpu test-all format clean
+.PHONY: setup demo play docs finetune-example vidtok-tiny boxing-world lint test test-slow test-gpu test-all format clean
 
 setup: $(STAMP)
 
@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo "error: $(PYTHON) has no venv module; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,demo,play]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,demo,docs,play]'
 	@touch $@
 
 demo: setup
@@ -41,6 +41,10 @@ vidtok-tiny: setup
 # A Boxing world from nothing but the game, with its measures: many hours.
 boxing-world: setup
 	$(BIN)/python examples/train_boxing_world.py
+
+# The documentation site, into site/. A broken link, or a name that is not found, is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: setup
 	$(BIN)/ruff check
@@ -65,5 +69,5 @@ format: setup
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) *.egg-info build dist .mypy_cache .import_linter_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) *.egg-info build dist site .mypy_cache .import_linter_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

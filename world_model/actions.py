@@ -83,9 +83,11 @@ class GroupedActions:
 
     @property
     def num_steps(self) -> int:
+        """Latent steps, T."""
         return self.known.shape[1]
 
     def to(self, device: torch.device | str) -> "GroupedActions":
+        """These actions on another device."""
         return GroupedActions(values=self.values.to(device), known=self.known.to(device))
 
     def and_unknown(self) -> "GroupedActions":

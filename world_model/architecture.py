@@ -63,10 +63,12 @@ class TokenSpec:
 
     @property
     def kind(self) -> Literal["discrete", "continuous"]:
+        """Codes or patches."""
         return "continuous" if self.codebook_size is None else "discrete"
 
     @property
     def tokens_per_step(self) -> int:
+        """Tokens in a latent step, H W."""
         return self.height * self.width
 
 

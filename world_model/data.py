@@ -172,10 +172,12 @@ class TokenDataModule(ResumableDataModule):
             self.validation_windows = WindowDataset(store, cfg.window_steps, every=cfg.window_steps - 1, partial=True)
 
     def train_dataloader(self) -> ResumableLoader:
+        """Random windows, the same for equal seeds and epochs."""
         assert self.train_windows is not None, "setup() comes first"
         return self.resumable_loader(self.train_windows, self.cfg, _already_batched)
 
     def val_dataloader(self) -> DataLoader[TensorDict]:
+        """Every scored step of the validation split once."""
         assert self.validation_windows is not None, "setup() comes first"
         windows: Dataset[TensorDict] = self.validation_windows
         total, limit = len(self.validation_windows), self.cfg.validation_windows

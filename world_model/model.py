@@ -103,10 +103,12 @@ class WorldModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.step_inputs.place.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
         return self.step_inputs.place.dtype
 
     @property

@@ -1,17 +1,15 @@
 """The code and the commands in README and docs/ run, and the paths in the README's tree exist."""
 
 import re
-import shlex
-from collections.abc import Iterator
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from docs_blocks import CLIS, DOCS, README, WALKTHROUGHS, code_blocks, shell_commands
 from places import ROOT
 
-import vidtok_plugin.cli
-import world_model.cli
 from vidtok_plugin import TokenizerAdapter, VidTok
 from vidtok_plugin.common.commands import parse_arguments
 from world_model.actions import ActionSpec
@@ -19,28 +17,8 @@ from world_model.architecture import OutcomeConfig, TokenSpec, WorldModelConfig
 from world_model.model import WorldModel
 from world_model.transformer.transformer import TransformerConfig
 
-README = ROOT / "README.md"
-DOCS = [README, *sorted((ROOT / "docs").glob("*.md"))]
-CLIS = {"vidtok-plugin": vidtok_plugin.cli, "world-model": world_model.cli}
-
-
-def code_blocks(path: Path, *languages: str) -> list[str]:
-    """The fenced blocks in one of these languages. Fences are paired, so that an end is never taken for a start."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [block for language, block in fenced if language in languages]
-
-
-def shell_commands(block: str) -> Iterator[list[str]]:
-    """The words of each command, with the block's own variables replaced."""
-    variables: dict[str, str] = {}
-    for line in block.replace("\\\n", " ").splitlines():
-        for name, value in variables.items():
-            line = line.replace(f"${name}", value)
-        words = shlex.split(line, comments=True)
-        if words and re.match(r"[A-Z]+=", words[0]):
-            name, _, variables[name] = words[0].partition("=")
-        elif words:
-            yield words
+# Their Python blocks take seconds: other libraries, published widths.
+SLOW_PAGES = ("act.md", "generators.md")
 
 
 def tree_paths(block: str) -> list[str]:
@@ -72,8 +50,19 @@ def test_python_blocks_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Mon
         exec(compile(block, "README.md", "exec"), namespace)
 
 
-@pytest.mark.parametrize("path", [path for path in DOCS[1:] if code_blocks(path, "python")], ids=lambda path: path.name)
-def test_python_blocks_of_the_docs_run_on_a_toy_model(path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of other libraries
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow if path.name in SLOW_PAGES else (), id=path.name)
+        for path in DOCS[1:]
+        if code_blocks(path, "python") and path.name not in WALKTHROUGHS
+    ],
+)
+def test_python_blocks_of_the_docs_run_on_a_toy_model(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     tokenizer = VidTok.from_preset("vidtok_tiny", ch=4, ch_mult=(1, 1, 1, 1), fsq_levels=(4, 3))
     tokens = TokenSpec(
         codebook_size=12,
@@ -108,12 +97,17 @@ def test_python_blocks_of_the_docs_run_on_a_toy_model(path: Path) -> None:
 def test_shell_commands_are_valid(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Options are parsed, configs are loaded with their overrides in an empty folder, and make targets exist."""
+    """Options are parsed, configs are loaded with overrides in an empty folder, and make targets and extras exist."""
     monkeypatch.chdir(tmp_path)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for block in code_blocks(path, "sh"):
         for program, *arguments in shell_commands(block):
             if program == "make":
                 assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+                continue
+            if program == "pip":
+                assert arguments[0] == "install"
+                assert set(re.findall(r"\w+", "".join(re.findall(r"\[(.*?)\]", " ".join(arguments))))) <= set(extras)
                 continue
             with monkeypatch.context() as patch:
                 patch.setattr(CLIS[program], "run_command", parse_arguments)

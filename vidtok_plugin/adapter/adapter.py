@@ -82,10 +82,12 @@ class TokenizerAdapter(FrozenTokenizer):
 
     @property
     def temporal_factor(self) -> int:
+        """Frames for each latent step, f."""
         return self.tokenizer.temporal_factor
 
     @property
     def spatial_factor(self) -> int:
+        """Pixels of a side for each latent."""
         return self.tokenizer.spatial_factor
 
     @property
@@ -282,24 +284,29 @@ class TokenizerAdapter(FrozenTokenizer):
 
     @property
     def vocabulary(self) -> Vocabulary:
+        """The codes and the special tokens; a ValueError for continuous tokens."""
         if self._vocabulary is None:
             raise ValueError("TokenizerAdapter: continuous tokens have no vocabulary; use patches.")
         return self._vocabulary
 
     @property
     def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
         return self.vocabulary.size
 
     @property
     def codebook_size(self) -> int:
+        """Number of codes, without special tokens."""
         return self.vocabulary.codebook_size
 
     @property
     def special_ids(self) -> dict[str, int]:
+        """The id of each special token; they come after the codes."""
         return self.vocabulary.special_ids
 
     @property
     def factor_sizes(self) -> tuple[int, ...]:
+        """Sizes of the factors of a code, whose product is the codebook; least significant first."""
         return self.vocabulary.factor_sizes
 
     def split(self, ids: Tensor) -> Tensor:
@@ -343,6 +350,7 @@ class TokenizerAdapter(FrozenTokenizer):
 
     @property
     def patch_dim(self) -> int:
+        """Values in a patch: rows times columns of it times latent channels."""
         _, rows, columns = self.config.patch_size
         return rows * columns * self.tokenizer.latent_channels
 

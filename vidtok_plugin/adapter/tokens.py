@@ -25,10 +25,12 @@ class TokenGrid:
 
     @property
     def tokens_per_step(self) -> int:
+        """Tokens in a latent step, H W."""
         return self.H * self.W
 
     @property
     def num_tokens(self) -> int:
+        """Tokens in all, T H W."""
         return self.T * self.tokens_per_step
 
 
@@ -57,10 +59,12 @@ class VideoTokens:
 
     @property
     def discrete(self) -> bool:
+        """Whether these are ids; else patches."""
         return not self.grid_values.is_floating_point()
 
     @property
     def grid(self) -> TokenGrid:
+        """Their size in steps, rows and columns."""
         batch_dims = self.num_frames.ndim
         return TokenGrid(*self.grid_values.shape[batch_dims : batch_dims + 3])
 

@@ -133,18 +133,22 @@ class VidTok(nn.Module):
 
     @property
     def causal(self) -> bool:
+        """Whether a latent depends on frames up to its own only, so that the model streams."""
         return self.architecture.causal
 
     @property
     def temporal_factor(self) -> int:
+        """Frames for each latent step, f."""
         return self.architecture.temporal_factor
 
     @property
     def spatial_factor(self) -> int:
+        """Pixels of a side for each latent."""
         return self.architecture.spatial_factor
 
     @property
     def latent_channels(self) -> int:
+        """Channels c of the latents."""
         return self.architecture.latent_channels
 
     @property
@@ -154,10 +158,12 @@ class VidTok(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
         return next(self.parameters()).dtype
 
     def num_latents(self, num_frames: int) -> int:

@@ -195,11 +195,13 @@ class VideoDataModule(ResumableDataModule):
             )
 
     def train_dataloader(self) -> ResumableLoader:
+        """Batches of random clips, the same for equal seeds and epochs."""
         assert self.train_clips is not None, "setup() comes first"
         self._log_indexed()
         return self.resumable_loader(ClipsWithOrigins(self.train_clips), self.cfg, collate_clips)
 
     def val_dataloader(self) -> DataLoader[Clip] | list[DataLoader[Clip]]:
+        """The clips of `data.validation`, or an empty list without them."""
         if self.validation_clips is None:
             return []
         self._log_indexed()

@@ -44,14 +44,13 @@ class ImaginedEnv(gymnasium.Env[np.ndarray, Any]):
     of sources or opened episodes, by default those that the world brings along. Equal seeds give equal episodes under
     equal actions, alone or in an `ImaginedVectorEnv`.
 
-    Args:
-        world: a source for `load_world`, or a model with its adapter, which needs `prompts`.
-        prompt_frames: 1 + k f; by default those of 4 latent steps.
-        horizon: in frames, a multiple of f; None never truncates.
-        action_range: bounds of each component of continuous actions. None: those of the action space that the world
-            was trained on, or else three deviations around the mean of its actions.
-        sampler, decoding: how tokens are drawn, as in `rollout`.
-        device: of the world; by default the GPU if there is one.
+    world: a source for `load_world`, or a model with its adapter, which needs `prompts`.
+    prompt_frames: 1 + k f; by default those of 4 latent steps.
+    horizon: in frames, a multiple of f; None never truncates.
+    action_range: bounds of each component of continuous actions. None: those of the action space that the world
+        was trained on, or else three deviations around the mean of its actions.
+    sampler, decoding: how tokens are drawn, as in `rollout`.
+    device: of the world; by default the GPU if there is one.
 
     Raises:
         FileNotFoundError: the world or a prompt is missing.
@@ -99,6 +98,11 @@ class ImaginedEnv(gymnasium.Env[np.ndarray, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start another episode; -> its first frame, uint8 (h, w, 3), and the info.
+
+        Raises:
+            ValueError: there are options, or a prompt doesn't fit the world.
+        """
         super().reset(seed=seed)
         check_no_options(options, "ImaginedEnv")
         (start,) = self._episodes.start([0], [self.np_random])

@@ -54,10 +54,12 @@ class Sampler:
 
     @property
     def greedy(self) -> bool:
+        """Whether the likeliest token is taken, at temperature 0."""
         return self.temperature == 0
 
     @property
     def guided(self) -> bool:
+        """Whether guidance changes anything, and doubles the model's rows."""
         return self.guidance != 1
 
     def model_rows(self, x: Tensor) -> Tensor:

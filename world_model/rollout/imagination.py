@@ -102,6 +102,7 @@ class Imagination:
 
     @property
     def sampler(self) -> Sampler:
+        """How tokens are drawn."""
         return self.generator.sampler
 
     @property

@@ -55,6 +55,7 @@ class RolloutResult:
 
     @property
     def tokens_per_second(self) -> float:
+        """Tokens drawn in a second, in all rollouts together."""
         return self.generated_tokens / self.generation_seconds
 
 

@@ -58,6 +58,7 @@ class TransformerConfig:
 
     @property
     def head_width(self) -> int:
+        """Width of an attention head."""
         return self.width // self.heads
 
     @property
