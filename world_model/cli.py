@@ -75,7 +75,9 @@ def rollout_command(args: argparse.Namespace) -> None:
         prompt_frames=args.prompt_frames,
         num_frames=args.frames,
         sampler=sampler,
-        decoding=Decoding(order=args.order, diagonal_offset=args.diagonal_offset, steps=args.steps),
+        decoding=Decoding(
+            order=args.order, diagonal_offset=args.diagonal_offset, steps=args.steps, context=args.context
+        ),
     )
     print(f"{args.output}: {args.frames} frames imagined, {result.tokens_per_second:.0f} tokens per second")
 
@@ -179,6 +181,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--order", choices=("raster", "diagonal", "masked"), help="default: as the model was trained")
     command.add_argument(
         "--diagonal-offset", type=int, metavar="N", help="diagonal order: columns between rows (default: 1)"
+    )
+    command.add_argument(
+        "--context",
+        choices=("exact", "rolling"),
+        default="exact",
+        help="when it is full: read its newer part again (default), or drop its oldest step",
     )
     command.add_argument(
         "--steps", type=int, metavar="N", help="masked order: model calls per latent step (default: 8)"

@@ -20,14 +20,17 @@ from vidtok_plugin.common.field_checks import check_fields
 from world_model.architecture import Prediction
 
 Order = Literal["raster", "diagonal", "masked"]
+Context = Literal["exact", "rolling"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
     """How a rollout draws a step's tokens. `order` None is raster for causal models and masked for masked ones.
 
-    When the context is full, the oldest `context_shift` latent steps are dropped and the rest re-prefilled; None drops
-    a quarter of the context. `compiled` draws in raster order with one compiled call per token.
+    When an `exact` context is full, the oldest `context_shift` latent steps are dropped and the rest re-prefilled; None
+    drops a quarter of the context. A `rolling` one drops its oldest step and keeps the keys and values of the others,
+    which still tell of dropped ones: every step sees the `max_steps - 1` before it and takes the same time. `compiled`
+    draws in raster order with one compiled call per token.
 
     Example:
         >>> Decoding(order="diagonal", diagonal_offset=2).order_for("causal")
@@ -40,7 +43,8 @@ class Decoding:
     diagonal_offset: int | None = None  # of diagonal order, in columns; None for 1
     steps: int | None = None  # of masked order, calls per latent step; None for 8
     choice_temperature: float | None = None  # of masked order: noise in the choice of tokens, annealed to 0; None for 1
-    context_shift: int | None = None
+    context: Context = "exact"
+    context_shift: int | None = None  # of an exact context
     compiled: bool = False
 
     def __post_init__(self) -> None:
@@ -58,6 +62,11 @@ class Decoding:
                 raise ValueError(f"Decoding: {name} must be at least 1, got {value}.")
         if self.choice_temperature is not None and self.choice_temperature < 0:
             raise ValueError(f"Decoding: choice_temperature must be at least 0, got {self.choice_temperature}.")
+        if self.context == "rolling" and self.context_shift is not None:
+            raise ValueError(
+                f"Decoding: context_shift is for an exact context, got {self.context_shift}; a rolling one drops one "
+                "step at a time."
+            )
         if self.order not in (None, "raster", "diagonal", "masked"):
             raise ValueError(f"Decoding: order must be raster, diagonal or masked, got {self.order!r}.")
         if self.compiled and self.order not in (None, "raster"):
@@ -78,6 +87,8 @@ class Decoding:
 
     def context_shift_for(self, max_steps: int) -> int:
         """Steps that a full context drops; a ValueError if none would stay."""
+        if self.context == "rolling":
+            return 1
         context_shift = max(1, max_steps // 4) if self.context_shift is None else self.context_shift
         if context_shift >= max_steps:
             raise ValueError(
@@ -143,6 +154,14 @@ def diagonal_mask(steps: int, height: int, width: int, diagonal_offset: int, dev
         own = slice(step * n, (step + 1) * n)
         mask[own, own] = within
     return mask
+
+
+def sliding_mask(steps: int, max_steps: int, n: int, device: torch.device) -> Tensor:
+    """The attention mask of `steps` whole steps of n tokens, (T n, T n) bool: causal, and of the steps before their own
+    tokens see the newest `max_steps - 1`."""
+    step = torch.arange(steps, device=device).repeat_interleave(n)
+    mask = torch.ones(steps * n, steps * n, dtype=torch.bool, device=device).tril()
+    return mask & (step > step[:, None] - max_steps)
 
 
 def known_after(steps: int, positions: int) -> list[int]:

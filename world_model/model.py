@@ -31,14 +31,21 @@ from world_model.heads.state import StateHead
 from world_model.inputs.action_embedding import with_statistics
 from world_model.inputs.embedding import CodeTable
 from world_model.inputs.neighborhood import local_window
-from world_model.inputs.positions import CausalInputs, InputTables, MaskedInputs, StepInputs, at_positions
+from world_model.inputs.positions import (
+    CausalInputs,
+    InputTables,
+    MaskedInputs,
+    StepInputs,
+    at_positions,
+    window_rotation,
+)
 from world_model.inputs.state import checked_state
 from world_model.inputs.token_checks import checked_tokens
 from world_model.prediction.base import StepContext, WindowInputs
 from world_model.prediction.causal import CausalPrediction
 from world_model.prediction.masked import MaskedPrediction
 from world_model.transformer.cache import TransformerCache
-from world_model.transformer.rotary import Rotation, grid_rotation
+from world_model.transformer.rotary import Rotation
 from world_model.transformer.transformer import DecodeBlocks, Transformer
 from world_model.weights import Contents, read_folder, write_folder
 from world_model.window_scores import WindowLosses, head_inputs, predicted_states, score_window, window_losses
@@ -79,12 +86,12 @@ class WorldModel(nn.Module):
         sizes = config.transformer
         self.step_inputs = StepInputs(config)
         self.inputs = inputs = MaskedInputs(config) if config.prediction == "masked" else CausalInputs(config)
-        self.transformer = Transformer(sizes, self._rotation(config.max_steps))
+        self.transformer = Transformer(sizes, window_rotation(config, config.max_steps))
         self.prediction: CausalPrediction | MaskedPrediction
         if isinstance(inputs, MaskedInputs):
             self.prediction = MaskedPrediction(tokens, inputs, self.transformer)
         else:
-            self.prediction = CausalPrediction(tokens, inputs, self.step_inputs.narrow, self.transformer)
+            self.prediction = CausalPrediction(config, inputs, self.step_inputs.narrow, self.transformer)
         self.head: CodeHead | FlowHead
         if tokens.patch_dim is not None:
             self.head = FlowHead(tokens.patch_dim, sizes.width, config.flow or FlowConfig())
@@ -150,7 +157,7 @@ class WorldModel(nn.Module):
         corruption: Tensor | None = None,
         state: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (head inputs) for the tokens of a window of at most `max_steps` steps.
+        """Hidden states (head inputs) for the tokens of a window.
 
         A causal model gives (b, T, H, W, d); a masked one gives (b, T - 1, H, W, d), those of the steps after the
         first, with none of a step's own tokens known. For other orders and known tokens see `prediction.hidden`.
@@ -164,17 +171,20 @@ class WorldModel(nn.Module):
         corruption: Tensor | None = None,
         state: Tensor | None = None,
     ) -> WindowInputs:
-        """A window of at most `max_steps` steps, for `prediction`.
+        """A window for `prediction`: at most `max_steps` steps for a masked model.
+
+        In longer ones each step of a causal model sees the `max_steps - 1` before it, as in rollouts with a rolling
+        context.
 
         `corruption` (b,) conditions the model on the fraction of replaced tokens, relative to the config's maximum.
         `state` (b, T, f, s) holds the states of the window's frames in their own units, NaN where unknown; all are
         without it. Of a window's first step only the last frame's counts, as in a prompt.
         """
         tokens = self.checked(tokens)
-        if tokens.shape[1] > self.config.max_steps:
+        if tokens.shape[1] > self.config.max_steps and self.config.prediction == "masked":
             raise ValueError(
-                f"WorldModel: a window must have at most {self.config.max_steps} latent steps (max_steps), "
-                f"got {tokens.shape[1]}."
+                f"WorldModel: a masked model's window must have at most {self.config.max_steps} latent steps "
+                f"(max_steps), got {tokens.shape[1]}."
             )
         age = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
         if state is not None:
@@ -298,8 +308,7 @@ class WorldModel(nn.Module):
 
     def rotation(self, steps: int, first_step: int = 0) -> Rotation:
         """The rotation at the positions of `steps` latent steps from `first_step` on, for a cache that holds them."""
-        own, there = self.transformer.rotation, self._rotation(steps, first_step)
-        return Rotation(there.cos.to(own.cos), there.sin.to(own.sin))
+        return window_rotation(self.config, steps, first_step).to(self.transformer.rotary_cos)
 
     def emptied(self, cache: TransformerCache, padding: Tensor | None = None) -> TransformerCache:
         """The cache that `init_cache` would give, in the same buffers."""
@@ -425,12 +434,6 @@ class WorldModel(nn.Module):
         return model.eval()
 
     # Inputs
-
-    def _rotation(self, steps: int, first_step: int = 0) -> Rotation:
-        grid, sizes = self.tokens, self.config.transformer
-        return grid_rotation(
-            steps, grid.height, grid.width, sizes.head_width, self.config.rotary_base, first_step=first_step
-        )
 
     def _window_inputs(
         self,

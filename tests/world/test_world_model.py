@@ -392,7 +392,7 @@ def test_tokens_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \(b, T, 2, 3\), got torch.int64 of \(1, 2, 3, 3\)"):
         random_model()(torch.zeros(1, 2, 3, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"at most 4 latent steps \(max_steps\), got 5"):
-        random_model()(torch.zeros(1, 5, 2, 3, dtype=torch.int64))
+        random_model(VARIANTS["masked"])(torch.zeros(1, 5, 2, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match="fsq_levels must multiply to codebook_size, 12, got"):
         replace(TOKENS, fsq_levels=(4, 4))
     with pytest.raises(ValueError, match="tokens must be set"):
@@ -418,3 +418,17 @@ def test_a_local_window_has_the_codes_around_each_position() -> None:
     assert neighbor_codes[0, 1, 1].tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10]
     assert neighbor_codes[0, 0, 3].tolist() == [-1, -1, -1, 2, 3, -1, 6, 7, -1]
     assert torch.equal(local_window(torch.arange(12).view(3, 4), 1)[..., 0], torch.arange(12).view(3, 4))
+
+
+@pytest.mark.parametrize("diagonal_offset", [None, 1])
+def test_in_windows_longer_than_the_context_each_step_sees_the_newest_before_it(diagonal_offset: int | None) -> None:
+    """With one layer a step depends on the steps it sees, and on the one before each, which conditions it."""
+    config = replace(CONFIG, transformer=replace(CONFIG.transformer, depth=1))
+    model, codes, actions = random_model(config), tokens_for(config, 2, 9), random_actions(config, 2, 9)
+    assert actions is not None and config.max_steps == 4
+    changed = torch.cat([(codes[:, :1] + 1) % 12, codes[:, 1:]], dim=1)
+    one, other = (model.score(x, actions, diagonal_offset=diagonal_offset).token_losses for x in (codes, changed))
+    differs = (one != other).flatten(2).any(2).all(0)  # of steps 1 .. 8
+    assert differs.tolist() == [True, True, True, True, False, False, False, False]
+    model.train().loss(codes, actions).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())

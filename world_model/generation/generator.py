@@ -74,6 +74,7 @@ class StepGenerator:
             actions,
             counts,
             context_shift=decoding.context_shift_for(model.config.max_steps),
+            rolling=decoding.context == "rolling",
             sampler=sampler,
             state=_checked_state(model, state, tokens),
         )

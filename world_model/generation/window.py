@@ -25,11 +25,11 @@ class ContextWindow:
 
     A rollout whose window is full drops its oldest `context_shift` steps, and the rest are re-prefilled as a new
     window. Each does so by its own count, so that its steps do not depend on the rest of the batch. Those that are full
-    together are re-prefilled in one call.
+    together are re-prefilled in one call. A `rolling` window drops its oldest step, and the keys of the others stay.
 
     In the cache, rollouts are aligned at their ends. While they all fill up together, it holds `max_steps` steps. When
-    only some are full, the others keep their keys: then it has room for `context_shift` more steps, and the newest are
-    moved to its front when it is full. Weights are looked up once for each cache or whole window. With guidance, the
+    full ones keep keys, or the others do, it has room for `spare_steps` more, and the newest are moved to its front
+    when it is full. Weights are looked up once for each cache or whole window. With guidance, the
     model has two rows for each rollout: with its actions, and without.
     """
 
@@ -41,6 +41,7 @@ class ContextWindow:
         past_steps: Tensor,
         *,
         context_shift: int,
+        rolling: bool = False,
         sampler: Sampler,
         state: Tensor | None = None,
     ) -> None:
@@ -50,8 +51,9 @@ class ContextWindow:
         """
         self.model, self.sampler = model, sampler
         self.validate = False if model.tokens.kind == "discrete" else None  # drawn patches may overflow, codes cannot
-        self.context_shift = context_shift
+        self.rolling = rolling
         self.kept_steps = model.config.max_steps - context_shift
+        self.spare_steps = max(1, model.config.max_steps // 2) if rolling else context_shift
         self.forked = False  # whether forks read the cache's buffers
         self.prefills = 0
         self.blocks: DecodeBlocks | None = None
@@ -74,9 +76,12 @@ class ContextWindow:
         )
 
     def make_room(self) -> None:
-        """Drop the oldest steps of full windows and re-prefill the rest, so that another step fits."""
+        """Drop the oldest steps of full windows, so that another step fits; re-prefill the rest unless they roll."""
         full = (self.held == self.model.config.max_steps).nonzero()[:, 0]
-        if len(full):
+        if len(full) and self.rolling:
+            self.held = self.held.index_fill(0, full, self.kept_steps)
+            self.cache = replace(self.cache, begin=self._begin())
+        elif len(full):
             self._replace(full, *self._past_of(full), self.held.new_full((len(full),), self.kept_steps))
         if self.cache.length + self.model.tokens.tokens_per_step > self.cache.capacity:
             self._move(self.held)
@@ -221,7 +226,7 @@ class ContextWindow:
         """Move the newest steps of the cache to its front, as many as the longest of `staying` rows holds, and leave
         room for the longest row of all; in larger buffers, unless these are such already and nobody else reads them."""
         n, cache = self.model.tokens.tokens_per_step, self.cache
-        steps, longest = self.model.config.max_steps + self.context_shift, int(self.held.max())
+        steps, longest = self.model.config.max_steps + self.spare_steps, int(self.held.max())
         fits = cache.capacity >= steps * n and not cache.shared and not self.forked
         self.first_step += cache.length // n - longest
         moved = cache.moved(int(staying.max()) * n, longest * n, None if fits else steps * n)

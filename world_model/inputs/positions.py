@@ -21,8 +21,16 @@ from world_model.inputs.action_embedding import ActionEmbedding
 from world_model.inputs.embedding import CodeEmbedding, PatchEmbedding, Tables, TokenEmbedding
 from world_model.inputs.neighborhood import PreviousStep
 from world_model.inputs.state import StateEmbedding
+from world_model.transformer.rotary import Rotation, grid_rotation
 
 LEVELS = 10  # of corruption that the model distinguishes
+
+
+def window_rotation(config: WorldModelConfig, steps: int, first_step: int = 0) -> Rotation:
+    """The rotation at the positions of `steps` latent steps from `first_step` on."""
+    assert config.tokens is not None
+    grid, head_width = config.tokens, config.transformer.head_width
+    return grid_rotation(steps, grid.height, grid.width, head_width, config.rotary_base, first_step=first_step)
 
 
 def at_positions(x: Tensor, index: Tensor | int) -> Tensor:

@@ -8,10 +8,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from world_model.architecture import TokenSpec
-from world_model.decoding import DecodeGroup, diagonal_mask
+from world_model.architecture import WorldModelConfig
+from world_model.decoding import DecodeGroup, diagonal_mask, sliding_mask
 from world_model.inputs.embedding import TokenEmbedding
-from world_model.inputs.positions import CausalInputs, at_positions
+from world_model.inputs.positions import CausalInputs, at_positions, window_rotation
 from world_model.prediction.base import StepContext, WindowInputs
 from world_model.transformer.cache import Placement, TransformerCache
 from world_model.transformer.transformer import Transformer
@@ -21,24 +21,29 @@ class CausalPrediction:
     """Causal prediction with the modules of a world model."""
 
     def __init__(
-        self, tokens: TokenSpec, inputs: CausalInputs, narrow: TokenEmbedding, transformer: Transformer
+        self, config: WorldModelConfig, inputs: CausalInputs, narrow: TokenEmbedding, transformer: Transformer
     ) -> None:
-        self.tokens, self.inputs, self.narrow, self.transformer = tokens, inputs, narrow, transformer
+        assert config.tokens is not None
+        self.config, self.tokens = config, config.tokens
+        self.inputs, self.narrow, self.transformer = inputs, narrow, transformer
 
     def hidden(self, window: WindowInputs, *, diagonal_offset: int | None = None, since: int = 0) -> Tensor:
         """Hidden states (b, T - since, H, W, d) of the steps from `since` on.
 
         Each position sees the tokens before it in raster order; with `diagonal_offset`, only those that
-        diagonal order has already drawn.
+        diagonal order has already drawn. It sees no more than `max_steps - 1` steps before its own.
         """
         steps, n = window.tokens.shape[1], self.tokens.tokens_per_step
         if not 0 <= since <= steps:
             raise ValueError(f"WorldModel: since must be 0 to {steps}, the window's steps, got {since}.")
-        mask = None
+        mask, rotation, device = None, None, window.tokens.device
         if diagonal_offset is not None:
-            grid = (self.tokens.height, self.tokens.width)
-            mask = diagonal_mask(steps, *grid, diagonal_offset, window.tokens.device)
-        hidden = self.transformer(self._embedded(window), mask=mask, needed=(steps - since) * n)
+            mask = diagonal_mask(steps, self.tokens.height, self.tokens.width, diagonal_offset, device)
+        if steps > self.config.max_steps:
+            recent = sliding_mask(steps, self.config.max_steps, n, device)
+            mask = recent if mask is None else recent & mask
+            rotation = window_rotation(self.config, steps).to(self.transformer.rotary_cos)
+        hidden = self.transformer(self._embedded(window), mask=mask, needed=(steps - since) * n, rotation=rotation)
         return rearrange(hidden, "b (T H W) d -> b T H W d", H=self.tokens.height, W=self.tokens.width)
 
     def scored(self, window: WindowInputs, *, diagonal_offset: int | None, seeded: bool) -> tuple[Tensor, Tensor]:

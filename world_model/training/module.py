@@ -57,9 +57,9 @@ class WorldModelRunConfig(RunConfig):
         self.check_micro_batches(self.data.batch_size)
         if self.sharded:
             self._check_sharded()
-        if self.data.window_steps > self.model.max_steps:
+        if self.data.window_steps > self.model.max_steps and self.model.prediction == "masked":
             raise ValueError(
-                "WorldModelRunConfig: data.window_steps must be at most model.max_steps, "
+                "WorldModelRunConfig: data.window_steps must be at most model.max_steps for a masked model, "
                 f"{self.model.max_steps}, got {self.data.window_steps}."
             )
 

@@ -26,6 +26,10 @@ class Rotation:
             return Rotation(self.cos.narrow(0, start, count), self.sin.narrow(0, start, count))
         return Rotation(self.cos[positions], self.sin[positions])
 
+    def to(self, like: Tensor) -> "Rotation":
+        """The same on the device of a tensor, in its dtype."""
+        return Rotation(self.cos.to(like), self.sin.to(like))
+
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate x (..., n, e)."""
         cos, sin = self.cos, self.sin

@@ -47,15 +47,21 @@ class Transformer(nn.Module):
                 nn.init.zeros_(linear.weight)
 
     def forward(
-        self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, needed: int | None = None
+        self,
+        x: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        needed: int | None = None,
+        rotation: Rotation | None = None,
     ) -> Tensor:
         """(b, n, d) -> (b, needed, d), of the last tokens; of all n by default.
 
         By default tokens have the positions 0 .. n-1 and attend to those before them. `positions` (n,) and `mask`
-        (n, n) bool, True where a token may attend, override these.
+        (n, n) bool, True where a token may attend, override these. `rotation` is that of more positions than the
+        transformer's own.
         """
         n = x.shape[1]
-        rotation = self.rotation.at(slice(0, n) if positions is None else positions)
+        rotation = (rotation or self.rotation).at(slice(0, n) if positions is None else positions)
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x, rotation, mask, n)

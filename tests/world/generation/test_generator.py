@@ -84,6 +84,35 @@ def test_a_full_context_drops_whole_steps(name: str, max_steps: int, context_shi
         codes, held = torch.cat([codes, drawn[:, None]], dim=1), held + 1
 
 
+@pytest.mark.parametrize("name", ["full", "factored"])
+@pytest.mark.parametrize(("max_steps", "past"), [(2, 3), (4, 2), (4, 3), (4, 7), (5, 3)])
+def test_in_a_rolling_context_each_step_sees_those_before_it(name: str, max_steps: int, past: int) -> None:
+    """Each drawn step is the model's prediction given all steps, of which each sees the newest before it."""
+    config = replace(VARIANTS[name], max_steps=max_steps)
+    model, codes, actions = random_model(config), random_tokens(config, 2, past), random_actions(config, 2, past + 12)
+    assert actions is not None
+    decoding = Decoding(context="rolling")
+    generator = StepGenerator(model, codes, actions[:past], Sampler(temperature=0), decoding=decoding)
+    begin = max(0, past - (max_steps - 1))
+    differs = False
+    for step in range(past, past + 12):
+        drawn = generator.step(actions[step : step + 1])
+        assert torch.equal(drawn, greedy_from(model, codes[:, begin:], actions[begin : step + 1]))
+        newest = step - (max_steps - 1)
+        if newest > begin:
+            differs |= not torch.equal(drawn, greedy_from(model, codes[:, newest:], actions[newest : step + 1]))
+        codes = torch.cat([codes, drawn[:, None]], dim=1)
+    assert differs or max_steps == 2  # else the keys of dropped steps would tell nothing
+
+
+def test_a_rolling_context_reads_no_step_again() -> None:
+    generator, actions = start(CONFIG, past=3, decoding=Decoding(context="rolling"))
+    size = generator.state_bytes
+    roll(generator, actions, 3, 20)
+    assert generator.window.prefills == 1
+    assert generator.state_bytes <= 1.5 * size  # room for half of the context more
+
+
 def test_a_past_that_leaves_room_for_a_step_is_kept_whole() -> None:
     model, codes, actions = random_model(), random_tokens(CONFIG, 2, 3), random_actions(CONFIG, 2, 4)
     assert actions is not None and CONFIG.max_steps == 4
@@ -431,6 +460,8 @@ def test_settings_that_do_not_fit_the_model_are_refused(
         ({"order": "spiral"}, "order must be 'raster', 'diagonal' or 'masked' or None, got 'spiral'"),
         ({"order": "diagonal", "diagonal_offset": 0}, "diagonal_offset must be at least 1, got 0"),
         ({"order": "diagonal", "compiled": True}, "compiled is for order raster, got diagonal"),
+        ({"context": "sliding"}, "context must be 'exact' or 'rolling', got 'sliding'"),
+        ({"context": "rolling", "context_shift": 2}, "context_shift is for an exact context, got 2"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:

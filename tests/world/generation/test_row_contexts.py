@@ -18,6 +18,7 @@ from world_model.model import WorldModel
 SAMPLER = Sampler(seed=3)
 RASTER, DIAGONAL = Decoding(context_shift=2), Decoding(order="diagonal", context_shift=2)
 DRAWS = Decoding(order="masked", steps=2, context_shift=2)
+ROLLING = Decoding(order="diagonal", context="rolling")
 CASES: dict[str, tuple[str, Sampler, Decoding]] = {
     "raster": ("full", SAMPLER, RASTER),
     "diagonal": ("full", SAMPLER, DIAGONAL),
@@ -27,6 +28,10 @@ CASES: dict[str, tuple[str, Sampler, Decoding]] = {
     "masked": ("masked", SAMPLER, DRAWS),
     "masked patches": ("masked patches", SAMPLER, DRAWS),
     "guided": ("full", replace(SAMPLER, guidance=2.0), DIAGONAL),
+    "rolling": ("full", SAMPLER, Decoding(context="rolling")),
+    "rolling, diagonal and guided": ("full", replace(SAMPLER, guidance=2.0), ROLLING),
+    "rolling, patches": ("patches", SAMPLER, ROLLING),
+    "rolling, masked": ("masked", SAMPLER, Decoding(order="masked", steps=2, context="rolling")),
     "guided and masked": ("masked", replace(SAMPLER, guidance=2.0), DRAWS),
 }
 
