@@ -119,6 +119,7 @@ def entry(url: str) -> Entry:
     known = _known.get(url)
     if known is None or time.monotonic() - known[0] > MEMORY:
         fs = filesystem(url)
+        fs.invalidate_cache()  # some backends keep lists whatever they are told
         known = time.monotonic(), _entry(tried(url, lambda: fs.info(url)))
         _remember({url: known[1]})
     return known[1]
@@ -135,6 +136,7 @@ def listing(url: str) -> Listing:
         if root == above or root.startswith(f"{above}/"):
             return {place: entry for place, entry in found.items() if place == root or place.startswith(f"{root}/")}
     fs = filesystem(url)
+    fs.invalidate_cache()
 
     def find() -> Mapping[str, Mapping[str, Any]]:
         try:
