@@ -3,19 +3,28 @@
 import errno
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import fsspec
+import numpy as np
 import pytest
+from recordings import tiny_adapter
 
 from vidtok_plugin.common import remote, remote_cache
 from vidtok_plugin.common.config import load_config
+from vidtok_plugin.common.folder_lock import FolderLock
 from vidtok_plugin.common.paths import as_path, user_path
 from vidtok_plugin.common.remote_cache import local_file, local_folder
 from vidtok_plugin.common.url_path import UrlPath
+from vidtok_plugin.tokenizer.weights.conversion import convert
+from vidtok_plugin.training.config import RunConfig
+from vidtok_plugin.training.runs import build_trainer
 from vidtok_plugin.video import VideoDataConfig
+from vidtok_plugin.video.writing import write_video
+from world_model.recording.record import RecordConfig, record
 
 
 @pytest.fixture
@@ -67,6 +76,25 @@ def test_nothing_can_be_written_through_a_path(place: str) -> None:
     for write in (lambda p: p.write_text("x"), lambda p: p.mkdir(), lambda p: p.unlink()):
         with pytest.raises(ValueError, match=r"memory://.*nothing but token stores can be written.*local path\.$"):
             write(user_path(f"{place}/a"))
+
+
+def test_other_output_refuses_urls(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves no folder here that is named like a URL."""
+    monkeypatch.chdir(tmp_path)
+    adapter = tiny_adapter()
+    writes: list[Callable[[], Any]] = [
+        lambda: adapter.save_pretrained(place),
+        lambda: adapter.tokenizer.save_pretrained(place),
+        lambda: write_video(f"{place}/a.mp4", np.zeros((1, 16, 16, 3), np.uint8), fps=1),
+        lambda: FolderLock(place).__enter__(),
+        lambda: record(RecordConfig(env="ALE/Boxing-v5", output=place)),
+        lambda: convert("vidtok_tiny", place),
+        lambda: build_trainer(RunConfig(output=user_path(place))),
+    ]
+    for write in writes:
+        with pytest.raises(ValueError, match=r"memory://.*nothing but token stores can be written to a URL"):
+            write()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("url", ["s3://user:hunter2@bucket/a", "https://hunter2@host/a", "https://host/a?k=hunter2"])

@@ -56,3 +56,11 @@ def as_path(path: str | os.PathLike[str]) -> Path:
         return path
     text = os.fspath(path)
     return url_path(text) if is_url(text) else Path(text)
+
+
+def local_output(path: str | os.PathLike[str]) -> Path:
+    """`as_path` of what is to be written; a ValueError for a URL."""
+    path = as_path(path)
+    if isinstance(path, UrlPath):
+        path.refuse()
+    return path

@@ -250,8 +250,10 @@ def tried(url: str, action: Callable[[], T], what: str = "read") -> T:
         try:
             return action()
         except _FINAL as error:
-            number = error.errno or errno.ENOENT
-            raise type(error)(number, masked(error.strerror or str(error)), masked(url)) from None
+            refused = isinstance(error, PermissionError)
+            number = error.errno or (errno.EACCES if refused else errno.ENOENT)
+            problem = "Access is refused; check the credentials" if refused else "There is no such object"
+            raise type(error)(number, masked(error.strerror or problem), masked(url)) from None
         except Exception as error:
             if type(error).__module__ == "builtins" and not isinstance(error, OSError):
                 raise  # a bug; libraries' own errors are of connections

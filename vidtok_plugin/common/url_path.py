@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from vidtok_plugin.common.remote import check_url, entry, listing, masked, read_range
+from vidtok_plugin.common.remote import check_url, entry, is_url, listing, masked, read_range
 from vidtok_plugin.common.remote_cache import local_file, local_folder
 
 WHOLE = 64 << 20  # bytes up to which an object is copied when it is opened; larger ones are read by range
@@ -47,6 +47,8 @@ class UrlPath(type(Path())):  # type: ignore[misc]
         return self
 
     def exists(self, **_: Any) -> bool:
+        if not is_url(str(self)):  # above what a URL names
+            return False
         try:
             entry(str(self))
         except (FileNotFoundError, NotADirectoryError):
@@ -89,19 +91,20 @@ class UrlPath(type(Path())):  # type: ignore[misc]
 
     def open(self, mode: str = "r", *arguments: Any, **settings: Any) -> IO[Any]:
         if set(mode) & set("wax+"):
-            self._refuse()
+            self.refuse()
         if entry(str(self)).size <= WHOLE:
             return open(os.fspath(self), mode, *arguments, **settings)
         file = io.BufferedReader(RangeFile(str(self)), BLOCK)
         return file if "b" in mode else io.TextIOWrapper(file, *arguments, **settings)
 
     def mkdir(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse()
+        self.refuse()
 
     def unlink(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse()
+        self.refuse()
 
-    def _refuse(self) -> NoReturn:
+    def refuse(self) -> NoReturn:
+        """Raise the ValueError about output that must be local."""
         raise ValueError(f"{self}: nothing but token stores can be written to a URL; give a local path.")
 
 

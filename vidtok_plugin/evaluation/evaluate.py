@@ -17,6 +17,7 @@ from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.common.folder_lock import FolderLock
 from vidtok_plugin.common.hashing import hash_values
+from vidtok_plugin.common.paths import as_path
 from vidtok_plugin.evaluation.networks import MetricNetworks
 from vidtok_plugin.evaluation.pairs import (
     clip_pairs,
@@ -103,7 +104,7 @@ def default_output(model: str, folder: str | Path) -> Path:
         >>> default_output("runs/mine/model", "/data/videos").as_posix()
         'runs/evaluate/runs_mine_model/data_videos'
     """
-    names = (Path(model).as_posix(), Path(folder).resolve().as_posix())
+    names = (Path(model).as_posix(), as_path(folder).resolve().as_posix())
     return Path("runs", "evaluate", *(name.strip("./").replace("/", "_") for name in names))
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vidtok_plugin.common.atomic_files import atomic_write, naming
+from vidtok_plugin.common.paths import as_path
 
 RECORDS_FILE = "videos.jsonl"
 FEATURES_FOLDER = "features"
@@ -55,7 +56,7 @@ class Records:
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         self.path = self.folder / RECORDS_FILE
         self._videos: dict[str, VideoScores] = {}
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.devices import has_fast_bfloat16
 from vidtok_plugin.common.folder_lock import FolderLock
+from vidtok_plugin.common.paths import local_output
 from vidtok_plugin.training.averaging import EMA
 from vidtok_plugin.training.checkpoints import AtomicCheckpointIO, Checkpoints, last_checkpoint, set_aside_damaged
 from vidtok_plugin.training.config import RunConfig
@@ -39,11 +40,12 @@ def build_trainer(cfg: RunConfig, callbacks: Sequence[pl.Callback] = (), **setti
 
     settings: Trainer keywords that override those of the config, such as a strategy object.
     """
+    output = local_output(cfg.output)
     loggers: list[Logger] = []
     if "csv" in cfg.loggers:
-        loggers.append(CSVLogger(cfg.output, name="logs"))
+        loggers.append(CSVLogger(output, name="logs"))
     if "tensorboard" in cfg.loggers:
-        loggers.append(TensorBoardLogger(cfg.output, name="tensorboard"))
+        loggers.append(TensorBoardLogger(output, name="tensorboard"))
     keywords = {"enable_model_summary": False, **cfg.trainer, **settings}
     if keywords.get("precision") == "auto":
         fast = has_fast_bfloat16(str(keywords.get("accelerator", "auto")))
@@ -57,7 +59,7 @@ def build_trainer(cfg: RunConfig, callbacks: Sequence[pl.Callback] = (), **setti
         logger=loggers,
         callbacks=[*averaging, *callbacks, *keeping, checkpoints, StopAtSigterm(checkpoints)],
         plugins=[AtomicCheckpointIO()],
-        default_root_dir=cfg.output,
+        default_root_dir=output,
     )
 
 

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from fractions import Fraction
-from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from vidtok_plugin.common.atomic_files import naming, partial_path, put_in_place
 from vidtok_plugin.common.folder_lock import lock_file
+from vidtok_plugin.common.paths import as_path
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # FFmpeg's names, by suffix
 CLOCK = 90_000  # ticks a second, of times that are given
@@ -49,7 +49,7 @@ class VideoWriter:
             raise ValueError(f"VideoWriter: fps must be above 0, got {fps}.")
         if not 0 <= crf <= 51:
             raise ValueError(f"VideoWriter: crf must be in 0..51 (0 is best), got {crf}.")
-        self.path = Path(path)
+        self.path = as_path(path)
         if self.path.is_dir():
             raise ValueError(
                 f"VideoWriter: the output must be a file, got the folder {path}; give a name such as out.mp4."

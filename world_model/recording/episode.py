@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vidtok_plugin.common.file_hashes import hash_files
+from vidtok_plugin.common.paths import as_path
 from vidtok_plugin.video.episode_meta import read_meta
 from vidtok_plugin.video.episodes import (
     actions_path,
@@ -53,7 +54,7 @@ def existing_episodes(cfg: RecordConfig, game: Game, policy: NamedPolicy, split:
     """
     recipe = cfg.recipe(game) | {"policy": policy.name}
     found: list[tuple[int, str | None]] = []
-    while meta_path(path := episode_path(Path(cfg.output), split, len(found))).exists():
+    while meta_path(path := episode_path(as_path(cfg.output), split, len(found))).exists():
         meta = read_meta(path)
         recorded = meta.get("recipe")
         if not isinstance(recorded, dict) or type(meta.get("num_frames")) is not int:
@@ -115,7 +116,7 @@ def record_episode(
     Raises:
         ValueError: the policy returned no action of the game's, or too many games in a row were too short.
     """
-    path = episode_path(folder or Path(cfg.output), split, number)
+    path = episode_path(folder or as_path(cfg.output), split, number)
     for attempt in range(MAX_ATTEMPTS):
         seeds = np.random.SeedSequence([cfg.seed, SPLITS.index(split), number, attempt])
         game_seed = int(seeds.generate_state(1)[0] >> 1)

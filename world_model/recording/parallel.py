@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vidtok_plugin.common.atomic_files import put_in_place
+from vidtok_plugin.common.paths import as_path
 from vidtok_plugin.common.task_processes import run_tasks
 from world_model.recording.config import RecordConfig
 from world_model.recording.episode import episode_files, episode_path, record_episode
@@ -82,7 +83,7 @@ def record_in_processes(cfg: RecordConfig, policy: MakePolicy | None, splits: Se
     Raises:
         ChildProcessError: a process failed.
     """
-    staging, output = Path(cfg.output) / STAGING, Path(cfg.output)
+    staging, output = as_path(cfg.output) / STAGING, as_path(cfg.output)
     by_name = {totals.split: totals for totals in splits}
 
     def next_task() -> Task | None:

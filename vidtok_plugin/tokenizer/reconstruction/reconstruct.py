@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from vidtok_plugin.common.paths import as_path, local_output
 from vidtok_plugin.metrics.frames import bounded_psnr
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.reconstruction.memory import Plan, make_plan
@@ -94,7 +95,7 @@ def reconstruct_video(
     """
     if tokenizer.training:
         raise ValueError("reconstruct_video: the tokenizer must be in eval mode; call its eval() first.")
-    source, output = Path(source), Path(output)
+    source, output = as_path(source), local_output(output)
     info = probe(source)
     if output.exists() and output.samefile(source):
         raise ValueError(f"reconstruct_video: the output must be another file than the video, got {output} for both.")

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.common.json_files import read_json_object
+from vidtok_plugin.common.paths import as_path
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.presets import presets
@@ -51,7 +52,7 @@ def convert(source: str | Path, folder: str | Path, *, to: Layout = "ours", pres
         ...     convert("vidtok_tiny", folder, to="published").name
         'vidtok_tiny.ckpt'
     """
-    source, folder = Path(source), Path(folder)
+    source, folder = Path(source), as_path(folder)
     if to not in get_args(Layout):
         raise ValueError(f"convert: to must be one of {', '.join(get_args(Layout))}, got {to!r}.")
     if _is_diffusers_folder(source):

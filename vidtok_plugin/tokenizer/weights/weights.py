@@ -13,7 +13,7 @@ from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.common.checkpoint_files import write_safetensors
 from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.errors import nearest
-from vidtok_plugin.common.paths import user_path
+from vidtok_plugin.common.paths import as_path, user_path
 from vidtok_plugin.common.saved_config import load_saved_config
 from vidtok_plugin.common.state_dict import M, build_with_weights
 from vidtok_plugin.common.url_path import local_copy
@@ -29,7 +29,7 @@ CONFIG_FILE = "config.yaml"
 
 def save(folder: str | Path, architecture: Architecture, state_dict: Mapping[str, Tensor]) -> None:
     """Writes a folder that `load` reads: `model.safetensors` and `config.yaml`."""
-    folder = Path(folder)
+    folder = as_path(folder)
     with atomic_write(folder / CONFIG_FILE) as config_file, atomic_write(folder / WEIGHTS_FILE) as weights_file:
         config_file.write_text(to_yaml(architecture))
         write_safetensors(weights_file, state_dict)
