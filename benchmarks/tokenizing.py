@@ -1,11 +1,12 @@
 """Frames per second of `vidtok-plugin tokenize`: whole commands, from start to exit, which take turns.
 
     python benchmarks/tokenizing.py [--rounds 3] [--videos FOLDER] [--model vidtok_tiny] [--episodes-per-shard 1]
+        [--clip-frames N]
 
 The videos are by default the training episodes of `configs/demo_from_scratch.yaml` (14,000 frames of Atari at 64x64),
 recorded in the first run and kept. Contenders: one process with all threads, which returns freed memory to the system,
-as it was until both changed; the same with memory kept; one process with one thread; and the processes and threads that
-the command chooses.
+as it was until both changed; the same with memory kept; one process with one thread, and the same in batches of eight,
+which are of one shard; and the processes and threads that the command chooses.
 
 CPU time is that of all processes and threads; other load affects it less than wall time. All contenders must write the
 same store, byte for byte. `--threads` are those of all processes together. Memory is returned where GLIBC_TUNABLES
@@ -51,6 +52,9 @@ CONTENDERS = {
     BEFORE: Contender(arguments=("--processes", "1"), environment=RETURNED),
     "one process, all threads": Contender(arguments=("--processes", "1")),
     "one process, one thread": Contender(arguments=("--processes", "1"), environment={"OMP_NUM_THREADS": "1"}),
+    "one process, one thread, batches of 8": Contender(
+        arguments=("--processes", "1", "--batch", "8"), environment={"OMP_NUM_THREADS": "1"}
+    ),
     "as chosen": Contender(),
 }
 
@@ -108,11 +112,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--videos", type=Path, help="a folder of videos (default: the demo's episodes)")
     parser.add_argument("--model", default="vidtok_tiny", help="a preset's name or a tokenizer's folder")
     parser.add_argument("--episodes-per-shard", type=int, default=1)
+    parser.add_argument("--clip-frames", type=int, help="of each clip (default: whole videos)")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     FOLDER.mkdir(parents=True, exist_ok=True)
     videos = args.videos or demo_episodes(FOLDER / "tokenizing")
     arguments = ["--model", args.model, "--episodes-per-shard", str(args.episodes_per_shard)]
+    if args.clip_frames is not None:
+        arguments += ["--clip-frames", str(args.clip_frames)]
     rows = measure(videos, arguments, args.rounds)
     report("tokenizing", rows, args.output, packages=("av",), rounds=args.rounds, model=args.model)
 
