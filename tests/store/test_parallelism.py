@@ -72,6 +72,19 @@ def test_the_choice_is_never_slower_than_one_process(shards: int, monkeypatch: p
     assert chosen[227_840] == (2 if shards % 2 == 0 else 1)
 
 
+def test_a_large_batch_has_fewer_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its frames are in memory at once: 15 more videos of 64 frames of 256x256 take 1.7 GB."""
+    video: Any = SimpleNamespace(num_frames=10_000, size=(256, 256))
+    monkeypatch.setattr(parallelism, "available_bytes", lambda: 8 << 30)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    adapter = TokenizerAdapter(VidTok.from_preset("vidtok_tiny"))
+    chosen = {
+        batch: parallelism_of(adapter, [video] * 256, 32, TokenizeConfig(batch=batch).batch_frames).processes
+        for batch in (1, 16)
+    }
+    assert chosen == {1: 8, 16: 2}
+
+
 @pytest.mark.parametrize("side, chosen", [(64, (8, 1)), (1024, (4, 2)), (4096, (1, 8))])
 def test_large_frames_have_fewer_processes(side: int, chosen: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     video: Any = SimpleNamespace(num_frames=10_000, size=(side, side))

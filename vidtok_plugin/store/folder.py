@@ -131,7 +131,7 @@ def write_locally(
     unwritten = [shard for shard in shards if shard.path is None or config.update]
     if processes is None:
         episodes = [episode for shard in unwritten for episode in shard.sources.values()]
-        parallelism = parallelism_of(encoder.adapter, episodes, config.episodes_per_shard)
+        parallelism = parallelism_of(encoder.adapter, episodes, config.episodes_per_shard, config.batch_frames)
     else:
         cores = torch.get_num_threads()
         threads = cores if "OMP_NUM_THREADS" in os.environ else max(1, cores // processes)

@@ -28,6 +28,7 @@ BASE_BYTES = 500 << 20
 # about four tensors of its first level.
 PIXELS_AT_ONCE = 2**19
 BYTES_PER_VALUE = 4 * 4
+BYTES_PER_PIXEL = 3 * (1 + 2 * 4)  # of the frames of a batch: as they are read, and twice in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +83,12 @@ def expected_seconds(choice: Parallelism, shards: int, work: float) -> float:
     return start + most * work / WORK_PER_SECOND / speed
 
 
-def parallelism_of(adapter: TokenizerAdapter, videos: Sequence[Source], episodes_per_shard: int) -> Parallelism:
+def parallelism_of(
+    adapter: TokenizerAdapter, videos: Sequence[Source], episodes_per_shard: int, batch_frames: int = 0
+) -> Parallelism:
     """The choice for these videos, judged by the first of them; on a GPU, or for none, one process.
+
+    batch_frames: of the other videos of a batch, which are in memory at once.
 
     It uses as many cores as PyTorch would in one process, so `OMP_NUM_THREADS` limits their number.
     """
@@ -95,7 +100,7 @@ def parallelism_of(adapter: TokenizerAdapter, videos: Sequence[Source], episodes
         choose_parallelism,
         cores=cores,
         work=len(videos) * first.num_frames * math.prod(first.size) * adapter.tokenizer.architecture.ch**2,
-        process_bytes=process_bytes(adapter, first.size),
+        process_bytes=process_bytes(adapter, first.size, batch_frames),
         available=available_bytes(),
     )
     shards = math.ceil(len(videos) / episodes_per_shard)
@@ -108,8 +113,10 @@ def parallelism_of(adapter: TokenizerAdapter, videos: Sequence[Source], episodes
     return chosen
 
 
-def process_bytes(adapter: TokenizerAdapter, size: tuple[int, int]) -> int:
-    """Memory of a process that encodes videos of this height and width on a CPU."""
-    at_once = max(PIXELS_AT_ONCE, adapter.temporal_factor * math.prod(size))
+def process_bytes(adapter: TokenizerAdapter, size: tuple[int, int], batch_frames: int = 0) -> int:
+    """Memory of a process that encodes videos of this height and width on a CPU; `batch_frames` as above."""
+    pixels = math.prod(size)
+    at_once = max(PIXELS_AT_ONCE, adapter.temporal_factor * pixels)
     weights = sum(tensor.nbytes for tensor in adapter.tokenizer.state_dict().values())
-    return BASE_BYTES + weights + BYTES_PER_VALUE * adapter.tokenizer.architecture.ch * at_once
+    network = BYTES_PER_VALUE * adapter.tokenizer.architecture.ch * at_once
+    return BASE_BYTES + weights + network + BYTES_PER_PIXEL * batch_frames * pixels

@@ -73,7 +73,8 @@ def write_with_ray(
         ChildProcessError: actors were lost again and again while writing the same shard, or before they started.
     """
     with cluster(address) as ray:
-        memory = process_bytes(encoder.adapter, next(iter(shards[0].sources.values())).size)
+        first = next(iter(shards[0].sources.values()))
+        memory = process_bytes(encoder.adapter, first.size, encoder.config.batch_frames)
         crew = Crew(ray, encoder.recipe(), actors=actors, memory=memory)
         total = sum(len(shard.sources) for shard in shards)
         with Progress(disable=not encoder.config.progress) as bar:

@@ -59,6 +59,11 @@ class TokenizeConfig:
     progress: bool = False
 
     @property
+    def batch_frames(self) -> int:
+        """Frames of the other videos of a batch, which are in memory with those of the first."""
+        return (self.batch - 1) * min(self.chunk_frames, self.clip_frames or self.chunk_frames)
+
+    @property
     def preparation(self) -> Preparation:
         """Of the episodes' frames."""
         return Preparation(size=self.size, fit=self.fit, fps=self.fps, group_actions=self.group_actions)
