@@ -89,6 +89,12 @@ def test_an_example_is_copied_with_what_it_imports(tmp_path: Path) -> None:
         copy_shipped("examples", tmp_path, ["rolout"])
 
 
+def test_a_notebook_is_an_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["examples", "your_data"]) == 0
+    assert "Your own data: from arrays with continuous actions" in capsys.readouterr().out
+    assert tmp_path / "your_data.ipynb" in copy_shipped("examples", tmp_path, ["your_data"])
+
+
 def test_an_installed_package_has_them_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another package's folder `configs` may lie beside ours in site-packages."""
     package = tmp_path / "site-packages" / "vidtok_plugin"

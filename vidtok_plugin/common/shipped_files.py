@@ -1,6 +1,7 @@
 """The files that come with the package: configs and examples, found alike in a checkout and in an installed wheel."""
 
 import ast
+import json
 import shutil
 from collections.abc import Sequence
 from itertools import takewhile
@@ -12,6 +13,7 @@ from vidtok_plugin.common.paths import user_path
 
 Kind = Literal["configs", "examples"]
 _PACKAGE = Path(__file__).resolve().parents[1]
+_SUFFIXES: dict[Kind, tuple[str, ...]] = {"configs": (".yaml",), "examples": (".py", ".ipynb")}
 _MAIN = 'if __name__ == "__main__":'  # an example has it, the files that examples share have not
 
 
@@ -36,21 +38,24 @@ def shipped_names(kind: Kind) -> list[str]:
         (True, True)
     """
     return sorted(
-        path.relative_to(shipped_folder(kind)).with_suffix("").as_posix()
-        for path in _files(kind)
-        if kind == "configs" or _MAIN in path.read_text(encoding="utf-8")
+        _name(kind, path) for path in _files(kind) if path.suffix != ".py" or _MAIN in path.read_text(encoding="utf-8")
     )
 
 
 def summary(kind: Kind, name: str) -> str:
-    """What a shipped file is: the first sentence of its comment or docstring.
+    """What a shipped file is: the first sentence of its comment or docstring, or a notebook's title.
 
     Example:
         >>> summary("configs", "tokenizer/finetune")
         'Fine-tunes any VidTok preset, encoder and decoder, on your videos.'
     """
-    text = (shipped_folder(kind) / f"{name}{_suffix(kind)}").read_text(encoding="utf-8")
-    if kind == "examples":
+    (path,) = (
+        path for path in _files(kind) if path.relative_to(shipped_folder(kind)).with_suffix("").as_posix() == name
+    )
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        text = json.loads(text)["cells"][0]["source"][0].lstrip("# ").rstrip("\n")
+    elif path.suffix == ".py":
         text = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
     else:
         comment = takewhile(lambda line: line.startswith("#"), text.splitlines())
@@ -124,8 +129,9 @@ def copy_shipped(kind: Kind, folder: Path, names: Sequence[str] = ()) -> list[Pa
 
 
 def _files(kind: Kind) -> list[Path]:
-    return sorted(shipped_folder(kind).rglob(f"*{_suffix(kind)}"))
+    folder = shipped_folder(kind)
+    return sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES[kind])
 
 
-def _suffix(kind: Kind) -> str:
-    return ".yaml" if kind == "configs" else ".py"
+def _name(kind: Kind, path: Path) -> str:
+    return path.relative_to(shipped_folder(kind)).with_suffix("").as_posix()
