@@ -4,7 +4,9 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -93,3 +95,24 @@ def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in (ROOT / "docs").rglob("*.md"):
         assert f": {page.relative_to(ROOT / 'docs').as_posix()}\n" in navigation, page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", [vidtok_plugin, world_model], ids=lambda package: package.__name__)
+def test_methods_of_public_classes_have_docstrings(package: ModuleType) -> None:
+    """But for those that override a documented one, and Episode's attributes, which its class documents."""
+    for name in set(package.__all__) - {"Episode"}:
+        cls = getattr(package, name)
+        if isinstance(cls, type):
+            inherited = {member for base in cls.__mro__[1:] for member in vars(base)}
+            for member, value in vars(cls).items():
+                function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+                ours = getattr(function, "__module__", "") == cls.__module__ and hasattr(function, "__code__")
+                if ours and not member.startswith("_") and member not in inherited:
+                    assert function.__doc__, f"{name}.{member}"
+
+
+def test_every_extra_is_described() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    described = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    assert [extra for extra in extras if f"`{extra}`" not in described] == []

@@ -49,9 +49,7 @@ def summary(kind: Kind, name: str) -> str:
         >>> summary("configs", "tokenizer/finetune")
         'Fine-tunes any VidTok preset, encoder and decoder, on your videos.'
     """
-    (path,) = (
-        path for path in _files(kind) if path.relative_to(shipped_folder(kind)).with_suffix("").as_posix() == name
-    )
+    (path,) = (path for path in _files(kind) if _name(kind, path) == name)
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
         text = json.loads(text)["cells"][0]["source"][0].lstrip("# ").rstrip("\n")
