@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from recordings import tiny_adapter
 
-from vidtok_plugin.common import remote, remote_cache
+from vidtok_plugin.common import remote, remote_cache, url_path
 from vidtok_plugin.common.config import load_config
 from vidtok_plugin.common.folder_lock import FolderLock
 from vidtok_plugin.common.paths import as_path, user_path
@@ -137,6 +138,29 @@ def test_copies_stay_within_the_bound(place: str, cache: Path, monkeypatch: pyte
     assert sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) <= 450
     with pytest.raises(ValueError, match=r"more than the cache may hold.*VIDTOK_CACHE_GB"):
         local_file(put(f"{place}/large", bytes(451)))
+
+
+def test_what_a_killed_process_left_is_removed(place: str, cache: Path) -> None:
+    for name, age in (("old", 2 * 86_400), ("new", 0)):
+        left = cache / "copies" / f".{name}.part-0"
+        left.mkdir(parents=True)
+        (left / "a").write_bytes(b"half")
+        os.utime(left, (time.time() - age,) * 2)
+    local_file(put(f"{place}/a", b"1"))
+    assert [path.name for path in (cache / "copies").glob(".*")] == [".new.part-0"]
+
+
+def test_object_that_changes_while_it_is_read_is_named(
+    place: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = put(f"{place}/a", bytes(600))
+    monkeypatch.setattr(url_path, "WHOLE", 100)
+    monkeypatch.setattr(url_path, "BLOCK", 256)
+    with user_path(url).open("rb") as file:
+        assert file.read(10) == bytes(10)
+        put(url, b"1" * 600)
+        with pytest.raises(OSError, match=f"{url} has changed while it was read"):
+            file.read(500)
 
 
 def test_changed_object_is_copied_again(place: str, cache: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -16,6 +17,7 @@ from vidtok_plugin.common.remote import Entry, download, entry, listing, masked
 
 VARIABLE = "VIDTOK_CACHE_GB"
 DEFAULT_GB = 20.0
+ABANDONED = 86_400.0  # seconds after which a copy that is not complete belongs to a process that was killed
 TOGETHER = 16
 CHECKED = 0.01  # the fraction of the bound that may be fetched before it is checked again
 
@@ -115,11 +117,13 @@ def _keep_bound(newest: Path, size: int) -> None:
         _unchecked = 0.0
     found = []
     for path in copies().iterdir():
-        if not path.name.startswith("."):
-            try:
+        try:
+            if not path.name.startswith("."):
                 found.append((path.stat().st_mtime_ns, path, _size(path)))
-            except FileNotFoundError:  # removed by another process
-                continue
+            elif time.time() - path.stat().st_mtime > ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)
+        except FileNotFoundError:  # removed by another process
+            continue
     excess = sum(bytes_ for _, _, bytes_ in found) - bound()
     for _, path, bytes_ in sorted(found):
         if excess <= 0:

@@ -112,7 +112,8 @@ class RangeFile(io.RawIOBase):
     """An object that is open to be read by range; it holds the last blocks that were read."""
 
     def __init__(self, url: str) -> None:
-        self.url, self.size = url, entry(url).size
+        self.url, self._opened = url, entry(url)
+        self.size = self._opened.size
         self._place = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
 
@@ -163,8 +164,8 @@ class RangeFile(io.RawIOBase):
         if number not in self._blocks:
             end = min(self.size, (number + 1) * BLOCK)
             data = read_range(self.url, number * BLOCK, end)
-            if len(data) != end - number * BLOCK:
-                raise OSError(f"{masked(self.url)} has become shorter while it was read; run the same command again.")
+            if len(data) != end - number * BLOCK or entry(self.url) != self._opened:
+                raise OSError(f"{masked(self.url)} has changed while it was read; run the same command again.")
             while len(self._blocks) >= BLOCKS:
                 self._blocks.popitem(last=False)
             self._blocks[number] = data
