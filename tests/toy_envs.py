@@ -56,10 +56,12 @@ class Ball(gymnasium.Env[Any, Any]):
         self.render_mode, self.lengths, self.picture = render_mode, lengths, picture
         self.action_space, self.observation_space = ACTIONS[actions], OBSERVATIONS[observations]
         self.observed = observations
+        self.games = 0  # this is not reset
         self.metadata = {"render_modes": list(modes), "render_fps": fps}
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
+        self.games += 1
         self.place = self.np_random.uniform(4, 12, 2)
         self.left = int(self.np_random.integers(*self.lengths, endpoint=True))
         self.truncates, self.time = self.left % 2 == 0, 0
@@ -86,6 +88,7 @@ class Ball(gymnasium.Env[Any, Any]):
             "none": None,
             "grows": frame[: 8 + self.time],
             "black": np.zeros_like(frame),
+            "counts": np.concatenate([np.full((2, 16, 3), min(40 * self.games, 255), np.uint8), frame[2:]]),
         }
         return frame if self.picture == "right" else flawed[self.picture]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from process_targets import start_squares
 
+from vidtok_plugin.common import task_processes
 from vidtok_plugin.common.task_processes import run_tasks
 
 pytestmark = pytest.mark.slow
@@ -26,7 +27,11 @@ def test_every_task_is_done_and_the_next_may_depend_on_results(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("how", "reason"), [("raise", "Number -1 is negative."), ("kill", "it was terminated by signal 9; run the same")]
 )
-def test_a_failing_process_is_reported_and_the_others_end(tmp_path: Path, how: str, reason: str) -> None:
+def test_a_failing_process_is_reported_and_the_others_end(
+    tmp_path: Path, how: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that ignore SIGTERM, too: a recording of CartPole waited for its processes forever, because of SDL."""
+    monkeypatch.setattr(task_processes, "PATIENCE", 0.1)
     waiting = [-1, 0]  # 0 would wait forever
     with pytest.raises(ChildProcessError, match=rf"Process \d of 2 failed: {reason}"):
         run_tasks(start_squares, lambda: waiting.pop() if waiting else None, lambda *_: None, 2, tmp_path, how)

@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar
 from vidtok_plugin.common.commands import sentence, set_up_logging
 from vidtok_plugin.common.processes import end_with_parent, failure, interrupts_blocked
 
+PATIENCE = 5.0  # seconds for a process to end by itself
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -35,7 +37,7 @@ def run_tasks(
     *args: Any,
     show_traceback: bool = False,
 ) -> None:
-    """Give tasks to new processes until there are none left; if one fails, the others are terminated.
+    """Give tasks to new processes until there are none left; if one fails, the others are ended.
 
     start: called once in each process with `args`; it returns what does a task. Importable in a new interpreter.
     next_task: the next task, or None if there is none as long as those under way are not done.
@@ -72,10 +74,13 @@ def run_tasks(
                 done(finished, _received(worker, 1 + workers.index(worker), num_processes))
     finally:
         for worker in workers:
-            worker.process.terminate()
+            worker.connection.close()  # which ends those that wait for a task
+            if worker.task is not None:
+                worker.process.terminate()
         for worker in workers:
+            worker.process.join(PATIENCE)
+            worker.process.kill()  # libraries such as SDL ignore a request to end
             worker.process.join()
-            worker.connection.close()
 
 
 def _give(worker: _Worker[Task], task: Task | None) -> None:
@@ -107,7 +112,11 @@ def _work(
     try:
         work = start(*args)
         while True:
-            connection.send((True, work(connection.recv())))
+            try:
+                task = connection.recv()
+            except (EOFError, ConnectionResetError):  # there are no more
+                return
+            connection.send((True, work(task)))
     except (ValueError, OSError) as error:
         if show_traceback:
             traceback.print_exc()

@@ -24,7 +24,8 @@ RENDER_MODE = "rgb_array"
 class EnvironmentGame(Game):
     """An environment of gymnasium that shows one frame for every `frame_skip` of its steps.
 
-    Frames are what it renders. Its state is the low-dimensional part of the observations, if there is one.
+    Frames are what it renders. Its state is the low-dimensional part of the observations, if there is one. `renew`
+    makes a new environment: some keep a part of the last game, such as a mark that they draw, when they are reset.
 
     Raises:
         ValueError: the environment is unknown, fails or does not render, or its action space has no vectors of a fixed
@@ -32,8 +33,8 @@ class EnvironmentGame(Game):
     """
 
     def __init__(self, name: str, *, frame_skip: int, env_kwargs: Mapping[str, Any]) -> None:
-        self.name, self.frame_skip = name, frame_skip
-        self.env = make_env(name, env_kwargs)
+        self.name, self.frame_skip, self.env_kwargs = name, frame_skip, env_kwargs
+        self.env, self._used = make_env(name, env_kwargs), False
         try:
             from world_model.recording.spaces import RecordedActions, RecordedState
 
@@ -59,7 +60,14 @@ class EnvironmentGame(Game):
         if (frame == frame[:1, :1]).all():
             logger.warning("%s renders a first frame of one color; look whether its pictures are right", self.name)
 
+    def renew(self) -> None:
+        if self._used:
+            self.env.close()
+            self.env = make_env(self.name, self.env_kwargs)
+            self._used = False
+
     def start(self, seed: int) -> PlayedFrame:
+        self._used = True
         observation, _ = self.env.reset(seed=seed)
         return self._played(observation, self.actions.first, 0.0, False, False)
 
@@ -173,6 +181,8 @@ def _of_gymnasium(error: Exception) -> bool:
 
 
 def _remedy(error: Exception) -> str:
+    if re.search("OpenGL|GLFW|EGL", str(error)):
+        return "set up its graphics: without a display, MuJoCo needs MUJOCO_GL=egl or MUJOCO_GL=osmesa"
     missing = getattr(error, "name", None) if isinstance(error, ImportError) else None
     if missing:
         return f"install the package that has {missing}"

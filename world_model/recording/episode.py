@@ -1,6 +1,7 @@
 """A recorded episode: played and written, or found and checked."""
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -117,37 +118,55 @@ def record_episode(
         ValueError: the policy returned no action of the game's, or too many games in a row were too short.
     """
     path = episode_path(folder or as_path(cfg.output), split, number)
-    for attempt in range(MAX_ATTEMPTS):
-        seeds = np.random.SeedSequence([cfg.seed, SPLITS.index(split), number, attempt])
-        game_seed = int(seeds.generate_state(1)[0] >> 1)
-        player = policy.make(game.env, cfg.hold, np.random.default_rng(seeds))
-        played: list[PlayedFrame] = []  # without their pictures
-        writer = VideoWriter(path, fps=cfg.file_fps(game), crf=cfg.crf)
-        try:
-            frames: list[np.ndarray] = []
-            for shown in game.play(player, seed=game_seed, frames=cfg.frames_per_episode):
-                frames.append(shown.frame)
-                played.append(replace(shown, frame=EMPTY, observation=None))
-                if len(frames) == CHUNK_FRAMES:
-                    writer.write(resize(np.stack(frames), *cfg.frame_size))
-                    frames = []
-            if frames:
-                writer.write(resize(np.stack(frames), *cfg.frame_size))
-        except BaseException:
-            writer.discard()
-            with suppress(OSError):  # it has earlier episodes
-                path.parent.rmdir()
-            raise
-        if len(played) < cfg.min_frames:
-            writer.discard()
-            continue
-        writer.close()
-        _save_beside(path, cfg, policy, game, split, game_seed, played)
-        return len(played)
+    try:
+        for attempt in range(MAX_ATTEMPTS):
+            frames = _record_game(path, cfg, policy, game, split, [cfg.seed, SPLITS.index(split), number, attempt])
+            if frames >= cfg.min_frames:
+                return frames
+    except BaseException:
+        _remove_empty(path.parent)
+        raise
+    _remove_empty(path.parent)
     raise ValueError(
         f"record: {MAX_ATTEMPTS} games of {cfg.env} in a row ended before {cfg.min_frames} frames; lower min_frames"
         f"{' or warmup' if isinstance(game, AtariGame) else ''}."
     )
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # it has earlier episodes, or is gone
+        folder.rmdir()
+
+
+def _record_game(
+    path: Path, cfg: RecordConfig, policy: NamedPolicy, game: Game, split: str, seed: Sequence[int]
+) -> int:
+    """Record one game, unless it has fewer frames than `min_frames`; returns how many it had."""
+    seeds = np.random.SeedSequence(seed)
+    game_seed = int(seeds.generate_state(1)[0] >> 1)
+    game.renew()
+    player = policy.make(game.env, cfg.hold, np.random.default_rng(seeds))
+    played: list[PlayedFrame] = []  # without their pictures
+    writer = VideoWriter(path, fps=cfg.file_fps(game), crf=cfg.crf)
+    try:
+        frames: list[np.ndarray] = []
+        for shown in game.play(player, seed=game_seed, frames=cfg.frames_per_episode):
+            frames.append(shown.frame)
+            played.append(replace(shown, frame=EMPTY, observation=None))
+            if len(frames) == CHUNK_FRAMES:
+                writer.write(resize(np.stack(frames), *cfg.frame_size))
+                frames = []
+        if frames:
+            writer.write(resize(np.stack(frames), *cfg.frame_size))
+    except BaseException:
+        writer.discard()
+        raise
+    if len(played) < cfg.min_frames:
+        writer.discard()
+    else:
+        writer.close()
+        _save_beside(path, cfg, policy, game, split, game_seed, played)
+    return len(played)
 
 
 def _save_beside(

@@ -50,6 +50,10 @@ class Game(ABC):
     def __exit__(self, *_: object) -> None:
         self.env.close()
 
+    @abstractmethod
+    def renew(self) -> None:
+        """Make `env` as if no game had been played in it, if a reset may leave something of the last one."""
+
     def play(self, policy: Policy, *, seed: int, frames: int) -> Iterator[PlayedFrame]:
         """Play one game: yields at most `frames` frames.
 
@@ -144,6 +148,9 @@ class AtariGame(Game):
             truncated=truncated,
             observation=shown,
         )
+
+    def renew(self) -> None:
+        """Nothing, since a reset loads the game anew."""
 
     def action(self, row: Any) -> int:
         return int(row)

@@ -41,6 +41,7 @@ class NamedPolicy:
         Raises:
             ValueError: it makes none, or the action is none of the game's.
         """
+        game.renew()
         policy = self.make(game.env, hold, np.random.default_rng(0))
         if not callable(policy):
             raise ValueError(

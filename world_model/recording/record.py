@@ -86,6 +86,7 @@ def replay(meta: Mapping[str, Any], actions: Sequence[Any] | np.ndarray) -> np.n
         )
     remaining = iter(actions[1:])
     with cfg.open_game() as game:
+        game.renew()
         played = game.play(lambda _: game.action(next(remaining)), seed=meta["seed"], frames=len(actions))
         frames = [shown.frame for shown in played]
     if len(frames) < len(actions):

@@ -135,6 +135,19 @@ def test_lost_states_are_recorded_again_and_other_policies_refused(tmp_path: Pat
     assert contents(tmp_path) == before
 
 
+def test_an_episode_shows_nothing_of_earlier_games(tmp_path: Path) -> None:
+    """PushT draws the last action of the game before; an episode depended on what its process had recorded."""
+    episodes = recorded(tmp_path, train_episodes=2, policy="toy_envs:to_the_middle", game={"picture": "counts"})
+    assert {round(float(episode.read([0])[0, 0].mean())) for episode in episodes} == {40}  # its first game
+    assert (replay(episodes[1].meta, episodes[1].actions)[3, 0] == 40).all()
+
+
+def test_games_that_are_too_short_leave_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"100 games of .* in a row ended before 20 frames; lower min_frames\."):
+        record(config(tmp_path / "play", min_frames=20, game={"lengths": [3, 3]}), show_progress=False)
+    assert not (tmp_path / "play").exists()
+
+
 FLAWS: list[tuple[dict[str, Any], str]] = [
     ({"env": "Nonesuch-v0"}, "env must be an environment that is registered with gymnasium, got 'Nonesuch-v0'"),
     ({"env": "toy_envs:toy/Bell-v0"}, "Did you mean: `Ball`"),
