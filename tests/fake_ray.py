@@ -77,7 +77,7 @@ class FakeRay:
         assert call.actor not in self.killed
         n = next(self.counts.setdefault((call.actor, call.method), itertools.count()))
         if self.lost(call.actor, call.method, n):
-            raise RayError("the machine is gone")
+            raise RayError("The machine is gone. Some common causes include: (1) storms.")
         try:
             return call.run()
         except Exception as error:

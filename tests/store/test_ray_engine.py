@@ -57,8 +57,8 @@ def test_the_shards_of_lost_actors_are_written_again(
     assert sorted(shard.number for shard in written) == list(range(SHARDS))
     assert contents(tmp_path / "ray") == contents(tmp_path / "whole")
     assert len(ray.hired) >= 5 and ray.most_at_once == 2
-    assert caplog.text.count("its worker was lost (the machine is gone); it is written again") == 2
-    assert "a worker was lost as it started (the machine is gone); starting another" in caplog.text
+    assert caplog.text.count("its worker was lost (The machine is gone); it is written again") == 2
+    assert "a worker was lost as it started (The machine is gone); starting another" in caplog.text
 
 
 class Idle(ShardActor):
@@ -82,8 +82,11 @@ def schedule(ray: FakeRay, monkeypatch: pytest.MonkeyPatch, actor: type[ShardAct
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("write", f"shard 0, with 0.mp4, has lost {MAX_LOSSES + 1} workers, the last one thus: the machine is gone"),
-        ("start", f"{MAX_LOSSES + 1} workers were lost as they started: the machine is gone"),
+        (
+            "write",
+            f"shard 0, with 0.mp4, has lost {MAX_LOSSES + 1} workers, the last one thus: The machine is gone. Check",
+        ),
+        ("start", f"{MAX_LOSSES + 1} workers were lost as they started: The machine is gone"),
     ],
 )
 def test_losses_without_end_are_an_error(monkeypatch: pytest.MonkeyPatch, method: str, message: str) -> None:

@@ -201,7 +201,8 @@ class Crew:
         return True
 
     def _count_loss(self, shard: PlannedShard | None, error: Exception) -> None:
-        reason = sentence(error)
+        # Ray's own text goes on with general advice.
+        reason = sentence(error).partition(" Some common causes include")[0].rstrip(".")
         if shard is None:
             self.lost_starts += 1
             if self.lost_starts > MAX_LOSSES:
@@ -212,7 +213,7 @@ class Crew:
         if self.losses[shard.number] > MAX_LOSSES:
             raise ChildProcessError(
                 f"tokenize: shard {shard.number}, with {shard.names[0]}, has lost {self.losses[shard.number]} workers, "
-                f"the last one thus: {reason} Check their memory, or lower --episodes-per-shard for a new store."
+                f"the last one thus: {reason}. Check their memory, or lower --episodes-per-shard for a new store."
             )
         logger.warning("shard %d: its worker was lost (%s); it is written again", shard.number, reason)
 
