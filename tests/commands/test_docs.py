@@ -98,6 +98,15 @@ def test_every_page_is_in_the_navigation() -> None:
 
 
 @pytest.mark.slow
+def test_docstrings_become_code_lists_and_fields(site: Path) -> None:
+    """What docs/extensions/docstrings.py does: without it, examples are quotations and fields have no comments."""
+    page = (site / "api" / "vidtok_plugin.html").read_text(encoding="utf-8")
+    assert "<strong>Example</strong>" in page and "<blockquote>" not in page
+    assert re.search(r"<li>\s*(?:<p>)?<code>source</code>: a preset's name", page)
+    assert re.search(r"<li>\s*(?:<p>)?<code>checkpoint_every</code>: batches", page)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("package", [vidtok_plugin, world_model], ids=lambda package: package.__name__)
 def test_methods_of_public_classes_have_docstrings(package: ModuleType) -> None:
     """But for those that override a documented one, and Episode's attributes, which its class documents."""
