@@ -147,7 +147,7 @@ def _record_game(
     game.renew()
     player = policy.make(game.env, cfg.hold, np.random.default_rng(seeds))
     played: list[PlayedFrame] = []  # without their pictures
-    writer = VideoWriter(path, fps=cfg.file_fps(game), crf=cfg.crf)
+    writer = VideoWriter(path, fps=cfg.file_fps(game), crf=cfg.crf, reproducible=not isinstance(game, AtariGame))
     try:
         frames: list[np.ndarray] = []
         for shown in game.play(player, seed=game_seed, frames=cfg.frames_per_episode):
