@@ -10,7 +10,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from docs_blocks import CLIS, WALKTHROUGHS, fenced_blocks, shell_commands
+from docs_blocks import CLIS, WALKTHROUGHS, code_blocks, fenced_blocks, shell_commands
 from metric_networks import golden_lpips
 from places import ROOT
 from video_files import smooth_motion
@@ -25,13 +25,21 @@ FEWER = {  # the same commands on less data and for fewer steps
     "world-model record": ("train_episodes=1", "validation_episodes=1", "test_episodes=1", "frames_per_episode=82"),
     "vidtok-plugin fit": (*STEP, "data.validation_clips=2"),
     "world-model fit": (*STEP, "data.validation_windows=2"),
+    "world-model rollout": ("--frames", "8"),
     "world-model validate": ("measures.prompts=2", "measures.drift_rollouts=1", "measures.drift_frames=16"),
 }
 
 
 def can_run(words: list[str]) -> bool:
-    """All but a server that does not end, and trainings that begin with a download."""
-    return words[:2] != ["world-model", "play"] and not any("=vidtok_fsq" in word for word in words)
+    """All but installations, a server that does not end, and trainings that begin with a download."""
+    if words[0] not in CLIS or words[:2] == ["world-model", "play"]:
+        return False
+    return not any("=vidtok_fsq" in word for word in words)
+
+
+def run(words: list[str]) -> None:
+    program, command = words[:2]
+    assert CLIS[program].main([*words[1:], *FEWER.get(f"{program} {command}", ())]) == 0, " ".join(words)
 
 
 @pytest.mark.slow
@@ -49,10 +57,19 @@ def test_walkthroughs_run_from_top_to_bottom(name: str, tmp_path: Path, monkeypa
         if language == "python":
             exec(compile(block, name, "exec"), namespace)
         for words in filter(can_run, shell_commands(block) if language == "sh" else ()):
-            program, command = words[:2]
-            assert CLIS[program].main([*words[1:], *FEWER.get(f"{program} {command}", ())]) == 0, " ".join(words)
+            run(words)
             ran += 1
     assert ran >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["install.md", "rollouts.md"])
+def test_commands_run_in_an_empty_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands = [words for block in code_blocks(ROOT / "docs" / name, "sh") for words in shell_commands(block)]
+    assert any(map(can_run, commands))
+    for words in filter(can_run, commands):
+        run(words)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ MAX_BLOCKS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A member of the VidTok family (`vidtok.md`; arXiv 2412.13061, section 3).
+    """A member of the VidTok family (arXiv 2412.13061, section 3).
 
     Levels count from 0, the full resolution. A tuple of levels that is None stands for the family's default.
 
