@@ -9,7 +9,7 @@ from vidtok_plugin.common.field_checks import check_fields
 
 
 class TimePadding(StrEnum):
-    """What a temporal kernel sees beyond the clip's ends (`vidtok.md`, "Time padding")."""
+    """What a temporal kernel sees beyond the clip's ends."""
 
     SYMMETRIC = "symmetric"  # non-causal: zero frames at both ends
     ZEROS = "zeros"  # causal, v1.0: zero frames in front
