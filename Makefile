@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n $(JOBS) --dist loadfile
 
-.PHONY: setup demo play docs finetune-example vidtok-tiny boxing-world lint test test-slow test-gpu test-all format clean
+.PHONY: setup demo play docs finetune-example vidtok-tiny boxing-world lint test test-slow test-gpu test-all format package clean
 
 setup: $(STAMP)
 
@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo "error: $(PYTHON) has no venv module; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,demo,docs,play]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,train,decord,demo,docs,play]'
 	@touch $@
 
 demo: setup
@@ -67,6 +67,11 @@ test-all: lint
 format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# Builds sdist and wheel into dist/ and tests the wheel in fresh environments and an empty folder: some minutes.
+package: setup
+	rm -rf dist
+	PACKAGE_DIST=dist $(PYTEST) -m slow tests/commands/test_package.py
 
 clean:
 	rm -rf $(VENV) *.egg-info build dist site .mypy_cache .import_linter_cache .pytest_cache .ruff_cache .hypothesis

@@ -68,9 +68,15 @@ __all__ = make_lazy(
         "stream_rollout": "world_model.rollout.streaming",
         "unflatten_action": "world_model.action_spaces",
     },
+    needs={
+        "ImaginedEnv": "gymnasium",
+        "ImaginedVectorEnv": "gymnasium",
+        "TokenDataConfig": "lightning",
+        "TokenDataModule": "lightning",
+        "WorldModelModule": "lightning",
+        "WorldModelRunConfig": "lightning",
+    },
 )
 
-if find_spec("gymnasium") is None:  # it is optional
-    __all__ = [name for name in __all__ if name not in ("ImaginedEnv", "ImaginedVectorEnv")]
-else:
+if find_spec("gymnasium") is not None:  # it is optional
     register_env()

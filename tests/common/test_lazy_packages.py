@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -32,6 +33,23 @@ def test_help_imports_nothing_heavy(command: str) -> None:
         "print(*{'torch', 'lightning', 'numpy', 'av', 'gymnasium'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
+
+
+def test_names_whose_package_is_missing_are_left_out_and_name_the_extra() -> None:
+    code = """
+        import sys
+        sys.modules["lightning"] = sys.modules["gymnasium"] = None
+        import vidtok_plugin.video, world_model
+        from vidtok_plugin.cli import main
+        print(*{"WorldModelModule", "ImaginedEnv", "load_world"} & set(world_model.__all__))
+        print(*{"VideoDataModule", "probe"} & set(vidtok_plugin.video.__all__))
+        sys.exit(main(["fit", "--config", "finetune"]))
+    """
+    ended = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "load_world\nprobe\n")
+    assert "error: training needs lightning, which is not installed; run: pip install 'vidtok-plugin[train]'" in (
+        ended.stderr
+    )
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -175,7 +175,7 @@ def test_decord_need_not_be_installed(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "decord", None)
     decord_or_none.cache_clear()
     try:
-        with pytest.raises(ValueError, match="reader=decord needs the package decord; pip install"):
+        with pytest.raises(ValueError, match=r"needs the package decord; run: pip install 'vidtok-plugin\[decord\]'"):
             open_video(path, "decord")
         assert isinstance(open_video(path), PyavReader)
         assert np.abs(read_frames(path, [3, 40], pool=ReaderPool()).astype(int) - expected).max() <= 3

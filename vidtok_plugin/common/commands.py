@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from vidtok_plugin.common.config import load_config, to_yaml
+from vidtok_plugin.common.extras import MissingExtraError
 from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.common.shipped_files import config_path
 from vidtok_plugin.common.signals import Terminated, ending_by_signals
@@ -146,9 +147,9 @@ def _is_relevant(record: logging.LogRecord) -> bool:
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
-    """ValueError, OSError, and Lightning's MisconfigurationException if Lightning was imported."""
+    """What users can mend; Lightning's MisconfigurationException is one of these if Lightning was imported."""
     lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
-    return (ValueError, OSError, *([lightning.MisconfigurationException] if lightning else []))
+    return (ValueError, OSError, MissingExtraError, *([lightning.MisconfigurationException] if lightning else []))
 
 
 def sentence(error: BaseException) -> str:

@@ -4,12 +4,15 @@ second."""
 import sys
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 
-def make_lazy(package: str, exports: Mapping[str, str]) -> list[str]:
+def make_lazy(package: str, exports: Mapping[str, str], needs: Mapping[str, str] | None = None) -> list[str]:
     """Let a package have these public names, each from the module `exports` names; -> the names, for its `__all__`.
+
+    needs: optional packages that names need; `__all__` leaves out the names whose package is not installed.
 
     Called in the package's `__init__.py`, which tells type checkers of the names by importing them under
     `TYPE_CHECKING`. A name wins over a subpackage of the same name, which Python would put in its place.
@@ -21,7 +24,9 @@ def make_lazy(package: str, exports: Mapping[str, str]) -> list[str]:
     members: dict[str, Any] = {name: _imported(name, source) for name, source in exports.items()}
     members["__dir__"] = lambda self: sorted({*ModuleType.__dir__(self), *exports})
     module.__class__ = type("LazyPackage", (ModuleType,), members)
-    return sorted(exports)
+    needs = needs or {}
+    missing = {needed for needed in set(needs.values()) if find_spec(needed) is None}
+    return sorted(name for name in exports if needs.get(name) not in missing)
 
 
 def _imported(name: str, source: str) -> property:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from vidtok_plugin.common.extras import need_training
 from vidtok_plugin.common.lazy_package import make_lazy
 
 if TYPE_CHECKING:
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from vidtok_plugin.training.runs import default_callbacks as default_callbacks
     from vidtok_plugin.training.runs import fit as fit
     from vidtok_plugin.training.runs import validate as validate
+
+need_training()
 
 __all__ = make_lazy(
     __name__,

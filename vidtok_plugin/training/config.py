@@ -7,6 +7,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 
 from vidtok_plugin.common.config import check_keywords
+from vidtok_plugin.common.extras import need_extra
 from vidtok_plugin.common.field_checks import check_fields
 
 # Trainer keywords that a run sets itself, and the keys to use instead.
@@ -21,6 +22,7 @@ RESERVED = {
     "enable_checkpointing": "checkpoint_every",
     "reload_dataloaders_every_n_epochs": "the loader, which draws a new order for each epoch",
 }
+LOGGER_EXTRAS = {"tensorboard": "train", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}  # by package
 PRECISIONS = (None, "auto", 32, "32", "32-true", "bf16", "bf16-mixed")
 
 
@@ -39,7 +41,7 @@ class RunConfig:
     accumulate: int = 1  # gradient-accumulation micro-batches per batch: less memory, the same time
     ema_decay: float | None = None  # decay of averaged weights, such as 0.999; they are validated and saved if set
     non_finite: Literal["stop", "skip"] = "stop"  # at a NaN or infinite loss or gradient: stop the run or skip the step
-    loggers: tuple[Literal["csv", "tensorboard"], ...] = ("csv", "tensorboard")
+    loggers: tuple[Literal["csv", "tensorboard", "wandb", "trackio", "mlflow"], ...] = ("csv", "tensorboard")
     curves: bool = True  # plot all logged scalars to pictures/curves.png, at most every two minutes and at the end
     keep_freed_memory: bool = True  # on a CPU, a step reuses the memory that the one before freed: faster, a fifth more
     trainer: dict[str, Any] = field(default_factory=dict)  # keywords of Lightning's Trainer; precision may be auto
@@ -50,6 +52,9 @@ class RunConfig:
         for key in self.trainer:
             if key in RESERVED:
                 raise ValueError(f"{who}: trainer.{key} is set by {RESERVED[key]}; use that instead.")
+        for package in self.loggers:
+            if package in LOGGER_EXTRAS:
+                need_extra(LOGGER_EXTRAS[package], (package,), f"{who}: loggers: {package}")
         check_keywords("trainer", self.trainer, pl.Trainer)
         if self.trainer.get("precision") not in PRECISIONS:
             raise ValueError(

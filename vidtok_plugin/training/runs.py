@@ -6,7 +6,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.common.config import to_yaml
@@ -22,6 +21,7 @@ from vidtok_plugin.training.learning_rates import LearningRates
 from vidtok_plugin.training.loading import ResumableDataModule
 from vidtok_plugin.training.signals import StopAtSigterm
 from vidtok_plugin.training.throughput import Throughput
+from vidtok_plugin.training.trackers import build_loggers, tracking
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,6 @@ def build_trainer(cfg: RunConfig, callbacks: Sequence[pl.Callback] = (), **setti
     settings: Trainer keywords that override those of the config, such as a strategy object.
     """
     output = local_output(cfg.output)
-    loggers: list[Logger] = []
-    if "csv" in cfg.loggers:
-        loggers.append(CSVLogger(output, name="logs"))
-    if "tensorboard" in cfg.loggers:
-        loggers.append(TensorBoardLogger(output, name="tensorboard"))
     keywords = {"enable_model_summary": False, **cfg.trainer, **settings}
     if keywords.get("precision") == "auto":
         fast = has_fast_bfloat16(str(keywords.get("accelerator", "auto")))
@@ -56,7 +51,7 @@ def build_trainer(cfg: RunConfig, callbacks: Sequence[pl.Callback] = (), **setti
     # Averages are updated before they are saved: Lightning runs checkpoint callbacks last.
     return pl.Trainer(
         **keywords,
-        logger=loggers,
+        logger=build_loggers(cfg),
         callbacks=[*averaging, *callbacks, *keeping, checkpoints, StopAtSigterm(checkpoints)],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=output,
@@ -93,7 +88,7 @@ def fit(
                 partial.write_text(to_yaml(cfg))
         if last is not None:
             logger.info("Resuming from %s.", last)
-        with _ended(data):
+        with tracking(trainer, cfg), _ended(data):
             trainer.fit(module, data, ckpt_path=last, weights_only=True)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EMA):
@@ -108,8 +103,9 @@ def validate(cfg: RunConfig, module: pl.LightningModule, data: pl.LightningDataM
     last = last_checkpoint(cfg.checkpoints)
     if last is None:
         raise FileNotFoundError(f"validate: there is no checkpoint in {cfg.checkpoints}; run fit first.")
-    with _ended(data):
-        build_trainer(cfg, **settings).validate(module, data, ckpt_path=last, weights_only=True)
+    trainer = build_trainer(cfg, **settings)
+    with tracking(trainer, cfg), _ended(data):
+        trainer.validate(module, data, ckpt_path=last, weights_only=True)
 
 
 @contextmanager

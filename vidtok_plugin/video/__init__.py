@@ -54,4 +54,5 @@ __all__ = make_lazy(
         "read_frames": "vidtok_plugin.video.reading",
         "write_video": "vidtok_plugin.video.writing",
     },
+    needs={"VideoDataConfig": "lightning", "VideoDataModule": "lightning"},
 )

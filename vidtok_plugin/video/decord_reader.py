@@ -60,7 +60,9 @@ class DecordReader:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         decord = decord_or_none()
         if decord is None:
-            raise ValueError("reader=decord needs the package decord; pip install decord, or set reader=auto.")
+            raise ValueError(
+                "reader=decord needs the package decord; run: pip install 'vidtok-plugin[decord]', or set reader=auto."
+            )
         with closing(PyavReader(path)) as exact:
             cause = decord_mistakes(exact)
             self._times = exact.times()

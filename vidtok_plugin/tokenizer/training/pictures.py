@@ -7,12 +7,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.metrics.psnr import frame_psnr
+from vidtok_plugin.training.trackers import log_picture
 from vidtok_plugin.video.batch import as_video
 from vidtok_plugin.video.pixels import to_uint8
 
@@ -38,7 +38,7 @@ class ReconstructionPictures(pl.Callback):
 
     The clips are evenly spaced over the validation clips of the first process, so they are the same each time. The
     reconstructions are those of the validation itself, with averaged weights if the run has them. Files are named
-    `reconstruction-BATCHES.png`; a TensorBoard logger gets the same image as `reconstruction`. The module's
+    `reconstruction-BATCHES.png`; loggers that show pictures get the same as `reconstruction`. The module's
     `validation_step` must return the reconstruction, as TokenizerModule's does.
     """
 
@@ -86,9 +86,7 @@ class ReconstructionPictures(pl.Callback):
         sheet = contact_sheet(self.pairs, f"after {step} batches")
         with atomic_write(self.folder / f"reconstruction-{step:08d}.png") as partial:
             sheet.save(partial, format="png")
-        for log in trainer.loggers:
-            if isinstance(log, TensorBoardLogger):
-                log.experiment.add_image("reconstruction", np.asarray(sheet), step, dataformats="HWC")
+        log_picture(trainer.loggers, "reconstruction", np.asarray(sheet), step)
         self.pairs = []
 
 
