@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +64,8 @@ class Environment:
         assert done.returncode == 0, f"{program} {' '.join(arguments)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         return done.stdout
 
-    def pip(self, *packages: str) -> None:
-        self.succeed("python", "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), *packages)
+    def pip(self, *packages: str, constraints: str = "constraints.txt") -> None:
+        self.succeed("python", "-m", "pip", "install", "-q", "-c", str(ROOT / constraints), *packages)
 
     @property
     def site(self) -> Path:
@@ -74,7 +75,7 @@ class Environment:
 def new_environment(folder: Path, below: Environment | None = None) -> Environment:
     """A new environment, which finds the packages of the one below it."""
     work = folder / "empty"
-    work.mkdir()
+    work.mkdir(parents=True)
     subprocess.run([sys.executable, "-m", "venv", str(folder / "env")], check=True, timeout=5 * MINUTES)
     environment = Environment(folder=folder / "env", work=work)
     if below is not None:
@@ -102,32 +103,49 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def environments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the environments, gigabytes that pytest would keep."""
+    folder = tmp_path_factory.mktemp("environments")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def base(wheel: Path, environments: Path) -> Environment:
     """An environment with the wheel and what it needs."""
-    environment = new_environment(tmp_path_factory.mktemp("base"))
+    environment = new_environment(environments / "base")
     environment.pip(str(wheel))
     return environment
 
 
 @pytest.fixture(scope="module")
-def training(base: Environment, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def training(base: Environment, wheel: Path, environments: Path) -> Environment:
     """An environment that has the extras `train` and `demo` as well; what `base` has it takes from there."""
-    environment = new_environment(tmp_path_factory.mktemp("training"), base)
+    environment = new_environment(environments / "training", base)
     environment.pip("--no-deps", "--ignore-installed", str(wheel))
     environment.pip(f"{wheel}[train,demo]")
     return environment
 
 
 @pytest.fixture(scope="module")
-def trackers(training: Environment, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def trackers(training: Environment, wheel: Path, environments: Path) -> Environment:
     """An environment with trackers that need older versions of other packages than `constraints.txt` has."""
-    environment = new_environment(tmp_path_factory.mktemp("trackers"), training)
+    environment = new_environment(environments / "trackers", training)
     pinned = [
         line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith(("torch=", "numpy="))
     ]
     command = ["python", "-m", "pip", "install", "-q"]
     environment.succeed(*command, "--no-deps", "--ignore-installed", str(wheel))
     environment.succeed(*command, *pinned, f"{wheel}[trackio,mlflow]")
+    return environment
+
+
+@pytest.fixture(scope="module")
+def lowest(base: Environment, wheel: Path, environments: Path) -> Environment:
+    """An environment with the oldest versions that the package admits, but for torch."""
+    environment = new_environment(environments / "lowest", base)
+    environment.pip("--no-deps", "--ignore-installed", str(wheel))
+    environment.pip(f"{wheel}[train]", constraints="constraints-lowest.txt")
     return environment
 
 
@@ -227,3 +245,19 @@ def test_trackers_show_metrics_and_pictures_and_go_on_with_a_resumed_run(tracker
     assert len({run for run, _, _ in rows}) == 1
     assert sorted({step for _, step, metrics in rows if b"val/psnr" in metrics}) == [1, 3]
     assert len(list(folder.glob("media/**/*.png"))) == 2
+
+
+def test_the_oldest_versions_that_are_admitted_work(lowest: Environment) -> None:
+    versions = "from importlib.metadata import version; print(version('numpy'), version('lightning'))"
+    assert lowest.succeed("python", "-c", versions).split() == ["2.1.0", "2.6.0"]
+    (lowest.work / "readme.py").write_text("\n".join(code_blocks(README, "python")))
+    lowest.succeed("python", "readme.py")
+    copy_clips(lowest)
+    data = ["data.train=[my_videos]", "data.validation=[my_held_out_videos]"]
+    small = [*str(SMALL["vidtok-plugin fit"]).split(), "preset=vidtok_tiny", "output=run"]
+    lowest.succeed("vidtok-plugin", "fit", "--config", "finetune", *small, *data)
+    for folder, split in (("my_videos", "train"), ("my_held_out_videos", "validation")):
+        arguments = ["--model", "run/model", "--output", "tokens", "--split", split, "--processes", "1"]
+        lowest.succeed("vidtok-plugin", "tokenize", folder, *arguments)
+    small = str(SMALL["world-model fit"]).split()
+    lowest.succeed("world-model", "fit", "--config", "demo_from_scratch", "data.store=tokens", *small)
