@@ -27,6 +27,7 @@ MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_T
 
 # Blocks of these sizes are inside and outside the heap in all the states that glibc reaches by itself.
 INSIDE, OUTSIDE = 100_000, 2**30 + 2000
+MANY = 16  # free room in the heap may hold a first few blocks, wherever larger ones would go
 
 
 @contextmanager
@@ -61,7 +62,7 @@ class _Malloc:
         """Changes the settings, unless someone else has."""
         glibc = ctypes.CDLL(None)
         with self.lock:
-            if not self.changed and (_has_own_mapping(glibc, INSIDE) or not _has_own_mapping(glibc, OUTSIDE)):
+            if not self.changed and (_has_own_mapping(glibc, INSIDE, MANY) or not _has_own_mapping(glibc, OUTSIDE)):
                 logger.info("Freed memory is not kept: the process has configured malloc itself.")
                 return False
             if not self.users:
@@ -81,17 +82,17 @@ class _Malloc:
                 glibc.malloc_trim(0)
 
 
-def _has_own_mapping(glibc: ctypes.CDLL, size: int) -> bool:
-    """Whether malloc allocates a block of `size` bytes apart from the heap, in whole pages."""
+def _has_own_mapping(glibc: ctypes.CDLL, size: int, count: int = 1) -> bool:
+    """Whether malloc allocates one of `count` blocks of `size` bytes apart from the heap, in whole pages."""
     glibc.malloc.restype, glibc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     glibc.malloc_usable_size.restype, glibc.malloc_usable_size.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
     glibc.free.argtypes = [ctypes.c_void_p]
-    block = glibc.malloc(size)
-    if not block:  # too large for the process's limit, so nothing of that size comes from the heap
-        return True
-    unused = glibc.malloc_usable_size(block) - size
-    glibc.free(block)
-    return int(unused) > 64
+    blocks = [glibc.malloc(size) for _ in range(count)]
+    unused = [glibc.malloc_usable_size(block) - size for block in blocks if block]
+    for block in blocks:
+        glibc.free(block)
+    # A block is too large for the process's limit only if nothing of that size comes from the heap.
+    return len(unused) < count or any(int(room) > 64 for room in unused)
 
 
 _MALLOC = _Malloc()

@@ -36,8 +36,8 @@ def load_world(
 
     Example:
         >>> model, adapter = load_world("boxing", device="cpu")
-        >>> model.tokens.actions
-        ActionSpec(kind='discrete', size=18)
+        >>> model.tokens.actions.kind, model.tokens.actions.size
+        ('discrete', 18)
     """
     folder = world_folder(source, revision)
     model = WorldModel.from_pretrained(folder)
