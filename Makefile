@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n $(JOBS) --dist loadfile
 
-.PHONY: setup demo play docs finetune-example vidtok-tiny boxing-world lint test test-slow test-gpu test-all format package clean
+.PHONY: setup demo play docs finetune-example vidtok-tiny boxing-world lint test test-ci test-slow test-gpu test-all format package clean
 
 setup: $(STAMP)
 
@@ -54,6 +54,10 @@ lint: setup
 
 test: lint
 	$(PYTEST) $(PARALLEL) -m "not slow and not gpu"
+
+# The slow tests of continuous integration: without those that are marked long, too.
+test-ci: setup
+	$(PYTEST) $(PARALLEL) -m "slow and not long and not gpu"
 
 test-slow: setup
 	$(PYTEST) $(PARALLEL) -m "slow and not gpu"

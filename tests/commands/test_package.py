@@ -15,7 +15,7 @@ import pytest
 from docs_blocks import README, code_blocks, shell_commands
 from places import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 MINUTES = 60  # seconds
 # What makes the README's commands small; None where a command needs what a fresh machine has not.

@@ -34,6 +34,7 @@ def test_repeated_operations_do_not_grow_a_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("operation", ["rollouts", "forks", "openings", "clips"])
 def test_ten_thousand_operations_do_not_grow_a_process(operation: str, tmp_path: Path) -> None:
     """Half a kilobyte kept by each would exceed the bound."""
