@@ -9,6 +9,8 @@ from textwrap import dedent
 
 import pytest
 
+from vidtok_plugin.training.workers import PRELOADED
+
 PACKAGES = ("vidtok_plugin", "vidtok_plugin.video", "vidtok_plugin.training", "world_model")
 
 
@@ -50,6 +52,15 @@ def test_names_whose_package_is_missing_are_left_out_and_name_the_extra() -> Non
     assert "error: training needs lightning, which is not installed; run: pip install 'vidtok-plugin[train]'" in (
         ended.stderr
     )
+
+
+def test_workers_find_everything_heavy_imported() -> None:
+    """Their packages import nothing by themselves."""
+    code = (
+        f"import sys, importlib; importlib.import_module({PRELOADED!r}); print("
+        "{'torch', 'lightning', 'torchdata.stateful_dataloader', 'av', 'vidtok_plugin.video.clips'} - set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -26,6 +26,7 @@ else:
     from multiprocessing.context import ForkServerContext as Context
     from multiprocessing.context import ForkServerProcess as Process
 
+PRELOADED = "vidtok_plugin.video.data"  # imported once, for all workers: with what it imports, each would take seconds
 GRACE = 2.0  # seconds for workers to finish what they are doing before they are killed
 _started: WeakSet[BaseProcess] = WeakSet()
 _hiding = threading.Lock()
@@ -115,7 +116,7 @@ def worker_context(num_workers: int) -> WorkerContext | None:
     context = WorkerContext()
     if sys.platform == "win32":
         return context
-    context.set_forkserver_preload(["vidtok_plugin.video.clips"])
+    context.set_forkserver_preload([PRELOADED])
     if threading.current_thread() is threading.main_thread():
         # The fork server and its workers inherit that they ignore SIGTERM. Schedulers send it to all processes of a
         # job; workers that die would stop the run before it has saved a checkpoint. They exit with the run.
