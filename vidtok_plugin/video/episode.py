@@ -83,6 +83,23 @@ class Episode(Protocol):
         """Its name in a store: of a file, its path relative to `root`, or without a root the name of the file."""
 
 
+class OfEpisode:
+    """The name and the place of an episode that shows another one."""
+
+    episode: Episode
+
+    def __str__(self) -> str:
+        return str(self.episode)
+
+    @property
+    def name(self) -> str:
+        return self.episode.name
+
+    @property
+    def path(self) -> Path:
+        return self.episode.path
+
+
 class EpisodeMethods:
     """What follows from an episode's other members; the classes of episodes inherit it."""
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vidtok_plugin.common.field_checks import check_fields
-from vidtok_plugin.video.episode import Episode, EpisodeMethods, check_frames
+from vidtok_plugin.video.episode import Episode, EpisodeMethods, OfEpisode, check_frames
 from vidtok_plugin.video.episode_meta import MAX_FPS
 from vidtok_plugin.video.pyav_reader import Fit
 from vidtok_plugin.video.reading import ReaderPool
@@ -92,7 +92,7 @@ class Preparation:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PreparedEpisode(EpisodeMethods):
+class PreparedEpisode(OfEpisode, EpisodeMethods):
     """An episode at another size or rate.
 
     Raises:
@@ -101,17 +101,6 @@ class PreparedEpisode(EpisodeMethods):
 
     episode: Episode
     preparation: Preparation
-
-    def __str__(self) -> str:
-        return str(self.episode)
-
-    @property
-    def name(self) -> str:
-        return self.episode.name
-
-    @property
-    def path(self) -> Path:
-        return self.episode.path
 
     @property
     def num_frames(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vidtok_plugin.common.file_hashes import hash_files
-from vidtok_plugin.video.episode import Episode, EpisodeMethods, check_frames, relative_name
+from vidtok_plugin.video.episode import Episode, EpisodeMethods, OfEpisode, check_frames, relative_name
 from vidtok_plugin.video.episode_meta import check_fps, read_meta
 from vidtok_plugin.video.pyav_reader import Fit
 from vidtok_plugin.video.reading import (
@@ -173,21 +173,10 @@ class PngFolder(WithoutActions):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FramesOnly(WithoutActions):
+class FramesOnly(OfEpisode, WithoutActions):
     """The frames of an episode, without what came with them."""
 
     episode: Episode
-
-    def __str__(self) -> str:
-        return str(self.episode)
-
-    @property
-    def name(self) -> str:
-        return self.episode.name
-
-    @property
-    def path(self) -> Path:
-        return self.episode.path
 
     @property
     def num_frames(self) -> int:
