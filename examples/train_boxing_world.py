@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from boxing_card import write_boxing_card
 from boxing_evaluation import PROMPT_FRAMES, evaluate
 from boxing_play import BoxingPolicy
 from pictures import read_curve
@@ -261,7 +262,7 @@ def export(
     episodes: Path,
     seconds: dict[str, float],
 ) -> None:
-    """Copy the world, and add prompts and the documents of its trainings: those made `once`, and the last one's."""
+    """Copy the world; add prompts, a card and documents of its trainings: those made `once`, and the last one's."""
     shutil.copytree(world, folder, dirs_exist_ok=True)
     write_prompts(folder / PROMPTS_FOLDER, episodes / "test")
     best = best_run(last_cfgs)
@@ -288,6 +289,7 @@ def export(
         "measures_by_seed": {cfg.seed: json.loads((cfg.output / MEASURES).read_text()) for cfg in last_cfgs},
     }
     (folder / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_boxing_card(folder)
 
 
 def write_prompts(folder: Path, episodes: Path) -> None:

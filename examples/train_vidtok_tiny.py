@@ -1,8 +1,8 @@
 """Trains `vidtok_tiny`, the tokenizer that ships with the package, from scratch: `make vidtok-tiny`.
 
 This records and cuts the training videos, runs `configs/tokenizer/vidtok_tiny.yaml`, and puts the weights into the
-package. Next to them it documents the training: the log and its curve, the PSNR on held-out video of each source, and
-the hash of the weights. An interrupted run continues where it stopped.
+package. Next to them it documents the training: the log and its curve, the PSNR on held-out video of each source, the
+hash of the weights, and a model card. An interrupted run continues where it stopped.
 """
 
 import hashlib
@@ -14,18 +14,25 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import matplotlib.pyplot as plt
-from pictures import read_curve, save
+import torch
+from pictures import draw_reconstruction, read_curve, save
 from prepare_tiny_data import prepare
 from shared import CONFIGS, held_out_clips
 
-from vidtok_plugin import VidTok
+from vidtok_plugin import CardInfo, VidTok
 from vidtok_plugin.common.commands import set_up_logging
 from vidtok_plugin.common.config import load_config
+from vidtok_plugin.common.model_card import write_card
 from vidtok_plugin.evaluation.psnr import reconstruction_psnr
 from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
+from vidtok_plugin.tokenizer.weights.card import tokenizer_facts
 from vidtok_plugin.tokenizer.weights.weights import WEIGHTS_FILE
+from vidtok_plugin.video.pixels import from_uint8
+from vidtok_plugin.video.reading import read_frames
+from world_model.rollout.worlds import world_prompts
 
 logger = logging.getLogger("vidtok_plugin.train_vidtok_tiny")
 CONFIG = CONFIGS / "tokenizer" / "vidtok_tiny.yaml"
@@ -33,6 +40,7 @@ DATA = Path("runs/vidtok_tiny/data")
 ROOT = CONFIGS.parent
 PACKAGE = ROOT / "vidtok_plugin" / "pretrained" / "vidtok_tiny"
 HELD_OUT_FRAMES, HELD_OUT_CLIPS = 17, 6  # per clip and per source
+SHOWN_CLIPS = 5
 
 
 def train() -> None:
@@ -67,7 +75,42 @@ def export(cfg: TokenizerRunConfig) -> None:
         "held_out_psnr": held_out_psnr(cfg, tokenizer),
     }
     (PACKAGE / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_tiny_card(PACKAGE)
     logger.info("%s", json.dumps(summary, indent=2))
+
+
+def write_tiny_card(folder: Path) -> None:
+    """Write README.md and its picture beside weights and training.json, which are only read."""
+    training = json.loads((folder / "training.json").read_text())
+    tokenizer, data = VidTok.from_pretrained(folder), load_config(TokenizerRunConfig, [CONFIG]).data
+    scores = training["held_out_psnr"]
+    games = [value for name, value in scores.items() if name != "natural"]
+    clips = [
+        from_uint8(torch.from_numpy(read_frames(path, range(HELD_OUT_FRAMES)))) for path in world_prompts("boxing")
+    ]
+    with TemporaryDirectory() as temporary:
+        picture = Path(temporary) / "card.png"
+        draw_reconstruction(picture, clips[:SHOWN_CLIPS], {"reconstruction": tokenizer})
+        info = CardInfo(
+            title="vidtok_tiny",
+            summary="A small video tokenizer of the [VidTok](https://arxiv.org/abs/2412.13061) family for 64 x 64 "
+            "video. It starts fine-tuning on video of your own, and shows all that larger ones do.",
+            data=f"Play of {len(games)} Atari games, recorded for it, and natural video: {training['batches']:,} "
+            f"batches of {training['clips_per_batch']} clips of {data.clip_length} frames of {data.height} x "
+            f"{data.width} pixels, by `examples/train_vidtok_tiny.py`.",
+            measures={
+                f"PSNR, dB, mean of the {len(games)} games": sum(games) / len(games),
+                "PSNR, dB, lowest of the games": min(games),
+                "PSNR, dB, highest of the games": max(games),
+                "PSNR, dB, natural video": scores["natural"],
+            },
+            measured=f"Reconstructions of held-out clips of {HELD_OUT_FRAMES} frames, {HELD_OUT_CLIPS} of each source.",
+            license="mit",
+            picture=picture,
+            caption="frames of a game that it was not trained on, above their reconstructions",
+            tags=("atari",),
+        )
+        write_card(folder, tokenizer_facts(tokenizer.architecture, tokenizer.state_dict()), info)
 
 
 def held_out_psnr(cfg: TokenizerRunConfig, tokenizer: VidTok) -> dict[str, float]:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter as TokenizerAdapter
     from vidtok_plugin.adapter.tokens import TokenGrid as TokenGrid
     from vidtok_plugin.adapter.tokens import VideoTokens as VideoTokens
+    from vidtok_plugin.common.model_card import CardInfo as CardInfo
     from vidtok_plugin.common.reference import reference_path as reference_path
     from vidtok_plugin.tokenizer.model import VidTok as VidTok
     from vidtok_plugin.tokenizer.presets import Preset as Preset
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = make_lazy(
     __name__,
     {
+        "CardInfo": "vidtok_plugin.common.model_card",
         "Episode": "vidtok_plugin.video.episode",
         "Preset": "vidtok_plugin.tokenizer.presets",
         "TokenGrid": "vidtok_plugin.adapter.tokens",

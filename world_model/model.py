@@ -11,11 +11,12 @@ a step, s components of a frame's state, k factors. Tokens are codes (b, T, H, W
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
+from vidtok_plugin.common.model_card import CardInfo
 from vidtok_plugin.common.normalization import Normalization
 from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.common.state_dict import build_with_weights
@@ -396,8 +397,17 @@ class WorldModel(nn.Module):
 
     # Folders
 
-    def save_pretrained(self, folder: str | Path, adapter: "TokenizerAdapter | None" = None) -> None:
-        """Write model.safetensors and config.yaml, and the adapter into `adapter/` if it is given."""
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        adapter: "TokenizerAdapter | None" = None,
+        *,
+        card: CardInfo | Literal[False] | None = None,
+    ) -> None:
+        """Write model.safetensors, config.yaml and a model card, and the adapter into `adapter/` if it is given.
+
+        card: what the card says beyond the architecture; False writes none. A card that was edited is kept.
+        """
         folder = user_path(folder)
         if adapter is not None and self.token_hash not in (None, adapter.token_hash):
             raise ValueError(
@@ -405,7 +415,8 @@ class WorldModel(nn.Module):
                 f"{self.token_hash}, got {adapter.token_hash}."
             )
         token_hash = self.token_hash if adapter is None else adapter.token_hash
-        write_folder(folder, Contents(world_model=self.config, token_hash=token_hash), self.state_dict(), adapter)
+        contents = Contents(world_model=self.config, token_hash=token_hash)
+        write_folder(folder, contents, self.state_dict(), adapter, card)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "WorldModel":

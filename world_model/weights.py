@@ -1,4 +1,4 @@
-"""Folders of saved world models: model.safetensors, config.yaml, and the adapter of its tokens."""
+"""Folders of saved world models: model.safetensors, config.yaml, the adapter of its tokens, and a card."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +10,10 @@ from torch import Tensor
 from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.common.checkpoint_files import read_safetensors, write_safetensors
 from vidtok_plugin.common.config import to_yaml
+from vidtok_plugin.common.model_card import Cards, writing_card
 from vidtok_plugin.common.saved_config import checked_config, read_saved_config
 from world_model.architecture import WorldModelConfig
+from world_model.cards import world_facts
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter
@@ -30,14 +32,23 @@ class Contents:
 
 
 def write_folder(
-    folder: Path, contents: Contents, weights: Mapping[str, Tensor], adapter: "TokenizerAdapter | None" = None
+    folder: Path,
+    contents: Contents,
+    weights: Mapping[str, Tensor],
+    adapter: "TokenizerAdapter | None" = None,
+    card: Cards = None,
 ) -> None:
-    """Write config, weights and the adapter into `folder`; all are written before the first replaces an earlier one."""
-    with atomic_write(folder / CONFIG_FILE) as config_file, atomic_write(folder / WEIGHTS_FILE) as weights_file:
+    """Write config, weights, the adapter and a card; all are written before the first replaces an earlier one."""
+    facts = world_facts(contents.world_model, sum(tensor.numel() for tensor in weights.values()), adapter)
+    with (
+        writing_card(folder, facts, card),
+        atomic_write(folder / CONFIG_FILE) as config_file,
+        atomic_write(folder / WEIGHTS_FILE) as weights_file,
+    ):
         config_file.write_text(to_yaml(contents))
         write_safetensors(weights_file, weights)
         if adapter is not None:
-            adapter.save_pretrained(folder / ADAPTER_FOLDER)
+            adapter.save_pretrained(folder / ADAPTER_FOLDER, card=False)
 
 
 def read_folder(folder: Path) -> tuple[Contents, dict[str, Tensor]]:

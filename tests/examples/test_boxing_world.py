@@ -101,6 +101,9 @@ def test_a_world_is_made_measured_and_exported(
     assert measures["cross_entropy"] == by_seed["cross_entropy"]  # the tokens are the same
     assert measures["tokenizer_psnr"] != by_seed["tokenizer_psnr"]  # the decoder is not
     assert len(world_prompts(exported)) == 8
+    card = (exported / "README.md").read_text()
+    assert "license: mit" in card and f"| {measures['cross_entropy']:.4g} |" in card and "![rows of real" in card
+    assert (exported / "card.png").is_file() and not (exported / "adapter" / "README.md").exists()
     assert (tmp_path / "episodes" / "train" / "episode_00004.json").exists()
     assert len(TokenStore(tmp_path / "tokens", "train").episodes) >= 4
     assert set(summary["weights_sha256"]) > {"model.safetensors"}

@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidtok_plugin.adapter.boundaries import check_beginning, cut_steps, join_steps
+from vidtok_plugin.adapter.card import adapter_facts
 from vidtok_plugin.adapter.freezing import FrozenTokenizer
 from vidtok_plugin.adapter.hashes import adapter_hash, token_hash
 from vidtok_plugin.adapter.patches import channel_statistics, check_statistics, from_patches, to_patches
@@ -18,6 +19,7 @@ from vidtok_plugin.adapter.sequences import from_sequences, to_sequences
 from vidtok_plugin.adapter.streams import TokenDecoderStream, TokenStream
 from vidtok_plugin.adapter.tokens import UNPLACED, TokenGrid, VideoTokens, on_grid, video_tokens
 from vidtok_plugin.adapter.vocabulary import Vocabulary
+from vidtok_plugin.common.model_card import CardInfo, writing_card
 from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.common.state_dict import FLOATS
 from vidtok_plugin.common.tensor_checks import check_tensor
@@ -104,9 +106,14 @@ class TokenizerAdapter(FrozenTokenizer):
             "token", lambda: token_hash(self.tokenizer, self.config, self.state_dict()), decoder=False
         )
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the tokenizer, the adapter's settings and its latent statistics into `folder`."""
-        save_adapter(user_path(folder), self.tokenizer, self.config, self.state_dict(), self.hash)
+    def save_pretrained(self, folder: str | Path, *, card: CardInfo | Literal[False] | None = None) -> None:
+        """Write the tokenizer, the adapter's settings, its latent statistics and a model card into `folder`.
+
+        card: what the card says beyond the architecture; False writes none. A card that was edited is kept.
+        """
+        folder = user_path(folder)
+        with writing_card(folder, adapter_facts(self.tokenizer, self.config), card):
+            save_adapter(folder, self.tokenizer, self.config, self.state_dict(), self.hash)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

@@ -4,6 +4,7 @@ FOLDER/tokenizer/                       the tokenizer, as `VidTok.save_pretraine
 FOLDER/adapter.yaml                     `AdapterConfig`
 FOLDER/adapter.sha256                   `TokenizerAdapter.hash`, with which what is loaded is compared
 FOLDER/latent_statistics.safetensors    of a KL model: latent_mean and latent_std, (c,) each
+FOLDER/README.md                        the model card, in a folder that is not part of another
 """
 
 from collections.abc import Iterator, Mapping
@@ -55,7 +56,7 @@ def save_adapter(
         config_file.write_text(to_yaml(config))
         hash_file.write_text(f"{adapter_hash}\n")
         with _statistics_file(folder, statistics):
-            tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
+            tokenizer.save_pretrained(folder / TOKENIZER_FOLDER, card=False)
 
 
 def check_hash(folder: Path, adapter_hash: str) -> None:

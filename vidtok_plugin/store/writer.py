@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -203,7 +204,7 @@ class TokenStoreWriter:
         if folder.exists() and (problem := adapter_problem(folder, self.metadata.adapter_hash)):
             logger.warning("%s is damaged (%s); writing it again", folder, problem)
             _remove(folder)
-        atomic_create(folder, adapter.save_pretrained)
+        atomic_create(folder, partial(adapter.save_pretrained, card=False))
 
     @property
     def _file(self) -> Path:

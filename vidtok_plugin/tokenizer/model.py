@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from vidtok_plugin.common.errors import nearest
+from vidtok_plugin.common.model_card import CardInfo
 from vidtok_plugin.common.tensor_checks import as_int64, check_range
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.network.encoder_decoder import Decoder, Encoder
@@ -94,9 +95,12 @@ class VidTok(nn.Module):
         with _float32_unless_double():
             return weights_io.build_strictly(lambda: cls(chosen), state_dict, source).eval()
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `model.safetensors` and `config.yaml` into `folder`."""
-        weights_io.save(folder, self.architecture, self.state_dict())
+    def save_pretrained(self, folder: str | Path, *, card: CardInfo | Literal[False] | None = None) -> None:
+        """Writes `model.safetensors`, `config.yaml` and a model card, `README.md`, into `folder`.
+
+        card: what the card says beyond the architecture; False writes none. A card that was edited is kept.
+        """
+        weights_io.save(folder, self.architecture, self.state_dict(), card)
 
     # Training settings
 

@@ -8,6 +8,7 @@ import torch
 from vidtok_plugin import training
 from vidtok_plugin.common.devices import default_device
 from vidtok_plugin.common.processes import check_no_launcher
+from vidtok_plugin.training.cards import run_card
 from world_model.data import TokenDataModule
 from world_model.measures.plots import write_plots
 from world_model.measures.report import Report
@@ -27,7 +28,8 @@ def fit_world_model(cfg: WorldModelRunConfig) -> None:
         if module.trainer.is_global_zero:
             model = WorldModel(module.model.config, module.model.token_hash)
             model.load_state_dict(weights)
-            model.save_pretrained(cfg.output / "model", module.adapter())
+            card = run_card(cfg, module.trainer, [cfg.data.store])
+            model.save_pretrained(cfg.output / "model", module.adapter(), card=card)
 
     training.fit(cfg, module, TokenDataModule(cfg), training.default_callbacks(cfg), export=export, **settings)
 

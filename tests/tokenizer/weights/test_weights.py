@@ -76,6 +76,7 @@ def few_presets(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_saved_model_loads_unchanged(model: VidTok, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "new" / "folder")
     assert sorted(file.name for file in (tmp_path / "new" / "folder").iterdir()) == [
+        "README.md",
         "config.yaml",
         "model.safetensors",
     ]

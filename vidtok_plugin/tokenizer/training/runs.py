@@ -7,6 +7,7 @@ from vidtok_plugin.tokenizer.training.codebook_usage import CodebookUsageMonitor
 from vidtok_plugin.tokenizer.training.collapse import CollapseMonitor
 from vidtok_plugin.tokenizer.training.module import TokenizerModule, TokenizerRunConfig
 from vidtok_plugin.tokenizer.training.pictures import ReconstructionPictures
+from vidtok_plugin.training.cards import run_card
 from vidtok_plugin.video.data import VideoDataModule
 
 
@@ -18,7 +19,8 @@ def fit_tokenizer(cfg: TokenizerRunConfig) -> None:
     def export() -> None:
         module.check_frozen(values=True)
         if module.trainer.is_global_zero:
-            module.tokenizer.save_pretrained(cfg.output / "model")
+            card = run_card(cfg, module.trainer, cfg.data.train)
+            module.tokenizer.save_pretrained(cfg.output / "model", card=card)
 
     training.fit(cfg, module, VideoDataModule(cfg), default_callbacks(cfg), export=export)
 

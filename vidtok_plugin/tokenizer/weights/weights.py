@@ -13,6 +13,7 @@ from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.common.checkpoint_files import write_safetensors
 from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.errors import nearest
+from vidtok_plugin.common.model_card import Cards, writing_card
 from vidtok_plugin.common.paths import as_path, user_path
 from vidtok_plugin.common.saved_config import load_saved_config
 from vidtok_plugin.common.state_dict import M, build_with_weights
@@ -20,6 +21,7 @@ from vidtok_plugin.common.url_path import local_copy
 from vidtok_plugin.tokenizer.architecture import Architecture
 from vidtok_plugin.tokenizer.network.encoder_decoder import Decoder, Encoder
 from vidtok_plugin.tokenizer.presets import get_preset, presets
+from vidtok_plugin.tokenizer.weights.card import tokenizer_facts
 from vidtok_plugin.tokenizer.weights.checkpoints import Averaging, Weights, read_weights
 from vidtok_plugin.tokenizer.weights.hub import published_checkpoint
 
@@ -27,10 +29,14 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
 
 
-def save(folder: str | Path, architecture: Architecture, state_dict: Mapping[str, Tensor]) -> None:
-    """Writes a folder that `load` reads: `model.safetensors` and `config.yaml`."""
+def save(folder: str | Path, architecture: Architecture, state_dict: Mapping[str, Tensor], card: Cards = None) -> None:
+    """Writes a folder that `load` reads, `model.safetensors` and `config.yaml`, and its card."""
     folder = as_path(folder)
-    with atomic_write(folder / CONFIG_FILE) as config_file, atomic_write(folder / WEIGHTS_FILE) as weights_file:
+    with (
+        writing_card(folder, tokenizer_facts(architecture, state_dict), card),
+        atomic_write(folder / CONFIG_FILE) as config_file,
+        atomic_write(folder / WEIGHTS_FILE) as weights_file,
+    ):
         config_file.write_text(to_yaml(architecture))
         write_safetensors(weights_file, state_dict)
 

@@ -1,0 +1,74 @@
+"""What a world model's card says of it and of the tokenizer of its tokens."""
+
+from typing import TYPE_CHECKING
+
+from vidtok_plugin.adapter.card import tokenizer_of
+from vidtok_plugin.common.model_card import PLACE, ModelFacts
+from world_model.architecture import TokenSpec, WorldModelConfig
+
+if TYPE_CHECKING:
+    from vidtok_plugin.adapter.adapter import TokenizerAdapter
+    from world_model.model import WorldModel
+
+ALONE = "from world_model import WorldModel\n\nmodel = WorldModel.from_pretrained({place})"
+WITH_ADAPTER = """from world_model import load_world, rollout
+
+model, adapter = load_world({place})
+# result = rollout(model, adapter, prompt=video, actions=actions, num_frames=32)"""
+
+
+def world_facts(config: WorldModelConfig, parameters: int, adapter: "TokenizerAdapter | None") -> ModelFacts:
+    """The facts of the card of a world model, alone or with its adapter."""
+    tokens = config.tokens
+    acted = tokens is not None and tokens.actions.kind != "none"
+    kinds = ("world-model", "video", "video-generation", *(("action-conditioned",) if acted else ()))
+    of_tokenizer: list[tuple[str, str]] = []
+    if adapter is not None:
+        of_tokenizer = tokenizer_of(adapter)
+    return ModelFacts(
+        title="World model of video tokens",
+        summary="A transformer over the tokens of a video"
+        + (" and the actions of whoever plays it" if acted else "")
+        + ": it imagines how the video goes on.",
+        tags=("vidtok", *kinds, config.prediction),
+        architecture=[*_rows(config, parameters), *of_tokenizer],
+        load=(ALONE if adapter is None else WITH_ADAPTER).format(place=PLACE),
+    )
+
+
+def facts_of(model: "WorldModel", adapter: "TokenizerAdapter | None") -> ModelFacts:
+    """The facts of a world model's card."""
+    return world_facts(model.config, sum(tensor.numel() for tensor in model.state_dict().values()), adapter)
+
+
+def _rows(config: WorldModelConfig, parameters: int) -> list[tuple[str, str]]:
+    sizes = config.transformer
+    rows = [
+        ("transformer", f"depth {sizes.depth}, width {sizes.width}, {sizes.heads} heads"),
+        ("prediction", config.prediction),
+        ("context", f"{config.max_steps} latent steps"),
+        ("parameters", f"{parameters:,}"),
+    ]
+    if config.tokens is not None:
+        rows += _token_rows(config.tokens)
+    if config.outcomes is not None:
+        predicted = [name for name in ("rewards", "ends") if getattr(config.outcomes, name)]
+        rows.append(("also predicts", " and ".join(predicted)))
+    if config.state is not None:
+        rows.append(("states", f"{config.state.size} components, read and predicted"))
+    return rows
+
+
+def _token_rows(tokens: TokenSpec) -> list[tuple[str, str]]:
+    kind = f"{tokens.codebook_size:,} codes" if tokens.codebook_size is not None else f"patches of {tokens.patch_dim}"
+    actions = {
+        "none": "none",
+        "discrete": f"one of {tokens.actions.size} a frame",
+        "continuous": f"{tokens.actions.size} numbers a frame",
+        "mixed": f"{tokens.actions.size} numbers and choices a frame",
+    }
+    return [
+        ("tokens", f"{tokens.height} x {tokens.width} a latent step: {kind}"),
+        ("latent step", f"{tokens.temporal_factor} frames"),
+        ("actions", actions[tokens.actions.kind]),
+    ]
