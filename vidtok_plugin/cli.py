@@ -1,7 +1,7 @@
 """The `vidtok-plugin` command. Each command imports what it needs only when it runs."""
 
 import argparse
-import sys
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 from vidtok_plugin.common.commands import (
     add_command,
     add_config_arguments,
+    command_line,
     config_from,
     path_argument,
+    print_json,
+    print_table,
     run_command,
+    say,
 )
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-
+    from vidtok_plugin.common.commands import Commands
 
 RECORDINGS = "a folder of videos, a LeRobot dataset, or another source of docs/recordings.md"
 
@@ -28,11 +29,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vidtok-plugin", description="Train and use VidTok video tokenizers.")
-    commands = parser.add_subparsers(metavar="COMMAND")
-    add_command(commands, "presets", run_presets, "list the published models and the one in this package")
-    add_config_arguments(add_command(commands, "fit", run_fit, "train or fine-tune a tokenizer"), "tokenizer")
-    validate = add_command(commands, "validate", run_validate, "evaluate the last checkpoint of a run")
+    parser, commands = command_line(
+        "vidtok-plugin",
+        "Train and use VidTok video tokenizers.",
+        "vidtok-plugin reconstruct film.mp4 --model vidtok_tiny --output out.mp4 --fit pad",
+        "vidtok-plugin tokenize my_videos --model vidtok_tiny --output runs/tokens",
+        "vidtok-plugin tokenize --help",
+    )
+    add_command(
+        commands,
+        "presets",
+        run_presets,
+        "list the published models and the one in this package",
+        "vidtok-plugin presets",
+        "vidtok-plugin presets --json",
+        table=True,
+    )
+    fit = add_command(
+        commands,
+        "fit",
+        run_fit,
+        "train or fine-tune a tokenizer",
+        "vidtok-plugin fit --config finetune data.train=my_videos data.validation=my_held_out_videos",
+        "vidtok-plugin fit --config finetune trainer.max_steps=2000 --print-config",
+    )
+    add_config_arguments(fit, "tokenizer")
+    validate = add_command(
+        commands,
+        "validate",
+        run_validate,
+        "evaluate the last checkpoint of a run",
+        "vidtok-plugin validate --config runs/finetune/config.yaml --json",
+        table=True,
+    )
     add_config_arguments(validate, "tokenizer")
     add_reconstruct(commands)
     add_evaluate(commands)
@@ -44,27 +73,40 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_presets(args: argparse.Namespace) -> None:
-    from vidtok_plugin.tokenizer.presets_table import presets_table
+    from vidtok_plugin.tokenizer.presets_table import presets_json, presets_table
 
-    print_table(presets_table(), width=220)
+    if args.json:
+        print_json(presets_json())
+    else:
+        print_table(presets_table(), width=220)
 
 
 def run_fit(args: argparse.Namespace) -> None:
     from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
     from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 
-    fit_tokenizer(config_from(args, TokenizerRunConfig))
+    fit_tokenizer(config_from(args, TokenizerRunConfig), progress=not args.quiet)
 
 
 def run_validate(args: argparse.Namespace) -> None:
     from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
     from vidtok_plugin.tokenizer.training.runs import validate_tokenizer
 
-    validate_tokenizer(config_from(args, TokenizerRunConfig))
+    cfg = config_from(args, TokenizerRunConfig)
+    metrics = validate_tokenizer(cfg, progress=not args.quiet, table=not args.json)
+    if args.json:
+        print_json({name: value if math.isfinite(value) else None for name, value in metrics.items()})
 
 
 def add_reconstruct(commands: "Commands") -> None:
-    command = add_command(commands, "reconstruct", run_reconstruct, "encode and decode a video")
+    command = add_command(
+        commands,
+        "reconstruct",
+        run_reconstruct,
+        "encode and decode a video",
+        "vidtok-plugin reconstruct film.mp4 --model vidtok_tiny --output out.mp4 --fit pad --side-by-side",
+        "vidtok-plugin reconstruct film.mp4 --model vidtok_kl_causal_488_4chn --output out.mp4 --fit crop --memory 4",
+    )
     command.add_argument("video", type=path_argument, help="the video file")
     add_model_arguments(command)
     command.add_argument("--output", type=path_argument, required=True, metavar="out.mp4", help="the video to write")
@@ -91,18 +133,27 @@ def run_reconstruct(args: argparse.Namespace) -> None:
         fit=args.fit,
         side_by_side=args.side_by_side,
         memory=args.memory,
-        progress=True,
+        progress=not args.quiet,
     )
-    print(f"{args.output}: {result.num_frames} frames, PSNR {result.psnr:.2f} dB")
+    say(args, f"{args.output}: {result.num_frames} frames, PSNR {result.psnr:.2f} dB")
     if result.seam is not None:
-        print(
+        say(
+            args,
             f"{result.num_tiles} tiles of {result.tile_height} x {result.tile_width} (height x width); before blending,"
-            f" they differ by {result.seam:.1f} levels of 255 where they overlap"
+            f" they differ by {result.seam:.1f} levels of 255 where they overlap",
         )
 
 
 def add_evaluate(commands: "Commands") -> None:
-    command = add_command(commands, "evaluate", run_evaluate, "measure reconstructions of a folder of videos")
+    command = add_command(
+        commands,
+        "evaluate",
+        run_evaluate,
+        "measure reconstructions of a folder of videos",
+        "vidtok-plugin evaluate my_videos --model vidtok_tiny",
+        "vidtok-plugin evaluate my_videos --model vidtok_tiny --json > metrics.json",
+        table=True,
+    )
     add_source(command, f"{RECORDINGS}, searched with its subfolders")
     add_model_arguments(command)
     command.add_argument(
@@ -155,14 +206,25 @@ def run_evaluate(args: argparse.Namespace) -> None:
         cfg=cfg,
         networks=load_metric_networks(device, vgg=args.lpips_vgg, i3d=args.i3d),
         skip_unreadable=args.skip_unreadable,
-        progress=True,
+        progress=not args.quiet,
     )
+    if args.json:
+        print_json(report.to_json())
+        return
     print_table(report.table(), width=200)
     print("\n".join([*report.notes(), str(output / "metrics.json")]))
 
 
 def add_tokenize(commands: "Commands") -> None:
-    command = add_command(commands, "tokenize", run_tokenize, "write the tokens of a folder of videos into a store")
+    command = add_command(
+        commands,
+        "tokenize",
+        run_tokenize,
+        "write the tokens of a folder of videos into a store",
+        "vidtok-plugin tokenize my_videos --model vidtok_tiny --output runs/tokens",
+        "vidtok-plugin tokenize my_held_out_videos --model vidtok_tiny --output runs/tokens --split validation",
+        "vidtok-plugin tokenize --repo lerobot/pusht --model vidtok_tiny --output runs/tokens --size 96 96 --fps 10",
+    )
     add_source(command, f"{RECORDINGS}, with or without actions")
     add_model_arguments(command, "; or an adapter's folder, written by TokenizerAdapter.save_pretrained")
     command.add_argument(
@@ -282,15 +344,21 @@ def run_tokenize(args: argparse.Namespace) -> None:
             episodes_per_shard=args.episodes_per_shard,
             update=args.update,
             keep_freed_memory=not args.return_freed_memory,
-            progress=True,
+            progress=not args.quiet,
         ),
     )
     for line in tokenize_folder(cfg, show_traceback=args.traceback):
-        print(line)
+        say(args, line)
 
 
 def add_check(commands: "Commands") -> None:
-    command = add_command(commands, "check", run_check, "read a token store whole and report what is damaged")
+    command = add_command(
+        commands,
+        "check",
+        run_check,
+        "read a token store whole and report what is damaged",
+        "vidtok-plugin check runs/tokens",
+    )
     command.add_argument(
         "store", type=path_argument, metavar="STORE", help="the store, written by `vidtok-plugin tokenize`"
     )
@@ -303,17 +371,24 @@ def run_check(args: argparse.Namespace) -> None:
     for problem in found.problems:
         print(problem)
     if found.unsigned:
-        print(
+        say(
+            args,
             f"{args.store}: {found.unsigned} shards have no checksums, since an earlier version wrote them; only their "
-            "sizes and values could be checked"
+            "sizes and values could be checked",
         )
     if found.problems:
         raise ValueError(f"check: {args.store} must be intact, found {len(found.problems)} problems, listed above.")
-    print(f"{args.store}: intact: {found.shards} shards, {found.episodes} episodes, {found.steps} steps")
+    say(args, f"{args.store}: intact: {found.shards} shards, {found.episodes} episodes, {found.steps} steps")
 
 
 def add_convert(commands: "Commands") -> None:
-    command = add_command(commands, "convert", run_convert, "write weights in another layout")
+    command = add_command(
+        commands,
+        "convert",
+        run_convert,
+        "write weights in another layout",
+        "vidtok-plugin convert vidtok_kl_causal_488_4chn.ckpt --preset vidtok_kl_causal_488_4chn --output my_tokenizer",
+    )
     command.add_argument(
         "source", metavar="CKPT", help="a weights file, a folder (ours or diffusers') or a preset's name"
     )
@@ -331,7 +406,7 @@ def add_convert(commands: "Commands") -> None:
 def run_convert(args: argparse.Namespace) -> None:
     from vidtok_plugin.tokenizer.weights.conversion import convert
 
-    print(convert(args.source, args.output, to=args.to, preset=args.preset))
+    say(args, str(convert(args.source, args.output, to=args.to, preset=args.preset)))
 
 
 def add_source(command: argparse.ArgumentParser, help: str) -> None:
@@ -361,7 +436,15 @@ def add_shipped(commands: "Commands") -> None:
         ("configs", "list the configs that come with the package, or copy them"),
         ("examples", "list the examples that come with the package, or copy them"),
     ):
-        command = add_command(commands, kind, run_shipped, what)
+        command = add_command(
+            commands,
+            kind,
+            run_shipped,
+            what,
+            f"vidtok-plugin {kind}",
+            f"vidtok-plugin {kind} --copy my_{kind}",
+            table=True,
+        )
         command.add_argument("names", nargs="*", metavar="NAME", help="only these (default: all)")
         command.add_argument("--copy", type=path_argument, metavar="FOLDER", help="copy them into this folder")
         command.set_defaults(kind=kind)
@@ -374,11 +457,15 @@ def run_shipped(args: argparse.Namespace) -> None:
 
     if args.copy is not None:
         for path in copy_shipped(args.kind, args.copy, args.names):
-            print(path)
+            say(args, str(path))
+        return
+    summaries = {name: summary(args.kind, name) for name in check_names(args.kind, args.names)}
+    if args.json:
+        print_json(summaries)
         return
     table = Table("name", "what it is")
-    for name in check_names(args.kind, args.names):
-        table.add_row(name, summary(args.kind, name))
+    for name, text in summaries.items():
+        table.add_row(name, text)
     print_table(table, width=200)
 
 
@@ -394,10 +481,3 @@ def add_camera(command: argparse.ArgumentParser) -> None:
 def add_model_arguments(command: argparse.ArgumentParser, more: str = "") -> None:
     command.add_argument("--model", required=True, help=f"a preset's name, a folder or a weights file{more}")
     command.add_argument("--preset", help="the preset of a bare weights file")
-
-
-def print_table(table: "Table", *, width: int) -> None:
-    """Prints a table, without a terminal at a width at which nothing is cut."""
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else width).print(table)

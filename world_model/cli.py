@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from vidtok_plugin.common.commands import (
     add_command,
     add_config_arguments,
+    command_line,
     config_from,
     path_argument,
+    print_json,
+    print_table,
     run_command,
+    say,
 )
 
 
@@ -23,30 +27,28 @@ def record_command(args: argparse.Namespace) -> None:
     given = {field.name: getattr(args, field.name, None) for field in fields(RecordConfig)}
     settings = [f"{name}={value}" for name, value in given.items() if value is not None]
     cfg = load_config(RecordConfig, [], settings + args.overrides)
-    record(cfg)
-    print(f"{cfg.output}: recorded {cfg.env}")
+    record(cfg, show_progress=not args.quiet)
+    say(args, f"{cfg.output}: recorded {cfg.env}")
 
 
 def fit(args: argparse.Namespace) -> None:
     from world_model.training.module import WorldModelRunConfig
     from world_model.training.runs import fit_world_model
 
-    fit_world_model(config_from(args, WorldModelRunConfig))
+    fit_world_model(config_from(args, WorldModelRunConfig), progress=not args.quiet)
 
 
 def validate(args: argparse.Namespace) -> None:
-    import sys
-
-    from rich.console import Console
-
     from world_model.training.module import WorldModelRunConfig
     from world_model.training.runs import validate_world_model
 
     cfg = config_from(args, WorldModelRunConfig)
-    report = validate_world_model(cfg, progress=True)
-    # Without a terminal rich assumes 80 columns, which is too narrow for the table.
-    Console(width=None if sys.stdout.isatty() else 200).print(report.table())
-    print(f"{cfg.output / 'validation'}: validation.json and plots")
+    report = validate_world_model(cfg, progress=not args.quiet)
+    if args.json:
+        print_json(report.to_json())
+        return
+    print_table(report.table(), width=200)
+    say(args, f"{cfg.output / 'validation'}: validation.json and plots")
 
 
 def rollout_command(args: argparse.Namespace) -> None:
@@ -79,7 +81,7 @@ def rollout_command(args: argparse.Namespace) -> None:
             order=args.order, diagonal_offset=args.diagonal_offset, steps=args.steps, context=args.context
         ),
     )
-    print(f"{args.output}: {args.frames} frames imagined, {result.tokens_per_second:.0f} tokens per second")
+    say(args, f"{args.output}: {args.frames} frames imagined, {result.tokens_per_second:.0f} tokens per second")
 
 
 def play_command(args: argparse.Namespace) -> None:
@@ -106,10 +108,22 @@ def play_command(args: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="world-model", description="Record, train and roll out world models.")
-    commands = parser.add_subparsers(metavar="COMMAND")
+    parser, commands = command_line(
+        "world-model",
+        "Record, train and roll out world models.",
+        "world-model play boxing --open",
+        "world-model rollout --model boxing --output imagined.mp4",
+        "world-model rollout --help",
+    )
 
-    command = add_command(commands, "record", record_command, "record real play as mp4 with its actions")
+    command = add_command(
+        commands,
+        "record",
+        record_command,
+        "record real play as mp4 with its actions",
+        "world-model record --env ALE/Boxing-v5 --output data/boxing",
+        "world-model record --env CartPole-v1 --output data/cartpole --policy random train_episodes=8 size=[64,96]",
+    )
     command.add_argument(
         "--env",
         required=True,
@@ -126,11 +140,33 @@ def build_parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", default=[], metavar="key=value", help="a setting, such as train_episodes=8"
     )
 
-    add_config_arguments(add_command(commands, "fit", fit, "train a world model on a token store"), "world_model")
-    command = add_command(commands, "validate", validate, "measure the last checkpoint of a run")
+    command = add_command(
+        commands,
+        "fit",
+        fit,
+        "train a world model on a token store",
+        "world-model fit --config actions data.store=runs/tokens",
+        "world-model fit --config actions data.store=runs/tokens --print-config",
+    )
+    add_config_arguments(command, "world_model")
+    command = add_command(
+        commands,
+        "validate",
+        validate,
+        "measure the last checkpoint of a run",
+        "world-model validate --config actions data.store=runs/tokens measures.episodes=my_held_out_videos",
+        table=True,
+    )
     add_config_arguments(command, "world_model")
 
-    command = add_command(commands, "rollout", rollout_command, "imagine how a video continues")
+    command = add_command(
+        commands,
+        "rollout",
+        rollout_command,
+        "imagine how a video continues",
+        "world-model rollout --model boxing --output imagined.mp4 --frames 64",
+        "world-model rollout --model my_world --prompt clip.mp4 --actions clip.actions.npy --output imagined.mp4",
+    )
     command.add_argument(
         "--model",
         required=True,
@@ -192,7 +228,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--steps", type=int, metavar="N", help="masked order: model calls per latent step (default: 8)"
     )
 
-    command = add_command(commands, "play", play_command, "play a world in a browser, beside the real game")
+    command = add_command(
+        commands,
+        "play",
+        play_command,
+        "play a world in a browser, beside the real game",
+        "world-model play boxing --open",
+        "world-model play my_world --host 0.0.0.0 --port 8080 --output saved",
+    )
     command.add_argument("world", metavar="WORLD", help="a shipped world (boxing), a folder, or a hub repository")
     command.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes any free one (default: 8000)")
     command.add_argument(

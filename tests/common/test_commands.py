@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vidtok_plugin.common.commands import add_command, add_config_arguments, config_from, run_command
+from vidtok_plugin.common.commands import add_command, add_config_arguments, config_from, run_command, say
 
 SIGINT, SIGTERM = 1000 + signal.SIGINT, 1000 + signal.SIGTERM  # seeds
 
@@ -34,6 +34,13 @@ def fit(args: argparse.Namespace) -> None:
         Path("nowhere/at/all").read_text()
     if seen[-1].seed == 15:
         raise RuntimeError("a bug of ours")
+    if seen[-1].seed == 12:
+        logging.getLogger("vidtok_plugin").info("trained")
+        lightning = logging.getLogger("lightning.pytorch")
+        lightning.setLevel(logging.INFO)  # as its import does
+        lightning.info("trained")
+        logging.getLogger("vidtok_plugin").warning("too hot")
+        say(args, "done")
     if seen[-1].seed == 16:
         raise KeyboardInterrupt
     if seen[-1].seed == 17:
@@ -108,6 +115,18 @@ def test_users_mistake_is_one_line_on_stderr_and_exit_code_2(
 ) -> None:
     assert run_command(parser, ["fit", "--config", config, override]) == 2
     assert capsys.readouterr() == ("", message)
+
+
+def test_quiet_leaves_warnings_alone(
+    parser: argparse.ArgumentParser, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = []
+    for arguments in ((), ("--quiet",)):
+        assert run_command(parser, ["fit", "--config", config, "seed=12", *arguments]) == 0
+        printed.append([text.split() for text in capsys.readouterr()])
+    (talking_out, talking_err), (quiet_out, quiet_err) = printed
+    assert talking_out == ["done"] and "trained" in talking_err and talking_err[-2:] == ["too", "hot"]
+    assert quiet_out == [] and "trained" not in quiet_err and quiet_err[-2:] == ["too", "hot"]
 
 
 def test_traceback_shows_where(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from metric_networks import ToyI3D, golden_lpips, save_torchscript
 from natural_clips import natural_clip
+from progress_bars import ended_bars
 from rich.console import Console
 from torch import Tensor
 from toy_tokenizers import toy_tokenizer
@@ -380,10 +381,13 @@ def test_a_video_whose_frames_are_damaged_is_skipped_too(
 
     (damaged / "broken.mp4").unlink()
     monkeypatch.setattr(VideoFile, "blocks", read)
+    bars = ended_bars(monkeypatch)
     with pytest.raises(ValueError, match=r"b\.mp4 cannot be decoded at frames"):
         run(damaged, tmp_path / "out")
     report = run(damaged, tmp_path / "out", skip_unreadable=True)
     assert [video.name for video in report.videos] == ["a.mp4"] and list(report.skipped) == ["b.mp4"]
+    _, completed, total = bars[-1]
+    assert completed == total > 0
 
 
 def test_invalid_settings_are_errors(small: Path, tmp_path: Path, networks: MetricNetworks) -> None:
@@ -457,7 +461,7 @@ def test_the_command_prints_a_table_and_writes_json(
     arguments = ["evaluate", str(folder), "--model", "vidtok_tiny", "--fps", "3", "--size", "32", "--i3d", str(i3d)]
     assert cli.main(arguments) == 0
     out, err = capsys.readouterr()
-    assert "street/bikes.mp4" in out and "overall" in out and "frames" in err
+    assert "street/bikes.mp4" in out and "overall" in out and "frames" not in err  # no bar without a terminal
     assert "LPIPS not computed: could not download VGG16 (<urlopen error no network>); fetch https" in out
     output = default_output("vidtok_tiny", folder)
     result = content(output)
@@ -465,6 +469,8 @@ def test_the_command_prints_a_table_and_writes_json(
     assert result["overall"]["lpips"] is None and result["overall"]["fvd"] > 0
     assert (result["settings"]["clip_frames"], result["settings"]["protocol"]) == (17, "clips")
     assert f"{output}/metrics.json" in out
+    assert cli.main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == result
 
 
 @pytest.mark.usefixtures("offline")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from progress_bars import ended_bars
 from recordings import contents, tiny_adapter, write_episode, write_folder
 
 from vidtok_plugin import VidTok
@@ -58,6 +59,14 @@ def test_the_store_is_the_same_to_the_byte_for_any_threads_and_groups(
             torch.set_num_threads(before)
         stores.append(contents(output))
     assert stores[0] == stores[1] == stores[2]
+
+
+def test_the_progress_bar_ends_at_the_number_of_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten parts of 0.1 add up to less than an episode."""
+    folder = write_folder(tmp_path / "episodes", {"a": 41, "b": 5})
+    bars = ended_bars(monkeypatch)
+    write_store(tiny_adapter(), find_episodes(folder), tmp_path / "store", clip_frames=5)
+    assert bars == [("tokens (train)", 2, 2)]
 
 
 def test_encoding_on_a_cpu_keeps_freed_memory(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

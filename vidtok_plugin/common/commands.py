@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import json
 import logging
 import os
 import re
@@ -9,16 +10,21 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
 
-from vidtok_plugin.common.config import load_config, to_yaml
+from vidtok_plugin.common.completion import SHELLS, completion
 from vidtok_plugin.common.extras import MissingExtraError
 from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.common.shipped_files import config_path
 from vidtok_plugin.common.signals import Terminated, ending_by_signals
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 T = TypeVar("T")
 _REMEDIES = (
@@ -29,19 +35,95 @@ WORKER_TRACEBACK = "Original Traceback (most recent call last):"
 Command = Callable[[argparse.Namespace], None]
 
 
+EXIT_CODES = """exit codes:
+  0    it is done
+  1    a bug of this package: please report it, with the traceback
+  2    something that you can mend, which the error says
+  130  Ctrl-C
+  143  SIGTERM; a training saves a checkpoint at it, and ends with 0"""
+
+
+def command_line(program: str, description: str, *examples: str) -> tuple[argparse.ArgumentParser, "Commands"]:
+    """The parser of a program, and that of its commands, for `add_command`."""
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=description,
+        epilog=f"{_epilog(examples)}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version and exit")
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=SHELLS,
+        metavar="SHELL",
+        help=f"print a script that completes commands and options in a shell, and exit: {', '.join(SHELLS)}",
+    )
+    return parser, parser.add_subparsers(metavar="COMMAND")
+
+
 def add_command(
-    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, run: Command, help: str
+    subparsers: "Commands", name: str, run: Command, help: str, *examples: str, table: bool = False
 ) -> argparse.ArgumentParser:
-    """Adds the subcommand `name`, which calls `run(args)`; every command accepts --traceback."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(name, help=help, description=help)
+    """Adds the subcommand `name`, which calls `run(args)`; every command accepts --quiet and --traceback.
+
+    examples: command lines, for its help.
+    table: it prints one, so it accepts --json, for which `print_json` serves.
+    """
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=help,
+        description=help,
+        epilog=_epilog(examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if table:
+        parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     set_command(parser, run)
     return parser
 
 
 def set_command(parser: argparse.ArgumentParser, run: Command) -> None:
-    """Makes `parser` call `run(args)`, and accept --traceback."""
+    """Makes `parser` call `run(args)`, and accept --quiet and --traceback."""
+    parser.add_argument(
+        "--quiet", action="store_true", help="print only warnings, errors and tables, and no progress bars"
+    )
     parser.add_argument("--traceback", action="store_true", help="print the traceback of an error")
     parser.set_defaults(run=run)
+
+
+def _epilog(examples: Sequence[str]) -> str | None:
+    return "\n  ".join(["example:" if len(examples) == 1 else "examples:", *examples]) if examples else None
+
+
+class _PrintVersion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        import vidtok_plugin
+
+        print(f"{parser.prog} {vidtok_plugin.__version__}")
+        parser.exit()
+
+
+class _PrintCompletion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, shell: Any, *_: Any) -> None:
+        print(completion(parser, shell, path_argument))
+        parser.exit()
+
+
+def say(args: argparse.Namespace, text: str) -> None:
+    """Prints what a command has done, unless it is to be quiet."""
+    if not args.quiet:
+        print(text, flush=True)
+
+
+def print_table(table: "Table", *, width: int) -> None:
+    """Prints a table, without a terminal at a width at which nothing is cut."""
+    Console(width=None if sys.stdout.isatty() else width).print(table)
+
+
+def print_json(value: Any) -> None:
+    """Prints what a table shows, as JSON (RFC 8259)."""
+    print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, folder: str) -> None:
@@ -74,6 +156,8 @@ def path_argument(text: str) -> Path:
 
 def config_from(args: argparse.Namespace, schema: type[T]) -> T:
     """The config given by the arguments; --print-config prints it and exits."""
+    from vidtok_plugin.common.config import load_config, to_yaml
+
     paths = [config_path(config, args.config_folder) for config in args.config]
     cfg = load_config(schema, paths, args.overrides)
     if args.print_config:
@@ -91,7 +175,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
     if not hasattr(args, "run"):
         parser.print_help(sys.stderr)
         return 2
-    set_up_logging()
+    set_up_logging(logging.WARNING if args.quiet else logging.INFO)
     try:
         with ending_by_signals():
             args.run(args)
@@ -123,6 +207,7 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
 def set_up_logging(level: int = logging.INFO) -> None:
     """Logs to stderr through rich, including Lightning's messages, without the noise listed here."""
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
+    handler.setLevel(level)  # Lightning sets the level of its loggers when it is imported
     handler.addFilter(_is_relevant)
     handler.setFormatter(logging.Formatter("%(message)s"))
     root = logging.getLogger()
@@ -141,8 +226,8 @@ def set_up_logging(level: int = logging.INFO) -> None:
 
 
 def _is_relevant(record: logging.LogRecord) -> bool:
-    """False for Lightning's advertisement and its messages about missing hardware."""
-    noise = ("LitLogger", "TPU available: False", "HPU available: False")
+    """False for Lightning's advertisement, its messages about missing hardware, and what we say of Ctrl-C ourselves."""
+    noise = ("LitLogger", "TPU available: False", "HPU available: False", "Detected KeyboardInterrupt")
     return not any(text in record.getMessage() for text in noise)
 
 

@@ -1,5 +1,6 @@
 """Splitting a command's work over processes of this machine, without torch.distributed."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -49,12 +50,13 @@ def run_processes(run: Callable[..., object], world_size: int, *args: Any, show_
         ChildProcessError: one failed; the message includes its error.
     """
     context = multiprocessing.get_context("spawn")
+    level = logging.getLogger("vidtok_plugin").getEffectiveLevel()  # what this process logs, they log
     children: dict[int, tuple[BaseProcess, Process, Connection]] = {}  # by sentinel
     try:
         for rank in range(world_size):
             process = Process(rank=rank, world_size=world_size)
             receiver, sender = context.Pipe(duplex=False)
-            arguments = (run, process, args, sender, show_traceback)
+            arguments = (run, process, args, sender, level, show_traceback)
             child: BaseProcess = context.Process(target=_child, args=arguments, daemon=True)
             with interrupts_blocked():
                 child.start()
@@ -88,10 +90,16 @@ def interrupts_blocked() -> Iterator[None]:
 
 
 def _child(
-    run: Callable[..., object], process: Process, args: tuple[Any, ...], errors: Connection, show_traceback: bool
+    run: Callable[..., object],
+    process: Process,
+    args: tuple[Any, ...],
+    errors: Connection,
+    level: int,
+    show_traceback: bool,
 ) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
-    set_up_logging()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # libraries such as SDL unblock it
+    set_up_logging(level)
     try:
         run(process, *args)
     except (ValueError, OSError) as error:

@@ -1,6 +1,8 @@
 """Processes that are given one task after another, where what comes next depends on earlier results."""
 
+import logging
 import multiprocessing
+import signal
 import sys
 import threading
 import traceback
@@ -47,6 +49,7 @@ def run_tasks(
         ChildProcessError: a process failed; the message includes its error.
     """
     context = multiprocessing.get_context("spawn")
+    level = logging.getLogger("vidtok_plugin").getEffectiveLevel()  # what this process logs, they log
     workers: list[_Worker[Task]] = []
     try:
         while True:
@@ -56,7 +59,7 @@ def run_tasks(
             while len(workers) < num_processes and (task := next_task()) is not None:
                 ours, theirs = context.Pipe()
                 process: BaseProcess = context.Process(
-                    target=_work, args=(start, args, theirs, show_traceback), daemon=True
+                    target=_work, args=(start, args, theirs, level, show_traceback), daemon=True
                 )
                 with interrupts_blocked():
                     process.start()
@@ -105,10 +108,15 @@ def _received(worker: _Worker[Any], number: int, num_processes: int) -> Any:
 
 
 def _work(
-    start: Callable[..., Callable[[Any], Any]], args: tuple[Any, ...], connection: Connection, show_traceback: bool
+    start: Callable[..., Callable[[Any], Any]],
+    args: tuple[Any, ...],
+    connection: Connection,
+    level: int,
+    show_traceback: bool,
 ) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
-    set_up_logging()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # libraries such as SDL unblock it
+    set_up_logging(level)
     try:
         work = start(*args)
         while True:
@@ -120,5 +128,6 @@ def _work(
     except (ValueError, OSError) as error:
         if show_traceback:
             traceback.print_exc()
-        connection.send((False, sentence(error)))
+        with suppress(BrokenPipeError):  # the parent has ended, for a reason that it says itself
+            connection.send((False, sentence(error)))
         sys.exit(2)

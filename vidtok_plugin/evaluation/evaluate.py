@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from einops import rearrange
-from rich.console import Console
 from rich.progress import Progress, TaskID
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.common.folder_lock import FolderLock
 from vidtok_plugin.common.hashing import hash_values
 from vidtok_plugin.common.paths import as_path
+from vidtok_plugin.common.progress import progress_bar
 from vidtok_plugin.evaluation.networks import MetricNetworks
 from vidtok_plugin.evaluation.pairs import (
     clip_pairs,
@@ -160,10 +160,12 @@ def evaluate(
         except UnreadableVideoError as error:
             skip(video, error)
     videos = []
-    with FolderLock(output), Progress(console=Console(stderr=True), disable=not progress) as bar:
+    with FolderLock(output), progress_bar(progress) as bar:
         records = Records(output, settings)
         task = bar.add_task("frames", total=sum(len(indices) for _, indices in to_sample))
-        for video, indices in to_sample:
+        for number, (video, indices) in enumerate(to_sample):
+            # Of a video that was skipped, some frames were not counted.
+            bar.update(task, completed=sum(len(earlier) for _, earlier in to_sample[:number]))
             name, digest = video.name, video.frames_digest()
             scores = records.finished(name, digest, with_features=networks.i3d is not None)
             if scores is not None:
@@ -186,6 +188,7 @@ def evaluate(
             else:
                 records.add(scores, features)
                 videos.append(scores)
+        bar.update(task, completed=sum(len(indices) for _, indices in to_sample))
         overall, not_computed = _overall(videos, records, cfg, networks)
         report = Report(
             model=model,

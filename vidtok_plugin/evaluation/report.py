@@ -32,9 +32,9 @@ class Report:
     def num_clips(self) -> int:
         return sum(video.num_clips for video in self.videos)
 
-    def write(self, folder: str | Path) -> Path:
-        """Writes `metrics.json` and returns its path."""
-        content = {
+    def to_json(self) -> dict[str, Any]:
+        """The content of `metrics.json`."""
+        return {
             "model": self.model,
             "settings": dict(self.settings),
             "num_videos": len(self.videos),
@@ -46,9 +46,12 @@ class Report:
             "videos": [video.to_json() for video in self.videos],
             "skipped": dict(self.skipped),
         }
+
+    def write(self, folder: str | Path) -> Path:
+        """Writes `metrics.json` and returns its path."""
         path = Path(folder) / REPORT_FILE
         with atomic_write(path) as partial:
-            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            partial.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
         return path
 
     def table(self) -> Table:

@@ -154,7 +154,9 @@ def _write_part(process: Process, recipe: EncoderRecipe, shards: Sequence[Planne
     torch.set_num_threads(threads)
     own = [shard for shard in shards if shard.number % process.world_size == process.rank]
     progress = recipe.config.progress and process.rank == 0
-    recipe.make(default_device(process.rank)).write(own, progress=progress)
+    recipe.make(default_device(process.rank)).write(
+        own, progress=progress, description=f"tokens ({recipe.config.split}), {process}"
+    )
 
 
 def _summary(cfg: FolderConfig) -> str:

@@ -15,15 +15,15 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from rich.progress import Progress
 
+from vidtok_plugin import __version__
 from vidtok_plugin.common.commands import sentence, set_up_logging
 from vidtok_plugin.common.devices import default_device
+from vidtok_plugin.common.progress import progress_bar
 from vidtok_plugin.store.parallelism import process_bytes
 from vidtok_plugin.store.shard_encoder import EncoderRecipe, PlannedShard, ShardEncoder
 
@@ -77,7 +77,7 @@ def write_with_ray(
         memory = process_bytes(encoder.adapter, first.size, encoder.config.batch_frames)
         crew = Crew(ray, encoder.recipe(), actors=actors, memory=memory)
         total = sum(len(shard.sources) for shard in shards)
-        with Progress(disable=not encoder.config.progress) as bar:
+        with progress_bar(encoder.config.progress) as bar:
             encoding = bar.add_task(f"tokens ({encoder.config.split})", total=total)
             for shard in crew.write(shards):
                 bar.advance(encoding, len(shard.sources))
@@ -114,7 +114,7 @@ class ShardActor:
 
 def packages() -> dict[str, str]:
     """Versions that must be the same on all machines for the same tokens."""
-    return {"vidtok-plugin": version("vidtok-plugin"), "torch": torch.__version__}
+    return {"vidtok-plugin": __version__, "torch": torch.__version__}
 
 
 class Crew:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.freed_memory import keeping_freed_memory
+from vidtok_plugin.common.progress import progress_bar
 from vidtok_plugin.store.encode import encode_sources
 from vidtok_plugin.store.metadata import StoreMetadata, read_metadata
 from vidtok_plugin.store.shard_checks import intact_shard
@@ -88,8 +88,11 @@ class ShardEncoder:
         """For other processes."""
         return EncoderRecipe(output=self.writer.folder, metadata=self.metadata, config=self.config)
 
-    def write(self, shards: Sequence[PlannedShard], *, progress: bool = False) -> None:
-        """Check all of these shards and their episodes, then write those that are missing, damaged or stale."""
+    def write(self, shards: Sequence[PlannedShard], *, progress: bool = False, description: str = "") -> None:
+        """Check all of these shards and their episodes, then write those that are missing, damaged or stale.
+
+        description: of the progress bar, by default the split.
+        """
         for name, source in ((name, source) for shard in shards for name, source in shard.sources.items()):
             self.metadata.check_same(replace(self.metadata, **common_facts(self.adapter, source)), name)
         stale = [found for shard in shards if (found := self._find_stale(shard)) is not None]
@@ -98,12 +101,14 @@ class ShardEncoder:
                 "%s: %d episodes have changed since they were written; encoding them again", self.writer.folder, count
             )
         keep = self.config.keep_freed_memory and self.adapter.tokenizer.device.type == "cpu"
-        with Progress(disable=not progress) as bar, keeping_freed_memory() if keep else nullcontext():
+        with progress_bar(progress) as bar, keeping_freed_memory() if keep else nullcontext():
             total = sum(len(shard.digests) for shard in stale)
-            encoding = bar.add_task(f"tokens ({self.config.split})", total=total)
+            done, encoding = 0, bar.add_task(description or f"tokens ({self.config.split})", total=total)
             for shard in stale:
                 clips = _stored_clips(shard.stored)
                 clips |= self._encode_clips(shard, partial(bar.advance, encoding))
+                done += len(shard.digests)
+                bar.update(encoding, completed=done)  # parts of an episode may not sum to 1
                 planned = shard.planned
                 entries, data = zip(*(clip for name in planned.names for clip in clips[name]), strict=True)
                 self.writer.write_shard(self.config.split, entries, data, planned.number, replaces=planned.path)

@@ -1,4 +1,7 @@
-"""The table of all presets that `vidtok-plugin presets` prints."""
+"""All presets, as the table and the JSON that `vidtok-plugin presets` prints."""
+
+from dataclasses import asdict
+from typing import Any
 
 from rich.table import Table
 
@@ -30,3 +33,26 @@ def presets_table() -> Table:
             preset.checkpoint or "in this package",
         )
     return table
+
+
+def presets_json() -> list[dict[str, Any]]:
+    """What the table shows: an object per preset; null where there is no codebook, no figures or no file on the hub.
+
+    `latents` is the shape (c, T, H, W) of those of 17 frames of 256x256 pixels; `published` as in `Preset.metrics`.
+    """
+    return [
+        {
+            "name": preset.name,
+            "regularizer": "fsq" if preset.architecture.codebook_size else "kl",
+            "causal": preset.architecture.causal,
+            "version": preset.architecture.version,
+            "codebook_size": preset.architecture.codebook_size,
+            "latent_channels": preset.architecture.latent_channels,
+            "compression": list(preset.compression),
+            "latents": list(preset.latent_shape()),
+            "parameters": count_parameters(preset.architecture),
+            "published": None if preset.metrics is None else asdict(preset.metrics),
+            "checkpoint": preset.checkpoint,
+        }
+        for preset in presets().values()
+    ]

@@ -6,13 +6,16 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ProgressBar
 
 from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.devices import has_fast_bfloat16
 from vidtok_plugin.common.folder_lock import FolderLock
 from vidtok_plugin.common.paths import local_output
+from vidtok_plugin.common.progress import shows_progress
 from vidtok_plugin.training.averaging import EMA
+from vidtok_plugin.training.batch_bar import BatchBar
 from vidtok_plugin.training.checkpoints import AtomicCheckpointIO, Checkpoints, last_checkpoint, set_aside_damaged
 from vidtok_plugin.training.config import RunConfig
 from vidtok_plugin.training.curves import Curves
@@ -35,24 +38,32 @@ def default_callbacks(cfg: RunConfig) -> list[pl.Callback]:
     return [LearningRates(), Throughput(), *curves]
 
 
-def build_trainer(cfg: RunConfig, callbacks: Sequence[pl.Callback] = (), **settings: Any) -> pl.Trainer:
+def build_trainer(
+    cfg: RunConfig, callbacks: Sequence[pl.Callback] = (), *, progress: bool = True, **settings: Any
+) -> pl.Trainer:
     """The Trainer of a run. It chooses the device unless `cfg.trainer` does.
 
+    progress: show a progress bar if stderr is a terminal, or `trainer.enable_progress_bar` asks for it.
     settings: Trainer keywords that override those of the config, such as a strategy object.
     """
+    if logging.getLogger().handlers:  # Lightning's own, which it adds when it is imported, would print all again
+        logging.getLogger("lightning").handlers.clear()
     output = local_output(cfg.output)
-    keywords = {"enable_model_summary": False, **cfg.trainer, **settings}
+    keywords = {"enable_model_summary": False, "enable_progress_bar": shows_progress(), **cfg.trainer, **settings}
+    keywords["enable_progress_bar"] = progress and keywords["enable_progress_bar"]
     if keywords.get("precision") == "auto":
         fast = has_fast_bfloat16(str(keywords.get("accelerator", "auto")))
         keywords["precision"] = "bf16-mixed" if fast else "32-true"
     checkpoints = Checkpoints(cfg)
     averaging = [] if cfg.ema_decay is None else [EMA(cfg.ema_decay)]
+    own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    bars = [BatchBar()] if keywords["enable_progress_bar"] and not own_bar else []
     keeping = [KeepFreedMemory()] if cfg.keep_freed_memory else []
     # Averages are updated before they are saved: Lightning runs checkpoint callbacks last.
     return pl.Trainer(
         **keywords,
         logger=build_loggers(cfg),
-        callbacks=[*averaging, *callbacks, *keeping, checkpoints, StopAtSigterm(checkpoints)],
+        callbacks=[*averaging, *callbacks, *bars, *keeping, checkpoints, StopAtSigterm(checkpoints)],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=output,
     )
@@ -65,6 +76,7 @@ def fit(
     callbacks: Sequence[pl.Callback] = (),
     *,
     export: Callable[[], None] | None = None,
+    progress: bool = True,
     **settings: Any,
 ) -> pl.Trainer:
     """Trains, resuming from the run's last checkpoint if it has one, and writes the resolved config to `cfg.output`.
@@ -73,11 +85,12 @@ def fit(
     resumed, written or exported.
 
     export: called at the end in all processes, to save the model.
+    progress: as in `build_trainer`.
 
     Raises:
         ValueError: another process trains into `cfg.output`.
     """
-    trainer = build_trainer(cfg, callbacks, **settings)
+    trainer = build_trainer(cfg, callbacks, progress=progress, **settings)
     dry = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
     writes = trainer.is_global_zero and not dry
     with FolderLock(cfg.output) if writes else nullcontext():
@@ -98,14 +111,27 @@ def fit(
     return trainer
 
 
-def validate(cfg: RunConfig, module: pl.LightningModule, data: pl.LightningDataModule, **settings: Any) -> None:
-    """Evaluates the run's last checkpoint on its validation data and prints the metrics."""
+def validate(
+    cfg: RunConfig,
+    module: pl.LightningModule,
+    data: pl.LightningDataModule,
+    *,
+    table: bool = True,
+    progress: bool = True,
+    **settings: Any,
+) -> dict[str, float]:
+    """Evaluates the run's last checkpoint on its validation data; -> the metrics, by name.
+
+    table: print them, too.
+    progress: as in `build_trainer`.
+    """
     last = last_checkpoint(cfg.checkpoints)
     if last is None:
         raise FileNotFoundError(f"validate: there is no checkpoint in {cfg.checkpoints}; run fit first.")
-    trainer = build_trainer(cfg, **settings)
+    trainer = build_trainer(cfg, progress=progress, **settings)
     with tracking(trainer, cfg), _ended(data):
-        trainer.validate(module, data, ckpt_path=last, weights_only=True)
+        (metrics,) = trainer.validate(module, data, ckpt_path=last, weights_only=True, verbose=table)
+    return dict(metrics)
 
 
 @contextmanager

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.config import to_dict
+from vidtok_plugin.common.progress import progress_bar
 from vidtok_plugin.metrics.fvd import I3D, I3D_URL
 from vidtok_plugin.metrics.lpips_weights import VGG_URL, load_lpips
 from vidtok_plugin.store.reader import TokenStore
@@ -73,8 +71,7 @@ class Validation:
                 )
         self.lpips = None if cfg.lpips_vgg is None else load_lpips(cfg.lpips_vgg).to(model.device)
         self.i3d = None if cfg.i3d is None else I3D(cfg.i3d, model.device)
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self._bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), disable=not progress)
+        self._bar = progress_bar(progress)
 
     def report(self, source: str) -> Report:
         """Measure in all regimes; `source` says in the report where the model came from."""

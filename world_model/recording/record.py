@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from vidtok_plugin.common.folder_lock import FolderLock
+from vidtok_plugin.common.progress import progress_bar
 from vidtok_plugin.video.resizing import resize
 from world_model.recording.config import SPLITS, RecordConfig
 from world_model.recording.episode import existing_episodes, record_episode
@@ -40,11 +41,10 @@ def record(cfg: RecordConfig, *, policy: MakePolicy | None = None, show_progress
     Example:
         >>> record(RecordConfig(env="ALE/Boxing-v5", output="data/boxing"))   # doctest: +SKIP
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     chosen = NamedPolicy.of(cfg.policy if policy is None else policy)
     with cfg.open_game() as game:
         chosen.check(game, cfg.hold)
-        with FolderLock(cfg.output), Progress(*columns, disable=not show_progress) as progress:
+        with FolderLock(cfg.output), progress_bar(show_progress) as progress:
             splits = [_missing(cfg, game, chosen, split, progress) for split in SPLITS if cfg.num_frames(split) > 0]
             if cfg.processes > 1:
                 record_in_processes(cfg, policy, splits)

@@ -18,8 +18,11 @@ from world_model.training.module import WorldModelModule, WorldModelRunConfig
 from world_model.training.sharded import ShardedWorldModelModule, sharding_strategy
 
 
-def fit_world_model(cfg: WorldModelRunConfig) -> None:
-    """Train, or resume from the run's last checkpoint, and save the model and its adapter in `cfg.output / "model"`."""
+def fit_world_model(cfg: WorldModelRunConfig, *, progress: bool = True) -> None:
+    """Train, or resume from the run's last checkpoint, and save the model and its adapter in `cfg.output / "model"`.
+
+    progress: show a progress bar if stderr is a terminal, or `trainer.enable_progress_bar` asks for it.
+    """
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module, settings = _module(cfg)
 
@@ -31,7 +34,8 @@ def fit_world_model(cfg: WorldModelRunConfig) -> None:
             card = run_card(cfg, module.trainer, [cfg.data.store])
             model.save_pretrained(cfg.output / "model", module.adapter(), card=card)
 
-    training.fit(cfg, module, TokenDataModule(cfg), training.default_callbacks(cfg), export=export, **settings)
+    data, callbacks = TokenDataModule(cfg), training.default_callbacks(cfg)
+    training.fit(cfg, module, data, callbacks, export=export, progress=progress, **settings)
 
 
 def validate_world_model(cfg: WorldModelRunConfig, *, progress: bool = False) -> Report:

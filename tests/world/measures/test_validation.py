@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from metric_networks import ToyI3D, save_torchscript
+from progress_bars import ended_bars
 from recordings import tiny_adapter, write_episode
 from rich.console import Console
 
@@ -81,12 +82,17 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_writes_every_regime_as_json_table_and_plots(
-    root: Path, restored_logging: None, capsys: pytest.CaptureFixture[str]
+    root: Path, restored_logging: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (root / "cfg.yaml").write_text(to_yaml(config(root, f"measures.episodes={root}/episodes")))
+    bars = ended_bars(monkeypatch)
     assert main(["validate", "--config", str(root / "cfg.yaml")]) == 0
+    assert len(bars) == 3 and all(completed == total for _, completed, total in bars)
     out = capsys.readouterr().out
+    assert main(["validate", "--config", str(root / "cfg.yaml"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
     found = json.loads((root / "run" / "validation" / "validation.json").read_text())
+    assert printed == found
     forced, prompted, free = (found[regime] for regime in REGIMES)
     assert forced["cross_entropy"] > 0 and forced["unigram_cross_entropy"] > 0 and forced["copy_cross_entropy"] > 0
     assert len(forced["accuracy_by_step"]) == 3 and len(forced["accuracy_by_position"]) == 2

@@ -13,11 +13,10 @@ from typing import Literal
 import numpy as np
 import torch
 from einops import rearrange
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from vidtok_plugin.common.paths import as_path, local_output
+from vidtok_plugin.common.progress import progress_bar
 from vidtok_plugin.metrics.frames import bounded_psnr
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.reconstruction.memory import Plan, make_plan
@@ -104,9 +103,8 @@ def reconstruct_video(
     plan = make_plan(tokenizer, window.height, window.width, budget=budget, pictures=2 if side_by_side else 1)
     times = variable_times(source)
     tiling, waiting, psnr = plan.tiling, deque[np.ndarray](), list[float]()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        Progress(*columns, console=Console(stderr=True), disable=not progress) as bar,
+        progress_bar(progress) as bar,
         VideoWriter(output, fps=info.fps) as writer,
         _folder_for_states(plan, output) as folder,
         _memory_in_the_error(info, memory),

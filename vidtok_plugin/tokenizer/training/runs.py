@@ -11,8 +11,11 @@ from vidtok_plugin.training.cards import run_card
 from vidtok_plugin.video.data import VideoDataModule
 
 
-def fit_tokenizer(cfg: TokenizerRunConfig) -> None:
-    """Trains, or resumes from the run's last checkpoint, and saves the model to `cfg.output / "model"`."""
+def fit_tokenizer(cfg: TokenizerRunConfig, *, progress: bool = True) -> None:
+    """Trains, or resumes from the run's last checkpoint, and saves the model to `cfg.output / "model"`.
+
+    progress: show a progress bar if stderr is a terminal, or `trainer.enable_progress_bar` asks for it.
+    """
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module = TokenizerModule(cfg)
 
@@ -22,7 +25,7 @@ def fit_tokenizer(cfg: TokenizerRunConfig) -> None:
             card = run_card(cfg, module.trainer, cfg.data.train)
             module.tokenizer.save_pretrained(cfg.output / "model", card=card)
 
-    training.fit(cfg, module, VideoDataModule(cfg), default_callbacks(cfg), export=export)
+    training.fit(cfg, module, VideoDataModule(cfg), default_callbacks(cfg), export=export, progress=progress)
 
 
 def default_callbacks(cfg: TokenizerRunConfig) -> list[pl.Callback]:
@@ -33,6 +36,9 @@ def default_callbacks(cfg: TokenizerRunConfig) -> list[pl.Callback]:
     return [codebook, collapse, *pictures, *training.default_callbacks(cfg)]
 
 
-def validate_tokenizer(cfg: TokenizerRunConfig) -> None:
-    """Evaluates the run's last checkpoint on its validation videos."""
-    training.validate(cfg, TokenizerModule(cfg), VideoDataModule(cfg))
+def validate_tokenizer(cfg: TokenizerRunConfig, *, progress: bool = True, table: bool = True) -> dict[str, float]:
+    """Evaluates the run's last checkpoint on its validation videos; -> the metrics, by name.
+
+    table: print them, too.
+    """
+    return training.validate(cfg, TokenizerModule(cfg), VideoDataModule(cfg), table=table, progress=progress)
