@@ -5,14 +5,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recordings import write_episode
+from recordings import tiny_adapter, write_episode
 from websockets.sync.client import ClientConnection, connect
-from world_models import save_tiny_world
+from world_models import CONFIG, TOKENS, random_model, save_tiny_world
 
+from vidtok_plugin.video.episodes import save_episode_files
+from vidtok_plugin.video.writing import write_video
+from world_model.actions import ActionSpec
 from world_model.play.messages import unpack_moment
 from world_model.play.scenes import Scenes, load_scenes
 from world_model.play.server import PlayServer
@@ -24,6 +28,27 @@ def tiny_scenes(folder: Path, fps: float = 60) -> Scenes:
     for i, frames in enumerate((13, 20)):
         write_episode(folder / "toy" / "prompts" / f"prompt_{i}.mp4", frames, fps=fps)
     return load_scenes(world, device="cpu")
+
+
+def vector_scenes(folder: Path) -> Scenes:
+    """A toy world of 16 x 16 pixels with three continuous components and a choice of four, all with other bounds."""
+    space = {
+        "type": "Dict",
+        "spaces": [
+            ["steer", {"type": "Box", "shape": [], "low": -0.1, "high": 0.3}],
+            ["gas", {"type": "Box", "shape": [], "low": 0.0, "high": 1.0}],
+            ["lift", {"type": "Box", "shape": [], "low": -2.0, "high": 2.0}],
+            ["gear", {"type": "Discrete", "n": 4}],
+        ],
+    }
+    actions = ActionSpec(kind="mixed", size=4, space=space)
+    model = random_model(replace(CONFIG, tokens=replace(TOKENS, width=2, temporal_factor=4, actions=actions)))
+    model.save_pretrained(folder / "vectors", tiny_adapter())
+    prompt = folder / "vectors" / "prompts" / "prompt_0.mp4"
+    prompt.parent.mkdir()
+    write_video(prompt, np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8), fps=60)
+    save_episode_files(prompt, np.zeros((9, 4), np.float32), {"fps": 60, "num_frames": 9, "action_space": space})
+    return load_scenes(folder / "vectors", device="cpu")
 
 
 @contextmanager

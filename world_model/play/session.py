@@ -111,7 +111,7 @@ class PlaySession:
     # Going elsewhere
 
     def reset(self, prompt: int | None = None) -> None:
-        """Start anew, from the same prompt or another, with other random numbers than before."""
+        """Start anew, from the same prompt or another, with other random numbers than before. The held action stays."""
         if prompt is not None:
             if not 0 <= prompt < len(self.scenes.prompts):
                 raise ValueError(f"play: prompt must be in 0..{len(self.scenes.prompts) - 1}, got {prompt}.")
@@ -132,8 +132,8 @@ class PlaySession:
             resume=self.live.fork(),
         )
         self._next_moment += 1
-        self._inputs.clear()
-        self.held = Input(self.scenes.actions.rest, self.held.id)
+        while self._inputs:  # the newest stays: the player may have given it after the reset that is done only now
+            self.held = self._inputs.popleft()
         moments = max(2 * BRANCHES, min(MOMENTS, MOMENT_BYTES // self.live.state_bytes))
         history = max(MOMENTS, HISTORY_BYTES // first.frames.nbytes)
         self.timeline = Timeline(first, max_moments=moments, max_branches=BRANCHES, max_history=history)

@@ -1,8 +1,6 @@
 """The page in a real browser: Debian's Chromium, driven by Playwright."""
 
 import io
-import shutil
-import time
 import zipfile
 from collections.abc import Iterator
 from importlib import import_module
@@ -14,6 +12,7 @@ import pytest
 import torch
 from places import ROOT
 from play_clients import serving, tiny_scenes
+from play_pages import Page, needs_chromium
 
 from vidtok_plugin.store.folder import FolderConfig, tokenize_folder
 from vidtok_plugin.store.reader import TokenStore
@@ -23,27 +22,6 @@ from world_model.play.scenes import load_scenes
 from world_model.play.server import PlayServer
 
 pytestmark = pytest.mark.slow
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-]
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")
@@ -56,61 +34,6 @@ def boxing() -> Iterator[PlayServer]:
 def tiny_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlayServer]:
     with serving(tiny_scenes(tmp_path_factory.mktemp("world"))) as server:
         yield server
-
-
-class Page:
-    """The page, opened, with what its console said."""
-
-    def __init__(self, browser: Any, server: PlayServer, **settings: Any) -> None:
-        self.context = browser.new_context(accept_downloads=True, **settings)
-        self.page = self.context.new_page()
-        self.problems: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda said: said.type == "error" and self.problems.append(said.text))
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(server.address)
-        self.page.wait_for_selector("body.ready")
-        self.page.wait_for_selector("#imagined[data-moment]")
-
-    def __enter__(self) -> "Page":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.context.close()
-
-    def moment(self) -> int:
-        return int(self.page.get_attribute("#imagined", "data-moment"))
-
-    def pixels(self, canvas: str = "imagined") -> np.ndarray:
-        """What a canvas shows, uint8 (h, w, 3)."""
-        width, height, values = self.page.evaluate(
-            """(id) => { const c = document.getElementById(id);
-            return [c.width, c.height, [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data]]; }""",
-            canvas,
-        )
-        return np.array(values, dtype=np.uint8).reshape(height, width, 4)[..., :3]
-
-    def until(self, expression: str, seconds: float = 120) -> None:
-        """Wait until JavaScript is true. Playwright's own waiting needs eval, which the page's policy forbids."""
-        end = time.monotonic() + seconds
-        while not self.page.evaluate(expression):
-            assert time.monotonic() < end, expression
-            time.sleep(0.03)
-
-    def wait_for_moment(self, number: int) -> None:
-        """Until the last frame of that moment, or of a later one, is shown."""
-        at = "document.getElementById('imagined').dataset"
-        self.until(f"{at}.moment > {number} || ({at}.moment == {number} && {at}.row == 3)")
-
-    def pause(self) -> None:
-        """Pause, and wait until what was under way is shown."""
-        self.page.keyboard.press("p")
-        self.until("document.querySelector('#toggle .label').textContent === 'Play'")
-        at = -1
-        while at != self.moment():
-            at = self.moment()
-            time.sleep(1.0)
 
 
 def column_of_player(examples: Any, pixels: np.ndarray) -> float:

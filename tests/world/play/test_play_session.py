@@ -128,6 +128,17 @@ def test_a_reset_starts_again_with_other_numbers(scenes: Scenes) -> None:
         session.reset(2)
 
 
+def test_the_held_action_stays_after_a_reset(scenes: Scenes) -> None:
+    """What the page held between asking for a reset and the reset itself was lost."""
+    session = PlaySession(scenes)
+    go(session, [1])
+    for id, action in enumerate((0, 2), 2):
+        session.hold(Input(action, id))
+    session.reset()
+    moment = session.advance()
+    assert moment.actions is not None and moment.actions.tolist() == [2] * 4
+
+
 def test_settings_hold_from_the_next_step_on_and_after_a_rewind(scenes: Scenes) -> None:
     session = PlaySession(scenes)
     moments = go(session, [1, 1, 1])

@@ -7,6 +7,7 @@ const KEYS = {
 };
 const SIGNS = { UP: "▲", DOWN: "▼", LEFT: "◀", RIGHT: "▶", FIRE: "FIRE" };
 const PAD_BUTTONS = { 0: "FIRE", 1: "FIRE", 12: "UP", 13: "DOWN", 14: "LEFT", 15: "RIGHT" };
+const DEAD_ZONE = 0.12; // of a gamepad's axes, for continuous components
 
 // "UPRIGHTFIRE" -> ["UP", "RIGHT", "FIRE"]; null for a meaning that is not made of these words.
 export function parts(meaning) {
@@ -79,7 +80,7 @@ class Discrete {
     document.querySelectorAll("#pad [data-what]").forEach((button) => {
       button.classList.toggle("held", this.held.some((what) => String(what) === button.dataset.what));
     });
-    this.change(action);
+    this.change(action, true);
   }
 
   // What a key stands for; undefined for none.
@@ -173,14 +174,17 @@ class Discrete {
 
 class Continuous {
   constructor(actions, change) {
-    Object.assign(this, { actions, change, values: [...actions.rest], inputs: [], moved: new Set() });
+    Object.assign(this, { actions, change, values: [...actions.rest], inputs: [], pushed: new Set() });
   }
 
-  set(index, value) {
+  show(index, value) {
     this.values[index] = value;
     this.inputs[index].value = value;
-    this.inputs[index].nextElementSibling.textContent = value.toFixed(2);
-    this.change([...this.values]);
+    this.inputs[index].nextElementSibling.textContent = this.text(index);
+  }
+
+  text(index) {
+    return this.actions.whole[index] ? String(this.values[index]) : this.values[index].toFixed(2);
   }
 
   build(place) {
@@ -192,9 +196,12 @@ class Continuous {
       const [low, high] = [this.actions.low[index], this.actions.high[index]];
       const step = this.actions.whole[index] ? 1 : "any";
       Object.assign(input, { type: "range", min: low, max: high, step, value: this.values[index] });
-      input.addEventListener("input", () => this.set(index, Number(input.value)));
+      input.addEventListener("input", () => {
+        this.show(index, Number(input.value));
+        this.change([...this.values], true);
+      });
       const output = document.createElement("output");
-      output.textContent = this.values[index].toFixed(2);
+      output.textContent = this.text(index);
       row.append(input, output);
       this.inputs.push(input);
       place.append(row);
@@ -205,20 +212,36 @@ class Continuous {
     place.append(middle);
   }
 
+  // All components in one change: the server would play the actions between.
   releaseAll() {
-    this.actions.rest.forEach((value, index) => this.set(index, value));
+    this.actions.rest.forEach((value, index) => this.show(index, value));
+    this.change([...this.values], false);
   }
 
   gamepad(pad) {
-    pad.axes.slice(0, this.values.length).forEach((axis, index) => {
-      const [low, high] = [this.actions.low[index], this.actions.high[index]];
-      if (Math.abs(axis) > 0.12) this.moved.add(index);
-      else if (!this.moved.delete(index)) return; // it came to rest: once more, to let go
-      const moved = low + ((axis + 1) / 2) * (high - low);
-      const to = this.actions.whole[index] ? Math.round(moved) : moved;
-      const value = Math.abs(axis) > 0.12 ? to : this.actions.rest[index];
-      if (value !== this.values[index]) this.set(index, value);
+    let changed = false, begins = false;
+    this.values.forEach((before, index) => {
+      const axis = Math.max(-1, Math.min(1, pad.axes[index] ?? 0)); // some drivers go beyond
+      const away = Math.abs(axis) > DEAD_ZONE;
+      if (!away && !this.pushed.delete(index)) return; // at rest the slider's value counts
+      if (away && !this.pushed.has(index)) {
+        this.pushed.add(index);
+        begins = true;
+      }
+      const value = away ? this.at(index, axis) : this.actions.rest[index];
+      if (value === before) return;
+      this.show(index, value);
+      changed = true;
     });
+    if (changed) this.change([...this.values], begins);
+  }
+
+  // A component's value: at rest for 0, its bounds for -1 and 1.
+  at(index, axis) {
+    const [low, rest, high] = [this.actions.low[index], this.actions.rest[index], this.actions.high[index]];
+    const value = rest + Math.abs(axis) * ((axis < 0 ? low : high) - rest);
+    const within = Math.max(low, Math.min(high, value)); // rounding may go beyond
+    return this.actions.whole[index] ? Math.round(within) : within;
   }
 
   keydown() {
@@ -232,14 +255,15 @@ class Continuous {
   }
 }
 
-// `change(action)` is called whenever the player holds another action.
+// `change(action, begins)` is called whenever the player holds another action. `begins`: by a new movement, not by one
+// that goes on.
 export function makeControls(actions, change) {
   let last = JSON.stringify(actions.rest);
-  const changed = (action) => {
+  const changed = (action, begins) => {
     const now = JSON.stringify(action);
     if (now === last) return;
     last = now;
-    change(action);
+    change(action, begins);
   };
   if (actions.kind === "none") return null;
   return actions.kind === "discrete" ? new Discrete(actions, changed) : new Continuous(actions, changed);

@@ -44,12 +44,12 @@ const connection = new Connection({
     $("world").textContent = hello.world;
     document.documentElement.style.setProperty("--aspect", `${hello.width} / ${hello.height}`);
     screen = new Screen(hello, showMoment);
-    controls = makeControls(hello.actions, (action) => {
+    controls = makeControls(hello.actions, (action, begins) => {
       inputs += 1;
       if (state.running) screen.given(inputs);
       connection.send("hold", { id: inputs, action });
       const rests = JSON.stringify(action) === JSON.stringify(hello.actions.rest);
-      if (!state.running && !state.over && !rests) run();
+      if (begins && !state.running && !state.over && !rests) run();
     });
     controls?.build($("pad"));
     $("pad").hidden = !controls;
@@ -241,7 +241,7 @@ function measure() {
 
 function pollGamepad() {
   const pad = navigator.getGamepads?.().find(Boolean);
-  if (pad) controls?.gamepad(pad);
+  controls?.gamepad(pad ?? { axes: [], buttons: [] }); // one that is unplugged lets go
   requestAnimationFrame(pollGamepad);
 }
 
