@@ -28,6 +28,7 @@ from world_model.measures.prompts import Prompts, held_out_prompts
 
 CAUSAL = {
     "raster": Decoding(),
+    "raster, 16 drafted": Decoding(draft_tokens=16),
     **{f"diagonal, offset {k}": Decoding(order="diagonal", diagonal_offset=k) for k in (4, 2, 1)},
 }
 MASKED = {f"masked, {steps} steps": Decoding(order="masked", steps=steps) for steps in (16, 8, 4, 2)}

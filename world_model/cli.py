@@ -78,7 +78,11 @@ def rollout_command(args: argparse.Namespace) -> None:
         num_frames=args.frames,
         sampler=sampler,
         decoding=Decoding(
-            order=args.order, diagonal_offset=args.diagonal_offset, steps=args.steps, context=args.context
+            order=args.order,
+            diagonal_offset=args.diagonal_offset,
+            draft_tokens=args.draft_tokens,
+            steps=args.steps,
+            context=args.context,
         ),
     )
     say(args, f"{args.output}: {args.frames} frames imagined, {result.tokens_per_second:.0f} tokens per second")
@@ -217,6 +221,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--order", choices=("raster", "diagonal", "masked"), help="default: as the model was trained")
     command.add_argument(
         "--diagonal-offset", type=int, metavar="N", help="diagonal order: columns between rows (default: 1)"
+    )
+    command.add_argument(
+        "--draft-tokens",
+        type=int,
+        metavar="N",
+        help="raster order: guess and check N tokens in one call; the same tokens, sooner for a trained model (16)",
     )
     command.add_argument(
         "--context",

@@ -39,11 +39,11 @@ class CompiledDrawing:
         self._compiled = torch.compile(self._draw_position, fullgraph=True, dynamic=False, backend=backend, mode=mode)
 
     def draw(
-        self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor, *, entropy: bool = False
+        self, before: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor, *, entropy: bool = False
     ) -> DrawnStep:
-        current, noise = blank, noise.unflatten(1, (self.calls, -1))
-        kept = blank_hidden(self.model, blank)
-        entropies = blank_entropy(self.model, blank) if entropy else None
+        current, noise = torch.zeros_like(before), noise.unflatten(1, (self.calls, -1))
+        kept = blank_hidden(self.model, before)
+        entropies = blank_entropy(self.model, before) if entropy else None
         base = torch.full((1,), cache.length, device=current.device)
         fixed = replace(cache, length=0)  # a number would be compiled in
         # The call makes the blocks, on buffers that it knows to be static, and reads no states.
@@ -65,7 +65,7 @@ class CompiledDrawing:
                     kept.index_copy_(1, position, hidden[: len(kept)])
                 if entropies is not None and of_code is not None:
                     entropies.index_copy_(1, position, of_code)
-        return DrawnStep(tokens=current, hidden=kept, entropy=entropies)
+        return DrawnStep(tokens=current, hidden=kept, entropy=entropies, calls=self.calls)
 
     def _draw_position(
         self,

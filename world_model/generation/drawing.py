@@ -11,6 +11,7 @@ from torch import Tensor
 from world_model.decoding import DecodeGroup, Decoding, diagonal_groups, known_after, raster_groups
 from world_model.generation.compiled import CompiledDrawing
 from world_model.generation.drawn import DrawnStep, blank_entropy, blank_hidden
+from world_model.generation.speculative import SpeculativeDrawing
 from world_model.heads.sampler import Sampler
 from world_model.inputs.positions import at_positions
 from world_model.model import WorldModel
@@ -23,15 +24,14 @@ from world_model.transformer.cache import TransformerCache
 class Drawing(Protocol):
     """A way to draw a latent step."""
 
-    calls: int  # of the transformer, for a step
     noise_per_step: int  # uniform numbers u
     tokens_per_call: int | None  # if it is the same for every call; lets weights be prepacked
     fills_cache: bool  # whether drawing writes the keys and values of the drawn tokens
 
     def draw(
-        self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor, *, entropy: bool = False
+        self, before: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor, *, entropy: bool = False
     ) -> DrawnStep:
-        """Tokens (b, n[, p]) from `blank`, zeros of that shape, by uniform numbers (b, u). The cache's length stays.
+        """Tokens after the step `before` (b, n[, p]), by uniform numbers (b, u). The cache's length stays.
 
         `entropy`: also the entropies of the codes' distributions.
         """
@@ -46,6 +46,8 @@ def make_drawing(model: WorldModel, sampler: Sampler, decoding: Decoding) -> Dra
         return MaskedDrawing(model, prediction, sampler, decoding)
     if decoding.compiled:
         return CompiledDrawing(model, prediction, sampler)
+    if decoding.draft_tokens is not None:
+        return SpeculativeDrawing(model, prediction, sampler, decoding.draft_tokens)
     if order == "raster":
         return GroupDrawing(model, prediction, sampler, raster_groups(tokens.height, tokens.width, model.device))
     offset = decoding.diagonal_offset or 1
@@ -61,16 +63,15 @@ class GroupDrawing:
         self, model: WorldModel, prediction: CausalPrediction, sampler: Sampler, groups: list[DecodeGroup]
     ) -> None:
         self.model, self.prediction, self.sampler, self.groups = model, prediction, sampler, groups
-        self.calls = len(groups)
         self.noise_per_step = model.tokens.tokens_per_step * model.head.noise_per_token
-        self.tokens_per_call = 1 if self.calls == model.tokens.tokens_per_step else None
+        self.tokens_per_call = 1 if len(groups) == model.tokens.tokens_per_step else None
 
     def draw(
-        self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor, *, entropy: bool = False
+        self, before: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor, *, entropy: bool = False
     ) -> DrawnStep:
-        current, noise = blank, noise.unflatten(1, (self.model.tokens.tokens_per_step, -1))
-        kept = blank_hidden(self.model, blank)
-        entropies = blank_entropy(self.model, blank) if entropy else None
+        current, noise = torch.zeros_like(before), noise.unflatten(1, (before.shape[1], -1))
+        kept = blank_hidden(self.model, before)
+        entropies = blank_entropy(self.model, before) if entropy else None
         for group in self.groups:
             index = group.index
             hidden = self.prediction.step(self.sampler.model_rows(current), group, context, cache)
@@ -84,7 +85,7 @@ class GroupDrawing:
                 current.index_copy_(1, index, drawn.tokens)
             if entropies is not None and drawn.entropy is not None:
                 entropies.index_copy_(1, group.positions, drawn.entropy)
-        return DrawnStep(tokens=current, hidden=kept, entropy=entropies)
+        return DrawnStep(tokens=current, hidden=kept, entropy=entropies, calls=len(self.groups))
 
 
 class MaskedDrawing:
@@ -101,12 +102,12 @@ class MaskedDrawing:
         self.noise_per_step = self.calls * model.tokens.tokens_per_step * (model.head.noise_per_token + 1)
 
     def draw(
-        self, blank: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor, *, entropy: bool = False
+        self, before: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor, *, entropy: bool = False
     ) -> DrawnStep:
-        current, noise = blank, noise.unflatten(1, (self.calls, self.model.tokens.tokens_per_step, -1))
+        current, noise = torch.zeros_like(before), noise.unflatten(1, (self.calls, before.shape[1], -1))
         rows = self.sampler.model_rows
         known = torch.zeros(current.shape[:2], dtype=torch.bool, device=current.device)
-        entropies = blank_entropy(self.model, blank) if entropy else None
+        entropies = blank_entropy(self.model, before) if entropy else None
         for i, count in enumerate(self.known_counts):
             hidden = self.prediction.predict_masked(rows(current), rows(known), context, cache)
             drawn = self.model.draw(hidden, None, context, noise[:, i, :, :-1], self.sampler, entropy=entropy)
@@ -123,4 +124,4 @@ class MaskedDrawing:
             if entropies is not None and drawn.entropy is not None:
                 entropies = torch.where(new, drawn.entropy, entropies)
             known = now_known
-        return DrawnStep(tokens=current, hidden=hidden[: len(blank)], entropy=entropies)
+        return DrawnStep(tokens=current, hidden=hidden[: len(before)], entropy=entropies, calls=self.calls)

@@ -93,17 +93,16 @@ class StepGenerator:
             _check_actions(actions, len(window.tokens), 1, "the step")
         with torch.inference_mode():
             context = window.next_step(actions, self.drawing.tokens_per_call)
-            blank = torch.zeros_like(window.tokens[:, -1]).flatten(1, 2)
+            before = window.tokens[:, -1].flatten(1, 2)
             noise = self.noise.uniforms(self.drawing.noise_per_step)
             noise = noise.to(self.model.device, torch.float32, non_blocking=True)
-            drawn = self.drawing.draw(blank, context, window.cache, noise, entropy=entropy)
+            drawn = self.drawing.draw(before, context, window.cache, noise, entropy=entropy)
             state = None
             if drawn.hidden is not None:
-                before = window.tokens[:, -1].flatten(1, 2)
                 self.outcomes = self.model.step_outcomes(drawn.hidden, drawn.tokens, before, context.tables)
                 state = self.model.step_states(drawn.hidden, drawn.tokens, before, context)
         self.state = None if state is None else state.clone()
-        self._drawing_calls += self.drawing.calls
+        self._drawing_calls += drawn.calls
         size = (tokens.height, tokens.width)
         step = drawn.tokens.clone().unflatten(1, size)  # an ordinary tensor, fit for training
         self.entropy = None if drawn.entropy is None else drawn.entropy.clone().unflatten(1, size)
