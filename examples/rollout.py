@@ -47,7 +47,7 @@ def rollout(args: argparse.Namespace) -> None:
         decoding=Decoding(order=args.order, diagonal_offset=args.diagonal_offset),
     )
     start_time = time.perf_counter()
-    with VideoWriter(args.output, fps=fps) as writer:
+    with VideoWriter(args.output, fps=fps, playable=True) as writer:
         writer.write(pixels)
         try:
             for frames in stream:

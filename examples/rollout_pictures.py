@@ -125,7 +125,7 @@ def write_rollout_video(path: Path, prompts: Prompts, result: RolloutResult, *, 
             ahead = (t + 1 - prompts.prompt_frames) / fps
             repeats = 1 if t + 1 < len(real) else int(fps / 2)  # stay on the last frame for a second
             frames += [side_by_side(left, right, ahead)] * repeats
-    write_video(path, np.stack(frames), fps=fps / 2)
+    write_video(path, np.stack(frames), fps=fps / 2, playable=True)
 
 
 def side_by_side(left: np.ndarray, right: np.ndarray, ahead: float) -> np.ndarray:

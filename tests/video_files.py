@@ -104,3 +104,10 @@ def rotate(path: Path, degrees: int = 0, *, matrix: Sequence[float] | None = Non
     data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
     return path
+
+
+def written_as(path: Path) -> tuple[str | None, int, int]:
+    """The pixel format, height and width of a video file."""
+    with av.open(str(path)) as container:
+        codec = container.streams.video[0].codec_context
+        return codec.pix_fmt, codec.height, codec.width

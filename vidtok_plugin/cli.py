@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vidtok_plugin.common.commands import (
     add_command,
     add_config_arguments,
+    add_full_color,
     command_line,
     config_from,
     path_argument,
@@ -119,6 +120,7 @@ def add_reconstruct(commands: "Commands") -> None:
     command.add_argument(
         "--memory", type=float, metavar="GB", help="memory limit beside the model; larger frames are split into tiles"
     )
+    add_full_color(command)
 
 
 def run_reconstruct(args: argparse.Namespace) -> None:
@@ -133,6 +135,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
         fit=args.fit,
         side_by_side=args.side_by_side,
         memory=args.memory,
+        full_color=args.full_color,
         progress=not args.quiet,
     )
     say(args, f"{args.output}: {result.num_frames} frames, PSNR {result.psnr:.2f} dB")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from vidtok_plugin.common.commands import (
     add_command,
     add_config_arguments,
+    add_full_color,
     command_line,
     config_from,
     path_argument,
@@ -77,6 +78,7 @@ def rollout_command(args: argparse.Namespace) -> None:
         prompt_frames=args.prompt_frames,
         num_frames=args.frames,
         sampler=sampler,
+        full_color=args.full_color,
         decoding=Decoding(
             order=args.order,
             diagonal_offset=args.diagonal_offset,
@@ -197,6 +199,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--actions", type=path_argument, metavar="clip.actions.npy", help="default: the file beside the prompt"
     )
     command.add_argument("--output", type=path_argument, required=True, metavar="out.mp4", help="the video to write")
+    add_full_color(command)
     command.add_argument(
         "--prompt-frames", type=int, default=13, metavar="N", help="frames of the prompt to use (default: 13)"
     )

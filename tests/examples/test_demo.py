@@ -198,7 +198,8 @@ def test_the_rollout_example_writes_prompt_and_imagined_frames(run: Path, tmp_pa
     arguments = ["--model", model, "--prompt", str(episode), "--output", str(tmp_path / "out.mp4")]
     assert example.main([*arguments, "--frames", "8", "--order", "diagonal", "--diagonal-offset", "2"]) == 0
     assert probe(tmp_path / "out.mp4").num_frames == 13 + 8
-    assert np.abs(read_frames(tmp_path / "out.mp4", range(13)).astype(int) - read_frames(episode, range(13))).mean() < 3
+    # It is for people, with half the resolution of color.
+    assert np.abs(read_frames(tmp_path / "out.mp4", range(13)).astype(int) - read_frames(episode, range(13))).mean() < 6
     assert example.main([*arguments, "--frames", "1000"]) == 2  # there are fewer actions than that
 
 

@@ -146,6 +146,15 @@ def add_config_arguments(parser: argparse.ArgumentParser, folder: str) -> None:
     )
 
 
+def add_full_color(command: argparse.ArgumentParser) -> None:
+    """Adds --full-color to a command that writes a video for people; see `VideoWriter`."""
+    command.add_argument(
+        "--full-color",
+        action="store_true",
+        help="write colors at full resolution (yuv444p), to measure or learn from; many players refuse that",
+    )
+
+
 def path_argument(text: str) -> Path:
     """The type of arguments that are paths; see `user_path`."""
     try:

@@ -1,4 +1,4 @@
-"""Writing frames to near-lossless video files, which appear only once complete."""
+"""Writing frames to video files, to learn from or for people to watch, which appear only once complete."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 import av
 import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from vidtok_plugin.common.atomic_files import naming, partial_path, put_in_place
 from vidtok_plugin.common.folder_lock import lock_file
@@ -22,9 +23,11 @@ class VideoWriter:
     """Writes uint8 RGB frames `(h, w, 3)` or blocks of them `(t, h, w, 3)` to an mp4, mov or mkv file, by its suffix.
 
     H.264 at full chroma resolution (yuv444p, since yuv420p visibly changes colors at 64x64 pixels), without B-frames
-    and with a key frame every `keyframe_interval` frames, so that random clips are cheap to read. Until the writer
-    closes without an error, the file has a hidden temporary name in the same folder.
+    and with a key frame every `keyframe_interval` frames, so that random clips are cheap to read: a recording, to learn
+    from. Until the writer closes without an error, the file has a hidden temporary name in the same folder.
 
+    playable: for people to watch: yuv420p, which QuickTime, browsers and phones need. Frames of an odd height or width
+        get a copy of their last row or column, since yuv420p has even sizes only.
     reproducible: the same frames always give the same bytes. Otherwise a few files in a hundred differ, by how x264's
         assembly for trees of macroblocks reads memory; without these trees, files are larger.
 
@@ -47,6 +50,7 @@ class VideoWriter:
         crf: int = 10,
         keyframe_interval: int = 16,
         threads: int = 1,
+        playable: bool = False,
         reproducible: bool = False,
     ) -> None:
         if fps <= 0:
@@ -64,6 +68,7 @@ class VideoWriter:
                 " such as out.mp4."
             )
         self.num_frames = 0
+        self._playable = playable
         self._fps = Fraction(fps).limit_denominator(1001)
         self._options = {"crf": str(crf), "preset": "veryfast", "bf": "0"}
         if reproducible:
@@ -89,6 +94,8 @@ class VideoWriter:
                 f"VideoWriter: frames must be uint8 of shape (t, h, w, 3), got {frames.dtype} of {frames.shape}."
             )
         frames = frames if frames.ndim == 4 else frames[None]
+        if self._playable:
+            frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
         if self.num_frames and (times is None) != (self._first_time is None):
             raise ValueError(f"VideoWriter: times must be given for all frames of {self.path} or for none.")
         if times is not None and len(times) != len(frames):
@@ -128,7 +135,9 @@ class VideoWriter:
             self._container = av.open(self._file, "w", format=CONTAINERS[self.path.suffix.lower()])
             self._stream = self._container.add_stream("libx264", rate=self._fps, options=self._options)
             self._stream.height, self._stream.width = height, width
-            self._stream.pix_fmt = "yuv444p"
+            self._stream.pix_fmt = "yuv420p" if self._playable else "yuv444p"
+            if self._playable:
+                _declare_colors(self._stream.codec_context)
             base = 1 / self._fps if self._first_time is None else Fraction(1, CLOCK)
             self._stream.time_base = self._stream.codec_context.time_base = base
             self._stream.codec_context.gop_size = self._keyframe_interval
@@ -179,10 +188,23 @@ class VideoWriter:
             self.discard()
 
 
+def _declare_colors(codec: av.VideoCodecContext) -> None:
+    """What swscale writes: BT.601's matrix and limited range, for which players would otherwise guess by the size."""
+    codec.color_range = ColorRange.MPEG
+    codec.colorspace = Colorspace.ITU601
+    codec.color_primaries = ColorPrimaries.BT709  # those of sRGB
+    codec.color_trc = ColorTrc.BT709
+
+
 def write_video(
-    path: str | os.PathLike[str], frames: np.ndarray | Iterable[np.ndarray], *, fps: float, crf: int = 10
+    path: str | os.PathLike[str],
+    frames: np.ndarray | Iterable[np.ndarray],
+    *,
+    fps: float,
+    crf: int = 10,
+    playable: bool = False,
 ) -> None:
     """Writes uint8 RGB frames `(t, h, w, 3)`, or an iterable of frames or blocks of frames; see `VideoWriter`."""
-    with VideoWriter(path, fps=fps, crf=crf) as writer:
+    with VideoWriter(path, fps=fps, crf=crf, playable=playable) as writer:
         for block in [frames] if isinstance(frames, np.ndarray) else frames:
             writer.write(block)

@@ -57,7 +57,10 @@ def recording_of(session: PlaySession) -> Recording:
 
 
 def save_recording(recording: Recording, folder: Path) -> Path:
-    """Write a recording as the next free `played_00000.mp4` of a folder, with its files; -> the video."""
+    """Write a recording as the next free `played_00000.mp4` of a folder, with its files; -> the video.
+
+    It is an episode to learn from, with colors at full resolution.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     number = 0
     while (video := folder / f"played_{number:05d}.mp4").exists():

@@ -34,8 +34,13 @@ def rollout_file(
     num_frames: int,
     sampler: Sampler,
     decoding: Decoding | None = None,
+    full_color: bool = False,
 ) -> RolloutResult:
     """Imagine `num_frames` frames after the first `prompt_frames` frames of `prompt` and write all of them to `output`.
+
+    The file is for people to watch (yuv420p): an odd height or width is made even by a copy of the last row or column.
+    With `full_color` it is one to measure or learn from, with the frames' own size and colors at full resolution
+    (yuv444p), which many players refuse.
 
     The states of a model that has them go into the file beside it, `out.state.npy` of `out.mp4`, float32 (t, s).
 
@@ -55,7 +60,8 @@ def rollout_file(
     pixels, fps = read_prompt(chosen, prompt_frames)
     taken = read_actions(model, chosen, actions, prompt_frames + num_frames)
     state = read_state(model, chosen, prompt_frames)
-    with VideoWriter(output, fps=fps) as writer:  # before the work, for which the output may turn out to be impossible
+    # Before the work, for which the output may turn out to be impossible.
+    with VideoWriter(output, fps=fps, playable=not full_color) as writer:
         result = rollout(
             model,
             adapter,

@@ -10,6 +10,7 @@ import torch
 from natural_clips import natural_clip
 from places import TESTS
 from toy_tokenizers import toy_tokenizer
+from video_files import written_as
 
 from vidtok_plugin import VidTok
 from vidtok_plugin.cli import main
@@ -40,7 +41,7 @@ def as_video(path: Path) -> torch.Tensor:
 @pytest.mark.parametrize("num_frames", [1, 8, 18])
 def test_all_frames_equal_the_whole_clips_reconstruction(name: str, num_frames: int, tmp_path: Path) -> None:
     model, source = toy(name), clip(tmp_path, num_frames)
-    result = reconstruct_video(model, source, tmp_path / "out.mp4")
+    result = reconstruct_video(model, source, tmp_path / "out.mp4", full_color=True)
     written = probe(tmp_path / "out.mp4")
     assert (written.num_frames, written.height, written.width) == (num_frames, 16, 32)
     assert written.fps == pytest.approx(12.5)
@@ -75,15 +76,18 @@ def test_sizes_that_are_no_multiple_are_padded_or_cropped(tmp_path: Path) -> Non
         reconstruct_video(model, source, tmp_path / "out.mp4", fit="stretch")  # type: ignore[arg-type]
 
 
-def test_odd_sizes_are_written(tmp_path: Path) -> None:
-    reconstruct_video(toy(FSQ), clip(tmp_path, 3, 19, 33), tmp_path / "out.mp4", fit="pad", side_by_side=True)
-    written = probe(tmp_path / "out.mp4")
-    assert (written.height, written.width) == (19, 66)
+@pytest.mark.parametrize(("full_color", "pixels", "height"), [(False, "yuv420p", 20), (True, "yuv444p", 19)])
+def test_odd_sizes_are_written_and_made_even_for_players(
+    full_color: bool, pixels: str, height: int, tmp_path: Path
+) -> None:
+    source, output = clip(tmp_path, 3, 19, 33), tmp_path / "out.mp4"
+    reconstruct_video(toy(FSQ), source, output, fit="pad", side_by_side=True, full_color=full_color)
+    assert written_as(output) == (pixels, height, 66)
 
 
 def test_side_by_side_has_the_original_on_the_left(tmp_path: Path) -> None:
     source = clip(tmp_path, 5)
-    reconstruct_video(toy(FSQ), source, tmp_path / "out.mp4", side_by_side=True)
+    reconstruct_video(toy(FSQ), source, tmp_path / "out.mp4", side_by_side=True, full_color=True)
     both = as_video(tmp_path / "out.mp4")
     assert both.shape[-1] == 64
     assert frame_psnr(as_video(source), both[..., :32]).mean() > 30 > frame_psnr(as_video(source), both[..., 32:]).max()

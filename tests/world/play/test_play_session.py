@@ -7,6 +7,7 @@ import pytest
 import torch
 from play_clients import tiny_scenes
 from recordings import write_episode
+from video_files import written_as
 from world_models import save_tiny_world
 
 from vidtok_plugin.video.episodes import find_episodes
@@ -173,6 +174,7 @@ def test_a_saved_game_is_an_episode(scenes: Scenes, tmp_path: Path) -> None:
     assert prompt.actions is not None
     assert episode.actions.tolist() == [*prompt.actions[0].tolist(), *[1] * 4, *[0] * 4, *[2] * 4]
     assert episode.meta["imagined"]["prompt_frames"] == 13 and episode.meta["action_space"]["size"] == 3
+    assert written_as(video)[0] == "yuv444p"  # an episode to learn from
     written = read_frames(video, range(25)).astype(int)
     expected = np.concatenate([prompt.frames, *(moment.frames for moment in moments)])
     assert np.abs(written - expected).mean() < 12  # of noise, which H.264 blurs

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from recordings import tiny_adapter
+from video_files import written_as
 from world_models import CONFIG, random_model
 
 from vidtok_plugin import TokenizerAdapter, open_episodes
@@ -84,6 +85,9 @@ def test_a_rollout_takes_a_prompt_of_any_size_and_rate(
     assert world_cli.main(["rollout", "--model", str(saved), *arguments]) == 0
     info = probe(output)
     assert (info.num_frames, info.height, info.width, info.fps) == (9, 16, 24, 15.0)
+    assert written_as(output)[0] == "yuv420p"
+    assert world_cli.main(["rollout", "--model", str(saved), *arguments, "--full-color"]) == 0
+    assert written_as(output)[0] == "yuv444p"
 
 
 def test_the_prompt_and_its_actions_are_those_of_the_kept_frames(recorded: Path, world: Any, expected: Any) -> None:

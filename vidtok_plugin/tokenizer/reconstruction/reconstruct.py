@@ -71,9 +71,12 @@ def reconstruct_video(
     fit: Fit | None = None,
     side_by_side: bool = False,
     memory: float | None = None,
+    full_color: bool = False,
     progress: bool = False,
 ) -> ReconstructedVideo:
     """Writes `source` as `tokenizer` reconstructs it, with the same number of frames at the same times.
+
+    The file is for people to watch (yuv420p): an odd height or width is made even by a copy of the last row or column.
 
     A causal model runs as one stream over the whole file, a non-causal one on clips of 32 frames.
 
@@ -83,6 +86,8 @@ def reconstruct_video(
     memory: budget in GB (10^9 bytes), in addition to the model itself. Frames that need more are reconstructed in
         overlapping tiles (see `tiling`). If the states of the tiles' streams don't fit either, they wait in a temporary
         folder next to `output`. By default there is no budget: whole frames.
+    full_color: write a file to measure or learn from instead, with the frames' own size and colors at full resolution
+        (yuv444p), which many players refuse.
 
     Raises:
         FileNotFoundError: if there is no such video.
@@ -105,7 +110,7 @@ def reconstruct_video(
     tiling, waiting, psnr = plan.tiling, deque[np.ndarray](), list[float]()
     with (
         progress_bar(progress) as bar,
-        VideoWriter(output, fps=info.fps) as writer,
+        VideoWriter(output, fps=info.fps, playable=not full_color) as writer,
         _folder_for_states(plan, output) as folder,
         _memory_in_the_error(info, memory),
     ):
