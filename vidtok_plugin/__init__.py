@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from vidtok_plugin.common.lazy_package import make_lazy
 from vidtok_plugin.common.primitive_cache import bound_primitive_cache
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter as TokenizerAdapter
