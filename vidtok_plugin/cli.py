@@ -10,11 +10,13 @@ from vidtok_plugin.common.commands import (
     add_command,
     add_config_arguments,
     add_full_color,
+    add_push_arguments,
     command_line,
     config_from,
     path_argument,
     print_json,
     print_table,
+    push_options,
     run_command,
     say,
 )
@@ -69,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_tokenize(commands)
     add_check(commands)
     add_convert(commands)
+    add_push(commands)
     add_shipped(commands)
     return parser
 
@@ -410,6 +413,24 @@ def run_convert(args: argparse.Namespace) -> None:
     from vidtok_plugin.tokenizer.weights.conversion import convert
 
     say(args, str(convert(args.source, args.output, to=args.to, preset=args.preset)))
+
+
+def add_push(commands: "Commands") -> None:
+    command = add_command(
+        commands,
+        "push",
+        run_push,
+        "push a saved tokenizer or adapter to the Hugging Face hub",
+        "vidtok-plugin push runs/finetune/model user/tokenizer --private",
+    )
+    command.add_argument("folder", type=path_argument, metavar="FOLDER", help="written by save_pretrained or by a run")
+    add_push_arguments(command)
+
+
+def run_push(args: argparse.Namespace) -> None:
+    from vidtok_plugin.adapter.pushing import push_saved
+
+    say(args, push_saved(args.folder, args.repository, push_options(args)))
 
 
 def add_source(command: argparse.ArgumentParser, help: str) -> None:

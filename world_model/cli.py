@@ -7,11 +7,13 @@ from vidtok_plugin.common.commands import (
     add_command,
     add_config_arguments,
     add_full_color,
+    add_push_arguments,
     command_line,
     config_from,
     path_argument,
     print_json,
     print_table,
+    push_options,
     run_command,
     say,
 )
@@ -111,6 +113,12 @@ def play_command(args: argparse.Namespace) -> None:
             webbrowser.open(server.address)
 
     server.run(started)
+
+
+def push_command(args: argparse.Namespace) -> None:
+    from world_model.rollout.pushing import push_world
+
+    say(args, push_world(args.world, args.repository, push_options(args)))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -271,6 +279,16 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of PyTorch for each game; on a busy CPU more are slower (default: 1)",
     )
+
+    command = add_command(
+        commands,
+        "push",
+        push_command,
+        "push a world to the Hugging Face hub",
+        "world-model push runs/world_model/model user/world --private",
+    )
+    command.add_argument("world", metavar="WORLD", help="a saved model's folder with its adapter, or a shipped world")
+    add_push_arguments(command)
     return parser
 
 

@@ -11,16 +11,18 @@ a step, s components of a frame's state, k factors. Tokens are codes (b, T, H, W
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from vidtok_plugin.common.hub_push import PushKeywords, PushOptions, push_folder
+from vidtok_plugin.common.hub_source import HubOptions, saved_folder
 from vidtok_plugin.common.model_card import CardInfo
 from vidtok_plugin.common.normalization import Normalization
 from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.common.state_dict import build_with_weights
-from vidtok_plugin.common.url_path import local_copy
 from world_model.actions import GroupedActions
 from world_model.architecture import FlowConfig, WorldModelConfig
 from world_model.heads.base import DrawnTokens, TokenScores
@@ -48,7 +50,7 @@ from world_model.prediction.masked import MaskedPrediction
 from world_model.transformer.cache import TransformerCache
 from world_model.transformer.rotary import Rotation
 from world_model.transformer.transformer import DecodeBlocks, Transformer
-from world_model.weights import Contents, read_folder, write_folder
+from world_model.weights import SAVED_FILES, WORLD_FILES, Contents, read_folder, write_folder
 from world_model.window_scores import WindowLosses, head_inputs, predicted_states, score_window, window_losses
 
 if TYPE_CHECKING:
@@ -419,30 +421,72 @@ class WorldModel(nn.Module):
         write_folder(folder, contents, self.state_dict(), adapter, card)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "WorldModel":
-        """Read a folder written by `save_pretrained`; in eval mode.
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> "WorldModel":
+        """Read what `save_pretrained` or `push_to_hub` wrote, without an adapter; in eval mode.
+
+        source: a folder, or `user/name` on the Hugging Face hub. A folder comes first. For `revision`, `subfolder`,
+            `token` and `local_files_only` see `load_world`.
 
         Raises:
-            FileNotFoundError: the folder or a file in it is missing.
+            FileNotFoundError: the folder or a file in it is missing, or the download failed.
+            PermissionError: the login may not read the repository.
             ValueError: the folder holds another architecture, is damaged, or its weights are NaN, infinite or huge.
         """
-        contents, weights = read_folder(local_copy(user_path(folder)))
+        options = HubOptions(revision=revision, subfolder=subfolder, token=token, local_files_only=local_files_only)
+        folder = saved_folder("WorldModel", source, options, wanted=SAVED_FILES, needed=SAVED_FILES)
+        contents, weights = read_folder(folder)
         if (tokens := contents.world_model.tokens) is not None:
             weights = with_statistics(weights, tokens.actions, ACTIONS)
         model = build_with_weights(
             lambda: cls(contents.world_model, contents.token_hash),
             weights,
             who="WorldModel",
-            source=folder,
+            source=source,
             hint=lambda: "; use the config that they were trained with",
         )
         normalization = model.action_normalization
         if normalization is not None and not bool((normalization.std > 0).all()):
             raise ValueError(
-                f"WorldModel: {ACTIONS}normalize.std in {folder} must be above 0, got "
+                f"WorldModel: {ACTIONS}normalize.std in {source} must be above 0, got "
                 f"{normalization.std.min().item()}; the weights are damaged: fetch them again."
             )
         return model.eval()
+
+    def push_to_hub(
+        self,
+        repository: str,
+        adapter: "TokenizerAdapter | None" = None,
+        *,
+        card: CardInfo | None = None,
+        **options: Unpack[PushKeywords],
+    ) -> str:
+        """Save the model, and the adapter if it is given, into a repository on the Hugging Face hub, in one commit.
+
+        repository: `user/name`. `load_world` loads it if the adapter is there, and `WorldModel.from_pretrained` in any
+            case. For a folder with prompts use `world-model push`.
+        card: what the model card says beyond the architecture.
+        options: fields of `PushOptions`, such as `private=True`, `revision="v2"`, `overwrite=True`.
+
+        Returns:
+            The address of the commit or of the pull request.
+
+        Raises:
+            FileExistsError: the repository has other files of these names, and `overwrite` is false.
+            PermissionError: the login may not write there.
+            OSError: the connection failed.
+            ValueError: the name is not valid, or the repository is public and `private` is true, or the reverse.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, adapter, card=card)
+            return push_folder(Path(folder), repository, PushOptions(**options), replaces=WORLD_FILES)
 
     # Inputs
 

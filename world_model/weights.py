@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from vidtok_plugin.adapter.saving import ADAPTER_FILES
 from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.common.checkpoint_files import read_safetensors, write_safetensors
 from vidtok_plugin.common.config import to_yaml
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
 ADAPTER_FOLDER = "adapter"
+PROMPTS_FOLDER = "prompts"
+SAVED_FILES = (CONFIG_FILE, WEIGHTS_FILE)  # of a world model alone
+WORLD_FILES = (
+    *SAVED_FILES,
+    *(f"{ADAPTER_FOLDER}/{name}" for name in ADAPTER_FILES),
+    *(f"{PROMPTS_FOLDER}/*.{suffix}" for suffix in ("mp4", "npy", "json")),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

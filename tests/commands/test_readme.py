@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from docs_blocks import CLIS, DOCS, README, WALKTHROUGHS, code_blocks, shell_commands
+from docs_blocks import CLIS, DOCS, README, SERVED, WALKTHROUGHS, code_blocks, shell_commands
 from places import ROOT
 
 from vidtok_plugin import TokenizerAdapter, VidTok
@@ -56,7 +56,7 @@ def test_python_blocks_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Mon
     [
         pytest.param(path, marks=pytest.mark.slow if path.name in SLOW_PAGES else (), id=path.name)
         for path in DOCS[1:]
-        if code_blocks(path, "python") and path.name not in WALKTHROUGHS
+        if code_blocks(path, "python") and path.name not in (*WALKTHROUGHS, *SERVED)
     ],
 )
 def test_python_blocks_of_the_docs_run_on_a_toy_model(

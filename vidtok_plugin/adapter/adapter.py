@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, Self, Unpack
 
 import torch
 from einops import rearrange
@@ -14,16 +15,24 @@ from vidtok_plugin.adapter.freezing import FrozenTokenizer
 from vidtok_plugin.adapter.hashes import adapter_hash, token_hash
 from vidtok_plugin.adapter.patches import channel_statistics, check_statistics, from_patches, to_patches
 from vidtok_plugin.adapter.precision import full_float32
-from vidtok_plugin.adapter.saving import AdapterConfig, check_hash, load_adapter_parts, save_adapter
+from vidtok_plugin.adapter.saving import (
+    ADAPTER_FILES,
+    NEEDED_FILES,
+    AdapterConfig,
+    check_hash,
+    load_adapter_parts,
+    save_adapter,
+)
 from vidtok_plugin.adapter.sequences import from_sequences, to_sequences
 from vidtok_plugin.adapter.streams import TokenDecoderStream, TokenStream
 from vidtok_plugin.adapter.tokens import UNPLACED, TokenGrid, VideoTokens, on_grid, video_tokens
 from vidtok_plugin.adapter.vocabulary import Vocabulary
+from vidtok_plugin.common.hub_push import PushKeywords, PushOptions, push_folder
+from vidtok_plugin.common.hub_source import HubOptions, saved_folder
 from vidtok_plugin.common.model_card import CardInfo, writing_card
 from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.common.state_dict import FLOATS
 from vidtok_plugin.common.tensor_checks import check_tensor
-from vidtok_plugin.common.url_path import local_copy
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.regularizers import Encoded
 from vidtok_plugin.tokenizer.video_checks import check_latents, check_multiple
@@ -116,19 +125,60 @@ class TokenizerAdapter(FrozenTokenizer):
             save_adapter(folder, self.tokenizer, self.config, self.state_dict(), self.hash)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
         """The adapter and its tokenizer that `save_pretrained` wrote.
 
+        source: a folder, or `user/name` on the Hugging Face hub, where `push_to_hub` put it. A folder comes first.
+        revision: branch, tag or commit on the hub; the newest by default. `user/name@revision` says the same.
+        subfolder: of the repository on the hub: `adapter` in that of a world.
+        token: for private repositories; by default that of `hf auth login` or HF_TOKEN.
+        local_files_only: use the hub's cache, without a connection.
+
         Raises:
-            FileNotFoundError: `save_pretrained` did not write this folder.
+            FileNotFoundError: `save_pretrained` did not write this folder, or the download failed.
+            PermissionError: the login may not read the repository.
             ValueError: a file in it is damaged or was changed since, or has NaN, infinite or huge values.
         """
-        folder = local_copy(user_path(folder))
+        options = HubOptions(revision=revision, subfolder=subfolder, token=token, local_files_only=local_files_only)
+        folder = saved_folder("TokenizerAdapter", source, options, wanted=ADAPTER_FILES, needed=NEEDED_FILES)
         tokenizer, config, statistics = load_adapter_parts(folder)
         adapter = cls(tokenizer, config.special_tokens, config.patch_size)
         adapter.load_state_dict(statistics)
         check_hash(folder, adapter.hash)
         return adapter
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        card: CardInfo | None = None,
+        **options: Unpack[PushKeywords],
+    ) -> str:
+        """Save the adapter into a repository on the Hugging Face hub, `user/name`, in one commit.
+
+        card: what the model card says beyond the architecture.
+        options: fields of `PushOptions`, such as `private=True`, `revision="v2"`, `overwrite=True`.
+
+        Returns:
+            The address of the commit or of the pull request.
+
+        Raises:
+            FileExistsError: the repository has other files of these names, and `overwrite` is false.
+            PermissionError: the login may not write there.
+            OSError: the connection failed.
+            ValueError: the name is not valid, or the repository is public and `private` is true, or the reverse.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, card=card)
+            return push_folder(Path(folder), repository, PushOptions(**options), replaces=ADAPTER_FILES)
 
     # Video <-> tokens
 

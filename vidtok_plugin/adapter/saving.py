@@ -21,11 +21,15 @@ from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.common.saved_config import load_saved_config
 from vidtok_plugin.tokenizer.model import VidTok
+from vidtok_plugin.tokenizer.weights.weights import SAVED_FILES
 
 TOKENIZER_FOLDER = "tokenizer"
 CONFIG_FILE = "adapter.yaml"
 HASH_FILE = "adapter.sha256"
 STATISTICS_FILE = "latent_statistics.safetensors"
+OF_TOKENIZER = tuple(f"{TOKENIZER_FOLDER}/{name}" for name in SAVED_FILES)
+ADAPTER_FILES = (CONFIG_FILE, HASH_FILE, STATISTICS_FILE, *OF_TOKENIZER)
+NEEDED_FILES = (CONFIG_FILE, *OF_TOKENIZER)  # earlier versions wrote no hash, and FSQ has no statistics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,8 @@ from vidtok_plugin.common.signals import Terminated, ending_by_signals
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from vidtok_plugin.common.hub_push import PushOptions
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 T = TypeVar("T")
@@ -155,6 +157,31 @@ def add_full_color(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_push_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the repository and the options of a command that pushes to the hub; see `push_options`."""
+    parser.add_argument("repository", metavar="USER/NAME", help="on the Hugging Face hub; created if there is none")
+    parser.add_argument("--private", action="store_true", help="create it private")
+    parser.add_argument("--revision", metavar="BRANCH", help="created if there is none (default: main)")
+    parser.add_argument("--subfolder", metavar="FOLDER", help="of the repository (default: none)")
+    parser.add_argument("--overwrite", action="store_true", help="replace another model that is there")
+    parser.add_argument("--message", metavar="TEXT", help="of the commit")
+    parser.add_argument("--pull-request", action="store_true", help="open a pull request in place of a commit")
+
+
+def push_options(args: argparse.Namespace) -> "PushOptions":
+    """The options of a push that the arguments give; the token is that of `hf auth login` or HF_TOKEN."""
+    from vidtok_plugin.common.hub_push import PushOptions
+
+    return PushOptions(
+        private=args.private or None,
+        revision=args.revision,
+        subfolder=args.subfolder,
+        overwrite=args.overwrite,
+        commit_message=args.message,
+        create_pr=args.pull_request,
+    )
+
+
 def path_argument(text: str) -> Path:
     """The type of arguments that are paths; see `user_path`."""
     try:
@@ -185,6 +212,8 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
         parser.print_help(sys.stderr)
         return 2
     set_up_logging(logging.WARNING if args.quiet else logging.INFO)
+    if args.quiet or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # before the hub's client is imported
     try:
         with ending_by_signals():
             args.run(args)

@@ -11,15 +11,17 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
-from vidtok_plugin.adapter.saving import CONFIG_FILE, load_statistics, save_statistics
+from vidtok_plugin.adapter.saving import ADAPTER_FILES, CONFIG_FILE, load_statistics, save_statistics
 from vidtok_plugin.common.atomic_files import atomic_create
 from vidtok_plugin.common.damage import DAMAGE
+from vidtok_plugin.common.hub_source import PLAIN, hub_folder, is_repository
 from vidtok_plugin.common.paths import as_path, user_path
 from vidtok_plugin.common.remote import is_url
 from vidtok_plugin.common.url_path import local_copy
 from vidtok_plugin.store.metadata import METADATA_FILE, read_metadata
 from vidtok_plugin.store.sources import Source
 from vidtok_plugin.tokenizer.model import VidTok
+from vidtok_plugin.tokenizer.weights.weights import SAVED_FILES
 from vidtok_plugin.video.video_file import as_episode
 
 logger = logging.getLogger(__name__)
@@ -34,14 +36,18 @@ def load_adapter(
 ) -> TokenizerAdapter:
     """The adapter of a folder that `TokenizerAdapter.save_pretrained` wrote, or a new one of a tokenizer.
 
-    model: the folder, or a source that `VidTok.from_pretrained` accepts.
+    model: the folder, also in a repository on the hub, or a source that `VidTok.from_pretrained` accepts.
     preset: of a bare weights file.
     patch_size: rows and columns of latents in a patch; by default (1, 1), or the saved adapter's.
 
     Raises:
         ValueError: a preset, or another patch size, for a saved adapter.
     """
-    model = local_copy(user_path(model)) if is_url(str(model)) else model
+    if is_url(str(model)):
+        model = local_copy(user_path(model))
+    elif is_repository(model) and not user_path(model).exists():
+        files = (*ADAPTER_FILES, *SAVED_FILES)  # of either
+        model = hub_folder("load_adapter", str(model), PLAIN, wanted=files, needed=())
     if not (user_path(model) / CONFIG_FILE).is_file():
         return TokenizerAdapter(VidTok.from_pretrained(model, preset=preset), patch_size=(1, *(patch_size or (1, 1))))
     adapter = TokenizerAdapter.from_pretrained(model)

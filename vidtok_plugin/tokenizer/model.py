@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, Self, Unpack
 
 import torch
 from einops import rearrange, repeat
@@ -12,6 +13,8 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from vidtok_plugin.common.errors import nearest
+from vidtok_plugin.common.hub_push import PushKeywords, PushOptions, push_folder
+from vidtok_plugin.common.hub_source import HubOptions
 from vidtok_plugin.common.model_card import CardInfo
 from vidtok_plugin.common.tensor_checks import as_int64, check_range
 from vidtok_plugin.tokenizer.architecture import Architecture
@@ -65,6 +68,9 @@ class VidTok(nn.Module):
         *,
         weights: Literal["ema", "raw"] | None = None,
         revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
         **overrides: Any,
     ) -> Self:
         """A model with the weights of `source`, in eval mode.
@@ -73,16 +79,21 @@ class VidTok(nn.Module):
         on the meta device, as a Hugging Face model's `from_pretrained` does with its parts.
 
         source: a preset's name, a folder written by `save_pretrained`, a `.ckpt` (published, or from our own training)
-            or a `.safetensors` file. A published name is read from `$VIDTOK_HOME/NAME.ckpt` if that file exists (by
-            default `~/.cache/vidtok_plugin/NAME.ckpt`), else downloaded from the Hugging Face hub and cached. A bare
-            weights file needs `preset`. Loading never runs code from a file.
+            or a `.safetensors` file, or `user/name` on the Hugging Face hub, where `push_to_hub` put it. A published
+            name is read from `$VIDTOK_HOME/NAME.ckpt` if that file exists (by default
+            `~/.cache/vidtok_plugin/NAME.ckpt`), else downloaded from the Hugging Face hub and cached. A bare weights
+            file needs `preset`. Loading never runs code from a file.
         weights: which weights of a checkpoint from our own training: averaged ("ema") or "raw"; by default the averaged
             ones if it has any.
-        revision: branch, tag or commit on the hub, for a published name; the newest by default.
+        revision: branch, tag or commit on the hub; the newest by default. `user/name@revision` says the same.
+        subfolder: of the repository on the hub.
+        token: for private repositories; by default that of `hf auth login` or HF_TOKEN.
+        local_files_only: use the hub's cache, without a connection.
         overrides: fields of the `Architecture`.
 
         Raises:
-            FileNotFoundError: if there is no such file or folder, or the hub cannot be reached.
+            FileNotFoundError: if there is no such file, folder or repository, or the hub cannot be reached.
+            PermissionError: if the login may not read the repository.
             ValueError: if there is no such preset, or the file is damaged, could only be loaded by running code, or has
                 missing, unexpected or wrongly shaped weights, or some that are NaN, infinite, huge, or no floats.
 
@@ -90,7 +101,8 @@ class VidTok(nn.Module):
             >>> VidTok.from_pretrained("vidtok_tiny").codebook_size
             1000
         """
-        architecture, state_dict = weights_io.load(source, preset, averaging=weights, revision=revision)
+        options = HubOptions(revision=revision, subfolder=subfolder, token=token, local_files_only=local_files_only)
+        architecture, state_dict = weights_io.load(source, preset, averaging=weights, options=options)
         chosen = override_architecture(architecture, overrides)
         with _float32_unless_double():
             return weights_io.build_strictly(lambda: cls(chosen), state_dict, source).eval()
@@ -101,6 +113,31 @@ class VidTok(nn.Module):
         card: what the card says beyond the architecture; False writes none. A card that was edited is kept.
         """
         weights_io.save(folder, self.architecture, self.state_dict(), card)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        card: CardInfo | None = None,
+        **options: Unpack[PushKeywords],
+    ) -> str:
+        """Saves the model into a repository on the Hugging Face hub, `user/name`, in one commit.
+
+        card: what the model card says beyond the architecture.
+        options: fields of `PushOptions`, such as `private=True`, `revision="v2"`, `overwrite=True`.
+
+        Returns:
+            The address of the commit or of the pull request.
+
+        Raises:
+            FileExistsError: the repository has other files of these names, and `overwrite` is false.
+            PermissionError: the login may not write there.
+            OSError: the connection failed.
+            ValueError: the name is not valid, or the repository is public and `private` is true, or the reverse.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, card=card)
+            return push_folder(Path(folder), repository, PushOptions(**options), replaces=weights_io.SAVED_FILES)
 
     # Training settings
 

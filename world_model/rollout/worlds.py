@@ -4,34 +4,42 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.devices import default_device
-from vidtok_plugin.common.downloads import hub_errors
 from vidtok_plugin.common.errors import nearest
+from vidtok_plugin.common.hub_source import PLAIN, HubOptions, hub_folder, is_repository
 from vidtok_plugin.common.paths import user_path
 from vidtok_plugin.common.url_path import local_copy
 from world_model.model import WorldModel
 from world_model.rollout.checks import check_adapter
-from world_model.weights import ADAPTER_FOLDER, CONFIG_FILE, WEIGHTS_FILE
-
-PROMPTS_FOLDER = "prompts"
+from world_model.weights import ADAPTER_FOLDER, PROMPTS_FOLDER, SAVED_FILES, WORLD_FILES
 
 
 def load_world(
-    source: str | Path, *, device: torch.device | str | None = None, revision: str | None = None
+    source: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
 ) -> tuple[WorldModel, TokenizerAdapter]:
     """The world model and the adapter of a world, in eval mode.
 
     source: the name of a world in the package (`shipped_worlds()`), a folder that `WorldModel.save_pretrained` wrote
-        with an adapter, or `user/repository` on the Hugging Face hub with the files of such a folder. A folder of that
-        name comes first.
+        with an adapter, or `user/name` on the Hugging Face hub with the files of such a folder. A folder of that name
+        comes first.
     device: the GPU if there is one, else the CPU, by default.
-    revision: of the hub's repository: a branch, tag or commit; the newest by default.
+    revision: of the hub's repository: a branch, tag or commit; the newest by default. `user/name@revision` says the
+        same.
+    subfolder: of the repository.
+    token: for private repositories; by default that of `hf auth login` or HF_TOKEN.
+    local_files_only: use the hub's cache, without a connection.
 
     Raises:
         FileNotFoundError: a file or folder is missing, or the download failed.
+        PermissionError: the login may not read the repository.
         ValueError: the name is unknown, the repository has no such revision, or the files are damaged.
 
     Example:
@@ -39,7 +47,10 @@ def load_world(
         >>> model.tokens.actions.kind, model.tokens.actions.size
         ('discrete', 18)
     """
-    folder = world_folder(source, revision)
+    folder = world_folder(
+        source,
+        HubOptions(revision=revision, subfolder=subfolder, token=token, local_files_only=local_files_only),
+    )
     model = WorldModel.from_pretrained(folder)
     if not (folder / ADAPTER_FOLDER).is_dir():
         raise FileNotFoundError(
@@ -56,7 +67,14 @@ def shipped_worlds() -> list[str]:
     return sorted(path.name for path in _shipped().iterdir() if path.is_dir())
 
 
-def world_prompts(source: str | Path) -> list[Path]:
+def world_prompts(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> list[Path]:
     """The videos, with actions beside them, that a world brings along to start from; see `load_world`.
 
     Raises:
@@ -67,26 +85,25 @@ def world_prompts(source: str | Path) -> list[Path]:
         >>> len(world_prompts("boxing"))
         8
     """
-    prompts = sorted((world_folder(source) / PROMPTS_FOLDER).glob("*.mp4"))
+    options = HubOptions(revision=revision, subfolder=subfolder, token=token, local_files_only=local_files_only)
+    prompts = sorted((world_folder(source, options) / PROMPTS_FOLDER).glob("*.mp4"))
     if not prompts:
         raise FileNotFoundError(f"world_prompts: {source} has no prompts; give a video of your own (--prompt).")
     return prompts
 
 
-def world_folder(source: str | Path, revision: str | None = None) -> Path:
+def world_folder(source: str | Path, options: HubOptions = PLAIN) -> Path:
     """The local folder of a world; see `load_world`."""
     path, name = local_copy(user_path(source)), str(source)
-    on_hub = isinstance(source, str) and not path.exists() and _is_repository(name)
-    if revision is not None and not on_hub:
-        raise ValueError(
-            f"load_world: revision={revision!r} is for hub repositories, and {name} is none; leave it out."
-        )
+    shipped = not path.exists() and name in shipped_worlds()
+    if path.exists() or shipped or not is_repository(source):
+        options.refuse("load_world", name)
     if path.exists():
         return path
-    if name in shipped_worlds():
+    if shipped:
         return _shipped() / name
-    if on_hub:
-        return _download(name, revision)
+    if is_repository(source):
+        return hub_folder("load_world", name, options, wanted=WORLD_FILES, needed=SAVED_FILES)
     if path.suffix or len(path.parts) > 1:
         raise FileNotFoundError(f"load_world: there is no folder {name}; check the path.")
     raise ValueError(
@@ -97,18 +114,3 @@ def world_folder(source: str | Path, revision: str | None = None) -> Path:
 
 def _shipped() -> Path:
     return Path(str(files("world_model") / "pretrained"))
-
-
-def _is_repository(name: str) -> bool:
-    user, _, repository = name.partition("/")
-    return bool(user.strip(".~")) and bool(repository) and "/" not in repository
-
-
-def _download(repository: str, revision: str | None) -> Path:
-    wanted = [CONFIG_FILE, WEIGHTS_FILE, f"{ADAPTER_FOLDER}/*", f"{PROMPTS_FOLDER}/*"]
-    failed = (
-        f"load_world: there is no folder {repository}, and no such repository could be downloaded from the hub "
-        "({cause}); check the name, or download it by other means and pass its folder."
-    )
-    with hub_errors("load_world", repository, revision, failed):
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))

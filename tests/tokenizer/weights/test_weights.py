@@ -150,7 +150,7 @@ def test_a_published_name_is_downloaded_at_its_revision(
     model, asked = toy_tokenizer(KL).float(), []
     torch.save(published_layout(model), tmp_path / "published.ckpt")
 
-    def download(repository: str, file: str, revision: str | None) -> str:
+    def download(repository: str, file: str, revision: str | None, **_: Any) -> str:
         asked.append((repository, file, revision))
         return str(tmp_path / "published.ckpt")
 
@@ -256,7 +256,8 @@ def test_a_revision_is_refused_for_other_sources(tmp_path: Path) -> None:
     toy_tokenizer(FSQ).save_pretrained(tmp_path)
     for source in ("vidtok_tiny", tmp_path, tmp_path / "model.safetensors"):
         with pytest.raises(
-            ValueError, match=r"revision='v2' is for published names only, and \S+ is none; leave it out"
+            ValueError,
+            match=r"revision='v2' is for published names and hub repositories, and \S+ is none; leave it out",
         ):
             VidTok.from_pretrained(source, revision="v2")
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import RevisionNotFoundError
@@ -28,23 +29,9 @@ def test_a_folder_is_loaded_with_its_adapter(saved: Path) -> None:
     assert torch.equal(model.step_inputs.place, WorldModel.from_pretrained(saved).step_inputs.place)
 
 
-def test_a_hub_repository_is_downloaded_once_named(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[dict[str, Any]] = []
-
-    def snapshot(repository: str, **settings: Any) -> str:
-        calls.append({"repository": repository, **settings})
-        return str(saved)
-
-    monkeypatch.setattr(worlds, "snapshot_download", snapshot)
-    model, _ = load_world("someone/small", revision="v2", device="cpu")
-    assert model.config.transformer.width == 24
-    wanted = ["config.yaml", "model.safetensors", "adapter/*", "prompts/*"]
-    assert calls == [{"repository": "someone/small", "revision": "v2", "allow_patterns": wanted}]
-
-
 def test_a_folder_comes_before_a_repository_of_its_name(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(saved.parent.parent)
-    monkeypatch.setattr(worlds, "snapshot_download", None)  # a call would fail
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)  # a call would fail
     model, _ = load_world("user/small", device="cpu")
     assert model.config.transformer.width == 24
 
@@ -56,11 +43,11 @@ def test_failed_downloads_name_the_repository(monkeypatch: pytest.MonkeyPatch) -
 
         return download
 
-    monkeypatch.setattr(worlds, "snapshot_download", fail(lambda: OSError("no network")))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail(lambda: OSError("no network")))
     with pytest.raises(FileNotFoundError, match="no such repository could be downloaded .*check the name"):
         load_world("someone/small")
 
-    monkeypatch.setattr(worlds, "snapshot_download", fail(lambda: KeyError("a bug")))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail(lambda: KeyError("a bug")))
     with pytest.raises(KeyError, match="a bug"):
         load_world("someone/small")
 
@@ -69,7 +56,7 @@ def test_failed_downloads_name_the_repository(monkeypatch: pytest.MonkeyPatch) -
         Exception.__init__(error, "no revision")
         return error
 
-    monkeypatch.setattr(worlds, "snapshot_download", fail(no_revision))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail(no_revision))
     with pytest.raises(ValueError, match="no revision 'v9'; leave revision out"):
         load_world("someone/small", revision="v9")
 

@@ -13,6 +13,7 @@ from vidtok_plugin.common.atomic_files import atomic_write
 from vidtok_plugin.common.checkpoint_files import write_safetensors
 from vidtok_plugin.common.config import to_yaml
 from vidtok_plugin.common.errors import nearest
+from vidtok_plugin.common.hub_source import PLAIN, HubOptions, hub_folder, is_repository
 from vidtok_plugin.common.model_card import Cards, writing_card
 from vidtok_plugin.common.paths import as_path, user_path
 from vidtok_plugin.common.saved_config import load_saved_config
@@ -27,6 +28,7 @@ from vidtok_plugin.tokenizer.weights.hub import published_checkpoint
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
+SAVED_FILES = (CONFIG_FILE, WEIGHTS_FILE)  # of a tokenizer
 
 
 def save(folder: str | Path, architecture: Architecture, state_dict: Mapping[str, Tensor], card: Cards = None) -> None:
@@ -46,7 +48,7 @@ def load(
     preset: str | None,
     *,
     averaging: Averaging | None = None,
-    revision: str | None = None,
+    options: HubOptions = PLAIN,
     strip_objects: bool = False,
 ) -> tuple[Architecture, dict[str, Tensor]]:
     """Architecture and tokenizer weights of `source`; see `VidTok.from_pretrained` and `read_weights`."""
@@ -54,7 +56,7 @@ def load(
         raise ValueError(f"VidTok: weights must be 'ema' or 'raw', got {averaging!r}.")
     if preset is not None:
         get_preset(preset)  # fail on a misspelled name before anything is downloaded or read
-    found = _find(source, averaging, revision, strip_objects)
+    found = _find(source, averaging, options, strip_objects)
     return choose_architecture(found, preset, source), found.state_dict
 
 
@@ -76,19 +78,21 @@ def choose_architecture(found: Weights, preset: str | None, source: str | Path) 
     return found.architecture
 
 
-def _find(source: str | Path, averaging: Averaging | None, revision: str | None, strip_objects: bool) -> Weights:
+def _find(source: str | Path, averaging: Averaging | None, options: HubOptions, strip_objects: bool) -> Weights:
     path, name = local_copy(user_path(source)), str(source)
     published = not path.exists() and name in presets() and presets()[name].checkpoint is not None
-    if revision is not None and not published:
-        raise ValueError(
-            f"VidTok: revision={revision!r} is for published names only, and {name} is none; leave it out."
-        )
+    if published:
+        replace(options, revision=None).refuse("VidTok", name)
+    elif not path.exists() and is_repository(source):
+        path = hub_folder("VidTok", name, options, wanted=SAVED_FILES, needed=SAVED_FILES)
+    else:
+        options.refuse("VidTok", name, "published names and hub repositories")
     if path.is_dir():
         return _load_folder(path, averaging)
     if path.is_file():
         return read_weights(path, averaging, strip_objects=strip_objects)
     if published:
-        checkpoint = published_checkpoint(presets()[name], revision)
+        checkpoint = published_checkpoint(presets()[name], options)
         found = read_weights(checkpoint, averaging, strip_objects=strip_objects)
         return replace(found, architecture=choose_architecture(found, name, checkpoint))
     if path.suffix or len(path.parts) > 1:
