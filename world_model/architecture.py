@@ -158,6 +158,7 @@ class WorldModelConfig:
 
     tokens: TokenSpec | None = None
     max_steps: int = 8  # context, in latent steps
+    trained_steps: int | None = None  # of the last training's windows, if more than max_steps; it sets this
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     prediction: Prediction = "causal"
     vocabulary: VocabularyKind = "auto"
@@ -178,6 +179,11 @@ class WorldModelConfig:
         for name in ("max_steps", "code_width", "action_width"):
             if not 1 <= getattr(self, name) <= MAX_SIZE:
                 raise ValueError(f"WorldModelConfig: {name} must be 1 to {MAX_SIZE}, got {getattr(self, name)}.")
+        if self.trained_steps is not None and self.trained_steps <= self.max_steps:
+            raise ValueError(
+                f"WorldModelConfig: trained_steps must be above max_steps, {self.max_steps}, got {self.trained_steps}; "
+                "leave it out, training sets it."
+            )
         if self.previous_neighbourhood < 1 or self.previous_neighbourhood % 2 == 0:
             raise ValueError(
                 f"WorldModelConfig: previous_neighbourhood must be odd and positive, got {self.previous_neighbourhood}."

@@ -242,8 +242,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--context",
         choices=("exact", "rolling"),
-        default="exact",
-        help="when it is full: read its newer part again (default), or drop its oldest step",
+        help="when it is full: read its newer part again, or drop its oldest step (default: as the model was trained)",
     )
     command.add_argument(
         "--steps", type=int, metavar="N", help="masked order: model calls per latent step (default: 8)"

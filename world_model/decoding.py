@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vidtok_plugin.common.field_checks import check_fields
-from world_model.architecture import Prediction
+from world_model.architecture import Prediction, WorldModelConfig
 
 Order = Literal["raster", "diagonal", "masked"]
 Context = Literal["exact", "rolling"]
@@ -29,7 +29,8 @@ class Decoding:
 
     When an `exact` context is full, the oldest `context_shift` latent steps are dropped and the rest re-prefilled; None
     drops a quarter of the context. A `rolling` one drops its oldest step and keeps the keys and values of the others,
-    which still tell of dropped ones: every step sees the `max_steps - 1` before it and takes the same time.
+    which still tell of dropped ones: every step sees the `max_steps - 1` before it and takes the same time. None rolls
+    for a model that was trained on windows longer than its context, unless a `context_shift` is given.
 
     Raster order has two faster ways to draw the same tokens. With `draft_tokens`, each call reads that many guesses, of
     which the right ones stay: 16 is good for a few rollouts of a trained model of codes. `compiled` draws with one
@@ -46,7 +47,7 @@ class Decoding:
     diagonal_offset: int | None = None  # of diagonal order, in columns; None for 1
     steps: int | None = None  # of masked order, calls per latent step; None for 8
     choice_temperature: float | None = None  # of masked order: noise in the choice of tokens, annealed to 0; None for 1
-    context: Context = "exact"
+    context: Context | None = None  # None: rolling for a model that knows it
     context_shift: int | None = None  # of an exact context
     draft_tokens: int | None = None  # of raster order: tokens that are guessed and checked in one call; None for none
     compiled: bool = False
@@ -98,10 +99,14 @@ class Decoding:
             )
         return order
 
+    def context_for(self, config: WorldModelConfig) -> Context:
+        """The context for a model."""
+        if self.context is not None:
+            return self.context
+        return "exact" if config.trained_steps is None or self.context_shift is not None else "rolling"
+
     def context_shift_for(self, max_steps: int) -> int:
-        """Steps that a full context drops; a ValueError if none would stay."""
-        if self.context == "rolling":
-            return 1
+        """Steps that a full exact context drops; a ValueError if none would stay."""
         context_shift = max(1, max_steps // 4) if self.context_shift is None else self.context_shift
         if context_shift >= max_steps:
             raise ValueError(

@@ -25,9 +25,10 @@ class StepGenerator:
     """Draws the latent steps that follow the whole steps `tokens` (b, T, H, W[, p]). It owns the rollouts' state.
 
     A model sees `max_steps` latent steps. When they are full, the oldest `decoding.context_shift` are dropped and the
-    rest re-prefilled as a new window. A past that leaves no room for a step is shortened likewise. Pasts of different
-    lengths are aligned at their ends: only the last `past_steps` steps of each row count, by default all. Each row has
-    a context of its own, and draws what it would draw alone.
+    rest re-prefilled as a new window; a rolling context drops its oldest step alone, and keeps the keys of the others.
+    A past that leaves no room for a step is shortened likewise. Pasts of different lengths are aligned at their ends:
+    only the last `past_steps` steps of each row count, by default all. Each row has a context of its own, and draws
+    what it would draw alone.
 
     A model with states reads those of the past, `state` (b, T, f, s), NaN where unknown, all of them by default. Those
     that it predicts for a step are part of the past of the next.
@@ -68,13 +69,14 @@ class StepGenerator:
         self.model, self.sampler, self.decoding = model, sampler, decoding
         self.noise = RolloutNoise(sampler.seed, range(len(tokens)) if indices is None else indices)
         self.drawing = make_drawing(model, sampler, decoding)
+        rolling = decoding.context_for(model.config) == "rolling"
         self.window = ContextWindow(
             model,
             tokens,
             actions,
             counts,
-            context_shift=decoding.context_shift_for(model.config.max_steps),
-            rolling=decoding.context == "rolling",
+            context_shift=1 if rolling else decoding.context_shift_for(model.config.max_steps),
+            rolling=rolling,
             sampler=sampler,
             state=_checked_state(model, state, tokens),
         )

@@ -84,11 +84,16 @@ class WorldModelRunConfig(RunConfig):
 
 
 def continued_model(
-    saved: WorldModel, source: str, config: WorldModelConfig, metadata: StoreMetadata, state_size: int | None = None
+    saved: WorldModel,
+    source: str,
+    config: WorldModelConfig,
+    metadata: StoreMetadata,
+    window_steps: int,
+    state_size: int | None = None,
 ) -> WorldModel:
     """The world model `saved` in `source`, to be trained further on a store with the training rates of `config`.
 
-    state_size: components of the store's states.
+    window_steps: of its windows. state_size: components of the store's states.
 
     Raises:
         ValueError: the store has tokens of another tokenizer or other actions, or `config` has another architecture.
@@ -103,8 +108,10 @@ def continued_model(
     if state_size is None and saved.config.state is not None:
         state_size = saved.config.state.size
     config = with_state_size(config.for_tokens(token_spec(metadata)), state_size)
+    config = trained_on(config, window_steps)
     ours, theirs = to_dict(config), to_dict(saved.config)
-    differing = [key for key in ours if ours[key] != theirs[key] and key not in (*TRAINING_RATES, "outcomes", "state")]
+    may_differ = (*TRAINING_RATES, "trained_steps", "outcomes", "state")
+    differing = [key for key in ours if ours[key] != theirs[key] and key not in may_differ]
     if saved.config.outcomes is not None and not _same_head(config.outcomes, saved.config.outcomes):
         differing.append("outcomes")
     if saved.config.state is not None and not _same_state(config.state, saved.config.state):
@@ -135,6 +142,11 @@ def _same_head(ours: OutcomeConfig | None, theirs: OutcomeConfig) -> bool:
 def _same_state(ours: StateConfig | None, theirs: StateConfig) -> bool:
     """Whether two models read and predict states by the same weights."""
     return ours is not None and theirs == replace(ours, weight=theirs.weight, dropout=theirs.dropout)
+
+
+def trained_on(config: WorldModelConfig, window_steps: int) -> WorldModelConfig:
+    """The config of a model that is trained on windows of so many latent steps."""
+    return replace(config, trained_steps=window_steps if window_steps > config.max_steps else None)
 
 
 def with_state_size(config: WorldModelConfig, size: int | None) -> WorldModelConfig:
@@ -217,18 +229,18 @@ class WorldModelModule(TrainingModule):
         metadata = read_metadata(cfg.data.store)
         saved = None if cfg.pretrained is None else WorldModel.from_pretrained(world_folder(cfg.pretrained))
         learned_state = saved is not None and saved.config.state is not None
-        state_size = None
+        state_size, steps = None, cfg.data.window_steps
         if cfg.model.state is not None or learned_state:
             check_state(self._train_store, learned_before=learned_state)
             state_size = self._train_store.state_size
         if saved is None:
             config = with_state_size(cfg.model.for_tokens(token_spec(metadata)), state_size)
-            self.model = WorldModel(config, metadata.token_hash)
+            self.model = WorldModel(trained_on(config, steps), metadata.token_hash)
             if self.model.action_normalization is not None:
                 found = self._train_store.action_statistics()
                 self.model.set_action_statistics(torch.from_numpy(found.mean), torch.from_numpy(found.std))
         else:
-            self.model = continued_model(saved, str(cfg.pretrained), cfg.model, metadata, state_size)
+            self.model = continued_model(saved, str(cfg.pretrained), cfg.model, metadata, steps, state_size)
         self._prepare_state(learned_before=learned_state)
         if self.model.outcomes is not None:
             learned_before = saved is not None and saved.outcomes is not None
@@ -353,6 +365,7 @@ class WorldModelModule(TrainingModule):
             )
         # Checkpoints of earlier versions lack newer keys, whose defaults are what those versions did.
         config = checked_config(WorldModelConfig, written, "checkpoint")
+        config = replace(config, trained_steps=self.model.config.trained_steps)  # windows may change within a run
         if config != self.model.config:
             saved, ours = to_dict(config), to_dict(self.model.config)
             keys = [key for key in ours if getattr(config, key) != getattr(self.model.config, key)]

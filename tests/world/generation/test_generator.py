@@ -105,6 +105,24 @@ def test_in_a_rolling_context_each_step_sees_those_before_it(name: str, max_step
     assert differs or max_steps == 2  # else the keys of dropped steps would tell nothing
 
 
+@pytest.mark.parametrize(
+    ("trained_steps", "decoding", "context"),
+    [
+        (None, Decoding(), "exact"),
+        (6, Decoding(), "rolling"),
+        (6, Decoding(context="exact"), "exact"),
+        (6, Decoding(context_shift=1), "exact"),
+        (None, Decoding(context="rolling"), "rolling"),
+    ],
+)
+def test_contexts_roll_for_models_trained_on_longer_windows(
+    trained_steps: int | None, decoding: Decoding, context: str
+) -> None:
+    generator, actions = start(replace(CONFIG, trained_steps=trained_steps), past=3, decoding=decoding)
+    roll(generator, actions, 3, 4)
+    assert (generator.window.prefills == 1) == (context == "rolling")
+
+
 def test_a_rolling_context_reads_no_step_again() -> None:
     generator, actions = start(CONFIG, past=3, decoding=Decoding(context="rolling"))
     size = generator.state_bytes
@@ -460,7 +478,7 @@ def test_settings_that_do_not_fit_the_model_are_refused(
         ({"order": "spiral"}, "order must be 'raster', 'diagonal' or 'masked' or None, got 'spiral'"),
         ({"order": "diagonal", "diagonal_offset": 0}, "diagonal_offset must be at least 1, got 0"),
         ({"order": "diagonal", "compiled": True}, "compiled is for order raster, got diagonal"),
-        ({"context": "sliding"}, "context must be 'exact' or 'rolling', got 'sliding'"),
+        ({"context": "sliding"}, "context must be 'exact' or 'rolling' or None, got 'sliding'"),
         ({"context": "rolling", "context_shift": 2}, "context_shift is for an exact context, got 2"),
     ],
 )

@@ -92,6 +92,8 @@ def test_resuming_with_another_architecture_is_refused(store: Path, tmp_path: Pa
         ValueError, match=r"must have the architecture of the config, .* model.code_width \(64, not 32\)"
     ):
         training.fit(other, WorldModelModule(other), TokenDataModule(other))
+    longer_windows = config(store, tmp_path, "trainer.max_steps=2", "data.window_steps=5")
+    training.fit(longer_windows, WorldModelModule(longer_windows), TokenDataModule(longer_windows))
 
 
 @LIGHTNING_NOISE
@@ -120,7 +122,15 @@ def test_a_config_survives_yaml(store: Path, tmp_path: Path) -> None:
 
 
 def test_a_causal_model_trains_on_windows_longer_than_its_context(store: Path, tmp_path: Path) -> None:
-    assert config(store, tmp_path, "data.window_steps=5").model.max_steps == 4
+    """The model knows it, so that its contexts roll, until it is trained on short ones again."""
+    cfg = config(store, tmp_path, "data.window_steps=5", "model.corruption=0.1")
+    long = WorldModelModule(cfg).model
+    assert (long.config.max_steps, long.config.trained_steps) == (4, 5)
+    long.save_pretrained(tmp_path / "long")
+    assert WorldModel.from_pretrained(tmp_path / "long").config.trained_steps == 5
+    for steps, known in ((6, 6), (4, None)):
+        keys = [f"data.store={store}", f"pretrained={tmp_path / 'long'}", f"data.window_steps={steps}"]
+        assert WorldModelModule(load_config(WorldModelRunConfig, [], keys)).model.config.trained_steps == known
     with pytest.raises(ValueError, match="data.window_steps must be at most model.max_steps for a masked model, 4, "):
         config(store, tmp_path, "data.window_steps=5", "model.prediction=masked")
 
