@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlparse
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 Tree = dict[str, bytes]
 WRITER, READER = "hf_writer_token", "hf_reader_token"  # of `lab`, and of someone who may only read
@@ -252,10 +252,11 @@ def model_hub() -> Iterator[ModelHub]:
 def use_hub(monkeypatch: pytest.MonkeyPatch, address: str, cache: Path) -> None:
     """The hub's client asks this hub, keeps what it gets in `cache`, and finds no login of this machine."""
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for module in (constants, file_download):  # the oldest client has a name of its own for it
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no_token"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its client has a protocol and a server of its own
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)  # another protocol, another server
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
     monkeypatch.delenv("HF_TOKEN", raising=False)

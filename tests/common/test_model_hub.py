@@ -203,6 +203,8 @@ def test_a_missing_file_is_named_with_what_to_do(hub: ModelHub, tmp_path: Path) 
     with pytest.raises(FileNotFoundError, match=r"has no adapter.yaml at revision main; .* by subfolder='adapter'"):
         TokenizerAdapter.from_pretrained("lab/world")
     assert TokenizerAdapter.from_pretrained("lab/world", subfolder="adapter")
+    with pytest.raises(ValueError, match="holds a world model; its tokenizer is in its folder adapter/tokenizer"):
+        VidTok.from_pretrained("lab/world")
     with pytest.raises(FileNotFoundError, match=r"lab/world on the hub has no no/such/config.yaml at revision main"):
         VidTok.from_pretrained("lab/world", subfolder="no/such")
     (tmp_path / "other").mkdir()

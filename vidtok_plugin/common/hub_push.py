@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from textwrap import shorten
 from typing import TYPE_CHECKING, TypedDict
 
 from vidtok_plugin.common.downloads import FAILED, LOGIN, http_status, origin
@@ -224,5 +225,5 @@ def _push_errors(repository: str) -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    text = shorten((str(error).strip().splitlines() or [""])[0], 200, placeholder="...").rstrip(".")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -16,7 +16,7 @@ from vidtok_plugin.common.errors import nearest
 from vidtok_plugin.common.hub_source import PLAIN, HubOptions, hub_folder, is_repository
 from vidtok_plugin.common.model_card import Cards, writing_card
 from vidtok_plugin.common.paths import as_path, user_path
-from vidtok_plugin.common.saved_config import load_saved_config
+from vidtok_plugin.common.saved_config import checked_config, read_saved_config
 from vidtok_plugin.common.state_dict import M, build_with_weights
 from vidtok_plugin.common.url_path import local_copy
 from vidtok_plugin.tokenizer.architecture import Architecture
@@ -118,7 +118,10 @@ def _load_folder(folder: Path, averaging: Averaging | None) -> Weights:
                 f"VidTok: {folder} has no {name}; it was not written by save_pretrained (`vidtok-plugin convert` "
                 "converts a diffusers folder)."
             )
-    architecture = load_saved_config(Architecture, folder / CONFIG_FILE)
+    values = read_saved_config(folder / CONFIG_FILE)
+    if "world_model" in values:
+        raise ValueError(f"VidTok: {folder} holds a world model; its tokenizer is in its folder adapter/tokenizer.")
+    architecture = checked_config(Architecture, values, folder / CONFIG_FILE)
     return replace(read_weights(folder / WEIGHTS_FILE, averaging), architecture=architecture)
 
 
