@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n $(JOBS) --dist loadfile
 
-.PHONY: setup demo play docs finetune-example vidtok-tiny boxing-world lint test test-ci test-slow test-gpu test-all format package clean
+.PHONY: setup demo play docs finetune-example vidtok-tiny boxing-world lint test test-ci test-slow test-gpu gpu-report test-all format package clean
 
 setup: $(STAMP)
 
@@ -64,6 +64,11 @@ test-slow: setup
 
 test-gpu: setup
 	$(PYTEST) -m gpu
+
+# On a machine with CUDA, in at most 10 minutes: the GPU tests, then its speeds, as a table and in runs/benchmarks/gpu.json.
+gpu-report: setup
+	timeout 300 $(PYTEST) -m gpu
+	timeout 300 $(BIN)/python benchmarks/gpu.py
 
 test-all: lint
 	$(PYTEST) $(PARALLEL)
