@@ -53,7 +53,7 @@ def write_folder(
         atomic_write(folder / CONFIG_FILE) as config_file,
         atomic_write(folder / WEIGHTS_FILE) as weights_file,
     ):
-        config_file.write_text(to_yaml(contents))
+        config_file.write_text(to_yaml(contents), encoding="utf-8")
         write_safetensors(weights_file, weights)
         if adapter is not None:
             adapter.save_pretrained(folder / ADAPTER_FOLDER, card=False)

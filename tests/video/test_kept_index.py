@@ -43,7 +43,7 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def start_again() -> None:
     """What this process knows of videos is forgotten, as by a new one."""
     kept_index._close_all()
-    reading._close_all()
+    reading.close_readers()
     reading._counted.cache_clear()
     reading._probed.cache_clear()
 

@@ -6,6 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from vidtok_plugin.common.devices import for_float64
 from vidtok_plugin.common.state_dict import check_numbers
 
 MIN_STD = 1e-9  # of a channel; fitted ones are at least 1e-6
@@ -48,7 +49,7 @@ def channel_statistics(latents: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     count = 0
     total = squares = torch.zeros((), dtype=torch.float64)
     for batch in latents:
-        flat = rearrange(batch.double(), "b c t h w -> (b t h w) c")
+        flat = rearrange(for_float64(batch).double(), "b c t h w -> (b t h w) c")
         count, total, squares = count + len(flat), total + flat.sum(0).cpu(), squares + flat.square().sum(0).cpu()
     if count == 0:
         raise ValueError("TokenizerAdapter: fit_latent_stats needs at least one video, got none.")

@@ -1,6 +1,5 @@
 """Full float32: the precision of tokens, whatever autocast and PyTorch's settings allow."""
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vidtok_plugin.common.forks import at_fork
 from vidtok_plugin.tokenizer.model import VidTok
 
 _backends: Any = torch.backends
@@ -54,9 +54,7 @@ class _ProcessSettings:
         self.users = 0
         self.restore: Callable[[], None] = lambda: None
         # A process must not be forked while a thread that it will not have holds the lock.
-        os.register_at_fork(
-            before=self.lock.acquire, after_in_parent=self.lock.release, after_in_child=self.lock.release
-        )
+        at_fork(before=self.lock.acquire, after_in_parent=self.lock.release, after_in_child=self.lock.release)
 
     def forbid(self) -> None:
         with self.lock:

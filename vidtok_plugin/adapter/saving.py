@@ -57,8 +57,8 @@ def save_adapter(
     The hash comes last but for the config: whatever is interrupted then differs from its hash, or has no config.
     """
     with atomic_write(folder / CONFIG_FILE) as config_file, atomic_write(folder / HASH_FILE) as hash_file:
-        config_file.write_text(to_yaml(config))
-        hash_file.write_text(f"{adapter_hash}\n")
+        config_file.write_text(to_yaml(config), encoding="utf-8")
+        hash_file.write_text(f"{adapter_hash}\n", encoding="utf-8")
         with _statistics_file(folder, statistics):
             tokenizer.save_pretrained(folder / TOKENIZER_FOLDER, card=False)
 

@@ -207,6 +207,10 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
 
     Ctrl-C and SIGTERM end it by its cleanup, with code 130 or 143; a second one ends it at once.
     """
+    if (
+        sys.platform == "darwin"
+    ):  # what Apple's GPUs cannot do the CPU does, with a warning; read when PyTorch is imported
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     args = parse_arguments(parser, argv)
     if not hasattr(args, "run"):
         parser.print_help(sys.stderr)

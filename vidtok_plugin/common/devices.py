@@ -1,10 +1,28 @@
-"""The default device of commands, and what a device is fast at."""
+"""The default device of commands, and what a device is fast at, or lacks."""
+
+import os
 
 import torch
+from torch import Tensor
+
+NO_FLOAT64 = ("mps",)  # types of devices
 
 
 def default_device(local_rank: int | None = None) -> torch.device:
-    """The GPU if there is one, else the CPU; `local_rank` selects one of several GPUs."""
+    """The device that `VIDTOK_DEVICE` names; else an NVIDIA or AMD GPU if there is one, else the CPU.
+
+    local_rank: selects one of several GPUs.
+
+    Raises:
+        ValueError: `VIDTOK_DEVICE` names no device.
+    """
+    if chosen := os.environ.get("VIDTOK_DEVICE"):
+        try:
+            return torch.device(chosen)
+        except RuntimeError:
+            raise ValueError(
+                f"VIDTOK_DEVICE must be a device of PyTorch, such as cpu, cuda:1 or mps, got {chosen}."
+            ) from None
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda" if local_rank is None else f"cuda:{local_rank % torch.cuda.device_count()}")
@@ -20,3 +38,8 @@ def has_fast_bfloat16(accelerator: str = "auto") -> bool:
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def for_float64(x: Tensor) -> Tensor:
+    """x, on the CPU if its device has no float64, as Apple's GPUs."""
+    return x.cpu() if x.device.type in NO_FLOAT64 else x

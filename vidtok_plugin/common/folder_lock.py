@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -107,7 +108,8 @@ def lock_file(path: Path, *, what: str, shared: bool = False) -> int | None:
         OSError: the file cannot be created.
     """
     if sys.platform == "win32":
-        logger.warning("%s: there are no locks on this system; let one process write there at a time.", what)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _warn_without_locks()
         return None
     deadline = time.monotonic() + (SHARED_PATIENCE if shared else PATIENCE)
     while True:
@@ -138,6 +140,11 @@ def lock_file(path: Path, *, what: str, shared: bool = False) -> int | None:
                 raise
             logger.warning("%s: its file system has no locks (%s); let one process write at a time.", what, error)
             return None
+
+
+@cache
+def _warn_without_locks() -> None:
+    logger.warning("Files are not locked on Windows; let one process at a time write a run, a store or a recording.")
 
 
 def _lock(file: int, *, shared: bool, wait: bool = False) -> None:

@@ -16,7 +16,7 @@ def available_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | Non
     if available is None:
         return _physical()
     try:
-        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
+        limit, used = (int((cgroup / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current"))
     except (OSError, ValueError):  # no such files, or "max": no limit
         return available
     return min(available, max(0, limit - used))
@@ -24,7 +24,7 @@ def available_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | Non
 
 def _from_meminfo(meminfo: Path) -> int | None:
     try:
-        lines = meminfo.read_text().splitlines()
+        lines = meminfo.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)

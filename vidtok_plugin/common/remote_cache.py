@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -144,4 +145,8 @@ def _remove(folder: Path) -> None:
         os.rename(folder, gone)
     except FileNotFoundError:
         return
+    except PermissionError:
+        if sys.platform != "win32":
+            raise
+        return  # a file of it is open, and Windows keeps such folders; it is removed at a later time
     shutil.rmtree(gone, ignore_errors=True)

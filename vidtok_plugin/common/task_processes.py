@@ -70,8 +70,7 @@ def run_tasks(
             if not busy:
                 return
             for connection in wait(list(busy)):
-                assert isinstance(connection, Connection)
-                worker = busy[connection]
+                worker = busy[connection]  # type: ignore[index]  # never one of a socket or process
                 assert worker.task is not None
                 finished, worker.task = worker.task, None
                 done(finished, _received(worker, 1 + workers.index(worker), num_processes))

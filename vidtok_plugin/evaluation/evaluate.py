@@ -13,6 +13,7 @@ from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from vidtok_plugin.common.config import to_yaml
+from vidtok_plugin.common.devices import for_float64
 from vidtok_plugin.common.field_checks import check_fields
 from vidtok_plugin.common.folder_lock import FolderLock
 from vidtok_plugin.common.hashing import hash_values
@@ -230,7 +231,7 @@ def _evaluate_video(
     clip_features = []
     for pair in rechunk(pairs, cfg.clip_frames):
         for metric, values in _frame_scores(pair, networks.lpips).items():
-            sums[metric] = sums.get(metric, 0.0) + float(values.double().sum())
+            sums[metric] = sums.get(metric, 0.0) + float(for_float64(values).double().sum())
         num_frames, num_clips = num_frames + pair.shape[2], num_clips + 1
         if networks.i3d is not None:
             clip_features.append(networks.i3d(pad_clip(pair.clamp(-1, 1), cfg.clip_frames)))

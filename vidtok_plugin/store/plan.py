@@ -97,4 +97,4 @@ def read_plan(split_folder: Path) -> tuple[int, Plan]:
 
 def _write(plan: Plan, folder: Path) -> None:
     folder.mkdir()
-    (folder / SHARDS_FILE).write_text(json.dumps(plan, indent=1) + "\n")
+    (folder / SHARDS_FILE).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")

@@ -27,7 +27,7 @@ def records_folder(split_folder: Path) -> Path:
 def write_record(shard: Path, digest: str) -> None:
     """Record that a shard was written."""
     with atomic_write(record_path(shard), concurrent=True) as partial:
-        partial.write_text(f"{digest}\n")
+        partial.write_text(f"{digest}\n", encoding="utf-8")
 
 
 def recorded_splits(tokens_folder: Path) -> set[str]:

@@ -73,7 +73,7 @@ class _Mirror:
         self._state: dict[str, list[object]] = {}
         if self._file.is_file():
             try:
-                self._state = dict(json.loads(self._file.read_text()))
+                self._state = dict(json.loads(self._file.read_text(encoding="utf-8")))
             except ValueError:
                 logger.warning("%s is damaged; comparing anew with %s", self._file, url)
 
@@ -148,7 +148,7 @@ class _Mirror:
 
     def _save(self) -> None:
         with atomic_write(self._file) as partial:
-            partial.write_text(json.dumps(self._state))
+            partial.write_text(json.dumps(self._state), encoding="utf-8")
 
 
 def _facts(path: Path) -> list[object]:

@@ -211,7 +211,7 @@ class TokenStoreWriter:
         return self.folder / METADATA_FILE
 
     def _write_metadata(self, path: Path) -> None:
-        path.write_text(self.metadata.to_json())
+        path.write_text(self.metadata.to_json(), encoding="utf-8")
 
     def _replace_metadata(self) -> None:
         with atomic_write(self._file, concurrent=True) as partial:

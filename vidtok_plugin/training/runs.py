@@ -98,7 +98,7 @@ def fit(
         if writes:
             set_aside_damaged(cfg.checkpoints, last)
             with atomic_write(cfg.output / "config.yaml") as partial:
-                partial.write_text(to_yaml(cfg))
+                partial.write_text(to_yaml(cfg), encoding="utf-8")
         if last is not None:
             logger.info("Resuming from %s.", last)
         with tracking(trainer, cfg), _ended(data):

@@ -47,7 +47,11 @@ class Scalars:
         not run again.
         """
         self.series = {}
-        lines = self.path.read_text(errors="replace").splitlines(keepends=True) if self.path.exists() else []
+        lines = (
+            self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            if self.path.exists()
+            else []
+        )
         kept: list[str] = []
         for line in lines:
             try:
@@ -59,12 +63,12 @@ class Scalars:
                 kept.append(line.rstrip("\n") + "\n")
                 self._add_to_series(values)
         with atomic_write(self.path) as partial:
-            partial.write_text("".join(kept))
+            partial.write_text("".join(kept), encoding="utf-8")
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the values after `step` batches."""
         self._add_to_series({"step": step, **values})
-        with naming(self.path), self.path.open("a") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
     def _add_to_series(self, values: Mapping[str, float]) -> None:

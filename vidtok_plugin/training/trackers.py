@@ -110,4 +110,4 @@ def _ids(cfg: RunConfig) -> dict[str, Any]:
 
 def _write_ids(cfg: RunConfig, ids: dict[str, Any]) -> None:
     with atomic_write(cfg.output / IDS_FILE) as partial:
-        partial.write_text(json.dumps(ids))
+        partial.write_text(json.dumps(ids), encoding="utf-8")

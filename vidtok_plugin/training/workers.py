@@ -2,7 +2,6 @@
 
 import atexit
 import multiprocessing
-import multiprocessing.forkserver
 import os
 import pickle
 import signal
@@ -23,6 +22,7 @@ if sys.platform == "win32":
     from multiprocessing.context import SpawnContext as Context
     from multiprocessing.context import SpawnProcess as Process
 else:
+    import multiprocessing.forkserver
     from multiprocessing.context import ForkServerContext as Context
     from multiprocessing.context import ForkServerProcess as Process
 

@@ -23,6 +23,7 @@ import av
 import numpy as np
 
 from vidtok_plugin.common.cache_folder import cache_folder
+from vidtok_plugin.common.forks import at_fork
 from vidtok_plugin.common.remote import entry
 from vidtok_plugin.common.url_path import UrlPath
 from vidtok_plugin.video.listing import Frames
@@ -237,5 +238,5 @@ def _steps(values: list[int]) -> list[int]:
     return [*values[:1], *(after - before for before, after in pairwise(values))]
 
 
-os.register_at_fork(before=_close_all)  # a connection must not be used in two processes
+at_fork(before=_close_all)  # a connection must not be used in two processes
 atexit.register(_close_all)

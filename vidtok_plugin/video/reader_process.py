@@ -45,6 +45,11 @@ class ReaderProcess:
     """
 
     def __init__(self, timeout: float) -> None:
+        if sys.platform == "win32":
+            raise ValueError(
+                f"data.read_timeout must be null on Windows, got {timeout:g}: a decoder's process cannot be given the "
+                "memory that it shares there; leave it out."
+            )
         if not timeout > 0:
             raise ValueError(f"ReaderProcess: timeout must be above 0 s, got {timeout}.")
         self.timeout = timeout

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from vidtok_plugin.common.forks import at_fork
 from vidtok_plugin.common.paths import as_path
 from vidtok_plugin.common.url_path import UrlPath
 from vidtok_plugin.video import kept_index
@@ -103,13 +104,14 @@ class ReaderPool:
         self.__init__(state["capacity"])  # type: ignore[misc]
 
 
-def _close_all() -> None:
+def close_readers() -> None:
+    """Closes the open readers of all pools of this process; they are opened again when they are needed."""
     for pool in list(_pools):
         pool.clear()
 
 
-os.register_at_fork(before=_close_all)
-atexit.register(_close_all)  # before the interpreter is torn down
+at_fork(before=close_readers)
+atexit.register(close_readers)  # before the interpreter is torn down
 _pool = ReaderPool()
 
 

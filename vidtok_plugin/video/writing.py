@@ -1,6 +1,7 @@
 """Writing frames to video files, to learn from or for people to watch, which appear only once complete."""
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from fractions import Fraction
@@ -14,6 +15,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from vidtok_plugin.common.atomic_files import naming, partial_path, put_in_place
 from vidtok_plugin.common.folder_lock import lock_file
 from vidtok_plugin.common.paths import as_path
+from vidtok_plugin.video.reading import close_readers
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # FFmpeg's names, by suffix
 CLOCK = 90_000  # ticks a second, of times that are given
@@ -154,6 +156,8 @@ class VideoWriter:
                 self._container.close()
                 assert self._file is not None
                 self._file.close()
+                if sys.platform == "win32":
+                    close_readers()  # Windows replaces no file that is open
                 put_in_place(self._partial, self.path)
         except BaseException:
             self.discard()

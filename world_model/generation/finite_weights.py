@@ -3,11 +3,13 @@
 import torch
 from torch import nn
 
+from vidtok_plugin.common.devices import for_float64
+
 
 def check_finite_weights(model: nn.Module) -> None:
     """A ValueError that names the first tensor with NaN or infinite values; takes 1 ms for a million weights."""
     parameters = dict(model.named_parameters())
-    sums = torch.stack([tensor.detach().sum(dtype=torch.float64) for tensor in parameters.values()])
+    sums = torch.stack([for_float64(tensor.detach()).sum(dtype=torch.float64) for tensor in parameters.values()])
     if sums.isfinite().all():  # finite sums have finite terms
         return
     for name, tensor in parameters.items():

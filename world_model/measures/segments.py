@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.adapter.vocabulary import split_codes
+from vidtok_plugin.common.devices import for_float64
 from vidtok_plugin.metrics.frames import bounded_psnr
 from vidtok_plugin.metrics.frechet import FeatureStatistics, frechet_distance
 from world_model.rollout.tokens import reconstruct
@@ -108,15 +109,16 @@ class SegmentStatistics:
         tokens, video = segment.tokens, segment.video.clamp(-1, 1)
         self.tokens.add(tokens[:, 1:])
         if not tokens.is_floating_point():
-            self._add("unchanged_share", (tokens[:, 1:] == tokens[:, :-1]).double())
-        frames = video[:, :, 1:].double() * 127.5
-        self._add("motion", video.double().mul(127.5).diff(dim=2).abs())
+            self._add("unchanged_share", tokens[:, 1:] == tokens[:, :-1])
+        exact = for_float64(video).double()
+        frames = exact[:, :, 1:] * 127.5
+        self._add("motion", exact.mul(127.5).diff(dim=2).abs())
         across, down = (frames.diff(dim=dim).abs() for dim in (-1, -2))
         self._add("sharpness", torch.cat([across.flatten(), down.flatten()]))
         self._add("retokenized_psnr", bounded_psnr(video, reconstruct(adapter, video))[:, 1:])
 
     def _add(self, name: str, values: Tensor) -> None:
-        self._sums[name] = self._sums.get(name, 0.0) + float(values.double().sum())
+        self._sums[name] = self._sums.get(name, 0.0) + float(for_float64(values).double().sum())
         self._counts[name] = self._counts.get(name, 0) + values.numel()
 
     def compute(self, reference: Tokens) -> dict[str, float]:

@@ -20,7 +20,7 @@ class StateScores:
 
     def __init__(self, std: Tensor) -> None:
         """`std` (s,) are the deviations of the training split."""
-        self._std = std.double().cpu()
+        self._std = std.cpu().double()
         self._errors: list[Tensor] = []  # (k, 2, s) float64: squared, in deviations, predicted and copied
 
     def add(self, predicted: Tensor, state: Tensor, valid: Tensor) -> None:
@@ -29,7 +29,7 @@ class StateScores:
         real, last = state[:, 1:], state[:, :-1, -1:].expand_as(state[:, 1:])
         known = valid[..., None] & ~real.isnan().any(-1) & ~last.isnan().any(-1)
         pairs = torch.stack([predicted[known] - real[known], last[known] - real[known]], dim=1)
-        self._errors.append((pairs.double().cpu() / self._std).square())
+        self._errors.append((pairs.cpu().double() / self._std).square())
 
     def measured(self) -> Measured:
         """The results under the names of the report."""

@@ -11,6 +11,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from vidtok_plugin.common.devices import for_float64
 from world_model.data import window_actions, window_outcomes, window_state, window_tokens
 from world_model.measures.baselines import Baselines
 from world_model.measures.outcomes import OutcomeScores
@@ -36,9 +37,9 @@ class StepSums:
         """Add values (b, T - 1, H, W, k) where `valid` (b, T - 1), times `weights` (b, T - 1, H, W) with mean 1."""
         if weights is not None:
             values = values * weights[..., None]
-        weight = valid.to(values.device)[:, :, None, None, None]
-        sums = torch.where(weight, values.double(), 0.0).sum(0).cpu()
-        counts = valid.sum(0).double().cpu()
+        values, weight = for_float64(values), valid[:, :, None, None, None]
+        sums = torch.where(weight.to(values.device), values.double(), 0.0).sum(0).cpu()
+        counts = valid.sum(0).cpu().double()
         self._sums = sums if self._sums is None else self._sums + sums
         self._counts = counts if self._counts is None else self._counts + counts
 

@@ -7,6 +7,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from vidtok_plugin.common.devices import for_float64
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.reconstruction.tiling import Tile, Tiling
 from vidtok_plugin.tokenizer.streams import DecoderStream, EncoderStream
@@ -92,7 +93,7 @@ class TiledReconstruction:
         """Adds the difference between a tile and the blend of the earlier tiles, over the pixels that they share."""
         shared = weight_before > 0
         before = sum_before[..., shared] / weight_before[shared]
-        self._difference += (tile[..., shared] - before).abs().sum(dtype=torch.float64).item()
+        self._difference += for_float64(tile[..., shared] - before).abs().sum(dtype=torch.float64).item()
         self._compared += before.numel()
 
     def _resume(self, number: int) -> Streams:

@@ -172,5 +172,5 @@ def _write_diffusers(folder: Path, model: VidTok) -> None:
         atomic_write(folder / DIFFUSERS_CONFIG) as config_file,
         atomic_write(folder / DIFFUSERS_WEIGHTS) as weights_file,
     ):
-        config_file.write_text(json.dumps(config, indent=2) + "\n")
+        config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(model.state_dict(), weights_file, metadata={"format": "pt"})

@@ -39,7 +39,7 @@ def save(folder: str | Path, architecture: Architecture, state_dict: Mapping[str
         atomic_write(folder / CONFIG_FILE) as config_file,
         atomic_write(folder / WEIGHTS_FILE) as weights_file,
     ):
-        config_file.write_text(to_yaml(architecture))
+        config_file.write_text(to_yaml(architecture), encoding="utf-8")
         write_safetensors(weights_file, state_dict)
 
 
