@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -56,7 +57,7 @@ def test_each_help_has_examples_that_are_valid(program: str) -> None:
 @pytest.mark.parametrize("program", CLIS)
 def test_the_help_documents_the_exit_codes(program: str) -> None:
     text = CLIS[program].build_parser().format_help()
-    assert re.findall(r"^  (\d+) ", text, re.MULTILINE) == ["0", "1", "2", "130", "143"]
+    assert re.findall(r"^  (\d+) ", text, re.MULTILINE) == ["0", "1", "2", "130", "141", "143"]
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,18 @@ def test_configs_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     found = printed_json(capsys, "configs")
     assert isinstance(found, dict) and list(found) == shipped_names("configs")
     assert found["tokenizer/finetune"] == "Fine-tunes any VidTok preset, encoder and decoder, on your videos."
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_reader_that_leaves_ends_the_command_without_a_word(form: list[str]) -> None:
+    code = "import sys; from vidtok_plugin.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "configs", *form]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.wait(60) == 141
+        assert process.stderr.read() == ""
 
 
 def test_every_command_that_prints_a_table_takes_json() -> None:

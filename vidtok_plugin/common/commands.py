@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -42,6 +42,7 @@ EXIT_CODES = """exit codes:
   1    a bug of this package: please report it, with the traceback
   2    something that you can mend, which the error says
   130  Ctrl-C
+  141  what read the output has left, such as | head
   143  SIGTERM; a training saves a checkpoint at it, and ends with 0"""
 
 
@@ -115,17 +116,35 @@ class _PrintCompletion(argparse.Action):
 def say(args: argparse.Namespace, text: str) -> None:
     """Prints what a command has done, unless it is to be quiet."""
     if not args.quiet:
-        print(text, flush=True)
+        _print(text)
 
 
 def print_table(table: "Table", *, width: int) -> None:
     """Prints a table, without a terminal at a width at which nothing is cut."""
-    Console(width=None if sys.stdout.isatty() else width).print(table)
+    _Console(width=None if sys.stdout.isatty() else width).print(table)
 
 
 def print_json(value: Any) -> None:
     """Prints what a table shows, as JSON (RFC 8259)."""
-    print(json.dumps(value, indent=2, allow_nan=False))
+    _print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _reader_has_left()
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        _reader_has_left()
+
+
+def _reader_has_left() -> NoReturn:
+    """Ends a command without a word when what reads its output has had enough, such as `| head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it at its end
+    raise SystemExit(141)  # as of a program that SIGPIPE ends
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, folder: str) -> None:
