@@ -39,16 +39,22 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def seconds_of(work: Callable[[], Any]) -> float:
-    """Wall time of one call, including GPU work."""
+def seconds_of(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Wall time of one call, or the time by another clock, including GPU work."""
     synchronize()
-    start = time.perf_counter()
+    start = clock()
     work()
     synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def in_turns(contenders: Mapping[str, Callable[[], Any]], *, rounds: int, warmups: int = 1) -> dict[str, list[float]]:
+def in_turns(
+    contenders: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    warmups: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of each contender in each round; a round runs all contenders once."""
     for _ in range(warmups):
         for work in contenders.values():
@@ -56,7 +62,7 @@ def in_turns(contenders: Mapping[str, Callable[[], Any]], *, rounds: int, warmup
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, work in contenders.items():
-            seconds[name].append(seconds_of(work))
+            seconds[name].append(seconds_of(work, clock))
     return seconds
 
 

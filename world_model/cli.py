@@ -87,6 +87,7 @@ def rollout_command(args: argparse.Namespace) -> None:
             draft_tokens=args.draft_tokens,
             steps=args.steps,
             context=args.context,
+            precision=args.precision,
         ),
     )
     say(args, f"{args.output}: {args.frames} frames imagined, {result.tokens_per_second:.0f} tokens per second")
@@ -224,6 +225,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--guidance", type=float, default=1.0, metavar="X", help="strength of the actions; 1 is as learned (default: 1)"
+    )
+    command.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16", "auto"],
+        default="float32",
+        help="of the model and the decoder; auto: bfloat16 where it is faster (default: float32)",
     )
     command.add_argument(
         "--flow-steps", type=int, metavar="N", help="sampling steps of continuous tokens (default: the model's)"

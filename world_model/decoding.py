@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vidtok_plugin.common.field_checks import check_fields
+from vidtok_plugin.common.precision import Precision
 from world_model.architecture import Prediction, WorldModelConfig
 
 Order = Literal["raster", "diagonal", "masked"]
@@ -36,6 +37,10 @@ class Decoding:
     which the right ones stay: 16 is good for a few rollouts of a trained model of codes. `compiled` draws with one
     compiled call per token.
 
+    With `precision` bfloat16, copies of the model and of the tokenizer's decoder compute in it; with auto, where the
+    device is faster at it. Prompts are encoded in float32 in any case, and tokens drawn from their logits in it. In
+    bfloat16 a row's tokens depend on the size of the batch, by which sums are rounded in other ways.
+
     Example:
         >>> Decoding(order="diagonal", diagonal_offset=2).order_for("causal")
         'diagonal'
@@ -51,6 +56,7 @@ class Decoding:
     context_shift: int | None = None  # of an exact context
     draft_tokens: int | None = None  # of raster order: tokens that are guessed and checked in one call; None for none
     compiled: bool = False
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         check_fields(self)

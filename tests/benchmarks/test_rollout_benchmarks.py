@@ -12,10 +12,13 @@ from measured_models import random_model
 from recordings import tiny_adapter, write_episode, write_folder
 from world_models import save_tiny_world
 
+from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.video.episodes import find_episodes
+from world_model.actions import GroupedActions
 from world_model.generation.generator import StepGenerator
 from world_model.heads.sampler import Sampler
+from world_model.model import WorldModel
 from world_model.transformer.block import TransformerConfig
 
 pytest.importorskip("transformers")
@@ -59,10 +62,32 @@ def test_imagined_environments(tmp_path: Path) -> None:
     world, output = save_tiny_world(tmp_path / "world"), tmp_path / "results.json"
     write_folder(world / "prompts", {"a": 15})
     arguments = ["--world", str(world), "--num-envs", "2", "--steps", "1", "--rounds", "1", "--threads", "1"]
-    load_benchmark("imagined_envs").main([*arguments, "--output", str(output)])
+    load_benchmark("imagined_envs").main([*arguments, "--cpu-time", "--output", str(output)])
     rows = json.loads(output.read_text())["rows"]
-    assert [row["environments"] for row in rows] == ["2, single", "2, batch"] * 2
+    kinds = [f"2, {kind}, {precision}" for precision in ("float32", "bfloat16") for kind in ("single", "batch")]
+    assert [row["environments"] for row in rows] == kinds * 2
     assert all(row["frames/s"] > 0 and row["speedup"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_what_bfloat16_loses(tmp_path: Path) -> None:
+    """The cross entropy is that of whole windows, whose steps see the same past."""
+    world, adapter = save_tiny_world(tmp_path / "world"), tiny_adapter()
+    videos = write_folder(tmp_path / "episodes", {"a": 21, "b": 21, "c": 17})
+    write_store(adapter, find_episodes(videos), tmp_path / "store", split="test")
+    folders = ["--world", str(world), "--store", str(tmp_path / "store"), "--videos", str(videos)]
+    output, sizes = tmp_path / "results.json", ["--clips", "3", "--threads", "1"]
+    load_benchmark("bfloat16_loss").main([*folders, *sizes, "--output", str(output)])
+    diagonal, raster, decoder = json.loads(output.read_text())["rows"]
+    model, store = WorldModel.from_pretrained(world), TokenStore(tmp_path / "store", "test")
+    window = store.windows([0, 1], [0, 0], 6)
+    actions = GroupedActions(values=window["actions"], known=window["actions_known"])
+    for row, offset in ((diagonal, 1), (raster, None)):
+        with torch.no_grad():
+            losses = model.score(window["codes"], actions, diagonal_offset=offset).losses
+        assert row["float32"] == pytest.approx(float(losses[:, 3:].sum(-1).mean()), rel=1e-3)
+        assert abs(row["change"]) < 0.1 and row["bfloat16"] != row["float32"]
+    assert abs(decoder["change"]) < 0.5 and decoder["bfloat16"] != decoder["float32"]
 
 
 def test_drawing_without_a_cache_gives_the_same_tokens() -> None:

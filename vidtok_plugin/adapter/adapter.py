@@ -258,10 +258,13 @@ class TokenizerAdapter(FrozenTokenizer):
         self.check_encoder()
         return TokenStream(self)
 
-    def decoder_stream(self, lookahead: bool = True) -> TokenDecoderStream:
-        """A stream from tokens to frames (see `VidTok.decoder_stream`)."""
+    def decoder_stream(self, lookahead: bool = True, *, decoder: VidTok | None = None) -> TokenDecoderStream:
+        """A stream from tokens to frames (see `VidTok.decoder_stream`).
+
+        decoder: a copy of the tokenizer that decodes in its place, such as one in bfloat16, whose frames are bfloat16.
+        """
         self.check_decoder()
-        return TokenDecoderStream(self, lookahead)
+        return TokenDecoderStream(self, lookahead, decoder)
 
     def tokens_from_latents(
         self, latents: Tensor, indices: Tensor | None, num_frames: int, first_step: int = 0

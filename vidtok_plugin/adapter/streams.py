@@ -84,9 +84,9 @@ class TokenDecoderStream:
     that were encoded separately are not decoded as one. Generated tokens without a position count as the next steps.
     """
 
-    def __init__(self, codec: LatentCodec, lookahead: bool) -> None:
+    def __init__(self, codec: LatentCodec, lookahead: bool, decoder: VidTok | None = None) -> None:
         self._codec = codec
-        self._stream = codec.tokenizer.decoder_stream(lookahead)
+        self._stream = (decoder or codec.tokenizer).decoder_stream(lookahead)
         self._steps = 0
         self._complete = True  # whether frames fill the last step so far
         self._aligned = True  # whether all rows are at the same step of their clips

@@ -9,6 +9,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
+from vidtok_plugin.common.precision import in_precision
 from world_model.actions import GroupedActions
 from world_model.decoding import Decoding
 from world_model.generation.drawing import make_drawing
@@ -63,9 +64,10 @@ class StepGenerator:
                 "StepGenerator: the model's max_steps must be at least 2 to continue a past, got 1; train another."
             )
         check_finite_weights(model)
+        decoding = decoding or Decoding()
+        model = in_precision(model, decoding.precision)
         tokens, counts = _checked_past(model, tokens, actions, indices, past_steps)
         _check_sampler(model, sampler, actions)
-        decoding = decoding or Decoding()
         self.model, self.sampler, self.decoding = model, sampler, decoding
         self.noise = RolloutNoise(sampler.seed, range(len(tokens)) if indices is None else indices)
         self.drawing = make_drawing(model, sampler, decoding)

@@ -8,7 +8,6 @@ Shapes: b rows planned for, m candidates of each, t h w frames and pixels, f fra
 components of a continuous action.
 """
 
-from copy import deepcopy
 from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
-from vidtok_plugin.common.devices import has_fast_bfloat16
 from vidtok_plugin.common.field_checks import check_fields
+from vidtok_plugin.common.precision import Precision, in_precision
 from vidtok_plugin.common.tensor_checks import check_tensor
 from vidtok_plugin.tokenizer.video_checks import as_float_video
 from world_model.actions import GroupedActions
@@ -50,7 +49,7 @@ class PlannerConfig:
     action_mean: float | None = None
     action_std: float | None = None
     action_range: tuple[float, float] | None = None
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the futures; auto: bfloat16 where it is faster
+    precision: Precision = "auto"  # of the futures; auto: bfloat16 where it is faster
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -112,18 +111,10 @@ class Planner:
                 f"Planner: horizon must be less than the model's context, {model.config.max_steps} latent steps of "
                 f"{model.tokens.temporal_factor} frames, got {cfg.horizon} frames; lower it."
             )
-        self.model, self.adapter = self._in_precision(model), adapter
+        self.model, self.adapter = in_precision(model, cfg.precision), adapter
         self.sampler = sampler or Sampler(temperature=0.0)
         self.decoding = decoding or Decoding(order="diagonal" if model.config.prediction == "causal" else None)
         self._random = torch.Generator().manual_seed(cfg.seed)
-
-    def _in_precision(self, model: WorldModel) -> WorldModel:
-        """The model, or a copy of it in bfloat16."""
-        precision = self.cfg.precision
-        if precision == "auto":
-            precision = "bfloat16" if has_fast_bfloat16(model.device.type) else "float32"
-        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        return model if model.dtype == dtype else deepcopy(model).to(dtype)
 
     def plan(
         self,

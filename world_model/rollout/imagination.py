@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.adapter.streams import TokenDecoderStream
+from vidtok_plugin.common.precision import in_precision
 from world_model.actions import GroupedActions
 from world_model.decoding import Decoding
 from world_model.generation.generator import StepGenerator, check_rows
@@ -25,7 +26,7 @@ from world_model.rollout.checks import (
     check_rollout_actions,
     check_step_actions,
 )
-from world_model.rollout.tokens import encode_prompt, video_tokens_of
+from world_model.rollout.tokens import as_frames, encode_prompt, video_tokens_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,8 @@ class Imagination:
         check_adapter(model, adapter, who)
         self.model, self.adapter = model, adapter
         self.validate, self.who = validate, who
+        decoding = decoding or Decoding()
+        self._frame_decoder = in_precision(adapter.tokenizer, decoding.precision)
         past = self._past(prompts, actions, state)
         self.generator = StepGenerator(
             model, past.tokens, past.actions, sampler or Sampler(), indices, decoding=decoding, state=past.state
@@ -130,7 +133,7 @@ class Imagination:
             grouped = check_step_actions(self.model, actions, self.batch, self.who, validate=self.validate)
         tokens = self.generator.step(grouped, entropy=entropy)
         decoded = self._decoder.push(video_tokens_of(tokens[:, None], self.adapter.temporal_factor))
-        self.frames = decoded.clamp(-1, 1)
+        self.frames = as_frames(decoded)
         outcomes = self.generator.outcomes
         return ImaginedStep(
             frames=self.frames,
@@ -208,7 +211,7 @@ class Imagination:
             )
         grouped_state = check_prompt_state(model, state, batch, count, self.who, validate=self.validate)
         tokens = encode_prompt(model, adapter, video)
-        decoder = adapter.decoder_stream(lookahead=False)
+        decoder = adapter.decoder_stream(lookahead=False, decoder=self._frame_decoder)
         decoder.push(video_tokens_of(tokens, count))
         f = adapter.temporal_factor
         newest = video[:, :, -f:]

@@ -76,9 +76,9 @@ def rollout(
 
     `prompt` is video (b, 3, 1 + k f, h, w), uint8 or float in [-1, 1]. `actions` are integers (b, t) or floats
     (b, t, a), one for each frame of the prompt and of the future: `actions[:, i]` led from frame i-1 to frame i, and
-    `actions[:, 0]` is ignored. `decoding` sets the order in which tokens are drawn. `state` (b, p, s) holds the states
-    of the prompt's frames for a model that has states, in their own units; without it they are unknown. Predicted
-    states are part of the past of later steps, like drawn tokens.
+    `actions[:, 0]` is ignored. `decoding` sets the order in which tokens are drawn, and the precision. `state`
+    (b, p, s) holds the states of the prompt's frames for a model that has states, in their own units; without it they
+    are unknown. Predicted states are part of the past of later steps, like drawn tokens.
 
     Each row draws its own random numbers, which depend only on the sampler's seed and the row's index. The index is the
     row's place in the batch unless `indices` gives others, so a batch can be split and a single rollout repeated.
@@ -101,7 +101,7 @@ def rollout(
     past_state = check_prompt_state(model, state, len(video), video.shape[2], "rollout", validate=validate)
     tokens = encode_prompt(model, adapter, video)
     generated = _generate(model, [tokens], [grouped], [past_state], num_frames, sampler, decoding, indices)
-    return _result(adapter, video, tokens, state, generated, begun)
+    return _result(adapter, video, tokens, state, generated, begun, decoding)
 
 
 def rollout_many(
@@ -157,7 +157,7 @@ def rollout_many(
     grouped = [acts for _, acts in checked]
     generated = _generate(model, tokens, grouped, past_states, num_frames, sampler, decoding, indices)
     return [
-        _result(adapter, video, past, given[i], generated.row(i), begun)
+        _result(adapter, video, past, given[i], generated.row(i), begun, decoding)
         for i, ((video, _), past) in enumerate(zip(checked, tokens, strict=True))
     ]
 
@@ -274,11 +274,12 @@ def _result(
     state: Tensor | None,
     generated: _Generated,
     begun: float,
+    decoding: Decoding | None,
 ) -> RolloutResult:
     tokens = torch.cat([prompt, generated.tokens], dim=1)
     prompt_frames = video.shape[2]
     num_frames = prompt_frames + generated.tokens.shape[1] * adapter.temporal_factor
-    decoded = decode_steps(adapter, tokens)
+    decoded = decode_steps(adapter, tokens, (decoding or Decoding()).precision)
     _wait_for(video.device)
     rewards, terminated = (
         None if x is None else torch.cat([x.new_zeros(len(x), prompt_frames), x], dim=1)

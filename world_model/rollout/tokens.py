@@ -8,6 +8,8 @@ from torch import Tensor
 
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.adapter.tokens import UNPLACED, VideoTokens, video_tokens
+from vidtok_plugin.common.precision import Precision, in_precision
+from vidtok_plugin.tokenizer.model import VidTok
 from world_model.model import WorldModel
 
 CHUNK_FRAMES = 16  # frames of a prompt that are encoded at a time
@@ -28,9 +30,10 @@ def encode_steps(adapter: TokenizerAdapter, video: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def decode_steps(adapter: TokenizerAdapter, tokens: Tensor) -> Tensor:
+def decode_steps(adapter: TokenizerAdapter, tokens: Tensor, precision: Precision = "float32") -> Tensor:
     """Decode all steps to frames (b, 3, t, h, w) in [-1, 1], step by step; equals whole-clip decoding exactly."""
-    return torch.cat([_decode_rows(adapter, rows) for rows in _row_chunks(tokens)])
+    decoder = in_precision(adapter.tokenizer, precision)
+    return torch.cat([_decode_rows(adapter, decoder, rows) for rows in _row_chunks(tokens)])
 
 
 def reconstruct(adapter: TokenizerAdapter, video: Tensor) -> Tensor:
@@ -43,12 +46,17 @@ def _encode_rows(adapter: TokenizerAdapter, video: Tensor) -> Tensor:
     return torch.cat([stream.push(frames).grid_values for frames in video.split(CHUNK_FRAMES, dim=2)], dim=1)
 
 
-def _decode_rows(adapter: TokenizerAdapter, tokens: Tensor) -> Tensor:
-    stream = adapter.decoder_stream(lookahead=True)
+def _decode_rows(adapter: TokenizerAdapter, decoder: VidTok, tokens: Tensor) -> Tensor:
+    stream = adapter.decoder_stream(lookahead=True, decoder=decoder)
     frames = [stream.push(video_tokens_of(tokens[:, :1], 1))]
     for step in range(1, tokens.shape[1]):
         frames.append(stream.push(video_tokens_of(tokens[:, step : step + 1], adapter.temporal_factor)))
-    return torch.cat([*frames, stream.flush()], dim=2).clamp(-1, 1)
+    return as_frames(torch.cat([*frames, stream.flush()], dim=2))
+
+
+def as_frames(decoded: Tensor) -> Tensor:
+    """Decoded frames in [-1, 1], in float32 if they are bfloat16."""
+    return (decoded.float() if decoded.dtype == torch.bfloat16 else decoded).clamp(-1, 1)
 
 
 def _row_chunks(x: Tensor) -> tuple[Tensor, ...]:

@@ -61,13 +61,19 @@ def attention_over(
     queries, keys = q.shape[2], sum(segment.length for segment in segments)
     if causal:
         mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(diagonal=keys - queries)
+    return product_attention(q, segments, mask=mask)
+
+
+def product_attention(q: Tensor, segments: Sequence[Segment], *, mask: Tensor | None = None) -> Tensor:
+    """`attention_over` by products of matrices."""
     q = q * q.shape[-1] ** -0.5
-    scores = torch.cat([_grouped_product(q, segment.keys.transpose(-1, -2)) for segment in segments], dim=-1)
+    parts = [_grouped_product(q, segment.keys.transpose(-1, -2)) for segment in segments]
+    scores = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     weights = scores.softmax(-1).split([segment.length for segment in segments], dim=-1)
     seen = [_grouped_product(w, segment.values) for w, segment in zip(weights, segments, strict=True)]
-    return torch.stack(seen).sum(0)
+    return torch.stack(seen).sum(0) if len(seen) > 1 else seen[0]
 
 
 def _grouped_product(x: Tensor, y: Tensor) -> Tensor:

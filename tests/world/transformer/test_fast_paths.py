@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from vidtok_plugin import reference_path
 from world_model.transformer import functional
-from world_model.transformer.attention import attention
+from world_model.transformer.attention import attention, product_attention
 from world_model.transformer.block import DecodeBlock, TransformerConfig
+from world_model.transformer.cache import Segment
 from world_model.transformer.fast import chunked_attention, prepack
 from world_model.transformer.fast import functional as fast
 from world_model.transformer.fast.choice import functions
@@ -22,6 +23,7 @@ from world_model.transformer.rotary import Rotation, grid_rotation
 from world_model.transformer.transformer import Transformer
 
 B, N, HEADS, E = 2, 6, 3, 6
+PARTS = (slice(0, 2), slice(2, N))  # of the positions
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -181,9 +183,11 @@ def test_only_single_precision_is_prepacked(rows: int) -> None:
         assert prepack_linear(weight.float(), rows)(x.float()).dtype == torch.bfloat16
 
 
-def random_transformer() -> Transformer:
+def random_transformer(attention: Any = "auto") -> Transformer:
     torch.manual_seed(0)
-    transformer = Transformer(TransformerConfig(width=24, depth=3, heads=2), grid_rotation(4, 2, 3, 12))
+    transformer = Transformer(
+        TransformerConfig(width=24, depth=3, heads=2, attention=attention), grid_rotation(4, 2, 3, 12)
+    )
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return transformer
@@ -220,6 +224,35 @@ def test_decoding_on_the_fast_path_equals_the_reference_path(rows: int | None, d
             z, _ = transformer.step(x.repeat_interleave(2, dim=0)[:, 7:], cache.fork(2))
         results.append((y, z, cache.own.keys, cache.own.values))
     torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_products_attend_as_pytorchs_kernel_does(masked: bool) -> None:
+    q, k, v = (random(B, HEADS, N, E, seed=seed).detach() for seed in range(3))
+    mask = (torch.rand(N, N) < 0.7) | torch.eye(N, dtype=torch.bool) if masked else None
+    whole, parts = Segment(keys=k, values=v), [Segment(keys=k[:, :, a], values=v[:, :, a]) for a in PARTS]
+    expected = attention(q, k, v, mask=mask, backend="sdpa")
+    for segments in ([whole], parts):
+        torch.testing.assert_close(product_attention(q, segments, mask=mask), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["auto", "sdpa"])
+@torch.no_grad()
+def test_bfloat16_decodes_by_products_unless_sdpa_is_asked_for(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
+    """PyTorch's kernel takes two to six times as long for them on a CPU."""
+    calls, kernel = 0, F.scaled_dot_product_attention
+
+    def counted(*args: Any, **settings: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return kernel(*args, **settings)
+
+    monkeypatch.setattr("world_model.transformer.attention.scaled_dot_product_attention", counted)
+    transformer = random_transformer(backend).bfloat16()
+    x = torch.randn(2, 9, 24, dtype=torch.bfloat16)
+    cache = transformer.prefill(x[:, :6], transformer.init_cache(2, 9, dtype=torch.bfloat16))
+    transformer.step(x[:, 6:7], cache)
+    assert bool(calls) == (backend == "sdpa")
 
 
 @torch.no_grad()

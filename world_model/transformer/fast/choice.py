@@ -24,6 +24,12 @@ def chunks_attention(q: Tensor, k: Tensor) -> bool:
     return q.is_cpu and trains and not torch.compiler.is_compiling() and not on_reference_path()
 
 
+def multiplies_attention(q: Tensor) -> bool:
+    """Whether queries of a step attend by products of matrices: in bfloat16 on a CPU, where PyTorch's kernel takes two
+    to six times as long."""
+    return q.is_cpu and q.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
+
+
 def decodes_flat() -> bool:
     """Whether steps go through `FlatDecodeBlock`: outside `reference_path()`, and in compiled code."""
     return torch.compiler.is_compiling() or not on_reference_path()

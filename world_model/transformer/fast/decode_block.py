@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from world_model.transformer.attention import AttentionBackend, attention_over
+from world_model.transformer.attention import AttentionBackend, attention_over, product_attention
 from world_model.transformer.block import Block
 from world_model.transformer.cache import LayerCache, Placement, Segment
-from world_model.transformer.fast.choice import functions
+from world_model.transformer.fast.choice import functions, multiplies_attention
+from world_model.transformer.fast.chunked_attention import causal_attention
 from world_model.transformer.fast.prepack import Product, prepack_linear
 from world_model.transformer.rotary import Rotation
 
@@ -49,18 +50,26 @@ class FlatDecodeBlock(NamedTuple):
         )
 
     def __call__(self, rows: Tensor, rotation: Rotation, at: Placement) -> Tensor:
-        queries, segments = self._write(rows, rotation, at)
-        mask = at.mask
-        if _copies_slices(queries) and not at.causal:
-            segments = (*segments[:-1], self.cache.own)
-            mask = _mask_of_buffers(at, sum(segment.length for segment in segments), queries.device)
-        seen = attention_over(queries, segments, causal=at.causal, mask=mask, backend=self.backend)
+        seen = self._attended(*self._write(rows, rotation, at), at)
         rows = rows + self.out(seen.transpose(1, 2).reshape(rows.shape))
         gate_value = self.gate_value(functions(rows).rms_norm(rows, self.mlp_norm))
         return rows + self.mlp_out(functions(gate_value).swiglu(gate_value))
 
     def prefill(self, rows: Tensor, rotation: Rotation, at: Placement) -> None:
         self._write(rows, rotation, at)
+
+    def _attended(self, queries: Tensor, segments: tuple[Segment, ...], at: Placement) -> Tensor:
+        """What queries (b, k, m, e) see of the segments, (b, k, m, e)."""
+        if self.backend == "sdpa" or not multiplies_attention(queries):
+            return attention_over(queries, segments, causal=at.causal, mask=at.mask, backend=self.backend)
+        if at.causal and len(segments) == 1 and queries.shape[2] == at.end:
+            return causal_attention(queries, segments[0].keys, segments[0].values)
+        if at.causal:
+            return attention_over(queries, segments, causal=True, backend=self.backend)
+        # Products of bfloat16 copy a slice of a buffer first: reading the whole buffer takes a fifth of the time.
+        buffers = (*segments[:-1], self.cache.own)
+        mask = _mask_of_buffers(at, sum(segment.length for segment in buffers), queries.device)
+        return product_attention(queries, buffers, mask=mask)
 
     def _write(self, rows: Tensor, rotation: Rotation, at: Placement) -> tuple[Tensor, tuple[Segment, ...]]:
         """Write keys and values of (r, d); -> queries (b, k, m, e), and the segments that they attend to."""
@@ -70,12 +79,6 @@ class FlatDecodeBlock(NamedTuple):
         if queries.dtype != self.cache.own.keys.dtype:  # autocast makes them half precision
             queries, keys, values = (part.to(self.cache.own.keys.dtype) for part in (queries, keys, values))
         return queries, self.cache.write(keys, values, at)
-
-
-def _copies_slices(x: Tensor) -> bool:
-    """Whether batched products copy a slice of a buffer first, as those of bfloat16 on a CPU: reading the whole buffer
-    takes a fifth of the time."""
-    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[0] > 1
 
 
 def _mask_of_buffers(at: Placement, length: int, device: torch.device) -> Tensor:
