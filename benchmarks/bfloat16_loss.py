@@ -45,7 +45,7 @@ class TrueTokens:
     ) -> DrawnTokens:
         codes = at_positions(self.step, index)
         neighbors = None if context.neighbor_codes is None else at_positions(context.neighbor_codes, index)
-        losses, _ = self.head.scores(hidden, neighbors, codes, context.head_tables, correct=False)
+        losses = self.head.scores(hidden, neighbors, codes, context.head_tables, correct=False)[0]
         self.losses.append(losses.sum(-1).sum(1))
         return DrawnTokens(tokens=codes, confidence=None, entropy=None)
 
