@@ -48,3 +48,15 @@ def test_its_boxers_stay_and_the_player_obeys(examples_path: None) -> None:
     other[:, PROMPT:] = actions.roll(1, dims=0)[:, PROMPT:]
     obeyed, disobeyed = (measures.player_distance(x, real)[:, -1].mean() for x in (made, imagined(other)))
     assert obeyed < 0.7 * disobeyed
+
+
+def test_most_guesses_of_its_tokens_are_right() -> None:
+    """A step of 64 tokens takes fewer than 12 calls when they are guessed (8 on average), at temperature 0 and 1."""
+    model, adapter = load_world("boxing", device="cpu")
+    path = world_prompts("boxing")[0]
+    video = from_uint8(torch.from_numpy(read_frames(path, range(PROMPT))))[None]
+    actions = torch.from_numpy(load_episode(path).actions[: PROMPT + FUTURE])[None]
+    for temperature in (0.0, 1.0):
+        settings = {"sampler": Sampler(temperature=temperature), "decoding": Decoding(draft_tokens=16)}
+        guessed = rollout(model, adapter, prompt=video, actions=actions, num_frames=FUTURE, **settings)
+        assert guessed.model_calls < FUTURE // 4 * 12
