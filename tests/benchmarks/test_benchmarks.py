@@ -120,6 +120,7 @@ def test_video_memory(tmp_path: Path) -> None:
     assert record["growth_mib"] == record["rows"][2]["MiB"] - record["rows"][0]["MiB"]
 
 
+@pytest.mark.slow
 def test_training_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark = load_benchmark("training_memory")
     published = presets()[benchmark.MEASURED]
@@ -161,6 +162,7 @@ def test_video_loading_has_all_read_the_same_frames(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ours, np.stack(bare))
 
 
+@pytest.mark.slow
 def test_training_speed_compares_every_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark = load_benchmark("training_speed")
     compiled: list[object] = []

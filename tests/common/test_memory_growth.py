@@ -25,6 +25,7 @@ def measured(folder: Path, **counts: int) -> dict[str, int]:
     return {name: int(growth) for name, growth in map(str.split, done.stdout.splitlines())}
 
 
+@pytest.mark.slow
 def test_repeated_operations_do_not_grow_a_process(tmp_path: Path) -> None:
     """Encoding of ever new sizes grew it by 130 MB: oneDNN keeps 1,024 compiled operations by default."""
     grown = measured(tmp_path, rollouts=100, forks=100, openings=100, clips=100, sizes=300)

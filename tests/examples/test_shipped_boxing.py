@@ -5,6 +5,7 @@ import importlib
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from vidtok_plugin.video.episodes import load_episode
@@ -27,6 +28,7 @@ def test_its_weights_are_those_that_were_measured() -> None:
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < MAX_BYTES
 
 
+@pytest.mark.slow
 def test_its_boxers_stay_and_the_player_obeys(examples_path: None) -> None:
     """From the prompts that come with it: both boxers are there, and the player's way follows the actions."""
     measures = importlib.import_module("boxing_measures")
@@ -50,6 +52,7 @@ def test_its_boxers_stay_and_the_player_obeys(examples_path: None) -> None:
     assert obeyed < 0.7 * disobeyed
 
 
+@pytest.mark.slow
 def test_most_guesses_of_its_tokens_are_right() -> None:
     """A step of 64 tokens takes fewer than 12 calls when they are guessed (8 on average), at temperature 0 and 1."""
     model, adapter = load_world("boxing", device="cpu")

@@ -218,6 +218,7 @@ class Killed(BaseException):
     """No handler runs for it."""
 
 
+@pytest.mark.slow
 def test_wherever_an_update_is_killed_the_store_is_complete_and_the_same_call_continues(
     recorded: Path, stored: Path, fresh: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

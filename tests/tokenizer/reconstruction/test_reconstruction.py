@@ -173,6 +173,7 @@ def measure(runs: list[tuple[str, float | None]], output: Path, *, ch: int) -> l
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_a_budget_is_kept(tmp_path: Path) -> None:
     video = str(clip(tmp_path, 5, 192, 256))
     ((taken, _, tiles), (whole, _, one)) = measure([(video, 0.15), (video, None)], tmp_path / "out.mp4", ch=16)
@@ -180,6 +181,7 @@ def test_a_budget_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_two_hundred_frames_take_the_memory_of_fifty(tmp_path: Path) -> None:
     runs: list[tuple[str, float | None]] = [(str(clip(tmp_path, length, 32, 32)), None) for length in (20, 50, 200)]
     _, short, long = measure(runs, tmp_path / "out.mp4", ch=4)
