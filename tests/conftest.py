@@ -7,6 +7,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+# Scripts that change their whole process: importing the first makes a pretended GPU the default device.
+collect_ignore = ["apple_gpu.py", "windows.py"]
+
 torch.set_num_threads(1)
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")

@@ -39,6 +39,11 @@ def test_on_macs_commands_let_the_cpu_do_what_the_gpu_cannot(
     assert os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK") == expected
 
 
+def test_the_pretended_gpu_is_in_no_process_of_the_tests() -> None:
+    """It was: doctests were looked for in its file, and random numbers were kept for its device in all tests."""
+    assert "apple_gpu" not in sys.modules and "windows" not in sys.modules
+
+
 @pytest.mark.slow
 def test_a_gpu_without_float64_encodes_trains_imagines_and_measures() -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(ROOT)])}

@@ -206,7 +206,7 @@ def test_the_rollout_example_writes_prompt_and_imagined_frames(run: Path, tmp_pa
 @pytest.mark.slow
 def test_the_planning_example_replays_its_plans(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example = importlib.import_module("plan_with_forks")
-    sizes = {"goals": 2, "candidates": 3, "horizon": 8, "random-plans": 2, "iterations": 1}
+    sizes = {"frames": 96, "goals": 2, "candidates": 3, "horizon": 8, "random-plans": 2, "iterations": 1}
     arguments = [f"--{name}={value}" for name, value in sizes.items()]
     model, episodes = run / "world_model" / "model", run / "episodes" / "test"
     output = tmp_path / "plans.png"
