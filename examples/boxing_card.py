@@ -25,7 +25,7 @@ from vidtok_plugin.common.model_card import write_card
 from vidtok_plugin.video.pixels import from_uint8
 from vidtok_plugin.video.reading import read_frames
 from world_model import Decoding, Sampler, load_world, rollout
-from world_model.cards import facts_of
+from world_model.cards import world_facts
 from world_model.rollout.files import read_actions
 from world_model.rollout.worlds import world_prompts
 
@@ -54,7 +54,7 @@ def write_boxing_card(folder: Path) -> None:
             caption="rows of real play, each above what the model imagines from its prompt under the same actions",
             tags=("atari", "boxing", "game"),
         )
-        write_card(folder, facts_of(model, adapter), info)
+        write_card(folder, world_facts(model.config, model.state_dict(), adapter), info)
 
 
 def training_data(training: Mapping[str, Any]) -> str:

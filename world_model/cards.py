@@ -1,14 +1,16 @@
 """What a world model's card says of it and of the tokenizer of its tokens."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from vidtok_plugin.adapter.card import tokenizer_of
+from torch import Tensor
+
+from vidtok_plugin.adapter.card import named_tokenizer_rows
 from vidtok_plugin.common.model_card import PLACE, ModelFacts
 from world_model.architecture import TokenSpec, WorldModelConfig
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter
-    from world_model.model import WorldModel
 
 ALONE = "from world_model import WorldModel\n\nmodel = WorldModel.from_pretrained({place})"
 WITH_ADAPTER = """from world_model import load_world, rollout
@@ -17,28 +19,23 @@ model, adapter = load_world({place})
 # result = rollout(model, adapter, prompt=video, actions=actions, num_frames=32)"""
 
 
-def world_facts(config: WorldModelConfig, parameters: int, adapter: "TokenizerAdapter | None") -> ModelFacts:
+def world_facts(
+    config: WorldModelConfig, weights: Mapping[str, Tensor], adapter: "TokenizerAdapter | None"
+) -> ModelFacts:
     """The facts of the card of a world model, alone or with its adapter."""
     tokens = config.tokens
     acted = tokens is not None and tokens.actions.kind != "none"
     kinds = ("world-model", "video", "video-generation", *(("action-conditioned",) if acted else ()))
-    of_tokenizer: list[tuple[str, str]] = []
-    if adapter is not None:
-        of_tokenizer = tokenizer_of(adapter)
+    of_tokenizer = [] if adapter is None else named_tokenizer_rows(adapter.tokenizer)
     return ModelFacts(
         title="World model of video tokens",
         summary="A transformer over the tokens of a video"
         + (" and the actions of whoever plays it" if acted else "")
         + ": it imagines how the video goes on.",
         tags=("vidtok", *kinds, config.prediction),
-        architecture=[*_rows(config, parameters), *of_tokenizer],
+        architecture=[*_rows(config, sum(tensor.numel() for tensor in weights.values())), *of_tokenizer],
         load=(ALONE if adapter is None else WITH_ADAPTER).format(place=PLACE),
     )
-
-
-def facts_of(model: "WorldModel", adapter: "TokenizerAdapter | None") -> ModelFacts:
-    """The facts of a world model's card."""
-    return world_facts(model.config, sum(tensor.numel() for tensor in model.state_dict().values()), adapter)
 
 
 def _rows(config: WorldModelConfig, parameters: int) -> list[tuple[str, str]]:

@@ -47,7 +47,7 @@ def write_folder(
     card: Cards = None,
 ) -> None:
     """Write config, weights, the adapter and a card; all are written before the first replaces an earlier one."""
-    facts = world_facts(contents.world_model, sum(tensor.numel() for tensor in weights.values()), adapter)
+    facts = world_facts(contents.world_model, weights, adapter)
     with (
         writing_card(folder, facts, card),
         atomic_write(folder / CONFIG_FILE) as config_file,

@@ -1,14 +1,9 @@
 """What an adapter's model card says of it and of its tokenizer."""
 
-from typing import TYPE_CHECKING
-
 from vidtok_plugin.adapter.saving import AdapterConfig
 from vidtok_plugin.common.model_card import PLACE, ModelFacts
 from vidtok_plugin.tokenizer.model import VidTok
 from vidtok_plugin.tokenizer.weights.card import tokenizer_facts, tokenizer_rows
-
-if TYPE_CHECKING:
-    from vidtok_plugin.adapter.adapter import TokenizerAdapter
 
 
 def adapter_facts(tokenizer: VidTok, config: AdapterConfig) -> ModelFacts:
@@ -39,9 +34,8 @@ def adapter_rows(tokenizer: VidTok, config: AdapterConfig) -> list[tuple[str, st
     ]
 
 
-def tokenizer_of(adapter: "TokenizerAdapter") -> list[tuple[str, str]]:
-    """The rows of the adapter's tokenizer, each named as its."""
-    tokenizer = adapter.tokenizer
+def named_tokenizer_rows(tokenizer: VidTok) -> list[tuple[str, str]]:
+    """The rows of a tokenizer on the card of a model of its tokens, each named as the tokenizer's."""
     return [
         (f"tokenizer: {name}", value) for name, value in tokenizer_rows(tokenizer.architecture, tokenizer.state_dict())
     ]

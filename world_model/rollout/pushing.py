@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vidtok_plugin.common.hub_push import PushOptions, push_folder
 from vidtok_plugin.common.model_card import card_text
-from world_model.cards import facts_of
+from world_model.cards import world_facts
 from world_model.rollout.worlds import load_world, world_folder
 from world_model.weights import WORLD_FILES
 
@@ -19,5 +19,5 @@ def push_world(source: str | Path, repository: str, options: PushOptions) -> str
         ValueError: it is damaged, or the adapter is another one than the world model's.
     """
     model, adapter = load_world(source, device="cpu")
-    card = card_text(facts_of(model, adapter))
+    card = card_text(world_facts(model.config, model.state_dict(), adapter))
     return push_folder(world_folder(source), repository, options, replaces=WORLD_FILES, card=card)
