@@ -40,8 +40,12 @@ CAUSAL = {
     PLAIN: Decoding(),
     **{f"diagonal, offset {k}": Decoding(order="diagonal", diagonal_offset=k) for k in (4, 2, 1)},
 }
-COMPILED = {"raster, compiled": Decoding(compiled=True)}
+COMPILED = {
+    "raster, compiled": Decoding(compiled=True),
+    "diagonal, offset 1, compiled": Decoding(order="diagonal", compiled=True),
+}
 MASKED = {f"masked, {steps} calls": Decoding(order="masked", steps=steps) for steps in (8, 4)}
+COMPILED_MASKED = {"masked, 8 calls, compiled": Decoding(order="masked", steps=8, compiled=True)}
 UNCACHED_TOKENS = 4  # drawn without a cache: each takes equally long
 CONTEXTS = (4, 8, 16, 32)  # steps
 
@@ -111,7 +115,7 @@ def measured(shape: Shape, batch: int, args: Any) -> list[Row]:
             llama, batch, steps * STEP, sampler, cache_implementation="static", disable_compile=True
         )
         masked = shape.world_model("masked")
-        for name, decoding in MASKED.items():
+        for name, decoding in (MASKED | (COMPILED_MASKED if args.compiled else {})).items():
             contenders[name] = ours(masked, batch, steps, decoding, sampler)
         if not args.quick:
             contenders["raster, no cache"] = without_cache(model, batch, sampler)

@@ -33,9 +33,9 @@ class Decoding:
     which still tell of dropped ones: every step sees the `max_steps - 1` before it and takes the same time. None rolls
     for a model that was trained on windows longer than its context, unless a `context_shift` is given.
 
-    Raster order has two faster ways to draw the same tokens. With `draft_tokens`, each call reads that many guesses, of
-    which the right ones stay: 16 is good for a few rollouts of a trained model of codes. `compiled` draws with one
-    compiled call per token.
+    With `draft_tokens`, raster order draws the same tokens in fewer calls: each reads that many guesses, of which the
+    right ones stay. 16 is good for a few rollouts of a trained model of codes. With `compiled`, every call of an order
+    is the same compiled one, on CUDA a graph.
 
     With `precision` bfloat16, copies of the model and of the tokenizer's decoder compute in it; with auto, where the
     device is faster at it. Prompts are encoded in float32 in any case, and tokens drawn from their logits in it. In
@@ -80,15 +80,13 @@ class Decoding:
             )
         if self.order not in (None, "raster", "diagonal", "masked"):
             raise ValueError(f"Decoding: order must be raster, diagonal or masked, got {self.order!r}.")
-        if self.faster_raster is not None and self.order not in (None, "raster"):
-            raise ValueError(f"Decoding: {self.faster_raster} is for order raster, got {self.order}; leave it out.")
+        if self.draft_tokens is not None and self.order not in (None, "raster"):
+            raise ValueError(f"Decoding: draft_tokens is for order raster, got {self.order}; leave it out.")
         if self.compiled and self.draft_tokens is not None:
-            raise ValueError(f"Decoding: compiled draws tokens one by one, got draft_tokens {self.draft_tokens} too.")
-
-    @property
-    def faster_raster(self) -> str | None:
-        """The name of the field that chooses another way to draw in raster order, if one does."""
-        return "compiled" if self.compiled else None if self.draft_tokens is None else "draft_tokens"
+            raise ValueError(
+                f"Decoding: compiled calls have as many tokens each time, got draft_tokens {self.draft_tokens} too; "
+                "leave one out."
+            )
 
     def order_for(self, prediction: Prediction) -> Order:
         """The order for a model; a ValueError if the model was not trained for it."""
@@ -99,10 +97,8 @@ class Decoding:
                 f"{'masked' if order == 'masked' else 'causal'}, got {prediction}; train one with that in its config, "
                 "or leave the order out."
             )
-        if self.faster_raster is not None and order != "raster":
-            raise ValueError(
-                f"Decoding: {self.faster_raster} is for order raster, and this model's is {order}; leave it out."
-            )
+        if self.draft_tokens is not None and order != "raster":
+            raise ValueError(f"Decoding: draft_tokens is for order raster, and this model's is {order}; leave it out.")
         return order
 
     def context_for(self, config: WorldModelConfig) -> Context:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from world_model.decoding import DecodeGroup, Decoding, diagonal_groups, known_after, raster_groups
-from world_model.generation.compiled import CompiledDrawing
+from world_model.generation.choosing import choice_confidence
+from world_model.generation.compiled import CompiledGroupDrawing, CompiledMaskedDrawing
 from world_model.generation.drawn import DrawnStep, blank_entropy, blank_hidden
 from world_model.generation.speculative import SpeculativeDrawing
 from world_model.heads.sampler import Sampler
@@ -43,15 +44,18 @@ def make_drawing(model: WorldModel, sampler: Sampler, decoding: Decoding) -> Dra
     order = decoding.order_for(model.config.prediction)
     prediction, tokens = model.prediction, model.tokens
     if isinstance(prediction, MaskedPrediction):
-        return MaskedDrawing(model, prediction, sampler, decoding)
-    if decoding.compiled:
-        return CompiledDrawing(model, prediction, sampler)
+        steps = decoding.steps or 8
+        temperature = 1.0 if decoding.choice_temperature is None else decoding.choice_temperature
+        masked = CompiledMaskedDrawing if decoding.compiled else MaskedDrawing
+        return masked(model, prediction, sampler, steps=steps, temperature=temperature)
     if decoding.draft_tokens is not None:
         return SpeculativeDrawing(model, prediction, sampler, decoding.draft_tokens)
     if order == "raster":
-        return GroupDrawing(model, prediction, sampler, raster_groups(tokens.height, tokens.width, model.device))
-    offset = decoding.diagonal_offset or 1
-    return GroupDrawing(model, prediction, sampler, diagonal_groups(tokens.height, tokens.width, offset, model.device))
+        groups = raster_groups(tokens.height, tokens.width, model.device)
+    else:
+        groups = diagonal_groups(tokens.height, tokens.width, decoding.diagonal_offset or 1, model.device)
+    causal = CompiledGroupDrawing if decoding.compiled else GroupDrawing
+    return causal(model, prediction, sampler, groups)
 
 
 class GroupDrawing:
@@ -94,10 +98,11 @@ class MaskedDrawing:
     tokens_per_call: int | None = None
     fills_cache = False
 
-    def __init__(self, model: WorldModel, prediction: MaskedPrediction, sampler: Sampler, decoding: Decoding) -> None:
-        self.model, self.prediction, self.sampler = model, prediction, sampler
-        self.known_counts = known_after(decoding.steps or 8, model.tokens.tokens_per_step)
-        self.temperature = 1.0 if decoding.choice_temperature is None else decoding.choice_temperature
+    def __init__(
+        self, model: WorldModel, prediction: MaskedPrediction, sampler: Sampler, *, steps: int, temperature: float
+    ) -> None:
+        self.model, self.prediction, self.sampler, self.temperature = model, prediction, sampler, temperature
+        self.known_counts = known_after(steps, model.tokens.tokens_per_step)
         self.calls = len(self.known_counts)
         self.noise_per_step = self.calls * model.tokens.tokens_per_step * (model.head.noise_per_token + 1)
 
@@ -111,12 +116,7 @@ class MaskedDrawing:
         for i, count in enumerate(self.known_counts):
             hidden = self.prediction.predict_masked(rows(current), rows(known), context, cache)
             drawn = self.model.draw(hidden, None, context, noise[:, i, :, :-1], self.sampler, entropy=entropy)
-            chance = noise[:, i, :, -1].float().clamp(1e-6, 1 - 1e-6)
-            if drawn.confidence is None:  # patches have none: keep random ones
-                confidence = chance
-            else:
-                gumbel = -(-chance.log()).log()
-                confidence = drawn.confidence + self.temperature * (1 - (i + 1) / self.calls) * gumbel
+            confidence = choice_confidence(drawn, noise[:, i, :, -1], self.temperature * (1 - (i + 1) / self.calls))
             kept = confidence.masked_fill(known, float("inf")).topk(count, dim=1).indices
             now_known = known.scatter(1, kept, True)
             new = now_known & ~known

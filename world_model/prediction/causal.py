@@ -71,16 +71,25 @@ class CausalPrediction:
         return self._step(current, group.index, context, cache, at)
 
     def step_at(
-        self, current: Tensor, position: Tensor, base: Tensor, context: StepContext, cache: TransformerCache
+        self,
+        current: Tensor,
+        positions: Tensor,
+        sees: Tensor,
+        base: Tensor,
+        context: StepContext,
+        cache: TransformerCache,
     ) -> Tensor:
-        """`step` for a single position (1,) in raster order, after `base` (1,) tokens in the cache.
+        """`step` for `positions` (m,) that see those of the step that `sees` (m, n) marks, after `base` (1,) tokens in
+        the cache.
 
-        Both are tensors, and attention is over the cache's whole capacity, masked, so that one compiled call serves
-        every position.
+        All are tensors, and attention is over the cache's whole capacity, masked, so that one compiled call serves
+        every group of m positions.
         """
-        place = base + position
-        mask = torch.arange(cache.capacity, device=position.device)[None] <= place
-        return self._step(current, position, context, cache, Placement(positions=place, end=cache.capacity, mask=mask))
+        place = torch.arange(cache.capacity, device=positions.device) - base  # of each key in its step
+        n = sees.shape[1]
+        mask = (place < 0) | ((place < n) & sees.index_select(1, place.clamp(0, n - 1)))
+        at = Placement(positions=base + positions, end=cache.capacity, mask=mask)
+        return self._step(current, positions, context, cache, at)
 
     def _step(
         self, current: Tensor, index: Tensor | int, context: StepContext, cache: TransformerCache, at: Placement

@@ -65,8 +65,24 @@ class MaskedPrediction:
     def predict_masked(self, current: Tensor, known: Tensor, context: StepContext, cache: TransformerCache) -> Tensor:
         """Hidden states (b, n, d) of the next step, given those of its tokens `current` (b, n[, p]) that are `known`
         (b, n) bool. Once all are known, `prefill` appends the step to the cache."""
-        grid = (self.tokens.height, self.tokens.width)
-        own = self.inputs(current.unflatten(1, grid)[:, None], known.unflatten(1, grid)[:, None], context.tables)
         end = cache.length + self.tokens.tokens_per_step
         at = Placement(positions=slice(cache.length, end), end=end)
+        return self._predict(current, known, context, cache, at)
+
+    def predict_masked_at(
+        self, current: Tensor, known: Tensor, base: Tensor, context: StepContext, cache: TransformerCache
+    ) -> Tensor:
+        """`predict_masked` after `base` (1,) tokens in the cache. Attention is over the cache's whole capacity, masked,
+        so that one compiled call serves every length. Keys and values of the step are written into the cache: those of
+        the whole step, once all are known."""
+        positions = base + torch.arange(self.tokens.tokens_per_step, device=base.device)
+        mask = (torch.arange(cache.capacity, device=base.device) <= positions[-1:])[None]
+        at = Placement(positions=positions, end=cache.capacity, mask=mask)
+        return self._predict(current, known, context, cache, at)
+
+    def _predict(
+        self, current: Tensor, known: Tensor, context: StepContext, cache: TransformerCache, at: Placement
+    ) -> Tensor:
+        grid = (self.tokens.height, self.tokens.width)
+        own = self.inputs(current.unflatten(1, grid)[:, None], known.unflatten(1, grid)[:, None], context.tables)
         return self.transformer.step(context.conditioning + own.squeeze(1), cache, at, context.blocks)[0]

@@ -477,7 +477,6 @@ def test_settings_that_do_not_fit_the_model_are_refused(
         ({"order": "raster", "steps": 2}, "steps is for order masked, got 2 for raster"),
         ({"order": "spiral"}, "order must be 'raster', 'diagonal' or 'masked' or None, got 'spiral'"),
         ({"order": "diagonal", "diagonal_offset": 0}, "diagonal_offset must be at least 1, got 0"),
-        ({"order": "diagonal", "compiled": True}, "compiled is for order raster, got diagonal"),
         ({"context": "sliding"}, "context must be 'exact' or 'rolling' or None, got 'sliding'"),
         ({"context": "rolling", "context_shift": 2}, "context_shift is for an exact context, got 2"),
     ],

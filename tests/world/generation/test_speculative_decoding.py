@@ -83,7 +83,7 @@ def test_patches_other_orders_and_compiled_calls_are_refused() -> None:
         begin(FLOW, Sampler(), Decoding(draft_tokens=4))
     with pytest.raises(ValueError, match="draft_tokens is for order raster, got diagonal"):
         Decoding(order="diagonal", draft_tokens=4)
-    with pytest.raises(ValueError, match="compiled draws tokens one by one, got draft_tokens 4 too"):
+    with pytest.raises(ValueError, match="compiled calls have as many tokens each time, got draft_tokens 4 too"):
         Decoding(compiled=True, draft_tokens=4)
     with pytest.raises(ValueError, match="draft_tokens is for order raster, and this model's is masked"):
         begin(VARIANTS["masked"], Sampler(), Decoding(draft_tokens=4))
