@@ -9,6 +9,8 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from vidtok_plugin.adapter.adapter import TokenizerAdapter as TokenizerAdapter
+    from vidtok_plugin.adapter.export import ExportedDecoder as ExportedDecoder
+    from vidtok_plugin.adapter.export import export_decoder as export_decoder
     from vidtok_plugin.adapter.tokens import TokenGrid as TokenGrid
     from vidtok_plugin.adapter.tokens import VideoTokens as VideoTokens
     from vidtok_plugin.common.model_card import CardInfo as CardInfo
@@ -24,11 +26,13 @@ __all__ = make_lazy(
     {
         "CardInfo": "vidtok_plugin.common.model_card",
         "Episode": "vidtok_plugin.video.episode",
+        "ExportedDecoder": "vidtok_plugin.adapter.export",
         "Preset": "vidtok_plugin.tokenizer.presets",
         "TokenGrid": "vidtok_plugin.adapter.tokens",
         "TokenizerAdapter": "vidtok_plugin.adapter.adapter",
         "VidTok": "vidtok_plugin.tokenizer.model",
         "VideoTokens": "vidtok_plugin.adapter.tokens",
+        "export_decoder": "vidtok_plugin.adapter.export",
         "open_episodes": "vidtok_plugin.video.opening",
         "presets": "vidtok_plugin.tokenizer.presets",
         "reference_path": "vidtok_plugin.common.reference",

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from world_model.decoding import Decoding as Decoding
     from world_model.envs import ImaginedEnv as ImaginedEnv
     from world_model.envs import ImaginedVectorEnv as ImaginedVectorEnv
+    from world_model.generation.export import ExportedWorld as ExportedWorld
+    from world_model.generation.export import export_world as export_world
     from world_model.generation.generator import StepGenerator as StepGenerator
     from world_model.heads.sampler import Sampler as Sampler
     from world_model.model import WorldModel as WorldModel
@@ -41,6 +43,7 @@ __all__ = make_lazy(
     {
         "ActionSpec": "world_model.actions",
         "Decoding": "world_model.decoding",
+        "ExportedWorld": "world_model.generation.export",
         "GroupedActions": "world_model.actions",
         "Imagination": "world_model.rollout.imagination",
         "ImaginedEnv": "world_model.envs",
@@ -60,6 +63,7 @@ __all__ = make_lazy(
         "WorldModelModule": "world_model.training.module",
         "WorldModelRunConfig": "world_model.training.module",
         "describe_space": "world_model.action_spaces",
+        "export_world": "world_model.generation.export",
         "flatten_action": "world_model.action_spaces",
         "group_actions": "world_model.actions",
         "load_world": "world_model.rollout.worlds",

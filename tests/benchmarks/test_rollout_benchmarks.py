@@ -70,6 +70,17 @@ def test_imagined_environments(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_long_rollout(tmp_path: Path) -> None:
+    world, output = save_tiny_world(tmp_path / "world"), tmp_path / "results.json"
+    sizes = ["--frames", "64", "--live-at", "10", "16", "--threads", "1"]
+    load_benchmark("rollout_steady").main(["--world", str(world), *sizes, "--output", str(output)])
+    for row in json.loads(output.read_text())["rows"]:
+        assert row["steps"] == 16 and 0 < row["median ms"] <= row["longest ms"]
+        assert row["MB after 10 steps"] == pytest.approx(row["MB after 16 steps"], rel=0.02)
+        assert row["MB after 10 steps"] > row["state MB"]
+
+
+@pytest.mark.slow
 def test_what_bfloat16_loses(tmp_path: Path) -> None:
     """The cross entropy is that of whole windows, whose steps see the same past."""
     world, adapter = save_tiny_world(tmp_path / "world"), tiny_adapter()

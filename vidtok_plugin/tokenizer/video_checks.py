@@ -46,6 +46,8 @@ def check_latents(latents: Tensor, channels: int, *, who: str) -> None:
         raise ValueError(f"{who}: latents must have the shape (b, {channels}, T, H, W), got {tuple(latents.shape)}.")
     if latents.dtype not in FLOATS:
         raise ValueError(f"{who}: latents must be floats, got {latents.dtype}; indices go to decode_indices.")
+    if torch.compiler.is_exporting():  # a program's graph cannot depend on values
+        return
     if latents.device.type == "cpu" and not (finite := latents.detach().isfinite()).all():
         place = tuple((~finite).nonzero()[0].tolist())
         raise ValueError(f"{who}: latents must be finite, got {latents[place].item()} at position {place}.")

@@ -26,8 +26,8 @@ from world_model.transformer.rotary import Rotation, grid_rotation
 LEVELS = 10  # of corruption that the model distinguishes
 
 
-def window_rotation(config: WorldModelConfig, steps: int, first_step: int = 0) -> Rotation:
-    """The rotation at the positions of `steps` latent steps from `first_step` on."""
+def window_rotation(config: WorldModelConfig, steps: int, first_step: int | Tensor = 0) -> Rotation:
+    """The rotation at the positions of `steps` latent steps from `first_step` on, a number or a tensor (1,)."""
     assert config.tokens is not None
     grid, head_width = config.tokens, config.transformer.head_width
     return grid_rotation(steps, grid.height, grid.width, head_width, config.rotary_base, first_step=first_step)

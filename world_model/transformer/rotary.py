@@ -39,9 +39,9 @@ class Rotation:
 
 
 def grid_rotation(
-    steps: int, height: int, width: int, head_width: int, base: float = 100.0, *, first_step: int = 0
+    steps: int, height: int, width: int, head_width: int, base: float = 100.0, *, first_step: int | Tensor = 0
 ) -> Rotation:
-    """The rotation at every position of a grid, whose first step is `first_step`.
+    """The rotation at every position of a grid, whose first step is `first_step`, a number or a tensor (1,).
 
     A third of the channel pairs (rounded down) encodes the row, the same number the column, and the rest the step.
     Along an axis the wavelengths grow geometrically from 2 pi to nearly 2 pi * base positions.
@@ -54,11 +54,12 @@ def grid_rotation(
         )
     spatial = pairs // 3
     axis_pairs = (pairs - 2 * spatial, spatial, spatial)
-    axes = (torch.arange(first_step, first_step + steps), torch.arange(height), torch.arange(width))
-    positions = torch.cartesian_prod(*axes).view(-1, 3)
+    device = first_step.device if isinstance(first_step, Tensor) else None
+    step, *axes = (torch.arange(size, device=device) for size in (steps, height, width))
+    positions = torch.cartesian_prod(first_step + step, *axes).view(-1, 3)
     angles = []
     for axis, count in enumerate(axis_pairs):
-        frequencies = base ** (-torch.arange(count, dtype=torch.float64) / count)
+        frequencies = base ** (-torch.arange(count, dtype=torch.float64, device=device) / count)
         angles.append(positions[:, axis, None] * frequencies)
     angle = torch.cat(angles, dim=-1)
     cos, sin = angle.cos().float(), angle.sin().float()

@@ -23,7 +23,7 @@ from world_model.generation.generator import StepGenerator
 from world_model.heads.sampler import Sampler
 
 ONE_BLOCK = replace(CONFIG.transformer, depth=1)  # compiling takes as long as there are blocks
-DROPS_ACTIONS = {"transformer": ONE_BLOCK, "action_dropout": 0.1}
+DROPS_ACTIONS: dict[str, Any] = {"transformer": ONE_BLOCK, "action_dropout": 0.1}
 DIAGONAL = Decoding(order="diagonal")
 MASKED = Decoding(order="masked", steps=3)
 

@@ -91,6 +91,26 @@ def test_bytes_of_a_rollouts_state(max_steps: int) -> None:
         assert keys_and_values <= generator.state_bytes <= keys_and_values + codes
 
 
+def test_a_rolling_step_costs_the_same_however_long_the_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same calls and bytes at every step once the context is full, and operations within 1.2 of their median."""
+    model, actions = random_model(CONFIG).requires_grad_(False), random_actions(CONFIG, 1, 36)
+    assert actions is not None
+    calls = Calls(model, monkeypatch)
+    decoding = Decoding(order="diagonal", context="rolling")
+    generator = StepGenerator(model, random_tokens(CONFIG, 1, 2), actions[:2], Sampler(), decoding=decoding)
+    operations, held = [], []
+    for step in range(2, 36):
+        before = dict(calls.counts)
+        with flop_counter() as counter:
+            generator.step(of_step(actions, step))
+        assert calls.counts == {"step": before["step"] + 7, "prefill": before["prefill"]}
+        operations.append(counter.get_total_flops())
+        held.append(generator.state_bytes)
+    full = CONFIG.max_steps + 2
+    assert set(held[full:]) == {held[full]}
+    assert max(operations[full:]) <= 1.2 * sorted(operations[full:])[len(operations[full:]) // 2]
+
+
 def layer_flops(tokens: int, keys: int) -> int:
     """Operations of a block for a number of tokens, each of which attends to a number of keys."""
     hidden = CONFIG.transformer.mlp_width
