@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo "error: $(PYTHON) has no venv module; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,train,decord,demo,docs,play]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,train,decord,demo,docs,play,torchcodec]'
 	@touch $@
 
 demo: setup

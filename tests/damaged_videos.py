@@ -1,6 +1,6 @@
 """Damages videos of many formats by seed and counts what reading them gives: an error, or wrong frames in silence.
 
-    python tests/damaged_videos.py [--each 24] [--seed 0] [--formats mkv_h264 ...] [--verbose]
+    python tests/damaged_videos.py [--each 24] [--seed 0] [--formats mkv_h264 ...] [--reader torchcodec] [--verbose]
 
 Each damaged copy is read whole in a process of its own, which has a timeout. An outcome is one of
 
@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import av
 import numpy as np
@@ -25,6 +26,7 @@ sys.path.append(str(Path(__file__).parent))
 from video_files import smooth_motion, write_file
 
 from vidtok_plugin.video.reader_process import ReaderProcess, ReaderStoppedError
+from vidtok_plugin.video.reading import ReaderName, read_frames
 from vidtok_plugin.video.unreadable import UnreadableVideoError
 
 HANG = 60.0  # seconds
@@ -103,10 +105,14 @@ def noticed(path: Path) -> bool:
         av.logging.set_level(None)
 
 
+def read(path: Path, reader: ReaderName) -> np.ndarray:
+    return read_frames(path, reader=reader)
+
+
 def outcome(process: ReaderProcess, path: Path, intact: np.ndarray) -> tuple[str, str]:
-    """The outcome of reading a file, and its details."""
+    """The outcome of reading a file by the process's reader, and its details."""
     try:
-        frames = process.call("vidtok_plugin.video.reading:read_frames", path)
+        frames = process.call("damaged_videos:read", path, process.reader)
     except ReaderStoppedError as error:
         return ("hang" if "longer" in str(error) else "crash"), str(error)
     except UnreadableVideoError as error:
@@ -124,11 +130,11 @@ def outcome(process: ReaderProcess, path: Path, intact: np.ndarray) -> tuple[str
     return "silent", f"{(frames != intact).any(axis=(1, 2, 3)).sum()} frames differ"
 
 
-def try_format(name: str, folder: Path, *, each: int, seed: int) -> Outcomes:
+def try_format(name: str, folder: Path, *, each: int, seed: int, reader: ReaderName = "auto") -> Outcomes:
     found = Outcomes()
     path = make(name, folder, smooth_motion(60, height=64, width=96))
-    with ReaderProcess(HANG) as process:
-        intact = process.call("vidtok_plugin.video.reading:read_frames", path)
+    with ReaderProcess(HANG, reader) as process:
+        intact = process.call("damaged_videos:read", path, reader)
         for kind, copy in damaged_copies(path, each, seed):
             what, details = outcome(process, copy, intact)
             found.counts[what] += 1
@@ -146,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Outcomes]:
     parser.add_argument("--each", type=int, default=24, help="damaged copies of each format")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--reader", choices=get_args(ReaderName), default="auto")
     parser.add_argument("--verbose", action="store_true", help="list what was silent or without a name")
     args = parser.parse_args(argv)
     columns = ("right", "error", "silent", "noticed", "nameless", "crash", "hang")
@@ -154,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Outcomes]:
     total: Counter[str] = Counter()
     for name in args.formats:
         with tempfile.TemporaryDirectory() as folder:
-            results[name] = try_format(name, Path(folder), each=args.each, seed=args.seed)
+            results[name] = try_format(name, Path(folder), each=args.each, seed=args.seed, reader=args.reader)
         total += results[name].counts
         print(name.ljust(12), *(str(results[name].counts[column]).rjust(8) for column in columns), flush=True)
         if args.verbose:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from benchmark_files import FOLDER, load_benchmark
+from torchcodec_tests import needs_torchcodec
 from video_files import moving_noise, write_file
 
 from vidtok_plugin import presets
@@ -160,6 +161,18 @@ def test_video_loading_has_all_read_the_same_frames(tmp_path: Path) -> None:
     ours = torch.cat([batch.frames for batch in benchmark.batches(clips, range(4), 2)]).numpy()
     bare = [benchmark.decord_reader(path, cfg).get_batch(indices).asnumpy() for path, indices in read]
     np.testing.assert_array_equal(ours, np.stack(bare))
+
+
+@needs_torchcodec
+@pytest.mark.slow
+def test_video_readers_measures_each_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = load_benchmark("video_readers")
+    monkeypatch.setenv("VIDTOK_CACHE", str(tmp_path / "cache"))  # the benchmark sets it
+    path = write_file(tmp_path / "a.mp4", moving_noise(30))
+    rows = benchmark.rows_of("tiny", [path], frames=20, rounds=1)
+    assert [row["reader"] for row in rows] == ["decord", "pyav", "torchcodec"]
+    assert all(value > 0 for row in rows for name, value in row.items() if name.startswith("ms: "))
+    assert {"ms: open", "ms: a frame in order", "ms: a clip of 17", "ms: a random frame"} <= set(rows[0])
 
 
 @pytest.mark.slow

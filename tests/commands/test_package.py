@@ -152,7 +152,16 @@ def lowest(base: Environment, wheel: Path, environments: Path) -> Environment:
 def test_the_base_install_leaves_out_what_only_training_needs(base: Environment) -> None:
     installed = {line.split()[0].lower() for line in base.succeed("python", "-m", "pip", "list").splitlines()}
     assert "vidtok-plugin" in installed
-    assert not installed & {"lightning", "tensorboard", "matplotlib", "torchdata", "decord", "gymnasium", "starlette"}
+    assert not installed & {
+        "lightning",
+        "tensorboard",
+        "matplotlib",
+        "torchdata",
+        "torchcodec",
+        "decord",
+        "gymnasium",
+        "starlette",
+    }
 
 
 def test_python_lines_of_the_readme_run(base: Environment) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchcodec_tests import TORCHCODEC
 from video_files import moving_noise, write_file
 
 from vidtok_plugin.video import ClipDataset, find_sources, read_frames
@@ -80,7 +81,7 @@ def test_invalid_settings_are_errors() -> None:
 
 
 @pytest.mark.parametrize(("ending", "b_frames"), [("mp4", 0), ("mkv", 2)])
-@pytest.mark.parametrize("reader", ["decord", "pyav"])
+@pytest.mark.parametrize("reader", ["decord", "pyav", TORCHCODEC])
 def test_clips_of_a_variable_rate_file_are_its_nearest_frames(
     tmp_path: Path, ending: str, b_frames: int, reader: str
 ) -> None:

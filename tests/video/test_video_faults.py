@@ -248,7 +248,7 @@ class TestBatch:
             "max_unreadable_fraction must be from 0 up to but not including 1, got 1.0; 0.01 allows",
         ),
         ({"crop": "middle"}, "crop must be 'center' or 'random', got 'middle'"),
-        ({"reader": "opencv"}, "reader must be 'auto', 'decord' or 'pyav', got 'opencv'"),
+        ({"reader": "opencv"}, "reader must be 'auto', 'decord', 'pyav' or 'torchcodec', got 'opencv'"),
     ],
 )
 def test_config_mistakes_are_errors(folder: Path, changes: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""decord and PyAV read the same frames, and damaged files are errors, not wrong frames."""
+"""decord, torchcodec and PyAV read the same frames, and damaged files are errors, not wrong frames."""
 
 import sys
 import time
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from natural_clips import natural_clip
+from torchcodec_tests import TORCHCODEC
 from video_files import (
     cut_off,
     moving_noise,
@@ -22,7 +23,7 @@ from video_files import (
 from vidtok_plugin.video import UnreadableVideoError, probe, pyav_reader, read_frames, write_video
 from vidtok_plugin.video.decord_reader import DecordReader, decord_or_none
 from vidtok_plugin.video.pyav_reader import PyavReader
-from vidtok_plugin.video.reading import OpenVideo, ReaderName, ReaderPool, count_frames, open_video, read_in_order
+from vidtok_plugin.video.reading import ReaderName, ReaderPool, count_frames, open_video, read_in_order
 
 FRAMES = moving_noise(50, height=48, width=64)
 IRREGULAR = np.cumsum([0, *np.random.default_rng(1).integers(10, 90, 49)]).tolist()
@@ -61,17 +62,18 @@ def natural(name: str) -> Callable[[Path], Path]:
     "make",
     [constant, b_frames, variable_mp4, ours, rotated, natural("carphone_pristine.mp4"), natural("bikes.mp4")],
 )
-def test_both_readers_return_the_same_frames(make: Callable[[Path], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("reader", ["decord", TORCHCODEC])
+def test_readers_return_the_same_frames(make: Callable[[Path], Path], reader: ReaderName, tmp_path: Path) -> None:
     """Rounding in the conversion from YUV could differ; it does not with FFmpeg 4 in decord and 8 in PyAV."""
     path = make(tmp_path)
-    decord, pyav = DecordReader(path), PyavReader(path)
-    assert (pyav.num_frames, pyav.fps) == (decord.num_frames, decord.fps)
+    other, pyav = open_video(path, reader), PyavReader(path)
+    assert not isinstance(other, PyavReader) and (pyav.num_frames, pyav.fps) == (other.num_frames, other.fps)
     last = pyav.num_frames - 1
     for indices in ([last], [0, 1, 2], [last - 2, 3, 17], [13, 13, 40], list(range(11, 26)), [0, last]):
-        one, other = decord.read(indices), pyav.read(indices)
-        assert one.shape == other.shape
-        assert np.abs(one.astype(int) - other).max() <= 3, indices
-    np.testing.assert_allclose(decord.times(), pyav.times())
+        one, two = other.read(indices), pyav.read(indices)
+        assert one.shape == two.shape
+        assert np.abs(one.astype(int) - two).max() <= (3 if reader == "decord" else 0), indices
+    np.testing.assert_allclose(other.times(), pyav.times())
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +82,10 @@ def large_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_file(tmp_path_factory.mktemp("large") / "a.mp4", frames, keyframe_interval=16)
 
 
-@pytest.mark.parametrize("reader", [DecordReader, PyavReader])
-def test_nothing_is_decoded_after_a_read(reader: type[OpenVideo], large_video: Path) -> None:
+@pytest.mark.parametrize("reader", ["decord", "pyav", TORCHCODEC])
+def test_nothing_is_decoded_after_a_read(reader: ReaderName, large_video: Path) -> None:
     """decord decoded on to the end of the file in the background: 480 frames for a clip of 17."""
-    opened = reader(large_video)
+    opened = open_video(large_video, reader)
     start = time.process_time()
     opened.read(range(150))
     whole = time.process_time() - start
@@ -116,7 +118,7 @@ def test_pyav_does_not_seek_to_a_key_frame_that_comes_next(tmp_path: Path, monke
     opened.close()
 
 
-@pytest.mark.parametrize("reader", ["decord", "pyav"])
+@pytest.mark.parametrize("reader", ["decord", "pyav", TORCHCODEC])
 def test_fit_is_applied_to_each_decoded_frame(tmp_path: Path, reader: ReaderName) -> None:
     path, indices = b_frames(tmp_path), [7, 30, 7, 12]
     whole = read_frames(path, indices, reader=reader)
@@ -160,6 +162,13 @@ def test_decord_reads_only_where_it_is_exact(tmp_path: Path, caplog: pytest.LogC
     assert isinstance(open_video(constant(tmp_path), "decord"), DecordReader)
 
 
+def test_decord_does_not_read_mirrored_videos(tmp_path: Path) -> None:
+    """It gave their frames as they are stored."""
+    path = rotate(constant(tmp_path), matrix=[-1, 0, 0, 1])
+    assert isinstance(open_video(path, "decord"), PyavReader)
+    assert isinstance(open_video(rotate(path, 180), "decord"), DecordReader)
+
+
 def h265(folder: Path) -> Path:
     """H.265 with open groups of pictures, the default of x265."""
     return write_file(folder / "h265.mp4", smooth_motion(40, height=64, width=96), codec="libx265", b_frames=2)
@@ -184,7 +193,7 @@ def test_decord_need_not_be_installed(tmp_path: Path, monkeypatch: pytest.Monkey
         decord_or_none.cache_clear()
 
 
-@pytest.mark.parametrize("reader", ["auto", "decord", "pyav"])
+@pytest.mark.parametrize("reader", ["auto", "decord", "pyav", TORCHCODEC])
 @pytest.mark.parametrize("fraction", [0.3, 0.9])
 def test_a_video_truncated_after_its_index_is_an_error(tmp_path: Path, fraction: float, reader: str) -> None:
     """Its index declares more frames than it has."""
@@ -193,7 +202,7 @@ def test_a_video_truncated_after_its_index_is_an_error(tmp_path: Path, fraction:
         open_video(path, reader)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("reader", ["auto", "decord", "pyav"])
+@pytest.mark.parametrize("reader", ["auto", "decord", "pyav", TORCHCODEC])
 def test_damaged_frames_are_errors_and_the_others_are_right(tmp_path: Path, reader: str) -> None:
     """The first damaged frame may decode without an error, since only its end is noise."""
     path = write_faststart(tmp_path / "a.mp4", FRAMES)
@@ -224,5 +233,5 @@ def test_files_without_video_are_errors(tmp_path: Path) -> None:
     for name, cause in (("notes", r"\(.+\)"), ("empty", "the file is empty"), ("folder", "is a folder")):
         with pytest.raises(UnreadableVideoError, match=rf"{name}\.mp4 .*{cause}"):
             read_frames(tmp_path / f"{name}.mp4")
-    with pytest.raises(ValueError, match="reader must be one of auto, decord, pyav, got 'opencv'"):
+    with pytest.raises(ValueError, match="reader must be one of auto, decord, pyav, torchcodec, got 'opencv'"):
         open_video(tmp_path / "notes.mp4", "opencv")  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import numpy as np
 
 from vidtok_plugin.video.episode import Episode
 from vidtok_plugin.video.reader_process import ReaderProcess, ReaderStoppedError
-from vidtok_plugin.video.reading import OutsideVideoError, ReaderName, ReaderPool
+from vidtok_plugin.video.reading import OutsideVideoError, ReaderName, ReaderPool, prepare_reader
 from vidtok_plugin.video.resizing import cover, resize_and_crop
 from vidtok_plugin.video.sampling import IndexedVideo
 from vidtok_plugin.video.unreadable import UnreadableVideoError
@@ -27,9 +27,10 @@ class ClipReader:
     read_function = "vidtok_plugin.video.clip_reader:read_clip_from"
 
     def __init__(self, *, reader: ReaderName = "auto", timeout: float | None = None, open_videos: int = 32) -> None:
+        prepare_reader(reader)
         self.reader = reader
         self.pool = ReaderPool(open_videos)
-        self.process = None if timeout is None else ReaderProcess(timeout)
+        self.process = None if timeout is None else ReaderProcess(timeout, reader)
 
     def index(self, video: Episode | Path, *, timed: bool) -> IndexedVideo:
         """The length of a video, and if `timed`, the times of its frames.

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -87,7 +87,7 @@ class VideoDataConfig:
                 "VideoDataConfig: max_unreadable_fraction must be from 0 up to but not including 1, got"
                 f" {self.max_unreadable_fraction}; 0.01 allows one unreadable video in a hundred."
             )
-        for field, choices in (("crop", ("center", "random")), ("reader", ("auto", "decord", "pyav"))):
+        for field, choices in (("crop", ("center", "random")), ("reader", get_args(ReaderName))):
             if getattr(self, field) not in choices:
                 raise ValueError(
                     f"VideoDataConfig: {field} must be one of {', '.join(choices)}, got {getattr(self, field)!r}."

@@ -10,26 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from vidtok_plugin.video.exactness import NotExactError, inexact_cause
 from vidtok_plugin.video.listing import MP4
 from vidtok_plugin.video.pyav_reader import Fit, PyavReader
-from vidtok_plugin.video.unreadable import UnreadableVideoError, undecodable, unopenable
+from vidtok_plugin.video.unreadable import undecodable, unopenable
 
-UNSPECIFIED, BT470, SMPTE170 = 2, 5, 6  # FFmpeg's names of color matrices that are, or are taken for, BT.601
-
-
-def decord_mistakes(video: PyavReader) -> str | None:
-    """Why decord may give other frames of a video than FFmpeg, or conceal its damage; None if it doesn't.
-
-    Tried with numbered frames, decord gave others for open groups of pictures, edit lists and containers other than
-    mp4; in codecs other than H.264 it shows damaged pictures without an error.
-    """
-    if video.format != MP4 or video.codec != "h264":
-        return f"it is {video.codec} in {video.format}; it is exact for H.264 in mp4 only"
-    if not (video.frames.seekable and video.frames.closed and video.frames.whole):
-        return "it has an edit list, or frames that refer to others before a key frame"
-    if video.pixels not in ("yuv420p", "yuv444p") or video.color_matrix not in (UNSPECIFIED, BT470, SMPTE170):
-        return f"its colors are {video.pixels} by FFmpeg's matrix {video.color_matrix}"
-    return None
+CONTAINERS = {MP4: "mp4"}  # tried with numbered frames; in codecs other than H.264 it shows damaged pictures
+PIXELS = ("yuv420p", "yuv444p")
+UNSPECIFIED, BT470, SMPTE170 = 2, 5, 6  # FFmpeg's numbers of color matrices that are, or are taken for, BT.601
 
 
 @cache
@@ -43,10 +31,6 @@ def decord_or_none() -> ModuleType | None:
         return None
     decord.logging.set_level(decord.logging.QUIET)  # its log lines don't name the file; our errors do
     return decord
-
-
-class NotExactError(UnreadableVideoError):
-    """decord may give other frames of a video than those asked for."""
 
 
 class DecordReader:
@@ -64,7 +48,8 @@ class DecordReader:
                 "reader=decord needs the package decord; run: pip install 'vidtok-plugin[decord]', or set reader=auto."
             )
         with closing(PyavReader(path)) as exact:
-            cause = decord_mistakes(exact)
+            matrices = (UNSPECIFIED, BT470, SMPTE170)
+            cause = inexact_cause(exact, containers=CONTAINERS, pixels=PIXELS, matrices=matrices)
             self._times = exact.times()
         if cause is not None:
             raise NotExactError(f"Video {path} cannot be read exactly by decord: {cause}; set reader=auto.")

@@ -67,6 +67,25 @@ class PyavReader:
         """FFmpeg's number of the conversion from YUV, as the file declares it."""
         return self._stream.codec_context.colorspace
 
+    @property
+    def stream_index(self) -> int:
+        """The number of the video among the file's streams."""
+        return self._stream.index
+
+    @cached_property
+    def turned_only(self) -> bool:
+        """Whether the first frame's display matrix only turns, by a multiple of 90 degrees; decodes that frame once."""
+        try:
+            with logged_errors() as self._logs:
+                matrix = _matrix(self._frame(0))
+        except (av.FFmpegError, DamageError) as error:
+            self._stop()
+            raise undecodable(self.path, [0], self.num_frames, cause_of(error)) from None
+        if matrix is None:
+            return True
+        a, b, c, d = matrix
+        return (a, b) == (d, -c) and (a == 0 or b == 0)
+
     @cached_property
     def size(self) -> tuple[int, int]:
         """Height and width of the frames as they are read; decodes the first one once."""
@@ -109,8 +128,8 @@ class PyavReader:
 
     def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
         pixels = self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        matrix = frame.side_data.get(SideData.DISPLAYMATRIX)  # type: ignore[call-overload]
-        return pixels if matrix is None else _displayed(pixels, np.frombuffer(bytes(matrix), "<i4"))
+        matrix = _matrix(frame)
+        return pixels if matrix is None else _displayed(pixels, matrix)
 
     def in_order(self) -> Iterator[np.ndarray]:
         """All frames, uint8 RGB `(h, w, 3)`; do not call `read` in between."""
@@ -203,11 +222,18 @@ def _intact(frame: av.VideoFrame, packet: Packet) -> av.VideoFrame:
     return frame
 
 
-def _displayed(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Pixels (h, w, 3) turned and mirrored by a display matrix, which maps (x, y) to (a x + c y, b x + d y)."""
-    a, b, _, c, d = (int(np.sign(round(value / 65536, 3))) for value in matrix[:5])
-    if not any((a, b, c, d)):  # FFmpeg takes it for none
-        return pixels
+def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
+    """The signs of (a, b, c, d) of a frame's display matrix, which maps (x, y) to (a x + c y, b x + d y)."""
+    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)  # type: ignore[call-overload]
+    if matrix is None:
+        return None
+    a, b, _, c, d = (int(np.sign(round(value / 65536, 3))) for value in np.frombuffer(bytes(matrix), "<i4")[:5])
+    return (a, b, c, d) if any((a, b, c, d)) else None  # FFmpeg takes zeros for none
+
+
+def _displayed(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    """Pixels (h, w, 3) turned and mirrored by a display matrix."""
+    a, b, c, d = matrix
     if (a == 0) != (d == 0) or (b == 0) != (c == 0) or (a == 0) == (b == 0):
         raise DamageError("it is rotated by an angle that is not a multiple of 90 degrees")
     if a == 0:  # x becomes y

@@ -1,5 +1,6 @@
 """The main loop of a reader process, which answers calls until its parent exits."""
 
+import contextlib
 import importlib
 import mmap
 import os
@@ -12,16 +13,17 @@ from typing import Any
 import numpy as np
 
 from vidtok_plugin.video import clip_reader  # noqa: F401  imported before the first call, whose time is limited
-from vidtok_plugin.video.decord_reader import decord_or_none
+from vidtok_plugin.video.reading import ReaderName, prepare_reader
 
 
-def serve(connection_file: int, memory_file: int, parent: int) -> None:
+def serve(connection_file: int, memory_file: int, parent: int, reader: ReaderName) -> None:
     """Answers calls from a connection; uint8 arrays are returned in shared memory."""
     # Ctrl-C and SIGTERM reach all processes of a job. The parent exits when it is ready, and this process with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    decord_or_none()
+    with contextlib.suppress(ValueError):  # the first call raises it
+        prepare_reader(reader)
     connection = Connection(connection_file)
     memory: mmap.mmap | None = None
     connection.send(("ready", None))

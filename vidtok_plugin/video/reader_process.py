@@ -23,7 +23,7 @@ for name, folder in {packages!r}:
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [folder]
 from vidtok_plugin.video.reader_child import serve
-serve({connection}, {memory}, {parent})
+serve({connection}, {memory}, {parent}, {reader!r})
 """
 
 
@@ -36,7 +36,8 @@ class ReaderProcess:
 
     It starts with the first call, and restarts with the next call after it was terminated. It ends with its parent, for
     example a loader's worker, even if that is killed. Arrays are returned through shared memory. (It is started by
-    `subprocess`, since a loader's workers may not start children by `multiprocessing`.)
+    `subprocess`, since a loader's workers may not start children by `multiprocessing`.) The package of `reader`, if it
+    has one of its own, is imported before the first call.
 
     Example:
         >>> with ReaderProcess(timeout=10) as process:
@@ -44,7 +45,7 @@ class ReaderProcess:
         1.5
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, reader: str = "auto") -> None:
         if sys.platform == "win32":
             raise ValueError(
                 f"data.read_timeout must be null on Windows, got {timeout:g}: a decoder's process cannot be given the "
@@ -52,7 +53,7 @@ class ReaderProcess:
             )
         if not timeout > 0:
             raise ValueError(f"ReaderProcess: timeout must be above 0 s, got {timeout}.")
-        self.timeout = timeout
+        self.timeout, self.reader = timeout, reader
         self._child: _Child | None = None
 
     @property
@@ -67,7 +68,7 @@ class ReaderProcess:
             ReaderStoppedError: the call took longer than the timeout, or the process crashed.
         """
         if self._child is None or self._child.owner != os.getpid():  # after a fork it belongs to another process
-            self._child = _Child()
+            self._child = _Child(self.reader)
         answered = False
         try:
             kind, value = self._child.ask(function, arguments, self.timeout)
@@ -92,13 +93,13 @@ class ReaderProcess:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"timeout": self.timeout, "_child": None}
+        return {"timeout": self.timeout, "reader": self.reader, "_child": None}
 
 
 class _Child:
     """The process, the connection to it, and the shared memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, reader: str) -> None:
         self.owner = os.getpid()
         self._connection, theirs = Pipe()
         self._memory_file = _memory_file()
@@ -110,6 +111,7 @@ class _Child:
             connection=theirs.fileno(),
             memory=self._memory_file,
             parent=self.owner,
+            reader=reader,
         )
         self._process = subprocess.Popen(
             [sys.executable, "-c", boot], stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), self._memory_file)

@@ -1,4 +1,4 @@
-"""Reading frames of video files with PyAV or decord, through a pool of open readers."""
+"""Reading frames of video files with PyAV, decord or torchcodec, through a pool of open readers."""
 
 import atexit
 import logging
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
@@ -18,14 +18,16 @@ from vidtok_plugin.common.forks import at_fork
 from vidtok_plugin.common.paths import as_path
 from vidtok_plugin.common.url_path import UrlPath
 from vidtok_plugin.video import kept_index
-from vidtok_plugin.video.decord_reader import DecordReader, NotExactError
+from vidtok_plugin.video.decord_reader import DecordReader, decord_or_none
+from vidtok_plugin.video.exactness import NotExactError
 from vidtok_plugin.video.kept_index import Listing, Version
 from vidtok_plugin.video.pyav_reader import Fit, PyavReader
+from vidtok_plugin.video.torchcodec_reader import TorchcodecReader, torchcodec_decoder
 from vidtok_plugin.video.unreadable import UnreadableVideoError, undecodable, unopenable
 
 logger = logging.getLogger(__name__)
 
-ReaderName = Literal["auto", "decord", "pyav"]
+ReaderName = Literal["auto", "decord", "pyav", "torchcodec"]
 
 READERS = 16  # that a pool keeps open
 
@@ -33,7 +35,7 @@ _pools: "weakref.WeakSet[ReaderPool]" = weakref.WeakSet()
 
 
 class OpenVideo(Protocol):
-    """An open video file, by PyAV or decord; frames are numbered by time."""
+    """An open video file; frames are numbered by time."""
 
     num_frames: int
     fps: float
@@ -116,27 +118,39 @@ _pool = ReaderPool()
 
 
 def open_video(path: str | os.PathLike[str], reader: ReaderName = "auto") -> OpenVideo:
-    """Opens a video file with decord or PyAV; "auto" is PyAV, which is faster, reads more formats and reports damage.
+    """Opens a video file; "auto" is PyAV, which reads most formats and reports most damage.
 
-    Where decord may give other frames than those asked for, PyAV reads instead, which is logged once.
+    Where decord or torchcodec may give other frames than those asked for, PyAV reads instead, which is logged once.
 
     Raises:
         FileNotFoundError: the file does not exist.
         UnreadableVideoError: the file is not a video.
     """
-    if reader not in ("auto", "decord", "pyav"):
-        raise ValueError(f"reader must be one of auto, decord, pyav, got {reader!r}.")
+    if reader not in get_args(ReaderName):
+        raise ValueError(f"reader must be one of {', '.join(get_args(ReaderName))}, got {reader!r}.")
     version = _version(path)
     if path.is_dir() if isinstance(path, UrlPath) else os.path.isdir(path):
         raise UnreadableVideoError(f"Video {path} is a folder, not a file; give a file in it.")
     if version.size == 0:
         raise unopenable(path, "the file is empty")
-    if reader == "decord":
+    if reader in ("decord", "torchcodec"):
         try:
-            return DecordReader(path)
+            return DecordReader(path) if reader == "decord" else TorchcodecReader(path)
         except NotExactError as error:
-            _log_once(f"PyAV reads in place of decord. {error}")
+            _log_once(f"PyAV reads in place of {reader}. {error}")
     return PyavReader(path)
+
+
+def prepare_reader(reader: ReaderName) -> None:
+    """Imports a reader's package, which takes seconds.
+
+    Raises:
+        ValueError: torchcodec is not installed, or cannot load FFmpeg or PyTorch.
+    """
+    if reader == "decord":
+        decord_or_none()
+    elif reader == "torchcodec":
+        torchcodec_decoder()
 
 
 @cache
