@@ -1,7 +1,9 @@
 """Muon: momentum with orthogonalized updates for matrices and kernels, and AdamW for all other parameters.
 
-Keller Jordan's method (https://kellerjordan.github.io/posts/muon/). `torch.optim.Muon` takes matrices only; the
-convolution kernels of a tokenizer are flattened here to (outputs, inputs times kernel).
+Keller Jordan's method (https://kellerjordan.github.io/posts/muon/). Of a matrix it is the update of `torch.optim.Muon`,
+bit for bit in bfloat16. That one refuses convolution kernels, as are all 84 weights of the Boxing tokenizer; they are
+flattened here to (outputs, inputs times kernel). It also iterates in bfloat16 alone, and leaves all else to a second
+optimizer.
 """
 
 from collections.abc import Callable, Iterable
@@ -78,10 +80,11 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         True
     """
     a, b, c = NEWTON_SCHULZ
-    x = (matrix / (matrix.norm() + 1e-7)).to(dtype)
+    x = matrix.to(dtype)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
+    x = x / x.norm().clamp(min=1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.T if tall else x).to(matrix.dtype)
