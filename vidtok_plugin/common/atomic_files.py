@@ -90,7 +90,7 @@ def naming(path: Path) -> Iterator[None]:
 def _system_error(error: BaseException) -> OSError | None:
     """The error of the system that a library's error stands for; None if there is none."""
     if isinstance(error, SafetensorError):
-        match = re.search(r"\(os error (\d+)\)", str(error))
+        match = re.search(r"(?:os error|code:) (\d+)", str(error))  # code: safetensors 0.5
         return OSError(int(match[1]), os.strerror(int(match[1]))) if match else None
     if isinstance(error, OSError):
         if error.errno is None and " requested and " in str(error):  # numpy's

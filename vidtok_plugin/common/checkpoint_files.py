@@ -57,7 +57,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             f"{path} must have a safetensors header of at most {MAX_HEADER} bytes, got {length}; fetch it again."
         )
     try:
-        tensors = load_file(path)
+        with torch.device("cpu"):  # safetensors 0.5 follows the context's device
+            tensors = load_file(path)
         with safe_open(path, "pt") as opened:
             saved = (opened.metadata() or {}).get(_CHECKSUM)
     except (SafetensorError, *DAMAGE) as error:

@@ -25,4 +25,6 @@ def progress_bar(shown: bool) -> Progress:
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     remaining = TimeRemainingColumn(elapsed_when_finished=True)
-    return Progress(*columns, remaining, console=Console(stderr=True), disable=not (shown and shows_progress()))
+    hidden = not (shown and shows_progress())
+    console = Console(stderr=True, quiet=hidden)  # rich 13.0 ends a disabled bar with an empty line
+    return Progress(*columns, remaining, console=console, disable=hidden)
