@@ -15,16 +15,8 @@ from vidtok_plugin.video.reading import open_video
 from vidtok_plugin.video.torchcodec_reader import TorchcodecReader, torchcodec_decoder
 from vidtok_plugin.video.video_file import VideoFile
 
-READ = (
-    "variable times",
-    "negative times",
-    "one frame",
-    "60 fps",
-    "odd size",
-    "fragments",
-    "intra refresh",
-    "sound first",
-)
+READ = {"starts between key frames", "variable times", "one frame", "60 fps", "odd size", "fragments"}
+READ |= {"intra refresh", "sound first"}
 
 
 @needs_torchcodec
