@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import cache, cached_property
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def torchcodec_decoder() -> Any:
         ValueError: torchcodec is not installed, or cannot load FFmpeg or PyTorch.
     """
     try:
-        from torchcodec.decoders import VideoDecoder
+        return import_module("torchcodec.decoders").VideoDecoder
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "torchcodec":
             raise
@@ -39,7 +40,6 @@ def torchcodec_decoder() -> Any:
             f"reader=torchcodec: torchcodec cannot load its libraries ({_missing_library(error)}); install FFmpeg 4 to"
             " 8 (on Debian: apt install ffmpeg) and the torchcodec that fits this PyTorch, or set reader=auto."
         ) from None
-    return VideoDecoder
 
 
 class TorchcodecReader:
