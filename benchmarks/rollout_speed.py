@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,18 +109,25 @@ def measured(shape: Shape, batch: int, args: Any) -> list[Row]:
     model, llama = shape.world_model(), shape.llama(shape.max_steps * STEP)
     steps = args.steps
     orders = {**CAUSAL, **(COMPILED if args.compiled else {})}
+    masked = shape.world_model("masked")
+    masked_orders = MASKED | (COMPILED_MASKED if args.compiled else {})
     with shape.casting():
-        contenders = {name: ours(model, batch, steps, decoding, sampler) for name, decoding in orders.items()}
-        contenders[PEER] = generate(llama, batch, steps * STEP, sampler)
-        contenders["generate(), static cache"] = generate(
-            llama, batch, steps * STEP, sampler, cache_implementation="static", disable_compile=True
-        )
-        masked = shape.world_model("masked")
-        for name, decoding in (MASKED | (COMPILED_MASKED if args.compiled else {})).items():
-            contenders[name] = ours(masked, batch, steps, decoding, sampler)
+        makers: dict[str, Callable[[], Contender]] = {
+            PEER: lambda: generate(llama, batch, steps * STEP, sampler),
+            "generate(), static cache": lambda: generate(
+                llama, batch, steps * STEP, sampler, cache_implementation="static", disable_compile=True
+            ),
+            **{name: partial(ours, model, batch, steps, decoding, sampler) for name, decoding in orders.items()},
+            **{
+                name: partial(ours, masked, batch, steps, decoding, sampler) for name, decoding in masked_orders.items()
+            },
+        }
         if not args.quick:
-            contenders["raster, no cache"] = without_cache(model, batch, sampler)
-        seconds = in_turns({name: one.work for name, one in contenders.items()}, rounds=args.rounds)
+            makers["raster, no cache"] = lambda: without_cache(model, batch, sampler)
+        contenders = {name: make() for name, make in makers.items() if name in (PEER, *(args.only or makers))}
+        clock = time.process_time if args.cpu_time else time.perf_counter
+        works = {name: one.work for name, one in contenders.items()}
+        seconds = in_turns(works, rounds=args.rounds, clock=clock)
     per_token = {name: [taken / contenders[name].tokens for taken in all_] for name, all_ in seconds.items()}
     rows = []
     for name, one in contenders.items():
@@ -155,7 +163,7 @@ def from_video_to_video(batch: int, args: Any) -> list[Row]:
     }
     frames = dict(zip(works, (given, given + imagined, imagined), strict=True))
     with shape.casting():
-        seconds = in_turns(works, rounds=args.rounds)
+        seconds = in_turns(works, rounds=args.rounds, clock=time.process_time if args.cpu_time else time.perf_counter)
     return [
         {"size": shape.size, "batch": batch, "order": name, "frames": frames[name]}
         | {"seconds": statistics.median(taken), "frames/s": batch * frames[name] / statistics.median(taken)}
@@ -279,6 +287,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="32", help="bf16 uses autocast")
     parser.add_argument("--greedy", action="store_true")
     parser.add_argument("--compiled", action="store_true", default=gpu, help="also compiled decoding; always on a GPU")
+    parser.add_argument("--only", nargs="+", metavar="ORDER", help="these rows of the table, and generate()")
+    parser.add_argument("--cpu-time", action="store_true", help="CPU time in place of wall time: for busy machines")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="measure how cost grows instead, and plot it")
     args = parser.parse_args(argv)
@@ -301,7 +311,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows += measured(Shape(size=size, precision=args.precision), batch, args)
     for batch in args.batches:
         rows += from_video_to_video(batch, args)
-    more |= {"prompt tokens": PROMPT * STEP, "tokens": args.steps * STEP, "greedy": args.greedy}
+    more |= {
+        "prompt tokens": PROMPT * STEP,
+        "tokens": args.steps * STEP,
+        "greedy": args.greedy,
+        "cpu time": args.cpu_time,
+    }
     report("rollout_speed", rows, args.output, packages=["transformers"], **more)
 
 

@@ -45,6 +45,8 @@ FORMULAS: dict[Any, Any] = {
     aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
     aten.mv: vector_flops,
 }
+if torch.backends.mkldnn.is_available():
+    FORMULAS[torch.ops.mkldnn._linear_pointwise] = product_flops
 if torch.backends.mkl.is_available():
     FORMULAS[torch.ops.mkl._mkl_linear] = packed_product_flops
 

@@ -58,6 +58,41 @@ def test_rollouts_against_generate(tmp_path: Path) -> None:
     assert apart == {"tokenizer encodes the prompt", "tokenizer decodes all", "whole rollout(), raster"}
 
 
+def test_only_some_orders(tmp_path: Path) -> None:
+    arguments = ("--quick", "--batches", "1", "--only", "raster", "--cpu-time")
+    rows = reported(load_benchmark("rollout_speed"), tmp_path, *arguments)
+    assert [row["order"] for row in rows if "calls a frame" in row] == ["generate()", "raster"]
+
+
+@pytest.mark.slow
+def test_time_beside_the_machines_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every operation is of one kind, and its limit is known."""
+    benchmark = load_benchmark("limits")
+    monkeypatch.setattr(benchmark, "product_rate", lambda: 1e11)
+    monkeypatch.setattr(benchmark, "reading_rate", lambda: 1e10)
+    monkeypatch.setattr(benchmark, "machine_rates", lambda *_: [])
+    rows = reported(benchmark, tmp_path, "--batches", "1")
+    works = dict.fromkeys(row["work"] for row in rows)
+    assert list(works) == ["training, demo", "raster, demo, batch 1", "diagonal, demo, batch 1"]
+    for work in works:
+        kinds = {row["kind"]: row for row in rows if row["work"] == work}
+        assert {"matrix products", "attention", "copies", "between operations", "all"} <= kinds.keys()
+        measured = [row for kind, row in kinds.items() if kind not in ("all", "between operations")]
+        assert kinds["all"]["calls"] == sum(row["calls"] for row in measured)
+        assert kinds["matrix products"]["limit, ms"] > 0
+
+
+def test_operations_of_products_are_known() -> None:
+    benchmark = load_benchmark("limits")
+    x, weight = torch.randn(3, 5), torch.randn(7, 5)
+    with torch.no_grad(), benchmark.OperationTimes(products=1.0, reading=1e12) as times:
+        torch.addmm(x @ weight.t(), x, weight.t())
+        torch.mm(x, weight.t())
+        torch.bmm(x[None], weight.t()[None])
+    assert times.limits["matrix products"] == pytest.approx(3 * 2 * 3 * 5 * 7, rel=1e-3)
+    assert times.limits["attention"] == pytest.approx(2 * 3 * 5 * 7, rel=1e-3)
+
+
 def test_imagined_environments(tmp_path: Path) -> None:
     world, output = save_tiny_world(tmp_path / "world"), tmp_path / "results.json"
     write_folder(world / "prompts", {"a": 15})

@@ -23,6 +23,7 @@ from world_model.prediction.base import StepContext
 from world_model.prediction.causal import CausalPrediction
 from world_model.prediction.masked import MaskedPrediction
 from world_model.transformer.cache import TransformerCache
+from world_model.transformer.fast.prepack import Rows
 
 MAX_VERSIONS = 64  # of the compiled call; PyTorch's own limit of 8 would end a process that tries nine batch sizes
 
@@ -58,7 +59,7 @@ def as_inputs(context: StepContext, cache: TransformerCache) -> tuple[StepContex
 class CompiledGroupDrawing:
     """`GroupDrawing` with one compiled call for all groups, each padded to the largest by its own last position."""
 
-    tokens_per_call: int | None = None  # the compiled call looks up weights itself
+    tokens_per_call: Rows | None = None  # the compiled call looks up weights itself
     fills_cache = True
 
     def __init__(
@@ -114,7 +115,7 @@ class CompiledGroupDrawing:
 class CompiledMaskedDrawing:
     """`MaskedDrawing` with one compiled call, which a last time writes the keys and values of the whole step."""
 
-    tokens_per_call: int | None = None
+    tokens_per_call: Rows | None = None
     fills_cache = True
 
     def __init__(

@@ -20,13 +20,14 @@ from world_model.prediction.base import StepContext
 from world_model.prediction.causal import CausalPrediction
 from world_model.prediction.masked import MaskedPrediction
 from world_model.transformer.cache import TransformerCache
+from world_model.transformer.fast.prepack import Rows
 
 
 class Drawing(Protocol):
     """A way to draw a latent step."""
 
     noise_per_step: int  # uniform numbers u
-    tokens_per_call: int | None  # if it is the same for every call; lets weights be prepacked
+    tokens_per_call: Rows | None  # of each rollout, for which weights are prepacked; None: it uses no prepacked ones
     fills_cache: bool  # whether drawing writes the keys and values of the drawn tokens
 
     def draw(
@@ -68,7 +69,7 @@ class GroupDrawing:
     ) -> None:
         self.model, self.prediction, self.sampler, self.groups = model, prediction, sampler, groups
         self.noise_per_step = model.tokens.tokens_per_step * model.head.noise_per_token
-        self.tokens_per_call = 1 if len(groups) == model.tokens.tokens_per_step else None
+        self.tokens_per_call: Rows = 1 if len(groups) == model.tokens.tokens_per_step else "varied"
 
     def draw(
         self, before: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor, *, entropy: bool = False
@@ -95,7 +96,7 @@ class GroupDrawing:
 class MaskedDrawing:
     """Masked order: every call draws all positions, and those drawn with the highest confidence are kept."""
 
-    tokens_per_call: int | None = None
+    tokens_per_call: Rows | None = "varied"
     fills_cache = False
 
     def __init__(

@@ -20,12 +20,13 @@ from world_model.model import WorldModel
 from world_model.prediction.base import StepContext
 from world_model.prediction.causal import CausalPrediction
 from world_model.transformer.cache import TransformerCache
+from world_model.transformer.fast.prepack import Rows
 
 
 class SpeculativeDrawing:
     """`GroupDrawing` in raster order, with the same tokens. All rollouts go on by what the slowest has right."""
 
-    tokens_per_call: int | None = None  # prepacked weights are slower for this many
+    tokens_per_call: Rows | None = "varied"
     fills_cache = True
 
     def __init__(self, model: WorldModel, prediction: CausalPrediction, sampler: Sampler, draft_tokens: int) -> None:

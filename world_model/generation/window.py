@@ -16,6 +16,7 @@ from world_model.heads.sampler import Sampler
 from world_model.model import WorldModel
 from world_model.prediction.base import StepContext
 from world_model.transformer.cache import TransformerCache
+from world_model.transformer.fast.prepack import Rows
 from world_model.transformer.rotary import Rotation
 from world_model.transformer.transformer import DecodeBlocks
 
@@ -62,14 +63,14 @@ class ContextWindow:
         self.tokens, self.actions, self.state = self._newest_of(tokens, actions, state, self.held)
         self.cache = self._prefilled_window(None)
 
-    def next_step(self, actions: GroupedActions | None, tokens_per_call: int | None) -> StepContext:
+    def next_step(self, actions: GroupedActions | None, tokens_per_call: Rows | None) -> StepContext:
         """The context for drawing the next step under its actions; makes room for it in the cache.
 
-        Weights are prepacked if every call has the same number of tokens, `tokens_per_call`.
+        Weights are prepacked for calls of `tokens_per_call` tokens of each rollout, unless it is None.
         """
         self.make_room()
         if self.blocks is None:
-            rows = None if tokens_per_call is None else self.cache.batch * tokens_per_call
+            rows = tokens_per_call * self.cache.batch if isinstance(tokens_per_call, int) else tokens_per_call
             self.blocks = self.model.transformer.decode_blocks(self.cache, rows)
         return self.model.step_context(
             self._newest(), self._row_actions(actions), self.cache, self.blocks, self._newest_state()

@@ -15,6 +15,7 @@ from world_model.heads.base import DrawnTokens
 from world_model.heads.sampler import Sampler
 from world_model.inputs.embedding import CodeTable, Factors, Tables
 from world_model.inputs.neighborhood import CopyBias
+from world_model.transformer.fast.choice import functions
 
 
 class CodeHead(nn.Module):
@@ -121,7 +122,7 @@ class CodeHead(nn.Module):
         return given
 
     def _logits(self, i: int, hidden: Tensor, neighbor_codes: Tensor | None, tables: Tables) -> Tensor:
-        logits = F.linear(hidden, tables[i])
+        logits = functions(hidden).linear(hidden, tables[i])
         if self.copy is None or neighbor_codes is None:
             return logits
         if len(self.sizes) > 1:

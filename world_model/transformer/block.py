@@ -67,6 +67,17 @@ class TransformerConfig:
         return max(8, round(self.mlp_ratio * self.width / 8) * 8)
 
 
+class Linear(nn.Linear):
+    """A linear layer without a bias."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__(width, out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        multiplied: Tensor = functions(x).linear(x, self.weight)
+        return multiplied
+
+
 class RMSNorm(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -82,8 +93,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, cfg: TransformerConfig) -> None:
         super().__init__()
-        self.gate_value = nn.Linear(cfg.width, 2 * cfg.mlp_width, bias=False)
-        self.out = nn.Linear(cfg.mlp_width, cfg.width, bias=False)
+        self.gate_value = Linear(cfg.width, 2 * cfg.mlp_width)
+        self.out = Linear(cfg.mlp_width, cfg.width)
 
     def forward(self, x: Tensor) -> Tensor:
         gate_value = self.gate_value(x)
@@ -97,9 +108,9 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = cfg.heads
         self.backend: AttentionBackend = cfg.attention
-        self.qkv = nn.Linear(cfg.width, 3 * cfg.width, bias=False)
+        self.qkv = Linear(cfg.width, 3 * cfg.width)
         self.qk_scale = nn.Parameter(torch.ones(2 * cfg.head_width))  # of queries, then of keys
-        self.out = nn.Linear(cfg.width, cfg.width, bias=False)
+        self.out = Linear(cfg.width, cfg.width)
 
     def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, needed: int) -> Tensor:
         """x (b, n, d) -> (b, needed, d), of the last tokens; causal without a mask (n, n)."""

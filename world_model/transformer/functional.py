@@ -15,6 +15,11 @@ from world_model.transformer.rotary import Rotation
 EPS = 1e-6
 
 
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x (..., i) and a weight (o, i) -> (..., o)."""
+    return F.linear(x, weight)
+
+
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     """`x / rms(x) * weight`, x (..., d) and weight (d,), in the dtype of x (Zhang and Sennrich, arXiv 1910.07467)."""
     return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps=EPS)

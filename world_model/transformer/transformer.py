@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from world_model.transformer.block import Block, DecodeBlock, RMSNorm, TransformerConfig
-from world_model.transformer.cache import Placement, TransformerCache
-from world_model.transformer.fast.choice import decodes_flat
+from world_model.transformer.cache import Placement, Segment, TransformerCache
+from world_model.transformer.fast.choice import decodes_flat, decodes_packed
 from world_model.transformer.fast.decode_block import FlatDecodeBlock
+from world_model.transformer.fast.packed_blocks import PackedBlocks
+from world_model.transformer.fast.prepack import Rows
 from world_model.transformer.rotary import Rotation
 
-DecodeBlocks = Sequence[DecodeBlock] | Sequence[FlatDecodeBlock]
+DecodeBlocks = Sequence[DecodeBlock] | Sequence[FlatDecodeBlock] | PackedBlocks
 
 
 class Transformer(nn.Module):
@@ -67,11 +69,18 @@ class Transformer(nn.Module):
             x = block(x, rotation, mask, n)
         return self.norm(last(x, rotation, mask, n if needed is None else needed))
 
-    def decode_blocks(self, cache: TransformerCache, rows: int | None = None) -> DecodeBlocks:
+    def decode_blocks(self, cache: TransformerCache, rows: Rows | None = None) -> DecodeBlocks:
         """The blocks with their layers of the cache, for many calls of `step` with the same buffers and weights.
 
         With `rows`, weights are prepacked for steps of that many tokens in all, and later changes of them are ignored.
         """
+        if rows is not None and decodes_packed(cache.own.keys, self.norm.weight):
+            return PackedBlocks(self._blocks(), cache)
+        return self._layer_blocks(cache, rows)
+
+    def _layer_blocks(
+        self, cache: TransformerCache, rows: Rows | None = None
+    ) -> Sequence[DecodeBlock] | Sequence[FlatDecodeBlock]:
         pairs = list(zip(self._blocks(), cache.layers(), strict=True))
         if decodes_flat():
             return [FlatDecodeBlock.of(block, layer, rows) for block, layer in pairs]
@@ -91,14 +100,17 @@ class Transformer(nn.Module):
         """
         if blocks is None or not decodes_flat():
             blocks = self.decode_blocks(cache)
-        elif blocks[0].cache.own.storage != cache.own.storage:
+        elif _own(blocks).storage != cache.own.storage:
             raise ValueError(
                 "Transformer: blocks must be the decode_blocks of the cache that is given, not of another."
             )
         here, rotation = self._place(x, cache, at)
         rows = x.flatten(0, 1)
-        for block in blocks:
-            rows = block(rows, rotation, here)
+        if isinstance(blocks, PackedBlocks):
+            rows = blocks(rows, rotation, here)
+        else:
+            for block in blocks:
+                rows = block(rows, rotation, here)
         return self.norm(rows).view(x.shape), cache.advanced(x.shape[1]) if at is None else cache
 
     def prefill(self, x: Tensor, cache: TransformerCache, at: Placement | None = None) -> TransformerCache:
@@ -107,7 +119,7 @@ class Transformer(nn.Module):
         Unlike `step`, it advances the cache also with `at`.
         """
         here, rotation = self._place(x, cache, at)
-        *blocks, last = self.decode_blocks(cache)
+        *blocks, last = self._layer_blocks(cache)
         rows = x.flatten(0, 1)
         for block in blocks:
             rows = block(rows, rotation, here)
@@ -148,3 +160,8 @@ class Transformer(nn.Module):
             here = here.since(cache.begin)
         rotation = self.rotation if cache.rotation is None else cache.rotation
         return here, rotation.at(here.positions)
+
+
+def _own(blocks: DecodeBlocks) -> Segment:
+    """The buffers that blocks write into."""
+    return blocks.own if isinstance(blocks, PackedBlocks) else blocks[0].cache.own

@@ -52,7 +52,7 @@ def test_tokens_are_those_of_drawing_one_by_one(
         assert plain.entropy is not None and guessed.entropy is not None
         torch.testing.assert_close(guessed.entropy, plain.entropy, rtol=1e-4, atol=1e-5)
         assert plain.outcomes is not None and guessed.outcomes is not None
-        torch.testing.assert_close(guessed.outcomes.rewards, plain.outcomes.rewards, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(guessed.outcomes.rewards, plain.outcomes.rewards, rtol=1e-3, atol=1e-5)
     futures = of_step(actions, 9)
     assert torch.equal(guessed.fork().step(futures), plain.fork().step(futures))
 

@@ -123,6 +123,11 @@ def context_flops(batch: int) -> int:
     return 2 * batch * (previous + FRAMES * CONFIG.action_width * WIDTH + WIDTH**2)
 
 
+def print_flops() -> int:
+    """Operations that tell whether the layers' weights are those that were prepacked before, once a window at most."""
+    return 2 * DEPTH * (4 * WIDTH**2 + 3 * WIDTH * CONFIG.transformer.mlp_width)
+
+
 def drawing_flops(batch: int, positions: int, positions_below_others: int) -> int:
     """Operations of the head, which may also copy a code, and of embedding the token above a position."""
     return 2 * batch * (positions * WIDTH * (CODES + 1) + positions_below_others * CONFIG.code_width * WIDTH)
@@ -148,14 +153,14 @@ def test_operations_of_a_raster_step(batch: int) -> None:
     """Each token passes the layers and the head once, whatever came before; only attention grows."""
     layers = sum(DEPTH * layer_flops(batch, 2 * POSITIONS + position + 1) for position in range(POSITIONS))
     drawing = drawing_flops(batch, POSITIONS, POSITIONS - GRID)
-    check_ceiling(counted_step(Decoding(), batch), layers + drawing + context_flops(batch))
+    check_ceiling(counted_step(Decoding(), batch), layers + drawing + context_flops(batch) + print_flops())
 
 
 def test_operations_of_a_diagonal_step() -> None:
     """Each token passes the layers once here, too; attention covers the positions up to the diagonal's last, masked."""
     groups = diagonal_groups(GRID, GRID, 1, torch.device("cpu"))
     layers = sum(DEPTH * layer_flops(len(group.positions), 2 * POSITIONS + group.end) for group in groups)
-    ceiling = layers + drawing_flops(1, POSITIONS, POSITIONS) + context_flops(1)
+    ceiling = layers + drawing_flops(1, POSITIONS, POSITIONS) + context_flops(1) + print_flops()
     check_ceiling(counted_step(Decoding(order="diagonal"), 1), ceiling)
 
 

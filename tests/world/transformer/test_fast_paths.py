@@ -1,8 +1,10 @@
 """The fast paths compute what the definition does, with the same gradients, and `reference_path` switches them off."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
+from weakref import ref
 
 import pytest
 import torch
@@ -10,15 +12,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidtok_plugin import reference_path
+from vidtok_plugin.common import one_dnn
 from world_model.transformer import functional
 from world_model.transformer.attention import attention, product_attention
 from world_model.transformer.block import DecodeBlock, TransformerConfig
-from world_model.transformer.cache import Segment
-from world_model.transformer.fast import chunked_attention, prepack
+from world_model.transformer.cache import Placement, Segment
+from world_model.transformer.fast import chunked_attention, packed_blocks, prepack
 from world_model.transformer.fast import functional as fast
 from world_model.transformer.fast.choice import functions
 from world_model.transformer.fast.decode_block import FlatDecodeBlock
-from world_model.transformer.fast.prepack import MAX_ROWS, prepack_linear
+from world_model.transformer.fast.packed_blocks import PackedBlocks
+from world_model.transformer.fast.prepack import MAX_ROWS, Rows, prepack_linear
 from world_model.transformer.rotary import Rotation, grid_rotation
 from world_model.transformer.transformer import Transformer
 
@@ -29,6 +33,13 @@ PARTS = (slice(0, 2), slice(2, N))  # of the positions
 def random(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def use_one_dnn(monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
+    """As on a processor that is faster by it, or not."""
+    if on and not one_dnn.is_available():
+        pytest.skip("needs oneDNN")
+    monkeypatch.setattr(one_dnn, "is_faster", lambda: on)
 
 
 def angles() -> Rotation:
@@ -137,18 +148,23 @@ def test_half_precision_stays_near(name: str) -> None:
         torch.testing.assert_close(one.double(), other, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("rows", [None, 1, 2, 3, 8, MAX_ROWS, MAX_ROWS + 1])
-def test_prepacked_products_equal_plain_ones(rows: int | None) -> None:
+@pytest.mark.parametrize("rows", [None, 1, 2, 3, 8, MAX_ROWS, MAX_ROWS + 1, "varied"])
+@pytest.mark.parametrize("by_one_dnn", [False, True])
+def test_prepacked_products_equal_plain_ones(
+    monkeypatch: pytest.MonkeyPatch, rows: Rows | None, by_one_dnn: bool
+) -> None:
+    use_one_dnn(monkeypatch, by_one_dnn)
     weight = torch.randn(12, 20)
     product = prepack_linear(weight, rows)
-    for given in (rows or 5, 7):  # other numbers of rows, too
+    for given in (rows if isinstance(rows, int) else 5, 7):  # other numbers of rows, too
         x = torch.randn(given, 20)
         torch.testing.assert_close(product(x), x @ weight.t(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture
-def asked_anew() -> Iterator[None]:
-    """Whether weights can be prepacked is asked once a process."""
+def asked_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """On a processor that multiplies by MKL. Whether weights can be prepacked is asked once a process."""
+    monkeypatch.setattr(one_dnn, "is_faster", lambda: False)
     prepack._can_prepack.cache_clear()
     yield
     prepack._can_prepack.cache_clear()
@@ -258,16 +274,111 @@ def test_bfloat16_decodes_by_products_unless_sdpa_is_asked_for(monkeypatch: pyte
 @torch.no_grad()
 def test_blocks_made_on_the_fast_path_are_not_used_on_the_reference_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rollout makes them once for many steps, before `reference_path` may begin."""
+    use_one_dnn(monkeypatch, False)
     transformer, x = random_transformer(), torch.randn(1, 1, 24)
     cache = transformer.init_cache(1, 9)
     blocks = transformer.decode_blocks(cache, rows=1)
-    assert isinstance(blocks[0], FlatDecodeBlock)
+    assert isinstance(blocks, list) and isinstance(blocks[0], FlatDecodeBlock)
     expected, _ = transformer.step(x, cache, blocks=blocks)
     with reference_path():
-        assert isinstance(transformer.decode_blocks(cache)[0], DecodeBlock)
+        (plain, *_) = cast(list[Any], transformer.decode_blocks(cache))
+        assert isinstance(plain, DecodeBlock)
         monkeypatch.delattr(FlatDecodeBlock, "__call__")
         y, _ = transformer.step(x, cache, blocks=blocks)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("at", [None, Placement(positions=torch.tensor([7, 6]), end=9, mask=torch.ones(2, 9) > 0)])
+@torch.no_grad()
+def test_packed_blocks_compute_what_the_definition_does(monkeypatch: pytest.MonkeyPatch, at: Placement | None) -> None:
+    """In order and at places of a step, with and without a past that forks share."""
+    use_one_dnn(monkeypatch, True)
+    transformer, x = random_transformer(), torch.randn(2, 9, 24)
+    results = []
+    for path, rows in ((nullcontext(), 4), (reference_path(), None)):
+        with path:
+            cache = transformer.prefill(x[:, :6], transformer.init_cache(2, 9))
+            for past in (cache, cache.fork(2)):
+                blocks = transformer.decode_blocks(past, rows)
+                assert isinstance(blocks, PackedBlocks) == (rows is not None)
+                tokens = x.repeat_interleave(past.batch // 2, dim=0)[:, 6:8]
+                results.append((transformer.step(tokens, past, at, blocks)[0], past.own.keys, past.own.values))
+    torch.testing.assert_close(results[:2], results[2:], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_weights_are_packed_once_until_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change through `.data` counts, too."""
+    use_one_dnn(monkeypatch, True)
+    transformer, x = random_transformer(), torch.randn(1, 1, 24)
+    first, second = transformer.init_cache(1, 9), transformer.init_cache(1, 9)
+    kept = [transformer.decode_blocks(cache, "varied") for cache in (first, second)]
+    weight = transformer.blocks[1].mlp.out.weight  # type: ignore[union-attr]
+    weight.data.copy_(weight.data.flip(-1).contiguous())
+    kept.append(transformer.decode_blocks(second, "varied"))
+    weights = [blocks.weights for blocks in kept if isinstance(blocks, PackedBlocks)]
+    assert [[a is b for a, b in zip(weights[0], other, strict=True)] for other in weights[1:]] == [
+        [True, True, True],
+        [True, False, True],
+    ]
+    torch.testing.assert_close(transformer.step(x, second, blocks=kept[2])[0], transformer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_packed_weights_are_freed_with_their_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_one_dnn(monkeypatch, True)
+    transformer = random_transformer()
+    transformer.decode_blocks(transformer.init_cache(1, 9), "varied")
+    packed = ref(packed_blocks._PACKED[transformer.blocks[0]].qkv.keywords["packed"])  # type: ignore[index, union-attr]
+    assert packed() is not None
+    del transformer
+    gc.collect()
+    assert packed() is None
+
+
+@pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("out", [4, 40])
+def test_products_by_one_dnn_are_those_of_the_definition(
+    monkeypatch: pytest.MonkeyPatch, needed: tuple[bool, bool], out: int
+) -> None:
+    use_one_dnn(monkeypatch, True)
+    shapes = ((2, 5, 7), (out, 7))
+    x, weight = (torch.randn(*shape, requires_grad=wanted) for shape, wanted in zip(shapes, needed, strict=True))
+    leaves = [leaf for leaf in (x, weight) if leaf.requires_grad]
+    upstream = torch.randn(out, 2, 5).permute(1, 2, 0)
+    results = []
+    for function in (fast.linear, functional.linear):
+        out = function(x, weight)
+        results.append((out.detach(), *torch.autograd.grad(out, leaves, upstream)))
+    torch.testing.assert_close(*results)
+
+
+def test_products_by_one_dnn_are_left_to_pytorch_where_they_gain_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_one_dnn(monkeypatch, True)
+    monkeypatch.setattr(one_dnn, "product", None)
+    double, weight = torch.randn(3, 7, dtype=torch.float64), torch.randn(4, 7)
+    assert torch.equal(fast.linear(double, weight.double()), F.linear(double, weight.double()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fast.linear(torch.randn(3, 7), weight).dtype == torch.bfloat16
+    with reference_path():
+        assert functions(weight) is functional
+
+
+@pytest.mark.parametrize("chunk", [2, 4, N])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_chunked_attention_by_one_dnn_is_causal_attention(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, mixed: bool
+) -> None:
+    """Also where the backward pass runs under autocast."""
+    use_one_dnn(monkeypatch, True)
+    monkeypatch.setattr(chunked_attention, "ONE_DNN_CHUNK", chunk)
+    inputs = [random(B, HEADS, N, E, seed=seed).detach().float().requires_grad_() for seed in range(3)]
+    ours, expected = chunked_attention.causal_attention(*inputs), attention(*inputs, causal=True, backend="sdpa")
+    torch.testing.assert_close(ours, expected)
+    weights = torch.randn(ours.shape)
+    wanted = torch.autograd.grad(expected, inputs, weights)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        torch.testing.assert_close(torch.autograd.grad(ours, inputs, weights), wanted)
+    assert ours.grad_fn is not None and ours.grad_fn.name() == "_CausalAttentionBackward"
 
 
 @pytest.mark.parametrize("chunk", [2, 4, N])

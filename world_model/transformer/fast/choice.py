@@ -5,6 +5,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from vidtok_plugin.common import one_dnn
 from vidtok_plugin.common.reference import on_reference_path
 from world_model.transformer import functional
 from world_model.transformer.fast import functional as fast_functional
@@ -28,6 +29,16 @@ def multiplies_attention(q: Tensor) -> bool:
     """Whether queries of a step attend by products of matrices: in bfloat16 on a CPU, where PyTorch's kernel takes two
     to six times as long."""
     return q.is_cpu and q.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
+
+
+def decodes_packed(cache: Tensor, weight: Tensor) -> bool:
+    """Whether many steps go through `PackedBlocks`, for keys and weights like these."""
+    return (
+        decodes_flat()
+        and not torch.compiler.is_compiling()
+        and one_dnn.multiplies(cache)
+        and one_dnn.multiplies(weight)
+    )
 
 
 def decodes_flat() -> bool:

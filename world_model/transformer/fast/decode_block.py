@@ -17,7 +17,7 @@ from world_model.transformer.block import Block
 from world_model.transformer.cache import LayerCache, Placement, Segment
 from world_model.transformer.fast.choice import functions, multiplies_attention
 from world_model.transformer.fast.chunked_attention import causal_attention
-from world_model.transformer.fast.prepack import Product, prepack_linear
+from world_model.transformer.fast.prepack import Product, Rows, prepack_linear
 from world_model.transformer.rotary import Rotation
 
 
@@ -35,7 +35,7 @@ class FlatDecodeBlock(NamedTuple):
     backend: AttentionBackend
 
     @classmethod
-    def of(cls, block: Block, cache: LayerCache, rows: int | None) -> "FlatDecodeBlock":
+    def of(cls, block: Block, cache: LayerCache, rows: Rows | None) -> "FlatDecodeBlock":
         """With `rows`, weights are prepacked for steps of that many tokens in all."""
         return cls(
             attention_norm=block.attention_norm.weight,

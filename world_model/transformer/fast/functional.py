@@ -15,10 +15,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from vidtok_plugin.common import one_dnn
 from world_model.transformer.functional import EPS
 from world_model.transformer.rotary import Rotation
 
 _EPS = {dtype: torch.tensor(EPS, dtype=dtype) for dtype in (torch.float32, torch.float64)}
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    if not one_dnn.multiplies(x) or weight.dtype != x.dtype:
+        return F.linear(x, weight)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return _Linear.apply(x.flatten(0, -2), weight).view(*x.shape[:-1], len(weight))
+    return one_dnn.product(x, weight)
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -27,7 +36,7 @@ def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         normalised: Tensor = _RMSNorm.apply(x, weight)
         return normalised
-    return x * _inverse_rms(x) * weight
+    return x * inverse_rms(x) * weight
 
 
 def queries_keys_values(qkv: Tensor, qk_scale: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,7 +48,7 @@ def queries_keys_values(qkv: Tensor, qk_scale: Tensor, rotation: Rotation) -> tu
         )
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     qk, v = qkv.transpose(1, 3).split_with_sizes((2, 1), dim=2)
-    q, k = rotation(qk * _inverse_rms(qk) * qk_scale).unbind(2)
+    q, k = rotation(qk * inverse_rms(qk) * qk_scale).unbind(2)
     return q, k, v.squeeze(2)
 
 
@@ -51,7 +60,7 @@ def swiglu(gate_value: Tensor) -> Tensor:
     return F.silu(gate).mul_(value)
 
 
-def _inverse_rms(x: Tensor) -> Tensor:
+def inverse_rms(x: Tensor) -> Tensor:
     """x (..., d) -> (..., 1). PyTorch's own norm takes twice the calls on a CPU."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return torch.addcmul(_EPS[x.dtype], norm, norm, value=1 / x.shape[-1]).rsqrt()
@@ -62,12 +71,43 @@ def _over_heads(x: Tensor, heads: int) -> Tensor:
     return x[..., None, :].expand(*x.shape[:-1], heads, -1).contiguous()
 
 
+class _Linear(torch.autograd.Function):
+    """For x (r, i) and weight (o, i)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return one_dnn.product(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # type: ignore[override]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        (grad,) = grads
+        grad_x = one_dnn.product(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = _weight_gradient(grad, x)
+        return grad_x, grad_weight
+
+
+def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """grad (r, o).T @ x (r, i). A product copies its first factor if that is transposed, so that is the one that takes
+    less, together with the gradient, which is copied into the weight's layout if it is transposed."""
+    (rows, width), out = x.shape, grad.shape[1]
+    if width * (rows + out) < rows * out:
+        return one_dnn.product(x.t(), grad.t()).t()
+    return one_dnn.product(grad.t(), x.t())
+
+
 class _RMSNorm(torch.autograd.Function):
     """For x (..., d) and weight (d,); saves x as the only tensor of its size."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        scale = _inverse_rms(x)
+        scale = inverse_rms(x)
         ctx.save_for_backward(x, weight, scale)
         return (x * scale).mul_(weight)
 
@@ -94,7 +134,7 @@ class _QueriesKeysValues(torch.autograd.Function):
         half, heads, saved, rotated = qkv.shape[-1] // 2, qkv.shape[3], [], []
         wide_cos, wide_sin = _over_heads(cos, heads), _over_heads(sin, heads)
         for x, s in zip(queries_keys, scale, strict=True):
-            inverse = _inverse_rms(x)
+            inverse = inverse_rms(x)
             normal = x * inverse
             scaled = normal * _over_heads(s, heads)
             rotated.append((scaled * wide_cos).addcmul_(scaled.roll(half, dims=-1), wide_sin))
