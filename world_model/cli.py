@@ -228,9 +228,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--precision",
-        choices=["float32", "bfloat16", "auto"],
+        choices=["float32", "bfloat16", "int8", "auto"],
         default="float32",
-        help="of the model and the decoder; auto: bfloat16 where it is faster (default: float32)",
+        help="of the model and the decoder; int8: of the model's weights; auto: bfloat16 where it is faster (default: "
+        "float32)",
     )
     command.add_argument(
         "--flow-steps", type=int, metavar="N", help="sampling steps of continuous tokens (default: the model's)"

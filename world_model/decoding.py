@@ -22,6 +22,7 @@ from world_model.architecture import Prediction, WorldModelConfig
 
 Order = Literal["raster", "diagonal", "masked"]
 Context = Literal["exact", "rolling"]
+DecodingPrecision = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,8 @@ class Decoding:
 
     With `precision` bfloat16, copies of the model and of the tokenizer's decoder compute in it; with auto, where the
     device is faster at it. Prompts are encoded in float32 in any case, and tokens drawn from their logits in it. In
-    bfloat16 a row's tokens depend on the size of the batch, by which sums are rounded in other ways.
+    bfloat16 a row's tokens depend on the size of the batch, by which sums are rounded in other ways. With int8, a copy
+    of the model has int8 weights, which is faster for one rollout on a CPU; frames are decoded in float32.
 
     Example:
         >>> Decoding(order="diagonal", diagonal_offset=2).order_for("causal")
@@ -56,7 +58,7 @@ class Decoding:
     context_shift: int | None = None  # of an exact context
     draft_tokens: int | None = None  # of raster order: tokens that are guessed and checked in one call; None for none
     compiled: bool = False
-    precision: Precision = "float32"
+    precision: DecodingPrecision = "float32"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -87,6 +89,13 @@ class Decoding:
                 f"Decoding: compiled calls have as many tokens each time, got draft_tokens {self.draft_tokens} too; "
                 "leave one out."
             )
+        if self.compiled and self.precision == "int8":
+            raise ValueError("Decoding: compiled calls have no int8 weights; take another precision, or leave it out.")
+
+    @property
+    def frame_precision(self) -> Precision:
+        """The precision in which frames are decoded."""
+        return "float32" if self.precision == "int8" else self.precision
 
     def order_for(self, prediction: Prediction) -> Order:
         """The order for a model; a ValueError if the model was not trained for it."""

@@ -105,6 +105,16 @@ def test_imagined_environments(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_rollouts_by_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark, output = load_benchmark("rollout_precision"), tmp_path / "results.json"
+    monkeypatch.setattr(benchmark, "ORDERS", {"diagonal": {"order": "diagonal"}})
+    benchmark.main(["--sizes", "demo", "--rounds", "1", "--threads", "1", "--output", str(output)])
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["precision"] for row in rows] == ["float32", "bfloat16", "int8"]
+    assert all(row["ms a step"] > 0 for row in rows) and rows[0]["x float32"] == rows[1]["x bfloat16"] == 1
+
+
+@pytest.mark.slow
 def test_a_long_rollout(tmp_path: Path) -> None:
     world, output = save_tiny_world(tmp_path / "world"), tmp_path / "results.json"
     sizes = ["--frames", "64", "--live-at", "10", "16", "--threads", "1"]

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn import functional as F
 
-from vidtok_plugin.common.precision import in_precision
 from world_model.actions import GroupedActions
 from world_model.decoding import Decoding
 from world_model.generation.drawing import GroupDrawing, make_drawing
+from world_model.generation.precision import in_decoding_precision
 from world_model.heads.sampler import Sampler
 from world_model.inputs.positions import window_rotation
 from world_model.model import WorldModel
@@ -72,7 +72,7 @@ def export_world(
     """
     sampler, decoding = sampler or Sampler(), decoding or Decoding()
     _check(model, batch, sampler, decoding)
-    model = in_precision(model, decoding.precision)
+    model = in_decoding_precision(model, decoding)
     reads, draws = _Read(model, sampler).eval(), _Draw(model, sampler, decoding).eval()
     spec, f, device = model.tokens, model.tokens.temporal_factor, model.device
     cache = model.init_cache(2 * batch if sampler.guided else batch, steps=model.config.max_steps - 1)
@@ -108,6 +108,8 @@ def _check(model: WorldModel, batch: int, sampler: Sampler, decoding: Decoding) 
     if decoding.compiled or decoding.draft_tokens is not None:
         name = "compiled" if decoding.compiled else "draft_tokens"
         raise ValueError(f"export_world: {name} is not exported; leave it out.")
+    if decoding.precision == "int8":
+        raise ValueError("export_world: precision int8 is not exported; take another.")
     model.head.check_sampler(sampler)
     if sampler.guided and (model.tokens.actions.kind == "none" or model.config.action_dropout == 0):
         raise ValueError(

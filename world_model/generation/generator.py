@@ -9,11 +9,11 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from vidtok_plugin.common.precision import in_precision
 from world_model.actions import GroupedActions
 from world_model.decoding import Decoding
 from world_model.generation.drawing import make_drawing
 from world_model.generation.finite_weights import check_finite_weights
+from world_model.generation.precision import in_decoding_precision
 from world_model.generation.window import ContextWindow
 from world_model.heads.outcomes import Outcomes
 from world_model.heads.sampler import RolloutNoise, Sampler
@@ -65,7 +65,7 @@ class StepGenerator:
             )
         check_finite_weights(model)
         decoding = decoding or Decoding()
-        model = in_precision(model, decoding.precision)
+        model = in_decoding_precision(model, decoding)
         tokens, counts = _checked_past(model, tokens, actions, indices, past_steps)
         _check_sampler(model, sampler, actions)
         self.model, self.sampler, self.decoding = model, sampler, decoding

@@ -90,7 +90,7 @@ class Imagination:
         self.model, self.adapter = model, adapter
         self.validate, self.who = validate, who
         decoding = decoding or Decoding()
-        self._frame_decoder = in_precision(adapter.tokenizer, decoding.precision)
+        self._frame_decoder = in_precision(adapter.tokenizer, decoding.frame_precision)
         past = self._past(prompts, actions, state)
         self.generator = StepGenerator(
             model, past.tokens, past.actions, sampler or Sampler(), indices, decoding=decoding, state=past.state

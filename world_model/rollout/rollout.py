@@ -279,7 +279,7 @@ def _result(
     tokens = torch.cat([prompt, generated.tokens], dim=1)
     prompt_frames = video.shape[2]
     num_frames = prompt_frames + generated.tokens.shape[1] * adapter.temporal_factor
-    decoded = decode_steps(adapter, tokens, (decoding or Decoding()).precision)
+    decoded = decode_steps(adapter, tokens, (decoding or Decoding()).frame_precision)
     _wait_for(video.device)
     rewards, terminated = (
         None if x is None else torch.cat([x.new_zeros(len(x), prompt_frames), x], dim=1)

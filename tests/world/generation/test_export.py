@@ -100,6 +100,7 @@ def test_steps_of_a_prompt_can_be_read_and_forgotten() -> None:
         ({"decoding": Decoding(context="exact")}, "an exported context rolls"),
         ({"decoding": Decoding(compiled=True)}, "compiled is not exported"),
         ({"decoding": Decoding(draft_tokens=4)}, "draft_tokens is not exported"),
+        ({"decoding": Decoding(precision="int8")}, "precision int8 is not exported"),
         ({"sampler": Sampler(guidance=2.0)}, "guidance 2.0 needs a model that was trained with actions"),
     ],
 )

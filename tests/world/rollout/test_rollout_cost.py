@@ -91,6 +91,7 @@ def test_bytes_of_a_rollouts_state(max_steps: int) -> None:
         assert keys_and_values <= generator.state_bytes <= keys_and_values + codes
 
 
+@pytest.mark.slow
 def test_a_rolling_step_costs_the_same_however_long_the_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same calls and bytes at every step once the context is full, and operations within 1.2 of their median."""
     model, actions = random_model(CONFIG).requires_grad_(False), random_actions(CONFIG, 1, 36)

@@ -19,6 +19,7 @@ from world_model.transformer.attention import attention_over
 from world_model.transformer.block import Block
 from world_model.transformer.cache import Placement, Segment, TransformerCache
 from world_model.transformer.fast.functional import inverse_rms, rms_norm, swiglu
+from world_model.transformer.fast.prepack import prepack_linear
 from world_model.transformer.rotary import Rotation
 
 
@@ -43,7 +44,9 @@ def packed_weights(block: Block) -> PackedWeights:
     ]
     prints, packed = [_print(weight) for weight in weights], _PACKED.get(block)
     if packed is None or not all(map(torch.equal, prints, packed.prints)):
-        packed = _PACKED[block] = PackedWeights(*map(one_dnn.prepacked, weights), prints=prints)
+        packed = _PACKED[block] = PackedWeights(
+            *(prepack_linear(weight, "varied") for weight in weights), prints=prints
+        )
     return packed
 
 

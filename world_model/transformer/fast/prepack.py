@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from vidtok_plugin.common import one_dnn
 from world_model.transformer.fast.choice import functions
+from world_model.transformer.fast.int8 import Int8Weight
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ MAX_ROWS = 32  # beyond it, packing takes a small part of a product's time
 def prepack_linear(weight: Tensor, rows: Rows | None = None) -> Product:
     """The product with a weight (o, i), for many inputs of `rows` rows in all. A prepacked weight is a copy and does
     not follow later changes of the weight; without `rows` there is no copy."""
+    if isinstance(weight, Int8Weight):
+        return weight.product(prepack_linear(weight.detach(), "varied" if rows == "varied" else None))
     if rows is None or not weight.is_cpu or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return partial(_plain_product, weight=weight)
     if one_dnn.is_faster():
