@@ -7,9 +7,11 @@ of an AMD EPYC (Zen 5) oneDNN takes less than half of the time: `python benchmar
 import logging
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 logger = logging.getLogger(__name__)
@@ -25,8 +27,11 @@ _OPERATIONS = {
 
 
 def multiplies(x: Tensor) -> bool:
-    """Whether products of x are faster by oneDNN: float32 on a CPU that is fast by it, and not under autocast."""
-    return x.is_cpu and x.dtype == torch.float32 and is_faster() and not torch.is_autocast_enabled("cpu")
+    """Whether products of x are faster by oneDNN: float32 on a CPU that is fast by it, neither under autocast nor in
+    compiled code."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    return x.is_cpu and x.dtype == torch.float32 and is_faster()
 
 
 @cache
@@ -55,6 +60,16 @@ def is_available() -> bool:
     return True
 
 
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`F.linear` of x (..., i) and a weight (o, i), with gradients; by oneDNN where that is faster."""
+    if not multiplies(x) or weight.dtype != x.dtype:
+        return F.linear(x, weight)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        multiplied: Tensor = _Linear.apply(x.flatten(0, -2), weight)
+        return multiplied.view(*x.shape[:-1], len(weight))
+    return product(x, weight)
+
+
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """x (..., i) @ weight.T, of a weight (o, i) -> (..., o), without gradients. Either may be a transposed view."""
     if not x.numel() or not weight.numel():
@@ -72,3 +87,32 @@ def prepacked(weight: Tensor) -> Product:
 def _packed_product(x: Tensor, packed: Tensor) -> Tensor:
     multiplied: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
     return multiplied
+
+
+class _Linear(torch.autograd.Function):
+    """For x (r, i) and weight (o, i)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # type: ignore[override]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        (grad,) = grads
+        grad_x = product(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        grad_weight = _weight_gradient(grad, x) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight
+
+
+def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """grad (r, o).T @ x (r, i). A product copies its first factor if that is transposed, so that is the one that takes
+    less, together with the gradient, which is copied into the weight's layout if it is transposed."""
+    (rows, width), out = x.shape, grad.shape[1]
+    if width * (rows + out) < rows * out:
+        return product(x.t(), grad.t()).t()
+    return product(grad.t(), x.t())

@@ -19,15 +19,8 @@ from vidtok_plugin.common import one_dnn
 from world_model.transformer.functional import EPS
 from world_model.transformer.rotary import Rotation
 
+linear = one_dnn.linear
 _EPS = {dtype: torch.tensor(EPS, dtype=dtype) for dtype in (torch.float32, torch.float64)}
-
-
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    if not one_dnn.multiplies(x) or weight.dtype != x.dtype:
-        return F.linear(x, weight)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return _Linear.apply(x.flatten(0, -2), weight).view(*x.shape[:-1], len(weight))
-    return one_dnn.product(x, weight)
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -69,37 +62,6 @@ def inverse_rms(x: Tensor) -> Tensor:
 def _over_heads(x: Tensor, heads: int) -> Tensor:
     """(..., e) -> (..., k, e), copied: products are faster over longer runs of memory than by broadcasting."""
     return x[..., None, :].expand(*x.shape[:-1], heads, -1).contiguous()
-
-
-class _Linear(torch.autograd.Function):
-    """For x (r, i) and weight (o, i)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return one_dnn.product(x, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # type: ignore[override]
-        ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        (grad,) = grads
-        grad_x = one_dnn.product(grad, weight.t()) if ctx.needs_input_grad[0] else None
-        grad_weight = None
-        if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(grad, x)
-        return grad_x, grad_weight
-
-
-def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """grad (r, o).T @ x (r, i). A product copies its first factor if that is transposed, so that is the one that takes
-    less, together with the gradient, which is copied into the weight's layout if it is transposed."""
-    (rows, width), out = x.shape, grad.shape[1]
-    if width * (rows + out) < rows * out:
-        return one_dnn.product(x.t(), grad.t()).t()
-    return one_dnn.product(grad.t(), x.t())
 
 
 class _RMSNorm(torch.autograd.Function):

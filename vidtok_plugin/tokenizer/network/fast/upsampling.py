@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 
+from vidtok_plugin.common.one_dnn import linear
 from vidtok_plugin.tokenizer.architecture import TimePadding
 from vidtok_plugin.tokenizer.network.fast.chunking import add, chunk_ranges, chunk_size, join_rows, split_rows
 from vidtok_plugin.tokenizer.network.fast.convolutions import conv_frames, mixed_conv
@@ -30,7 +30,7 @@ def upsample_in_space(layer: SpatialUpsample, x: Tensor) -> Tensor:
     """`layer(x)` with a quarter of the arithmetic: the kernel's nine taps are 1x1 convolutions of `x`."""
     b, t, h, w, c = x.shape
     weight = rearrange(layer.conv.weight, "o i kh kw -> (kh kw o) i")
-    products = F.linear(x.reshape(b * t * h * w, c), weight).view(b * t, h, w, 3, 3, c)
+    products = linear(x.reshape(b * t * h * w, c), weight).view(b * t, h, w, 3, 3, c)
     columns = _repeat_and_sum(products.unbind(4), dim=2)
     del products
     y = _repeat_and_sum(columns.unbind(4), dim=1)  # (b t, h, 2, w, 2, c)
