@@ -4,11 +4,13 @@ VENV ?= .venv
 JOBS ?= 2
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
+LOWEST_TESTS := tests/common tests/adapter tests/training/test_muon.py
 # One thread per test process: more would only compete for the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n $(JOBS) --dist loadfile
 
-.PHONY: setup demo play docs finetune-example vidtok-tiny boxing-world lint test test-ci test-slow test-gpu gpu-report test-all format package clean
+.PHONY: setup demo play docs finetune-example vidtok-tiny boxing-world lint test test-ci test-slow test-gpu test-lowest gpu-report test-all format package clean
 
 setup: $(STAMP)
 
@@ -70,6 +72,15 @@ gpu-report: setup
 	timeout 300 $(PYTEST) -m gpu
 	timeout 300 $(BIN)/python benchmarks/gpu.py
 
+# The oldest admitted versions, torch's too, in an environment of its own; on a machine without a GPU with
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, which leaves out CUDA.
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install -q -c constraints-lowest.txt torch==2.9.0 -e '.[train,demo,play,lerobot,hdf5,s3,decord]' \
+	  flask flask-cors hypothesis moto pytest
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -o filterwarnings=default -m "not gpu and not slow" $(LOWEST_TESTS)
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -o filterwarnings=default tests/common/test_model_hub.py
+
 test-all: lint
 	$(PYTEST) $(PARALLEL)
 
@@ -83,5 +94,5 @@ package: setup
 	PACKAGE_DIST=dist $(PYTEST) -m slow tests/commands/test_package.py
 
 clean:
-	rm -rf $(VENV) *.egg-info build dist site .mypy_cache .import_linter_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) *.egg-info build dist site .mypy_cache .import_linter_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlparse
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants, file_download
 
@@ -247,6 +248,17 @@ def model_hub() -> Iterator[ModelHub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """As in a process with HF_HUB_OFFLINE; a client before 1.0 follows it when it opens a session, and keeps that."""
+    new_sessions = getattr(huggingface_hub.utils, "reset_sessions", lambda: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        new_sessions()
+        yield
+    new_sessions()
 
 
 def use_hub(monkeypatch: pytest.MonkeyPatch, address: str, cache: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from docs_blocks import code_blocks
 from huggingface_hub import ModelCard, constants
-from model_hub import READER, WRITER, ModelHub, model_hub, use_hub
+from model_hub import READER, WRITER, ModelHub, model_hub, offline, use_hub
 from places import ROOT
 from recordings import contents, tiny_adapter, tiny_kl_adapter, write_episode
 from world_models import save_tiny_world
@@ -214,7 +214,7 @@ def test_a_missing_file_is_named_with_what_to_do(hub: ModelHub, tmp_path: Path) 
         VidTok.from_pretrained("lab/other")
 
 
-def test_offline_what_is_cached_loads(hub: ModelHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_what_is_cached_loads(hub: ModelHub) -> None:
     model = tiny_adapter().tokenizer
     for subfolder in ("a", "b"):
         model.push_to_hub("lab/it", token=WRITER, subfolder=subfolder)
@@ -225,12 +225,12 @@ def test_offline_what_is_cached_loads(hub: ModelHub, monkeypatch: pytest.MonkeyP
     for options in ({"subfolder": "b"}, {"subfolder": "a", "revision": "v2"}):
         with pytest.raises(FileNotFoundError, match="not in the hub's cache: unset HF_HUB_OFFLINE, and leave"):
             VidTok.from_pretrained("lab/it", local_files_only=True, **options)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert same(VidTok.from_pretrained("lab/it", subfolder="a"), model)
-    with pytest.raises(FileNotFoundError, match="not in the hub's cache: unset HF_HUB_OFFLINE"):
-        VidTok.from_pretrained("lab/it", subfolder="b")
-    with pytest.raises(OSError, match=r"could not be pushed to the hub \(HF_HUB_OFFLINE is set\)"):
-        model.push_to_hub("lab/it", token=WRITER)
+    with offline():
+        assert same(VidTok.from_pretrained("lab/it", subfolder="a"), model)
+        with pytest.raises(FileNotFoundError, match="not in the hub's cache: unset HF_HUB_OFFLINE"):
+            VidTok.from_pretrained("lab/it", subfolder="b")
+        with pytest.raises(OSError, match=r"could not be pushed to the hub \(HF_HUB_OFFLINE is set\)"):
+            model.push_to_hub("lab/it", token=WRITER)
 
 
 def test_without_a_network_what_is_cached_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
