@@ -11,13 +11,12 @@ a step, s components of a frame's state, k factors. Tokens are codes (b, T, H, W
 
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from vidtok_plugin.common.hub_push import PushKeywords, PushOptions, push_folder
+from vidtok_plugin.common.hub_push import PushedToHub, PushKeywords, PushOptions
 from vidtok_plugin.common.hub_source import HubOptions, saved_folder
 from vidtok_plugin.common.model_card import CardInfo
 from vidtok_plugin.common.normalization import Normalization
@@ -60,7 +59,7 @@ USUAL = 3.0  # deviations of actions from their mean
 ACTIONS = "step_inputs.actions."  # before the names of the weights of the embedding of actions
 
 
-class WorldModel(nn.Module):
+class WorldModel(PushedToHub, nn.Module):
     """Predicts each token of a video from those before it and the actions up to its step.
 
     `prediction` holds what causal and masked models do differently; the rest is common to both.
@@ -75,6 +74,8 @@ class WorldModel(nn.Module):
         >>> [logits.shape for logits in model.logits(codes)]
         [torch.Size([1, 3, 2, 2, 16])]
     """
+
+    saved_files = WORLD_FILES
 
     def __init__(self, config: WorldModelConfig, token_hash: str | None = None) -> None:
         super().__init__()
@@ -472,21 +473,9 @@ class WorldModel(nn.Module):
 
         repository: `user/name`. `load_world` loads it if the adapter is there, and `WorldModel.from_pretrained` in any
             case. For a folder with prompts use `world-model push`.
-        card: what the model card says beyond the architecture.
-        options: fields of `PushOptions`, such as `private=True`, `revision="v2"`, `overwrite=True`.
-
-        Returns:
-            The address of the commit or of the pull request.
-
-        Raises:
-            FileExistsError: the repository has other files of these names, and `overwrite` is false.
-            PermissionError: the login may not write there.
-            OSError: the connection failed.
-            ValueError: the name is not valid, or the repository is public and `private` is true, or the reverse.
+        card, options, returns and errors: as of `VidTok.push_to_hub`.
         """
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, adapter, card=card)
-            return push_folder(Path(folder), repository, PushOptions(**options), replaces=WORLD_FILES)
+        return self._push(repository, PushOptions(**options), adapter, card=card)
 
     # Inputs
 

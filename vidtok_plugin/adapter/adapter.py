@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Literal, Self
 
 import torch
 from einops import rearrange
@@ -27,7 +26,7 @@ from vidtok_plugin.adapter.sequences import from_sequences, to_sequences
 from vidtok_plugin.adapter.streams import TokenDecoderStream, TokenStream
 from vidtok_plugin.adapter.tokens import UNPLACED, TokenGrid, VideoTokens, on_grid, video_tokens
 from vidtok_plugin.adapter.vocabulary import Vocabulary
-from vidtok_plugin.common.hub_push import PushKeywords, PushOptions, push_folder
+from vidtok_plugin.common.hub_push import PushedToHub
 from vidtok_plugin.common.hub_source import HubOptions, saved_folder
 from vidtok_plugin.common.model_card import CardInfo, writing_card
 from vidtok_plugin.common.paths import user_path
@@ -38,7 +37,7 @@ from vidtok_plugin.tokenizer.regularizers import Encoded
 from vidtok_plugin.tokenizer.video_checks import check_latents, check_multiple
 
 
-class TokenizerAdapter(FrozenTokenizer):
+class TokenizerAdapter(PushedToHub, FrozenTokenizer):
     """Freezes a VidTok (the object itself, not a copy) and turns its latents into tokens.
 
     Discrete (FSQ): a token is a vocabulary id. Codebook indices come first, then the special tokens. Continuous (KL):
@@ -59,6 +58,7 @@ class TokenizerAdapter(FrozenTokenizer):
         (torch.Size([1, 320]), torch.Size([1, 3, 17, 64, 64]))
     """
 
+    saved_files = ADAPTER_FILES
     latent_mean: Tensor
     latent_std: Tensor
 
@@ -154,31 +154,6 @@ class TokenizerAdapter(FrozenTokenizer):
         adapter.load_state_dict(statistics)
         check_hash(folder, adapter.hash)
         return adapter
-
-    def push_to_hub(
-        self,
-        repository: str,
-        *,
-        card: CardInfo | None = None,
-        **options: Unpack[PushKeywords],
-    ) -> str:
-        """Save the adapter into a repository on the Hugging Face hub, `user/name`, in one commit.
-
-        card: what the model card says beyond the architecture.
-        options: fields of `PushOptions`, such as `private=True`, `revision="v2"`, `overwrite=True`.
-
-        Returns:
-            The address of the commit or of the pull request.
-
-        Raises:
-            FileExistsError: the repository has other files of these names, and `overwrite` is false.
-            PermissionError: the login may not write there.
-            OSError: the connection failed.
-            ValueError: the name is not valid, or the repository is public and `private` is true, or the reverse.
-        """
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, card=card)
-            return push_folder(Path(folder), repository, PushOptions(**options), replaces=ADAPTER_FILES)
 
     # Video <-> tokens
 

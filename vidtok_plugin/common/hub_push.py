@@ -2,17 +2,18 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from textwrap import shorten
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, Unpack
 
 from vidtok_plugin.common.downloads import FAILED, LOGIN, http_status, origin
 from vidtok_plugin.common.hub_source import HubOptions, is_repository
-from vidtok_plugin.common.model_card import CARD_FILE, LIBRARY, PICTURE_SUFFIXES, is_unedited, load_from
+from vidtok_plugin.common.model_card import CARD_FILE, LIBRARY, PICTURE_SUFFIXES, CardInfo, is_unedited, load_from
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -48,6 +49,35 @@ class PushKeywords(TypedDict, total=False):
     overwrite: bool
     commit_message: str | None
     create_pr: bool
+
+
+class PushedToHub:
+    """Gives a class that has `save_pretrained` its `push_to_hub`."""
+
+    saved_files: ClassVar[Sequence[str]]  # patterns of what `save_pretrained` writes
+    save_pretrained: Callable[..., None]
+
+    def push_to_hub(self, repository: str, *, card: CardInfo | None = None, **options: Unpack[PushKeywords]) -> str:
+        """Save into a repository on the Hugging Face hub, `user/name`, in one commit.
+
+        card: what the model card says beyond the architecture.
+        options: fields of `PushOptions`, such as `private=True`, `revision="v2"`, `overwrite=True`.
+
+        Returns:
+            The address of the commit or of the pull request.
+
+        Raises:
+            FileExistsError: the repository has other files of these names, and `overwrite` is false.
+            PermissionError: the login may not write there.
+            OSError: the connection failed.
+            ValueError: the name is not valid, or the repository is public and `private` is true, or the reverse.
+        """
+        return self._push(repository, PushOptions(**options), card=card)
+
+    def _push(self, repository: str, options: PushOptions, *saved: Any, card: CardInfo | None) -> str:
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, *saved, card=card)
+            return push_folder(Path(folder), repository, options, replaces=self.saved_files)
 
 
 def push_folder(

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Literal, Self
 
 import torch
 from einops import rearrange, repeat
@@ -13,7 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from vidtok_plugin.common.errors import nearest
-from vidtok_plugin.common.hub_push import PushKeywords, PushOptions, push_folder
+from vidtok_plugin.common.hub_push import PushedToHub
 from vidtok_plugin.common.hub_source import HubOptions
 from vidtok_plugin.common.model_card import CardInfo
 from vidtok_plugin.common.tensor_checks import as_int64, check_range
@@ -36,7 +35,7 @@ class Reconstruction:
     regularizer_terms: dict[str, Tensor] | None  # unweighted, by name; None in eval mode
 
 
-class VidTok(nn.Module):
+class VidTok(PushedToHub, nn.Module):
     """A VidTok autoencoder (arXiv 2412.13061): video `(b, 3, t, h, w)` in [-1, 1] <-> latents `(b, c, T, H, W)`.
 
     Example:
@@ -45,6 +44,8 @@ class VidTok(nn.Module):
         >>> encoded.indices.shape, tok.decode(encoded.latents).shape
         (torch.Size([1, 5, 2, 2]), torch.Size([1, 3, 17, 16, 16]))
     """
+
+    saved_files = weights_io.SAVED_FILES
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -113,31 +114,6 @@ class VidTok(nn.Module):
         card: what the card says beyond the architecture; False writes none. A card that was edited is kept.
         """
         weights_io.save(folder, self.architecture, self.state_dict(), card)
-
-    def push_to_hub(
-        self,
-        repository: str,
-        *,
-        card: CardInfo | None = None,
-        **options: Unpack[PushKeywords],
-    ) -> str:
-        """Saves the model into a repository on the Hugging Face hub, `user/name`, in one commit.
-
-        card: what the model card says beyond the architecture.
-        options: fields of `PushOptions`, such as `private=True`, `revision="v2"`, `overwrite=True`.
-
-        Returns:
-            The address of the commit or of the pull request.
-
-        Raises:
-            FileExistsError: the repository has other files of these names, and `overwrite` is false.
-            PermissionError: the login may not write there.
-            OSError: the connection failed.
-            ValueError: the name is not valid, or the repository is public and `private` is true, or the reverse.
-        """
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, card=card)
-            return push_folder(Path(folder), repository, PushOptions(**options), replaces=weights_io.SAVED_FILES)
 
     # Training settings
 
