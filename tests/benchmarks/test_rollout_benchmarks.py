@@ -68,7 +68,7 @@ def test_only_some_orders(tmp_path: Path) -> None:
 def test_time_beside_the_machines_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every operation is of one kind, and its limit is known."""
     benchmark = load_benchmark("limits")
-    monkeypatch.setattr(benchmark, "product_rate", lambda: 1e11)
+    monkeypatch.setattr(benchmark, "product_rate", lambda **_: 1e11)
     monkeypatch.setattr(benchmark, "reading_rate", lambda: 1e10)
     monkeypatch.setattr(benchmark, "machine_rates", lambda *_: [])
     rows = reported(benchmark, tmp_path, "--batches", "1")

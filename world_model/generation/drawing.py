@@ -69,7 +69,7 @@ class GroupDrawing:
     ) -> None:
         self.model, self.prediction, self.sampler, self.groups = model, prediction, sampler, groups
         self.noise_per_step = model.tokens.tokens_per_step * model.head.noise_per_token
-        self.tokens_per_call: Rows = 1 if len(groups) == model.tokens.tokens_per_step else "varied"
+        self.tokens_per_call: Rows | None = 1 if len(groups) == model.tokens.tokens_per_step else "varied"
 
     def draw(
         self, before: Tensor, context: StepContext, cache: TransformerCache, noise: Tensor, *, entropy: bool = False

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vidtok_plugin import reference_path
 from vidtok_plugin.common import one_dnn
@@ -27,6 +28,7 @@ from world_model.transformer.rotary import Rotation, grid_rotation
 from world_model.transformer.transformer import Transformer
 
 B, N, HEADS, E = 2, 6, 3, 6
+LAYER_CALLS = 35
 PARTS = (slice(0, 2), slice(2, N))  # of the positions
 
 
@@ -306,6 +308,32 @@ def test_packed_blocks_compute_what_the_definition_does(monkeypatch: pytest.Monk
     torch.testing.assert_close(results[:2], results[2:], rtol=1e-4, atol=1e-4)
 
 
+class Operations(TorchDispatchMode):
+    """Counts PyTorch's operations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return operation(*args, **(kwargs or {}))
+
+
+@torch.inference_mode()
+def test_calls_of_a_layer_for_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their number is what a token takes beside its reading of weights. It was 41."""
+    use_one_dnn(monkeypatch, True)
+    counts = []
+    for depth in (1, 2):
+        config = TransformerConfig(width=24, depth=depth, heads=2)
+        transformer, x = Transformer(config, grid_rotation(4, 2, 3, 12)), torch.randn(1, 1, 24)
+        cache = transformer.init_cache(1, 9)
+        blocks = transformer.decode_blocks(cache, 1)
+        with Operations() as operations:
+            transformer.step(x, cache, blocks=blocks)
+        counts.append(operations.count)
+    assert counts[1] - counts[0] <= LAYER_CALLS
+
+
 @torch.no_grad()
 def test_weights_are_packed_once_until_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """A change through `.data` counts, too."""
@@ -313,7 +341,7 @@ def test_weights_are_packed_once_until_they_change(monkeypatch: pytest.MonkeyPat
     transformer, x = random_transformer(), torch.randn(1, 1, 24)
     first, second = transformer.init_cache(1, 9), transformer.init_cache(1, 9)
     kept = [transformer.decode_blocks(cache, "varied") for cache in (first, second)]
-    weight = transformer.blocks[1].mlp.out.weight  # type: ignore[union-attr]
+    weight = transformer._blocks()[1].mlp.out.weight
     weight.data.copy_(weight.data.flip(-1).contiguous())
     kept.append(transformer.decode_blocks(second, "varied"))
     weights = [blocks.weights for blocks in kept if isinstance(blocks, PackedBlocks)]
@@ -328,7 +356,9 @@ def test_packed_weights_are_freed_with_their_model(monkeypatch: pytest.MonkeyPat
     use_one_dnn(monkeypatch, True)
     transformer = random_transformer()
     transformer.decode_blocks(transformer.init_cache(1, 9), "varied")
-    packed = ref(packed_blocks._PACKED[transformer.blocks[0]].qkv.keywords["packed"])  # type: ignore[index, union-attr]
+    product = cast(Any, packed_blocks._PACKED[transformer._blocks()[0]].qkv)
+    packed = ref(product.keywords["packed"])
+    del product
     assert packed() is not None
     del transformer
     gc.collect()
@@ -347,8 +377,8 @@ def test_products_by_one_dnn_are_those_of_the_definition(
     upstream = torch.randn(out, 2, 5).permute(1, 2, 0)
     results = []
     for function in (fast.linear, functional.linear):
-        out = function(x, weight)
-        results.append((out.detach(), *torch.autograd.grad(out, leaves, upstream)))
+        multiplied = function(x, weight)
+        results.append((multiplied.detach(), *torch.autograd.grad(multiplied, leaves, upstream)))
     torch.testing.assert_close(*results)
 
 

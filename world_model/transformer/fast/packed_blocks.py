@@ -44,9 +44,9 @@ def packed_weights(block: Block) -> PackedWeights:
     ]
     prints, packed = [_print(weight) for weight in weights], _PACKED.get(block)
     if packed is None or not all(map(torch.equal, prints, packed.prints)):
-        packed = _PACKED[block] = PackedWeights(
-            *(prepack_linear(weight, "varied") for weight in weights), prints=prints
-        )
+        qkv, out, gate_value, mlp_out = (prepack_linear(weight, "varied") for weight in weights)
+        packed = PackedWeights(qkv=qkv, out=out, gate_value=gate_value, mlp_out=mlp_out, prints=prints)
+        _PACKED[block] = packed
     return packed
 
 
