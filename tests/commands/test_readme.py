@@ -18,7 +18,7 @@ from world_model.model import WorldModel
 from world_model.transformer.transformer import TransformerConfig
 
 # Their Python blocks take seconds: other libraries, published widths.
-SLOW_PAGES = ("act.md", "generators.md")
+SLOW_PAGES = ("act.md", "generators.md", "world_model.md")
 
 
 def tree_paths(block: str) -> list[str]:
