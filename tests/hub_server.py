@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlparse
+from urllib.parse import parse_qs, unquote, urlparse
 
 COMMIT = "0123abcd" * 5
 
@@ -30,9 +30,20 @@ def hub_server(folder: Path) -> Iterator[str]:
 
         do_HEAD = do_GET
 
+        def do_POST(self) -> None:
+            """paths-info, which a client before 1.0 asks for."""
+            parts = [unquote(part) for part in urlparse(self.path).path.strip("/").split("/")]
+            root = folder.joinpath(*parts[2:4])
+            asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())["paths"]
+            found = [_entry(root / name, root) for name in asked if (root / name).exists()]
+            self._answer(200, json.dumps(found).encode())
+
         def _api(self, name: str, rest: list[str]) -> None:
             if rest[:1] != ["tree"]:
-                self._answer(200, json.dumps({"id": name, "sha": COMMIT, "siblings": []}).encode())
+                root = folder / name
+                paths = sorted(path for path in root.rglob("*") if path.is_file())
+                files = [{"rfilename": path.relative_to(root).as_posix()} for path in paths]
+                self._answer(200, json.dumps({"id": name, "sha": COMMIT, "siblings": files}).encode())
                 return
             root = folder / name
             below = root.joinpath(*rest[2:])

@@ -9,7 +9,7 @@ import torch
 from places import ROOT, TESTS
 
 from vidtok_plugin.common.commands import run_command
-from vidtok_plugin.common.devices import default_device, for_float64
+from vidtok_plugin.common.devices import cpu_capabilities, default_device, for_float64, has_fast_bfloat16
 
 
 def test_the_device_of_commands_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +37,14 @@ def test_on_macs_commands_let_the_cpu_do_what_the_gpu_cannot(
     monkeypatch.delenv("PYTORCH_ENABLE_MPS_FALLBACK")
     assert run_command(argparse.ArgumentParser(), []) == 2
     assert os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK") == expected
+
+
+def test_the_oldest_torch_tells_bfloat16_and_the_makers_of_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and world models stopped under torch 2.9, which has no `get_capabilities`."""
+    fast, name = has_fast_bfloat16("cpu"), cpu_capabilities()["cpu_name"]
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert has_fast_bfloat16("cpu") == fast
+    assert cpu_capabilities()["cpu_name"].startswith("Intel") == name.startswith("Intel")
 
 
 def test_the_pretended_gpu_is_in_no_process_of_the_tests() -> None:

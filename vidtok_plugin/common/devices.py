@@ -1,6 +1,10 @@
 """The default device of commands, and what a device is fast at, or lacks."""
 
 import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,8 +40,22 @@ def has_fast_bfloat16(accelerator: str = "auto") -> bool:
     """
     if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = cpu_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def cpu_capabilities() -> Mapping[str, Any]:
+    """PyTorch's account of the processor: its name, and which instructions it has."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return torch.cpu.get_capabilities()
+    info = Path("/proc/cpuinfo")  # torch 2.9 says only which instructions
+    lines = info.read_text().splitlines() if info.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu_name": named[0] if named else platform.processor(),
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+        "amx_bf16": torch.cpu._is_amx_tile_supported(),
+    }
 
 
 def for_float64(x: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from vidtok_plugin.common.devices import cpu_capabilities
+
 logger = logging.getLogger(__name__)
 
 Product = Callable[[Tensor], Tensor]  # x (..., i) -> x @ weight.T (..., o)
@@ -37,7 +39,7 @@ def multiplies(x: Tensor) -> bool:
 @cache
 def is_faster() -> bool:
     """Whether this processor multiplies faster by oneDNN: those with AVX-512 that are not Intel's."""
-    intel = str(torch.cpu.get_capabilities().get("cpu_name", "")).startswith("Intel")
+    intel = str(cpu_capabilities().get("cpu_name", "")).startswith("Intel")
     return torch.backends.cpu.get_cpu_capability() == "AVX512" and not intel and is_available()
 
 
