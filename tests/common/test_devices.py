@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -43,7 +44,8 @@ def test_the_oldest_torch_tells_bfloat16_and_the_makers_of_processors(monkeypatc
     """Training and world models stopped under torch 2.9, which has no `get_capabilities`."""
     fast, name = has_fast_bfloat16("cpu"), cpu_capabilities()["cpu_name"]
     for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):  # newer ones call what is removed next
-        monkeypatch.setattr(torch.cpu, check, lambda has=getattr(torch.cpu, check)(): has)
+        has = getattr(torch.cpu, check)()
+        monkeypatch.setattr(torch.cpu, check, partial(bool, has))
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert has_fast_bfloat16("cpu") == fast
     assert cpu_capabilities()["cpu_name"].startswith("Intel") == name.startswith("Intel")
