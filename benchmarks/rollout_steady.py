@@ -51,8 +51,9 @@ def live_bytes() -> int:
     """Bytes of all live tensors, those that share memory once."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
-    storages = [tensor.untyped_storage() for tensor in tensors]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    prepacked = sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor.is_mkldnn)  # share none
+    storages = [tensor.untyped_storage() for tensor in tensors if not tensor.is_mkldnn]
+    return prepacked + sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
