@@ -23,6 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "error: $(PYTHON) has no venv module; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,train,decord,demo,docs,play,torchcodec]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps gym-pusht
 	@touch $@
 
 demo: setup

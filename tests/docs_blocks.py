@@ -12,7 +12,12 @@ import world_model.cli
 
 README = ROOT / "README.md"
 DOCS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
-WALKTHROUGHS = ("first_world.md", "robot_data.md", "fine_tune.md")  # run from top to bottom by test_docs.py
+WALKTHROUGHS = (
+    "first_world.md",
+    "robot_data.md",
+    "fine_tune.md",
+    "gallery.md",
+)  # run from top to bottom by test_docs.py
 SERVED = ("hub.md",)  # run by test_model_hub.py with a hub on this machine
 CLIS = {"vidtok-plugin": vidtok_plugin.cli, "world-model": world_model.cli}
 

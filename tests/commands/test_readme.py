@@ -97,13 +97,16 @@ def test_python_blocks_of_the_docs_run_on_a_toy_model(
 def test_shell_commands_are_valid(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Options are parsed, configs are loaded with overrides in an empty folder, and make targets and extras exist."""
+    """Options are parsed, configs load with overrides in an empty folder; make targets, examples and extras exist."""
     monkeypatch.chdir(tmp_path)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for block in code_blocks(path, "sh"):
         for program, *arguments in shell_commands(block):
             if program == "make":
                 assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+                continue
+            if program == "python":
+                assert (ROOT / "examples" / arguments[0]).is_file()
                 continue
             if program == "pip":
                 assert arguments[0] == "install"
