@@ -5,7 +5,7 @@ JOBS ?= 2
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
-LOWEST_TESTS := tests/common tests/adapter tests/training/test_muon.py
+LOWEST_TESTS := tests/common tests/adapter tests/training/test_muon.py tests/video/test_hf_urls.py tests/world/transformer
 # One thread per test process: more would only compete for the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n $(JOBS) --dist loadfile
