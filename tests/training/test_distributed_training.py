@@ -73,7 +73,9 @@ def test_two_processes_have_the_loss_curve_of_one_with_the_same_batches(
     one, two = logged(tmp_path, NAMES), logged(pair[0], NAMES)
     assert len(one) == DISC_START
     for step, values in one.items():
-        assert two[step] == pytest.approx(values, rel=2e-4), step
+        assert two[step][:3] == pytest.approx(values[:3], rel=2e-4), step
+        # It jumps where a latent passes from one code to the next.
+        assert two[step][3] == pytest.approx(values[3], rel=2e-3), step
     assert all(one[step] != one[step + 1] for step in range(DISC_START - 1))
     one, two = logged(tmp_path, ["train/grad_norm"]), logged(pair[0], ["train/grad_norm"])
     # The gradient of the absolute error jumps where the error changes sign.
