@@ -54,7 +54,9 @@ def run_python(*arguments: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WALKTHROUGHS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name == "gallery.md" else ()) for name in WALKTHROUGHS]
+)
 def test_walkthroughs_run_from_top_to_bottom(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(networks, "load_lpips", lambda vgg: golden_lpips())  # VGG16 would be downloaded
