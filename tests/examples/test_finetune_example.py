@@ -117,6 +117,7 @@ def test_changed_fine_tuning_keeps_the_pretrained_model(example: ModuleType, run
     assert {name for name in after if after[name] != before[name]} == {"full", "decoder", "compare"}
 
 
+@pytest.mark.long
 def test_both_recipes_gain_a_decibel_on_held_out_video(example: ModuleType, tmp_path: Path) -> None:
     assert example.main([f"output={tmp_path}"]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
