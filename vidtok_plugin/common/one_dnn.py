@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from vidtok_plugin.common.devices import cpu_capabilities
+from vidtok_plugin.common.private_operations import unknown_operation
 
 logger = logging.getLogger(__name__)
 
@@ -48,18 +49,12 @@ def is_available() -> bool:
     """Whether this PyTorch has oneDNN, and its operations are those that we know."""
     if not torch.backends.mkldnn.is_available():
         return False
-    for name, known in _OPERATIONS.items():
-        operation = getattr(torch.ops.mkldnn, name, None)
-        types = None if operation is None else [str(argument.type) for argument in operation.default._schema.arguments]
-        if types != known:
-            logger.warning(
-                "one_dnn: PyTorch %s has no mkldnn::%s(%s), so matrix products are slower on this CPU.",
-                torch.__version__,
-                name,
-                ", ".join(known),
-            )
-            return False
-    return True
+    unknown = unknown_operation("mkldnn", _OPERATIONS)
+    if unknown is not None:
+        logger.warning(
+            "one_dnn: PyTorch %s has no %s, so matrix products are slower on this CPU.", torch.__version__, unknown
+        )
+    return unknown is None
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

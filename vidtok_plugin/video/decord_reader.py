@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vidtok_plugin.video.exactness import NotExactError, inexact_cause
+from vidtok_plugin.video.exactness import inexact_cause, not_exact
 from vidtok_plugin.video.listing import MP4
 from vidtok_plugin.video.pyav_reader import Fit, PyavReader
 from vidtok_plugin.video.unreadable import undecodable, unopenable
@@ -52,7 +52,7 @@ class DecordReader:
             cause = inexact_cause(exact, containers=CONTAINERS, pixels=PIXELS, matrices=matrices)
             self._times = exact.times()
         if cause is not None:
-            raise NotExactError(f"Video {path} cannot be read exactly by decord: {cause}; set reader=auto.")
+            raise not_exact(path, "decord", cause)
         self.path = path
         self._errors = (decord.DECORDError, RuntimeError, IndexError)
         try:
@@ -64,10 +64,7 @@ class DecordReader:
             raise unopenable(path, "it has no frames")
         self.fps = float(self._reader.get_avg_fps())
         if self.num_frames != len(self._times):
-            raise NotExactError(
-                f"Video {path} cannot be read exactly by decord: it finds {self.num_frames} frames, FFmpeg"
-                f" {len(self._times)}; set reader=auto."
-            )
+            raise not_exact(path, "decord", f"it finds {self.num_frames} frames, FFmpeg {len(self._times)}")
 
     @cached_property
     def size(self) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Which files other decoders read as PyAV does; those that they don't, PyAV reads in their place."""
 
+import os
 from collections.abc import Container, Mapping
 
 from vidtok_plugin.video.pyav_reader import PyavReader
@@ -8,6 +9,11 @@ from vidtok_plugin.video.unreadable import UnreadableVideoError
 
 class NotExactError(UnreadableVideoError):
     """A decoder may give other frames of a video than those asked for."""
+
+
+def not_exact(path: str | os.PathLike[str], reader: str, cause: str) -> NotExactError:
+    """The error for a file that a reader may not read as PyAV does."""
+    return NotExactError(f"Video {path} cannot be read exactly by {reader}: {cause}; set reader=auto.")
 
 
 def inexact_cause(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vidtok_plugin.video.exactness import NotExactError, inexact_cause
+from vidtok_plugin.video.exactness import inexact_cause, not_exact
 from vidtok_plugin.video.listing import MATROSKA, MP4
 from vidtok_plugin.video.pyav_reader import Fit, PyavReader
 from vidtok_plugin.video.unreadable import undecodable, unopenable
@@ -57,7 +57,7 @@ class TorchcodecReader:
             cause = inexact_cause(exact, containers=CONTAINERS, pixels=PIXELS)
             self._times, self.fps, stream = exact.times(), exact.fps, exact.stream_index
         if cause is not None:
-            raise NotExactError(f"Video {path} cannot be read exactly by torchcodec: {cause}; set reader=auto.")
+            raise not_exact(path, "torchcodec", cause)
         self.path = path
         try:
             self._decoder: Any = decoder(
@@ -67,10 +67,7 @@ class TorchcodecReader:
             raise unopenable(path, _cause(error)) from None
         self.num_frames = len(self._decoder)
         if self.num_frames != len(self._times):
-            raise NotExactError(
-                f"Video {path} cannot be read exactly by torchcodec: it finds {self.num_frames} frames, FFmpeg"
-                f" {len(self._times)}; set reader=auto."
-            )
+            raise not_exact(path, "torchcodec", f"it finds {self.num_frames} frames, FFmpeg {len(self._times)}")
 
     @cached_property
     def size(self) -> tuple[int, int]:

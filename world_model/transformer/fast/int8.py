@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidtok_plugin.common.private_operations import unknown_operation
+
 MAX_ROWS = 8  # beyond it, the product in float32 takes less time
 MULTIPLE = 32  # of a weight's columns: PyTorch's kernel reads beyond the end of others
 LARGEST = 127
@@ -52,7 +54,4 @@ class Int8Weight(nn.Parameter):
 @cache
 def is_available() -> bool:
     """Whether PyTorch's operation, which is private, is the one that we know."""
-    operation = getattr(torch.ops.aten, "_weight_int8pack_mm", None)
-    if operation is None:
-        return False
-    return [str(argument.type) for argument in operation.default._schema.arguments] == ["Tensor", "Tensor", "Tensor"]
+    return unknown_operation("aten", {"_weight_int8pack_mm": ["Tensor", "Tensor", "Tensor"]}) is None

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidtok_plugin.common import one_dnn
+from vidtok_plugin.common.private_operations import unknown_operation
 from world_model.transformer.fast.choice import functions
 from world_model.transformer.fast.int8 import Int8Weight
 
@@ -59,18 +60,14 @@ def _can_prepack() -> bool:
     """Whether this build of PyTorch has MKL, and its operations are those that we know."""
     if not torch.backends.mkl.is_available() or not torch.backends.mkldnn.is_available():
         return False
-    for name, known in _OPERATIONS.items():
-        operation = getattr(torch.ops.mkl, name, None)
-        types = None if operation is None else [str(argument.type) for argument in operation.default._schema.arguments]
-        if types != known:
-            logger.warning(
-                "prepack_linear: PyTorch %s has no mkl::%s(%s), so rollouts of small batches are slower on a CPU.",
-                torch.__version__,
-                name,
-                ", ".join(known),
-            )
-            return False
-    return True
+    unknown = unknown_operation("mkl", _OPERATIONS)
+    if unknown is not None:
+        logger.warning(
+            "prepack_linear: PyTorch %s has no %s, so rollouts of small batches are slower on a CPU.",
+            torch.__version__,
+            unknown,
+        )
+    return unknown is None
 
 
 def _packed_product(x: Tensor, packed: Tensor, weight: Tensor, rows: int) -> Tensor:
