@@ -83,6 +83,8 @@ def write_pictures(
         stream.height, stream.width, stream.pix_fmt = height, width, pixels
         stream.codec_context.colorspace, stream.codec_context.color_range = matrix, 2 if full else 1
         stream.codec_context.time_base, stream.codec_context.thread_count = Fraction(1, 1000), 1
+        # x265's decoding times of fewer frames than its B-frames wait for are memory that was never set.
+        stream.codec_context.max_b_frames = 0
         for index, image in enumerate(images):
             frame = av.VideoFrame(width, height, pixels)
             frame.colorspace, frame.color_range = matrix, 2 if full else 1
