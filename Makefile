@@ -10,7 +10,7 @@ LOWEST_TESTS := tests/common tests/adapter tests/training/test_muon.py tests/vid
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n $(JOBS) --dist loadfile
 
-.PHONY: setup demo play docs finetune-example vidtok-tiny boxing-world lint test test-ci test-slow test-gpu test-lowest test-torchcodec gpu-report test-all format package clean
+.PHONY: setup demo play docs finetune-example vidtok-tiny boxing-world lint test test-ci test-slow test-gpu test-lowest gpu-report test-all format package clean
 
 setup: $(STAMP)
 
@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo "error: $(PYTHON) has no venv module; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,train,decord,demo,docs,play]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,train,decord,demo,docs,play,torchcodec]'
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps gym-pusht
 	@touch $@
 
@@ -67,11 +67,6 @@ test-slow: setup
 
 test-gpu: setup
 	$(PYTEST) -m gpu
-
-# The reader by torchcodec, in a process of its own: see docs/videos.md. FFmpeg's libraries must be there.
-test-torchcodec: setup
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[torchcodec]'
-	TEST_TORCHCODEC=1 $(PYTEST) -k torchcodec tests/video tests/benchmarks
 
 # On a machine with CUDA, in at most 10 minutes: the GPU tests, then its speeds, as a table and in runs/benchmarks/gpu.json.
 gpu-report: setup
