@@ -58,7 +58,7 @@ def attention_over(
     """`attention` over consecutive segments, the first of which may be the past of several rows."""
     if len(segments) == 1 and segments[0].keys.shape[0] == q.shape[0]:
         return attention(q, segments[0].keys, segments[0].values, causal=causal, mask=mask, backend=backend)
-    queries, keys = q.shape[2], sum(segment.length for segment in segments)
+    queries, keys = q.shape[2], sum(segment.num_tokens() for segment in segments)
     if causal:
         mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(diagonal=keys - queries)
     return product_attention(q, segments, mask=mask)
@@ -71,7 +71,7 @@ def product_attention(q: Tensor, segments: Sequence[Segment], *, mask: Tensor | 
     scores = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    weights = scores.softmax(-1).split([segment.length for segment in segments], dim=-1)
+    weights = scores.softmax(-1).split([segment.num_tokens() for segment in segments], dim=-1)
     seen = [_grouped_product(w, segment.values) for w, segment in zip(weights, segments, strict=True)]
     return torch.stack(seen).sum(0) if len(seen) > 1 else seen[0]
 

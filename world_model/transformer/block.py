@@ -6,7 +6,6 @@ Shapes: b sequences, n tokens, m new ones, d width, k heads, e width of a head.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -165,7 +164,8 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class DecodeBlock(NamedTuple):
+@dataclass(eq=False)  # not frozen: torch 2.9 and 2.10 do not compile calls of frozen ones
+class DecodeBlock:
     """A block, and one layer of a cache, for steps that follow each other in the same buffers."""
 
     block: Block

@@ -48,8 +48,7 @@ class Segment(NamedTuple):
     keys: Tensor  # (b, k, n, e)
     values: Tensor  # (b, k, n, e)
 
-    @property
-    def length(self) -> int:
+    def num_tokens(self) -> int:  # no property: torch 2.9 and 2.10 do not compile those of named tuples
         return self.keys.shape[-2]
 
     @property
@@ -70,7 +69,7 @@ class LayerCache(NamedTuple):
 
     def write(self, keys: Tensor, values: Tensor, at: Placement) -> tuple[Segment, ...]:
         """Write keys and values (b, k, m, e) at their positions; -> the segments of all positions before `at.end`."""
-        own, before = self.own, sum(segment.length for segment in self.shared)
+        own, before = self.own, sum(segment.num_tokens() for segment in self.shared)
         if isinstance(at.positions, slice):
             start, count = at.positions.start - before, at.positions.stop - at.positions.start
             own.keys.narrow(2, start, count).copy_(keys)
@@ -121,7 +120,7 @@ class TransformerCache:
     @property
     def capacity(self) -> int:
         """Tokens that fit, including the shared past."""
-        return sum(segment.length for segment in (*self.shared, self.own))
+        return sum(segment.num_tokens() for segment in (*self.shared, self.own))
 
     @property
     def num_bytes(self) -> int:
@@ -200,7 +199,7 @@ class TransformerCache:
     @property
     def _before(self) -> int:
         """Tokens of the shared past."""
-        return sum(segment.length for segment in self.shared)
+        return sum(segment.num_tokens() for segment in self.shared)
 
 
 def _repeated(past: Tensor, batch: int) -> Tensor:

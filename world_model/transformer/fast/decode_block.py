@@ -6,7 +6,7 @@ once for many steps, nothing goes through a module or through einops, and produc
 Shapes: b sequences, m tokens of each, r = b * m rows, d width, k heads, e width of a head.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from world_model.transformer.fast.prepack import Product, Rows, prepack_linear
 from world_model.transformer.rotary import Rotation
 
 
-class FlatDecodeBlock(NamedTuple):
+@dataclass(eq=False)  # not frozen: torch 2.9 and 2.10 do not compile calls of frozen ones
+class FlatDecodeBlock:
     """A block's weights, and one layer of a cache. Its calls are those of `DecodeBlock`."""
 
     attention_norm: Tensor
@@ -68,7 +69,7 @@ class FlatDecodeBlock(NamedTuple):
             return attention_over(queries, segments, causal=True, backend=self.backend)
         # Products of bfloat16 copy a slice of a buffer first: reading the whole buffer takes a fifth of the time.
         buffers = (*segments[:-1], self.cache.own)
-        mask = _mask_of_buffers(at, sum(segment.length for segment in buffers), queries.device)
+        mask = _mask_of_buffers(at, sum(segment.num_tokens() for segment in buffers), queries.device)
         return product_attention(queries, buffers, mask=mask)
 
     def _write(self, rows: Tensor, rotation: Rotation, at: Placement) -> tuple[Tensor, tuple[Segment, ...]]:

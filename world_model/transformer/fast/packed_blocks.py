@@ -63,7 +63,7 @@ class PackedBlocks:
     @torch.no_grad()
     def __init__(self, blocks: Sequence[Block], cache: TransformerCache) -> None:
         self.own, self.shared = cache.own, [layer.shared for layer in cache.layers()]
-        self.before = sum(segment.length for segment in cache.shared)
+        self.before = sum(segment.num_tokens() for segment in cache.shared)
         self.backend = blocks[0].attention.backend
         self.norms = [(block.attention_norm.weight.detach(), block.mlp_norm.weight.detach()) for block in blocks]
         self.weights = [packed_weights(block) for block in blocks]
