@@ -30,8 +30,8 @@ from train_boxing_world import fit
 
 from vidtok_plugin.adapter.saving import TOKENIZER_FOLDER
 from vidtok_plugin.common.config import to_dict
+from vidtok_plugin.store.config import TokenizeConfig
 from vidtok_plugin.store.folder import FolderConfig, tokenize_folder
-from vidtok_plugin.store.tokenize import TokenizeConfig
 from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
 from vidtok_plugin.tokenizer.training.runs import fit_tokenizer
 from world_model import WorldModelRunConfig

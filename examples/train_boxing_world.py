@@ -39,8 +39,8 @@ from stages import Stages
 
 from vidtok_plugin import TokenizerAdapter, VidTok
 from vidtok_plugin.common.config import load_config, to_dict, to_yaml
+from vidtok_plugin.store.config import TokenizeConfig
 from vidtok_plugin.store.folder import FolderConfig, tokenize_folder
-from vidtok_plugin.store.tokenize import TokenizeConfig
 from vidtok_plugin.tokenizer.training.module import TokenizerRunConfig
 from vidtok_plugin.training import RunConfig
 from vidtok_plugin.video.episodes import find_episodes, save_episode_files

@@ -323,8 +323,8 @@ def add_tokenize(commands: "Commands") -> None:
 
 
 def run_tokenize(args: argparse.Namespace) -> None:
+    from vidtok_plugin.store.config import TokenizeConfig
     from vidtok_plugin.store.folder import FolderConfig, tokenize_folder
-    from vidtok_plugin.store.tokenize import TokenizeConfig
 
     folder = chosen_source(args)
     cfg = FolderConfig(

@@ -11,10 +11,11 @@ from training_runs import make_store, run_here, settings
 
 from vidtok_plugin.common import folder_lock
 from vidtok_plugin.common.folder_lock import FolderLock
+from vidtok_plugin.store.config import TokenizeConfig
 from vidtok_plugin.store.folder import FolderConfig, tokenize_folder
 from vidtok_plugin.store.plan import plan_shards
 from vidtok_plugin.store.reader import TokenStore
-from vidtok_plugin.store.tokenize import TokenizeConfig, write_store
+from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.video.episodes import find_episodes
 from vidtok_plugin.video.writing import VideoWriter
 from world_model.recording.record import RecordConfig, record

@@ -9,8 +9,9 @@ import torch
 from recordings import contents, tiny_adapter, tiny_kl_adapter
 
 from vidtok_plugin import TokenizerAdapter, VidTok, open_episodes
+from vidtok_plugin.store.config import TokenizeConfig
 from vidtok_plugin.store.encode import encode_batch, encode_episode, encode_sources
-from vidtok_plugin.store.tokenize import TokenizeConfig, write_store
+from vidtok_plugin.store.tokenize import write_store
 from vidtok_plugin.video.episode import Episode
 
 LENGTHS = {"a": 17, "b": 11, "c": 1, "d": 30, "e": 12, "f": 4}  # ends within groups of 4 frames, and within chunks

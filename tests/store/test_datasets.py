@@ -15,9 +15,9 @@ from world_models import CONFIG, random_model
 from vidtok_plugin import cli, open_episodes
 from vidtok_plugin.evaluation.evaluate import EvaluationConfig, evaluate
 from vidtok_plugin.evaluation.networks import MetricNetworks
+from vidtok_plugin.store.config import TokenizeConfig
 from vidtok_plugin.store.folder import FolderConfig, tokenize_folder
 from vidtok_plugin.store.reader import TokenStore
-from vidtok_plugin.store.tokenize import TokenizeConfig
 from vidtok_plugin.video import ClipDataset, find_sources, probe, read_frames, write_video
 from vidtok_plugin.video.pixels import to_uint8
 from world_model import cli as world_cli

@@ -13,9 +13,9 @@ from vidtok_plugin import TokenizerAdapter, VidTok
 from vidtok_plugin.common.memory import available_bytes
 from vidtok_plugin.store import folder as folder_module
 from vidtok_plugin.store import parallelism
+from vidtok_plugin.store.config import TokenizeConfig
 from vidtok_plugin.store.folder import FolderConfig, tokenize_folder
 from vidtok_plugin.store.parallelism import WORK_PER_SECOND, Parallelism, choose_parallelism, parallelism_of
-from vidtok_plugin.store.tokenize import TokenizeConfig
 
 ENOUGH: dict[str, Any] = {
     "cores": 8,

@@ -10,9 +10,10 @@ from recordings import contents, tiny_adapter, write_episode
 
 from vidtok_plugin import cli
 from vidtok_plugin.store import ray_engine
+from vidtok_plugin.store.config import TokenizeConfig
 from vidtok_plugin.store.ray_engine import MAX_FAILURES, MAX_LOSSES, Crew, ShardActor
 from vidtok_plugin.store.shard_encoder import PlannedShard, ShardEncoder
-from vidtok_plugin.store.tokenize import TokenizeConfig, write_shards, write_store
+from vidtok_plugin.store.tokenize import write_shards, write_store
 from vidtok_plugin.video.episodes import find_episodes
 
 TWO_MACHINES = ({"CPU": 1.0, "memory": 2e9}, {"CPU": 1.0, "memory": 4e9})

@@ -19,9 +19,10 @@ from vidtok_plugin import cli
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common import atomic_files
 from vidtok_plugin.store import encode as encoding
+from vidtok_plugin.store.config import TokenizeConfig
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.shard_encoder import PlannedShard, ShardEncoder
-from vidtok_plugin.store.tokenize import TokenizeConfig, WrittenShards, write_shards, write_store
+from vidtok_plugin.store.tokenize import WrittenShards, write_shards, write_store
 from vidtok_plugin.video.episodes import find_episodes
 
 NAMES = ("a", "b", "c", "d", "e", "f", "g")  # four shards of up to 2

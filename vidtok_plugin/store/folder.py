@@ -16,12 +16,13 @@ from vidtok_plugin.common.paths import as_path
 from vidtok_plugin.common.processes import Process, check_no_launcher, run_processes
 from vidtok_plugin.common.url_path import UrlPath
 from vidtok_plugin.store.adapter import CLIPS, agree_on_statistics, load_adapter
+from vidtok_plugin.store.config import TokenizeConfig
 from vidtok_plugin.store.parallelism import Parallelism, parallelism_of
 from vidtok_plugin.store.ray_engine import check_ray, write_with_ray
 from vidtok_plugin.store.reader import TokenStore
 from vidtok_plugin.store.shard_encoder import EncoderRecipe, PlannedShard, ShardEncoder
 from vidtok_plugin.store.staging import written_at
-from vidtok_plugin.store.tokenize import Engine, TokenizeConfig, split_lock, write_here, write_shards
+from vidtok_plugin.store.tokenize import Engine, split_lock, write_here, write_shards
 from vidtok_plugin.store.writer import unfinished_update
 from vidtok_plugin.video.opening import open_episodes
 

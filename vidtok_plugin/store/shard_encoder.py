@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from vidtok_plugin.adapter.adapter import TokenizerAdapter
 from vidtok_plugin.common.freed_memory import keeping_freed_memory
 from vidtok_plugin.common.progress import progress_bar
+from vidtok_plugin.store.config import TokenizeConfig
 from vidtok_plugin.store.encode import encode_sources
 from vidtok_plugin.store.metadata import StoreMetadata, read_metadata
 from vidtok_plugin.store.shard_checks import intact_shard
@@ -21,9 +21,6 @@ from vidtok_plugin.store.shards import Shard, StoredEpisode
 from vidtok_plugin.store.sources import common_facts
 from vidtok_plugin.store.writer import REDO, TokenStoreWriter
 from vidtok_plugin.video.episode import Episode
-
-if TYPE_CHECKING:
-    from vidtok_plugin.store.tokenize import TokenizeConfig
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +52,7 @@ class EncoderRecipe:
 
     output: Path
     metadata: StoreMetadata
-    config: "TokenizeConfig"
+    config: TokenizeConfig
 
     def make(self, device: torch.device) -> "ShardEncoder":
         """An encoder in this process, on this device.
@@ -80,7 +77,7 @@ class ShardEncoder:
         adapter: TokenizerAdapter,
         writer: TokenStoreWriter,
         metadata: StoreMetadata,
-        config: "TokenizeConfig",
+        config: TokenizeConfig,
     ) -> None:
         self.adapter, self.writer, self.metadata, self.config = adapter, writer, metadata, config
 
