@@ -1,6 +1,7 @@
 """Episodes without actions: a video file, a folder of PNG frames, and the frames of another episode."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,7 +157,7 @@ class PngFolder(WithoutActions):
 
     def _picture(self, path: Path) -> np.ndarray:
         try:
-            with Image.open(path, formats=("PNG",)) as image:
+            with Image.open(os.fspath(path), formats=("PNG",)) as image:
                 if image.mode.startswith("I"):  # gray of 16 bits, which Pillow would clip
                     gray = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
                     return gray[..., None].repeat(3, axis=2)

@@ -95,7 +95,7 @@ def upsampled_frames(layer: TemporalUpsample, t: int, state: State, last: bool) 
     symmetric = layer.padding is TimePadding.SYMMETRIC
     begun = state is not None and (symmetric or state["seen"].shape[1] > 0)
     waits = not last and (symmetric or begun or t > (layer.first_frames if state is None else 0))
-    return 2 * t + begun - waits
+    return 2 * t + int(begun) - int(waits)  # int: torch 2.9 does not compile sums of symbols and bools
 
 
 def _products(layer: TemporalUpsample, x: Tensor, taps: Sequence[Tensor], bias: Tensor, last: bool) -> list[Tensor]:
