@@ -82,7 +82,7 @@ test-lowest:
 	  flask flask-cors hypothesis moto pytest pytest-xdist
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -o filterwarnings=default $(PARALLEL) -m "not gpu and not slow" \
 	  $(LOWEST_HUB_TESTS:%=--ignore=%) tests
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -o filterwarnings=default -m "not gpu and not slow" $(LOWEST_HUB_TESTS)
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -o filterwarnings=default -m "not gpu" $(LOWEST_HUB_TESTS)
 
 test-all: lint
 	$(PYTEST) $(PARALLEL)
