@@ -38,6 +38,7 @@ def test_an_unknown_world_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("default_signals")
 def test_the_command_prints_its_address_serves_and_ends(tmp_path: Path) -> None:
     starter = "import sys; from world_model.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", starter, "play", "boxing", "--port", "0", "--output", str(tmp_path)]
