@@ -156,12 +156,14 @@ def from_video_to_video(batch: int, args: Any) -> list[Row]:
     video = torch.rand(batch, 3, given, 64, 64, device=default_device()) * 2 - 1
     actions = random_actions(batch, PROMPT + args.steps).values.flatten(1)[:, FRAMES - 1 :]
     codes = random_codes(batch, PROMPT + args.steps)
+    whole = partial(rollout, model, adapter, prompt=video, actions=actions, num_frames=imagined)
     works = {
         "tokenizer encodes the prompt": lambda: encode_steps(adapter, video),
         "tokenizer decodes all": lambda: decode_steps(adapter, codes),
-        "whole rollout(), raster": lambda: rollout(model, adapter, prompt=video, actions=actions, num_frames=imagined),
+        "whole rollout(), raster": whole,
+        "whole rollout(), diagonal, offset 1": partial(whole, decoding=CAUSAL["diagonal, offset 1"]),
     }
-    frames = dict(zip(works, (given, given + imagined, imagined), strict=True))
+    frames = dict(zip(works, (given, given + imagined, imagined, imagined), strict=True))
     with shape.casting():
         seconds = in_turns(works, rounds=args.rounds, clock=time.process_time if args.cpu_time else time.perf_counter)
     return [

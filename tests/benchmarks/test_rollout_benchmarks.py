@@ -55,7 +55,8 @@ def test_rollouts_against_generate(tmp_path: Path) -> None:
     assert {"generate()", "generate(), static cache"} <= calls.keys()
     assert all(row["frames/s"] > 0 for row in rows)
     apart = {row["order"] for row in rows} - calls.keys()
-    assert apart == {"tokenizer encodes the prompt", "tokenizer decodes all", "whole rollout(), raster"}
+    whole = {"whole rollout(), raster", "whole rollout(), diagonal, offset 1"}
+    assert apart == {"tokenizer encodes the prompt", "tokenizer decodes all", *whole}
 
 
 def test_only_some_orders(tmp_path: Path) -> None:
