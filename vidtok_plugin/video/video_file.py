@@ -157,6 +157,7 @@ class PngFolder(WithoutActions):
 
     def _picture(self, path: Path) -> np.ndarray:
         try:
+            # fspath: Pillow 10 would take the name of a path at a URL, not its local copy.
             with Image.open(os.fspath(path), formats=("PNG",)) as image:
                 if image.mode.startswith("I"):  # gray of 16 bits, which Pillow would clip
                     gray = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
