@@ -90,8 +90,6 @@ def angle_to_road(track: Any, hull: Any, offset: float, velocity: float) -> floa
     ahead = (nearest + 2 + int(velocity / 12)) % len(places)
     along = track[ahead][1]  # the road's heading; (cos, sin) of it points to the right
     way = places[ahead] + offset * np.array([math.cos(along), math.sin(along)]) - position
-    right, forward = (
-        np.array([math.cos(hull.angle), math.sin(hull.angle)]),
-        (-math.sin(hull.angle), math.cos(hull.angle)),
-    )
-    return math.atan2(float(way @ right), float(way @ np.array(forward)))
+    right = np.array([math.cos(hull.angle), math.sin(hull.angle)])
+    forward = np.array([-math.sin(hull.angle), math.cos(hull.angle)])
+    return math.atan2(float(way @ right), float(way @ forward))
